@@ -1,0 +1,57 @@
+"""What is asked of the engine and what it answers, in tokens. Text belongs to `coordinator.text`."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, NewType
+
+from dairllm.mesh.sampling import SamplingParams
+
+SequenceId = NewType("SequenceId", int)
+
+
+class TokenLogprob(NamedTuple):
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to be continued.
+
+    prompt_ids: at least one token id of the model's vocabulary.
+    max_tokens: tokens to generate at most; 0 only scores the prompt; None means until the context is full.
+    end_ids: token ids that end the answer (they are reported, with finish reason 'stop').
+    score_prompt: report the log-probability of every prompt token but the first, with `sampling.top_logprobs` alternatives.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    end_ids: frozenset[int] = frozenset()
+    score_prompt: bool = False
+
+
+class TokenScore(NamedTuple):
+    """A token, its log-probability where it was asked for (else NaN), and the most probable tokens at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class PromptScored(NamedTuple):
+    """Scores of prompt tokens 1 … n-1, in order; comes once, before the first TokenGenerated."""
+
+    scores: tuple[TokenScore, ...]
+
+
+class TokenGenerated(NamedTuple):
+    token: TokenScore
+
+
+class GenerationFinished(NamedTuple):
+    """The last event of every generation that does not fail. reason: 'stop' (an end token came) or 'length'."""
+
+    reason: str
+
+
+GenerationEvent = PromptScored | TokenGenerated | GenerationFinished

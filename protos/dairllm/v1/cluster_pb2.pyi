@@ -1,0 +1,340 @@
+from dairllm.v1 import model_pb2 as _model_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ClusterPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLUSTER_PHASE_UNSPECIFIED: _ClassVar[ClusterPhase]
+    CLUSTER_PHASE_WAITING: _ClassVar[ClusterPhase]
+    CLUSTER_PHASE_LOADING: _ClassVar[ClusterPhase]
+    CLUSTER_PHASE_SERVING: _ClassVar[ClusterPhase]
+
+class ShardPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SHARD_PHASE_UNSPECIFIED: _ClassVar[ShardPhase]
+    SHARD_PHASE_JOINED: _ClassVar[ShardPhase]
+    SHARD_PHASE_LOADING: _ClassVar[ShardPhase]
+    SHARD_PHASE_READY: _ClassVar[ShardPhase]
+    SHARD_PHASE_FAILED: _ClassVar[ShardPhase]
+CLUSTER_PHASE_UNSPECIFIED: ClusterPhase
+CLUSTER_PHASE_WAITING: ClusterPhase
+CLUSTER_PHASE_LOADING: ClusterPhase
+CLUSTER_PHASE_SERVING: ClusterPhase
+SHARD_PHASE_UNSPECIFIED: ShardPhase
+SHARD_PHASE_JOINED: ShardPhase
+SHARD_PHASE_LOADING: ShardPhase
+SHARD_PHASE_READY: ShardPhase
+SHARD_PHASE_FAILED: ShardPhase
+
+class JoinRequest(_message.Message):
+    __slots__ = ("hello", "heartbeat", "load_progress", "stage_ready", "stage_failed", "edge_lost", "leaving")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    LOAD_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_READY_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FAILED_FIELD_NUMBER: _ClassVar[int]
+    EDGE_LOST_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    heartbeat: Heartbeat
+    load_progress: LoadProgress
+    stage_ready: StageReady
+    stage_failed: StageFailed
+    edge_lost: EdgeLost
+    leaving: Leaving
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., load_progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., stage_ready: _Optional[_Union[StageReady, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., edge_lost: _Optional[_Union[EdgeLost, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
+
+class JoinResponse(_message.Message):
+    __slots__ = ("welcome", "heartbeat_ack", "assignment", "release")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_ACK_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    heartbeat_ack: HeartbeatAck
+    assignment: Assignment
+    release: Release
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol_major", "protocol_minor", "software_version", "cluster_hash", "name", "boot_id", "addresses", "capabilities")
+    PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    protocol_major: int
+    protocol_minor: int
+    software_version: str
+    cluster_hash: str
+    name: str
+    boot_id: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    capabilities: ShardCapabilities
+    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., software_version: _Optional[str] = ..., cluster_hash: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ...) -> None: ...
+
+class ShardCapabilities(_message.Message):
+    __slots__ = ("memory_budget_bytes", "reserved_bytes", "num_threads", "isa", "cpu_model", "decode_s_per_byte", "prefill_s_per_byte_row", "disk_bytes_per_s", "architectures", "block_formats", "features")
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    ISA_FIELD_NUMBER: _ClassVar[int]
+    CPU_MODEL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_PER_BYTE_ROW_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FORMATS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    memory_budget_bytes: int
+    reserved_bytes: int
+    num_threads: int
+    isa: str
+    cpu_model: str
+    decode_s_per_byte: float
+    prefill_s_per_byte_row: float
+    disk_bytes_per_s: float
+    architectures: _containers.RepeatedScalarFieldContainer[str]
+    block_formats: _containers.RepeatedScalarFieldContainer[str]
+    features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, memory_budget_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., isa: _Optional[str] = ..., cpu_model: _Optional[str] = ..., decode_s_per_byte: _Optional[float] = ..., prefill_s_per_byte_row: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., architectures: _Optional[_Iterable[str]] = ..., block_formats: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("number", "round_trip_us", "usage")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_US_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    round_trip_us: int
+    usage: ShardUsage
+    def __init__(self, number: _Optional[int] = ..., round_trip_us: _Optional[int] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ...) -> None: ...
+
+class ShardUsage(_message.Message):
+    __slots__ = ("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes", "frames", "rows", "compute_us", "sent_bytes", "received_bytes")
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    weights_bytes: int
+    kv_cache_bytes: int
+    scratch_bytes: int
+    resident_bytes: int
+    frames: int
+    rows: int
+    compute_us: int
+    sent_bytes: int
+    received_bytes: int
+    def __init__(self, weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., frames: _Optional[int] = ..., rows: _Optional[int] = ..., compute_us: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ...) -> None: ...
+
+class HeartbeatAck(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("coordinator_id", "software_version", "heartbeat_interval_ms", "lease_timeout_ms", "observed_host")
+    COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_HOST_FIELD_NUMBER: _ClassVar[int]
+    coordinator_id: str
+    software_version: str
+    heartbeat_interval_ms: int
+    lease_timeout_ms: int
+    observed_host: str
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FILE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    NUM_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    model_digest: bytes
+    spec: _model_pb2.ModelSpec
+    units: _containers.RepeatedCompositeFieldContainer[_model_pb2.Unit]
+    model_path: str
+    model_file_size_bytes: int
+    next: Peer
+    num_kv_blocks: int
+    kv_block_tokens: int
+    context_length: int
+    max_batch_rows: int
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ...) -> None: ...
+
+class Peer(_message.Message):
+    __slots__ = ("name", "addresses")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("epoch", "reason")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    reason: str
+    def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class LoadProgress(_message.Message):
+    __slots__ = ("epoch", "loaded_bytes", "total_bytes", "from_memory_bytes", "from_disk_bytes", "from_network_bytes")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FROM_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FROM_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FROM_NETWORK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    loaded_bytes: int
+    total_bytes: int
+    from_memory_bytes: int
+    from_disk_bytes: int
+    from_network_bytes: int
+    def __init__(self, epoch: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., from_memory_bytes: _Optional[int] = ..., from_disk_bytes: _Optional[int] = ..., from_network_bytes: _Optional[int] = ...) -> None: ...
+
+class StageReady(_message.Message):
+    __slots__ = ("epoch", "weights_bytes", "kv_cache_bytes", "load_s")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    load_s: float
+    def __init__(self, epoch: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., load_s: _Optional[float] = ...) -> None: ...
+
+class StageFailed(_message.Message):
+    __slots__ = ("epoch", "message", "retryable")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRYABLE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    message: str
+    retryable: bool
+    def __init__(self, epoch: _Optional[int] = ..., message: _Optional[str] = ..., retryable: bool = ...) -> None: ...
+
+class EdgeLost(_message.Message):
+    __slots__ = ("epoch", "peer", "message")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    peer: str
+    message: str
+    def __init__(self, epoch: _Optional[int] = ..., peer: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Leaving(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class WatchClusterRequest(_message.Message):
+    __slots__ = ("once",)
+    ONCE_FIELD_NUMBER: _ClassVar[int]
+    once: bool
+    def __init__(self, once: bool = ...) -> None: ...
+
+class WatchClusterResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: ClusterState
+    def __init__(self, state: _Optional[_Union[ClusterState, _Mapping]] = ...) -> None: ...
+
+class ClusterState(_message.Message):
+    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free")
+    COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_DECODE_TOK_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_DECODE_TOK_S_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
+    coordinator_id: str
+    software_version: str
+    model: str
+    model_digest: bytes
+    num_layers: int
+    model_size_bytes: int
+    wire: _model_pb2.Encoding
+    phase: ClusterPhase
+    reason: str
+    epoch: int
+    shards: _containers.RepeatedCompositeFieldContainer[ShardState]
+    predicted_decode_tok_s: float
+    measured_decode_tok_s: float
+    running_sequences: int
+    waiting_sequences: int
+    kv_blocks_total: int
+    kv_blocks_free: int
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ...) -> None: ...
+
+class ShardState(_message.Message):
+    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
+    END_UNIT_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_US_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    phase: ShardPhase
+    stage: int
+    first_unit: int
+    end_unit: int
+    capabilities: ShardCapabilities
+    usage: ShardUsage
+    load: LoadProgress
+    round_trip_us: int
+    last_seen_s: float
+    predicted_step_s: float
+    measured_step_s: float
+    note: str
+    software_version: str
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,46 @@
+from dairllm.v1 import cluster_pb2 as _cluster_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatsResponse(_message.Message):
+    __slots__ = ("name", "boot_id", "software_version", "epoch", "first_unit", "end_unit", "capabilities", "usage", "coordinator")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
+    END_UNIT_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    boot_id: str
+    software_version: str
+    epoch: int
+    first_unit: int
+    end_unit: int
+    capabilities: _cluster_pb2.ShardCapabilities
+    usage: _cluster_pb2.ShardUsage
+    coordinator: str
+    def __init__(self, name: _Optional[str] = ..., boot_id: _Optional[str] = ..., software_version: _Optional[str] = ..., epoch: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[_cluster_pb2.ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[_cluster_pb2.ShardUsage, _Mapping]] = ..., coordinator: _Optional[str] = ...) -> None: ...
+
+class EchoRequest(_message.Message):
+    __slots__ = ("payload", "reply_size_bytes")
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    REPLY_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    reply_size_bytes: int
+    def __init__(self, payload: _Optional[bytes] = ..., reply_size_bytes: _Optional[int] = ...) -> None: ...
+
+class EchoResponse(_message.Message):
+    __slots__ = ("payload",)
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
