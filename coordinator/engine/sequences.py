@@ -1,0 +1,96 @@
+"""One sequence on its way from request to last token.
+
+A sequence knows all its tokens: prompt and answer. How many of them have been sent around the ring (`num_sent`) is all that
+must be forgotten when the plan changes or its cache blocks are taken away: it then restarts, and because a row's bits do not
+depend on how it was batched or cut, and randomness is counted by position, its next token is the one that it would have been.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dairllm.coordinator.engine.requests import (
+    GenerationEvent,
+    GenerationFinished,
+    GenerationRequest,
+    PromptScored,
+    SequenceId,
+    TokenGenerated,
+    TokenScore,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """rounding_points: unit boundary -> wire encoding, fixed when the sequence first begins (docs/architecture.md, 'Rounding points')."""
+
+    id: SequenceId
+    request: GenerationRequest
+    max_length: int
+    tokens: list[int] = field(init=False)
+    rounding_points: Mapping[int, str] | None = None
+    ring_id: int | None = None
+    block_ids: list[int] = field(default_factory=list)
+    num_sent: int = 0
+    awaits_sample: bool = False
+    _scores: list[TokenScore] = field(default_factory=list)
+    _prompt_is_scored: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_ids)
+        self._prompt_is_scored = not self.request.score_prompt or self.prompt_length == 1
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_unsent(self) -> int:
+        return len(self.tokens) - self.num_sent
+
+    @property
+    def is_decoding(self) -> bool:
+        """Exactly the newest token is unsent, or its successor is being computed."""
+        return self.awaits_sample or (self.num_unsent == 1 and self.num_sent > 0)
+
+    @property
+    def wants_scores(self) -> bool:
+        return not self._prompt_is_scored
+
+    @property
+    def samples(self) -> bool:
+        return self.max_length > self.prompt_length
+
+    def restart(self) -> None:
+        """Forget what the shards know of it. The caller frees the blocks."""
+        self.ring_id = None
+        self.block_ids = []
+        self.num_sent = 0
+        self.awaits_sample = False
+        self._scores = []
+
+    def score_targets(self, start: int, stop: int) -> tuple[int, ...]:
+        """The token after each of the rows [start, stop), as far as the prompt goes; a row beyond it repeats its last token."""
+        last = self.prompt_length - 1
+        return tuple(self.tokens[min(position + 1, last)] for position in range(start, stop))
+
+    def accept_scores(self, scores: tuple[TokenScore, ...]) -> list[GenerationEvent]:
+        self._scores.extend(scores)
+        wanted = self.prompt_length - 1
+        if len(self._scores) < wanted:
+            return []
+        self._prompt_is_scored = True
+        return [PromptScored(tuple(self._scores[:wanted]))]
+
+    def accept_token(self, token: TokenScore) -> list[GenerationEvent]:
+        self.awaits_sample = False
+        self.tokens.append(token.token_id)
+        events: list[GenerationEvent] = [TokenGenerated(token)]
+        if token.token_id in self.request.end_ids:
+            events.append(GenerationFinished("stop"))
+        elif len(self.tokens) >= self.max_length:
+            events.append(GenerationFinished("length"))
+        return events
+
+    def finish_without_sample(self) -> list[GenerationEvent]:
+        """The events of a sequence that only wanted its prompt scored, once every row was computed."""
+        return [] if self.wants_scores else [GenerationFinished("length")]
