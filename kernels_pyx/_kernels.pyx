@@ -1,0 +1,9 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""The one extension module: checks arguments, drops the GIL, calls C. The C (folder c/) knows nothing of Python."""
+
+include "matrix.pxi"
+include "encodings.pxi"
+
+
+def optimization_info() -> dict[str, object]:
+    return describe_isa()

@@ -1,0 +1,17 @@
+/* All kernels for the lanes of lanes_avx2.h. */
+#include "kernel_table.h"
+#include "lanes_avx2.h"
+
+#include "quantize.inc.h"
+
+#include "matmul.inc.h"
+#include "wire.inc.h"
+
+const kernel_table kernels_avx2 = {
+    .name = "avx2",
+    .prepare_activations = prepare_activations,
+    .matmul_tiles = matmul_tiles,
+    .quantize_q8_0 = quantize_q8_0,
+    .encode_row = encode_row,
+    .decode_row = decode_row,
+};

@@ -1,0 +1,57 @@
+/* What one instruction set offers to the rest: a table of functions, filled once per instruction set from the same templates.
+   All tables give the same bits for the same arguments (finite numbers; where a NaN results, it is a NaN in all of them). */
+#ifndef DAIRLLM_KERNEL_TABLE_H
+#define DAIRLLM_KERNEL_TABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "block_formats.h"
+
+/* A matrix [outputs, inputs] in tiles of 16 outputs (packing.h tells the layout); bits past the last output are zero. */
+typedef struct packed_matrix {
+    int format;
+    int outputs, inputs;
+    size_t tile_bytes;
+    uint8_t* tiles; /* 64-byte aligned */
+    size_t mapped_bytes;
+} packed_matrix;
+
+/* Encodings of activations on the wire, numbered as in the protocol less one. */
+enum { ENCODING_F32, ENCODING_F16, ENCODING_Q8_0, ENCODING_Q8_0_OUTLIERS, NUM_ENCODINGS };
+
+typedef struct kernel_table {
+    const char* name;
+
+    /* Fill rows [rows_begin, rows_end) of the activation buffer of a matmul of `rows` rows, from x[row * ldx + input]. The
+       buffer has activation_bytes(...) bytes; only the matmul_tiles of the same table understands it. */
+    void (*prepare_activations)(int format, const float* x, size_t ldx, int rows_begin, int rows_end, int rows, int inputs, void* act);
+    /* y[row * ldy + output] for all rows and the outputs of tiles [tile_begin, tile_end); writes no output past the last. */
+    void (*matmul_tiles)(const packed_matrix* w, const void* act, int rows, float* y, size_t ldy, int tile_begin, int tile_end);
+
+    void (*quantize_q8_0)(const float* x, size_t num_blocks, uint8_t* out);
+    /* Wire encodings of one row of `width` numbers; sizes in wire.h. */
+    void (*encode_row)(int encoding, const float* x, int width, uint8_t* out);
+    void (*decode_row)(int encoding, const uint8_t* in, int width, float* out);
+} kernel_table;
+
+extern const kernel_table kernels_scalar;
+#if defined(__x86_64__)
+extern const kernel_table kernels_avx2;
+extern const kernel_table kernels_avx512vnni;
+#endif
+
+/* Rows of a packed_matrix back as floats: dequantize_row in packing.h, the same for every table. */
+
+/* Scratch for prepare_activations, the same for every table. */
+size_t activation_bytes(int format, int rows, int inputs);
+
+/* dispatch.c */
+enum { MAX_ISAS = 3 };
+int num_available_isas(void);              /* those that this CPU can run, slowest first; at least 1 */
+const char* available_isa(int index);
+int select_isa(const char* cap);           /* use the best that is available and not above `cap` (NULL: no cap); -1: no such name */
+const kernel_table* active_kernels(void);  /* never NULL */
+int cpu_features(const char** names, int capacity); /* those of interest that the CPU has; returns how many */
+
+#endif

@@ -1,0 +1,53 @@
+/* Blocks of 32 numbers to int8 with one scale. Included by each isa_*.c after its lanes. */
+
+/* The largest magnitude as a bit pattern; as integers, any NaN is larger than infinity and infinity than every number. */
+LANES int32_t largest_magnitude_bits(f32x16 low, f32x16 high) {
+    return i32x16_reduce_max(i32x16_max(f32x16_bits(f32x16_abs(low)), f32x16_bits(f32x16_abs(high))));
+}
+
+/* q = round_half_even(x * (1 / scale)), within -127..127; returns the sum of the 32. */
+LANES int32_t quantise_block(f32x16 low, f32x16 high, float scale, int8_t* q) {
+    const f32x16 inverse = f32x16_set1(1.0f / scale);
+    const i32x16 q_low = f32x16_to_i32(f32x16_round_even(f32x16_mul(low, inverse)));
+    const i32x16 q_high = f32x16_to_i32(f32x16_round_even(f32x16_mul(high, inverse)));
+    i32x16_store_s8(q, q_low);
+    i32x16_store_s8(q + 16, q_high);
+    return i32x16_reduce_add(i32x16_add(q_low, q_high));
+}
+
+/* Scale and int8 of one block of activations. A block with an infinity or a NaN gets a NaN for scale, so that the outputs
+   say so; one whose scale would be subnormal counts as zero (1 / scale could overflow). */
+LANES float quantise_activations(f32x16 low, f32x16 high, int8_t* q, int32_t* sum) {
+    const int32_t largest = largest_magnitude_bits(low, high);
+    const float scale = f32_from_bits((uint32_t)largest) / 127.0f;
+    if (largest < 0x7f800000 && scale >= 0x1p-126f) {
+        *sum = quantise_block(low, high, scale, q);
+        return scale;
+    }
+    memset(q, 0, QUANT_BLOCK);
+    *sum = 0;
+    return largest < 0x7f800000 ? 0.0f : f32_from_bits(0x7fc00000u);
+}
+
+enum { Q8_0_BYTES = 34 };
+
+/* NaN counts as 0; magnitudes over 127 * 65504 (the largest f16), infinity included, as that. */
+LANES f32x16 saturate(f32x16 x, float limit) {
+    const f32x16 number = f32x16_select_gt(f32x16_abs(x), f32x16_set1(-1.0f), x, f32x16_zero());
+    return f32x16_max(f32x16_min(number, f32x16_set1(limit)), f32x16_set1(-limit));
+}
+
+LANES void quantise_q8_0_block(f32x16 low, f32x16 high, uint8_t* out) {
+    low = saturate(low, 127.0f * 65504.0f);
+    high = saturate(high, 127.0f * 65504.0f);
+    int8_t q[QUANT_BLOCK];
+    int32_t sum;
+    store_u16(out, f16_from_f32(quantise_activations(low, high, q, &sum)));
+    memcpy(out + 2, q, QUANT_BLOCK);
+}
+
+static void quantize_q8_0(const float* x, size_t num_blocks, uint8_t* out) {
+    for (size_t i = 0; i < num_blocks; i++) {
+        quantise_q8_0_block(f32x16_load(x + i * QUANT_BLOCK), f32x16_load(x + i * QUANT_BLOCK + 16), out + i * Q8_0_BYTES);
+    }
+}

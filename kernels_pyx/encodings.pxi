@@ -1,0 +1,109 @@
+# Blocks of numbers as in GGUF files, and rows of activations as on the wire. Included by _kernels.pyx.
+cdef extern from "c/wire.h" nogil:
+    enum: NUM_ENCODINGS
+    enum: ENCODING_Q8_0_OUTLIERS
+    enum: MAX_OUTLIER_WIDTH
+    size_t c_encoded_row_bytes "encoded_row_bytes"(int encoding, int width)
+    int encoded_row_is_valid(int encoding, const uint8_t* row, int width)
+
+WIRE_ENCODINGS = ("F32", "F16", "Q8_0", "Q8_0_OUTLIERS")
+
+
+cdef object whole_blocks(object x):
+    array = f32_array(x, 1, "x")
+    if array.size % 32:
+        raise ValueError(f"x has {array.size} numbers, expected a multiple of 32, the size of a block")
+    return array
+
+
+def quantize_q8_0(x) -> bytes:
+    array = whole_blocks(x)
+    result = bytearray(array.size // 32 * 34)
+    cdef const float[::1] source = array
+    cdef uint8_t[::1] out = result
+    cdef size_t num_blocks = source.shape[0] // 32
+    if num_blocks:
+        with nogil:
+            active_kernels().quantize_q8_0(&source[0], num_blocks, &out[0])
+    return bytes(result)
+
+
+def quantize_q4_0(x) -> bytes:
+    array = whole_blocks(x)
+    if not np.isfinite(array).all():
+        raise ValueError("x holds an infinity or a NaN, expected finite numbers")
+    result = bytearray(array.size // 32 * 18)
+    cdef const float[::1] source = array
+    cdef uint8_t[::1] out = result
+    cdef size_t num_blocks = source.shape[0] // 32
+    if num_blocks:
+        with nogil:
+            c_quantize_q4_0(&source[0], num_blocks, &out[0])
+    return bytes(result)
+
+
+def dequantize(block_format: str, data, count: int):
+    cdef int index = format_index(block_format)
+    cdef const uint8_t[::1] source = byte_view(data, "data")
+    _, block_size, block_bytes = BLOCK_FORMATS[block_format]
+    if count < 0 or count % block_size:
+        raise ValueError(f"count is {count}, expected a multiple of {block_size}, the block of {block_format}")
+    if source.shape[0] != count // block_size * block_bytes:
+        raise ValueError(
+            f"data has {source.shape[0]} bytes, expected {count // block_size * block_bytes} for {count} numbers in {block_format}"
+        )
+    result = np.empty(count, np.float32)
+    cdef float[::1] out = result
+    cdef size_t num_blocks = count // block_size
+    if num_blocks:
+        with nogil:
+            c_dequantize_blocks(index, &source[0], num_blocks, &out[0])
+    return result
+
+
+cdef int encoding_index(str encoding, Py_ssize_t width) except -1:
+    """The encoding's number, after a check of the width that it is for."""
+    if encoding not in WIRE_ENCODINGS:
+        raise ValueError(f"unknown encoding {encoding!r}, expected one of {', '.join(WIRE_ENCODINGS)}")
+    cdef int index = WIRE_ENCODINGS.index(encoding)
+    cdef Py_ssize_t most = MAX_OUTLIER_WIDTH if index == ENCODING_Q8_0_OUTLIERS else LARGEST_DIMENSION
+    if not 1 <= width <= most:
+        raise ValueError(f"width is {width}, expected 1 to {most} for {encoding}")
+    return index
+
+
+def encoded_row_bytes(encoding: str, width: int) -> int:
+    return c_encoded_row_bytes(encoding_index(encoding, width), width)
+
+
+def encode_rows(x, encoding: str) -> bytes:
+    cdef const float[:, ::1] rows = f32_array(x, 2, "x")
+    cdef int width = <int>rows.shape[1]
+    cdef int index = encoding_index(encoding, rows.shape[1])
+    cdef size_t row_bytes = c_encoded_row_bytes(index, width)
+    result = bytearray(rows.shape[0] * row_bytes)
+    cdef uint8_t[::1] out = result
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(rows.shape[0]):
+            active_kernels().encode_row(index, &rows[i, 0], width, &out[i * row_bytes])
+    return bytes(result)
+
+
+def decode_rows(data, rows: int, width: int, encoding: str):
+    cdef int index = encoding_index(encoding, width)
+    cdef const uint8_t[::1] source = byte_view(data, "data")
+    cdef size_t row_bytes = c_encoded_row_bytes(index, width)
+    if rows < 0 or source.shape[0] != rows * row_bytes:
+        raise ValueError(f"data has {source.shape[0]} bytes, expected {rows} rows of {row_bytes}, width {width} in {encoding}")
+    result = np.empty((rows, width), np.float32)
+    cdef float[:, ::1] out = result
+    cdef int c_width = width
+    cdef Py_ssize_t i
+    for i in range(source.shape[0] // <Py_ssize_t>row_bytes):
+        if not encoded_row_is_valid(index, &source[i * row_bytes], c_width):
+            raise ValueError(f"row {i} of {rows} has outlier indices that are not ascending within its width of {width}")
+    with nogil:
+        for i in range(out.shape[0]):
+            active_kernels().decode_row(index, &source[i * row_bytes], c_width, &out[i, 0])
+    return result

@@ -1,0 +1,71 @@
+"""Folder X at the root is the package dairllm.X; `dairllm` itself is a namespace (docs/architecture.md, 'Folders')."""
+
+import platform
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+TOP_LEVEL = {
+    "v1": "protos/dairllm/v1",
+    **{name: name for name in ("kernels_pyx", "model_files", "mesh", "shard_service", "coordinator", "client")},
+}
+
+
+def find_package_dirs() -> dict[str, str]:
+    """Map every package, nested ones too, to its folder: a list kept by hand silently loses new subpackages."""
+    found = {}
+    for name, folder in TOP_LEVEL.items():
+        for init in sorted((ROOT / folder).rglob("__init__.py")):
+            relative = init.parent.relative_to(ROOT / folder)
+            package = ".".join(("dairllm", name, *relative.parts))
+            found[package] = str(Path(folder) / relative)
+    return found
+
+
+# One file per instruction set, each with its own flags: the CPU is asked at run time, so that a wheel runs anywhere.
+# No -ffast-math, no contraction: all instruction sets give the same bits.
+C_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+ISA_FLAGS = {"isa_scalar.c": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS["isa_avx2.c"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["isa_avx512vnni.c"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
+
+
+class BuildKernels(build_ext):
+    """Compiles the files of ISA_FLAGS apart, since an extension has only one set of flags for all of its sources."""
+
+    def build_extension(self, ext: Extension) -> None:
+        for name, flags in ISA_FLAGS.items():
+            ext.extra_objects += self.compiler.compile(
+                [f"kernels_pyx/c/{name}"], output_dir=self.build_temp, depends=ext.depends, extra_postargs=C_FLAGS + flags
+            )
+        super().build_extension(ext)
+
+
+def kernels_extension() -> Extension:
+    folder = Path("kernels_pyx")
+    sources = sorted(str(path) for path in folder.glob("c/*.c") if not path.name.startswith("isa_"))
+    headers = [*folder.glob("c/*.h"), *folder.glob("c/isa_*.c"), *folder.glob("*.pxi")]
+    return Extension(
+        "dairllm.kernels_pyx._kernels",
+        ["kernels_pyx/_kernels.pyx", *sources],
+        include_dirs=["kernels_pyx"],
+        depends=sorted(map(str, headers)),
+        extra_compile_args=C_FLAGS,
+        libraries=["m", "pthread"],
+    )
+
+
+PACKAGE_DIRS = find_package_dirs()
+
+setup(
+    packages=list(PACKAGE_DIRS),
+    package_dir=PACKAGE_DIRS,
+    package_data={"dairllm.kernels_pyx": ["*.pyi"]},
+    include_package_data=False,
+    ext_modules=cythonize([kernels_extension()]),
+    cmdclass={"build_ext": BuildKernels},
+)
