@@ -31,7 +31,7 @@ class GenerationRequest:
 
 
 class TokenScore(NamedTuple):
-    """A token, its log-probability where it was asked for (else NaN), and the most probable tokens at its place, best first."""
+    """A token, its log-probability (meaningless unless it was asked for), and the most probable tokens at its place, best first."""
 
     token_id: int
     logprob: float

@@ -4,8 +4,8 @@
   them. A frame that holds only prompt rows may be one more: it hides the way back to the coordinator.
 - A sequence is in at most one frame while it awaits a sample; the chunks of one prompt follow each other without waiting.
 - A long prompt is cut into chunks, shorter ones while others decode, so that running answers keep flowing.
-- Cache blocks are given out as positions are filled. When they run out, the youngest sequence is set back and starts again later: it loses time,
-  never tokens (see `sequences`).
+- Cache blocks are given out as positions are filled. When they run out, the youngest sequence is set back and starts again later: it loses
+  time, never tokens (see `sequences`).
 - A sequence's life on the shards is one `ring_id`; after a restart it has a new one, and results for the old are ignored.
 """
 

@@ -50,8 +50,8 @@ class WeightsServiceServicer(object):
         Called by: a shard that found no local file with the right content. Safe to repeat; `offset_bytes` resumes an interrupted
         transfer. The receiver verifies the unit's digest; a mismatch means that the transfer is started again from another source.
 
-        Errors: NOT_FOUND this member has no file of that model or unit; OUT_OF_RANGE offset beyond the unit; DATA_LOSS the file is
-        no longer what the manifest says; UNAVAILABLE try again or elsewhere.
+        Errors: NOT_FOUND this member has no file of that model; INVALID_ARGUMENT no such unit, or an offset beyond its end; DATA_LOSS the
+        file is no longer what the manifest says; UNAVAILABLE try again or elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

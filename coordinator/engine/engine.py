@@ -1,0 +1,253 @@
+"""The asyncio shell around the scheduler: requests come in, events go out, frames go around the ring."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dairllm.coordinator.engine.requests import (
+    GenerationEvent,
+    GenerationFinished,
+    GenerationRequest,
+    SequenceId,
+    TokenGenerated,
+)
+from dairllm.coordinator.engine.scheduler import (
+    Batch,
+    BatchCompleted,
+    EmitEvent,
+    GenerationCancelled,
+    GenerationRequested,
+    RingClosed,
+    RingGeometry,
+    RingOpened,
+    Scheduler,
+    SchedulerEvent,
+    SchedulerLimits,
+    SendBatch,
+)
+from dairllm.coordinator.ring import StageTiming
+from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, InvalidRequest, NotReady, RequestLost
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 2.0
+SMOOTHING = 0.2
+"""Weight of the newest measurement in a moving average."""
+
+
+class EngineStats(NamedTuple):
+    running: int
+    waiting: int
+    kv_blocks_total: int
+    kv_blocks_free: int
+    prompt_tokens: int
+    generated_tokens: int
+    decode_step_s: float
+    """Smoothed time once around the ring for a frame that only decodes; 0 if none was seen."""
+
+
+@dataclass(slots=True)
+class StageLoad:
+    """What a stage has done since the plan began. decode_step_s: smoothed compute time of frames that only decode."""
+
+    frames: int = 0
+    rows: int = 0
+    compute_s: float = 0.0
+    codec_s: float = 0.0
+    queue_s: float = 0.0
+    received_bytes: int = 0
+    decode_step_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Flight:
+    sent_s: float
+    only_decodes: bool
+
+
+@dataclass(slots=True)
+class _Measurements:
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    decode_step_s: float = 0.0
+    stages: dict[str, StageLoad] = field(default_factory=dict)
+
+
+Item = GenerationEvent | DairllmError
+
+
+class Engine:
+    """Implements `coordinator.engine.interface.Engine`.
+
+    send: puts a batch on the ring. why_unready: None while a plan serves or is about to serve again, else a sentence.
+    recovery_limit_s: how long running answers wait for a new ring before they fail with NotReady.
+    """
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        vocab_size: int,
+        send: Callable[[Batch], None],
+        why_unready: Callable[[], DairllmError | None],
+        recovery_limit_s: float,
+    ) -> None:
+        self._scheduler = Scheduler(limits)
+        self._vocab_size = vocab_size
+        self._send = send
+        self._why_unready = why_unready
+        self._recovery_limit_s = recovery_limit_s
+        self._ids = itertools.count(1)
+        self._streams: dict[SequenceId, asyncio.Queue[Item]] = {}
+        self._flights: dict[tuple[int, int], _Flight] = {}
+        self._measured = _Measurements()
+        self._giving_up: asyncio.TimerHandle | None = None
+
+    @property
+    def context_length(self) -> int:
+        return self._scheduler.limits.context_length
+
+    def ready_reason(self) -> str | None:
+        """None while requests are served, else why not, in a sentence."""
+        error = self._why_unready()
+        return None if error is None else str(error)
+
+    def engine_stats(self) -> EngineStats:
+        scheduler, measured = self._scheduler, self._measured
+        return EngineStats(
+            scheduler.num_running,
+            scheduler.num_waiting,
+            scheduler.kv_blocks_total,
+            scheduler.kv_blocks_free,
+            measured.prompt_tokens,
+            measured.generated_tokens,
+            measured.decode_step_s,
+        )
+
+    def stage_loads(self) -> dict[str, StageLoad]:
+        return self._measured.stages
+
+    def oldest_flight_s(self) -> float:
+        """How long the oldest frame has been on its way, in seconds; 0 if none is."""
+        now = asyncio.get_running_loop().time()
+        return max((now - flight.sent_s for flight in self._flights.values()), default=0.0)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """The events of one sequence; closing the iterator cancels it.
+
+        Raises InvalidRequest, ContextExceeded, Busy, NotReady, RequestLost.
+        """
+        self._check(request)
+        sequence_id = SequenceId(next(self._ids))
+        stream: asyncio.Queue[Item] = asyncio.Queue()
+        self._streams[sequence_id] = stream
+        self._measured.prompt_tokens += len(request.prompt_ids)
+        try:
+            self._handle(GenerationRequested(sequence_id, request))
+            while True:
+                item = await stream.get()
+                if isinstance(item, DairllmError):
+                    raise item
+                yield item
+                if isinstance(item, GenerationFinished):
+                    return
+        finally:
+            del self._streams[sequence_id]
+            self._handle(GenerationCancelled(sequence_id))
+
+    def _check(self, request: GenerationRequest) -> None:
+        length = len(request.prompt_ids)
+        if length == 0:
+            raise InvalidRequest("the prompt has no tokens; expected at least one", "prompt")
+        worst = max(request.prompt_ids)
+        if worst >= self._vocab_size or min(request.prompt_ids) < 0:
+            bad = worst if worst >= self._vocab_size else min(request.prompt_ids)
+            raise InvalidRequest(f"token id {bad} is not in the vocabulary; expected 0 to {self._vocab_size - 1}", "prompt")
+        bad_bias = [token_id for token_id in request.sampling.logit_bias if not 0 <= token_id < self._vocab_size]
+        if bad_bias:
+            raise InvalidRequest(
+                f"logit_bias names token id {bad_bias[0]}, which is not in the vocabulary; expected 0 to {self._vocab_size - 1}", "logit_bias"
+            )
+        needed = length + (request.max_tokens != 0)
+        if needed > self.context_length:
+            raise ContextExceeded(
+                f"the prompt has {length} tokens, but the context is {self.context_length} tokens; shorten it, or raise --context-length",
+                "prompt",
+            )
+        error = self._why_unready()
+        if error is not None:
+            raise error
+        if self._scheduler.is_full:
+            raise Busy(
+                f"{self._scheduler.num_waiting} requests are waiting already, which is the limit; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    def open_ring(self, geometry: RingGeometry) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+        self._flights.clear()
+        self._measured.stages = {}
+        self._measured.decode_step_s = 0.0
+        self._handle(RingOpened(geometry))
+
+    def close_ring(self) -> None:
+        self._flights.clear()
+        self._handle(RingClosed())
+        if self._giving_up is None:
+            loop = asyncio.get_running_loop()
+            self._giving_up = loop.call_later(self._recovery_limit_s, self._give_up)
+
+    def _give_up(self) -> None:
+        reason = self.ready_reason() or "the cluster did not serve again in time"
+        self.fail_all(NotReady(f"{reason}; gave up after {self._recovery_limit_s:g} s", retry_after_s=RETRY_AFTER_S))
+
+    def shut_down(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+        self.fail_all(RequestLost("the coordinator is shutting down"))
+
+    def fail_all(self, error: DairllmError) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(error)
+
+    def complete(self, event: BatchCompleted, timings: Sequence[StageTiming]) -> None:
+        flight = self._flights.pop((event.epoch, event.batch_id), None)
+        if flight is not None:
+            self._measure(flight, timings)
+        self._handle(event)
+
+    def _measure(self, flight: _Flight, timings: Sequence[StageTiming]) -> None:
+        measured = self._measured
+        if flight.only_decodes:
+            measured.decode_step_s = _smooth(measured.decode_step_s, asyncio.get_running_loop().time() - flight.sent_s)
+        for timing in timings:
+            load = measured.stages.setdefault(timing.shard, StageLoad())
+            load.frames += 1
+            load.rows += timing.num_rows
+            load.compute_s += timing.compute_s
+            load.codec_s += timing.codec_s
+            load.queue_s += timing.queue_s
+            load.received_bytes += timing.received_bytes
+            if flight.only_decodes:
+                load.decode_step_s = _smooth(load.decode_step_s, timing.compute_s)
+
+    def _handle(self, event: SchedulerEvent) -> None:
+        for action in self._scheduler.handle(event):
+            match action:
+                case SendBatch(batch):
+                    only_decodes = bool(batch.slices) and all(len(piece.token_ids) == 1 for piece in batch.slices)
+                    self._flights[batch.epoch, batch.batch_id] = _Flight(asyncio.get_running_loop().time(), only_decodes)
+                    self._send(batch)
+                case EmitEvent(sequence_id, item):
+                    self._measured.generated_tokens += isinstance(item, TokenGenerated)
+                    stream = self._streams.get(sequence_id)
+                    if stream is not None:
+                        stream.put_nowait(item)
+
+
+def _smooth(average: float, value: float) -> float:
+    return value if average == 0 else average + SMOOTHING * (value - average)

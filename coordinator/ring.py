@@ -1,0 +1,229 @@
+"""The coordinator's two edges of the ring: micro-batches go out to the first shard, results come in from the last."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NamedTuple
+
+import grpc
+
+from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
+from dairllm.coordinator.engine.scheduler import Batch, BatchCompleted, Begin, Slice, SliceResult
+from dairllm.mesh.channels import error_from_rpc, open_channel
+from dairllm.mesh.encodings import encoding_to_proto
+from dairllm.mesh.errors import InvalidRequest, MalformedFrame, PeerUnreachable, WrongCluster, WrongEpoch
+from dairllm.v1 import model_pb2, ring_pb2, ring_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+COORDINATOR_NAME = "coordinator"
+RESULT_CREDITS = 64
+"""Results are small and handled at once; the number of frames in flight is bounded by the scheduler."""
+
+OPEN_DEADLINE_S = 30.0
+OPEN_RETRY_S = 0.05
+
+
+class StageTiming(NamedTuple):
+    shard: str
+    queue_s: float
+    compute_s: float
+    codec_s: float
+    received_bytes: int
+    num_rows: int
+
+
+class Ring:
+    """At most one epoch at a time.
+
+    on_result is called with every result of the open epoch and its stage timings. on_broken is called once per epoch, with the epoch and a
+    sentence, when an edge of the coordinator fails; nothing can be sent then until the next open().
+    """
+
+    def __init__(
+        self,
+        cluster_hash: str,
+        on_result: Callable[[BatchCompleted, Sequence[StageTiming]], None],
+        on_broken: Callable[[int, str], None],
+    ) -> None:
+        self.cluster_hash = cluster_hash
+        self._on_result = on_result
+        self._on_broken = on_broken
+        self._epoch = 0
+        self._outgoing: asyncio.Queue[ring_pb2.MicroBatch] | None = None
+        self._sender: asyncio.Task[None] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The open epoch; 0 while closed."""
+        return self._epoch
+
+    async def open(self, epoch: int, addresses: Sequence[str]) -> None:
+        """Dial the first shard at one of `addresses` and wait until it accepts the epoch.
+
+        Raises PeerUnreachable, with the reason of the last try, after OPEN_DEADLINE_S.
+        """
+        await self.close()
+        self._epoch = epoch
+        accepted = asyncio.get_running_loop().create_future()
+        outgoing: asyncio.Queue[ring_pb2.MicroBatch] = asyncio.Queue()
+        self._outgoing = outgoing
+        self._sender = asyncio.create_task(self._send_epoch(epoch, list(addresses), outgoing, accepted), name=f"ring-{epoch}")
+        await accepted
+
+    async def close(self) -> None:
+        self._epoch = 0
+        self._outgoing = None
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sender
+
+    def send(self, batch: Batch) -> None:
+        if self._outgoing is not None and batch.epoch == self._epoch:
+            self._outgoing.put_nowait(batch_to_proto(batch))
+
+    async def _send_epoch(
+        self, epoch: int, addresses: list[str], outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
+    ) -> None:
+        reason = "the coordinator could not reach the first shard"
+        deadline = asyncio.get_running_loop().time() + OPEN_DEADLINE_S
+        while not accepted.done() and asyncio.get_running_loop().time() < deadline:
+            for address in addresses:
+                try:
+                    await self._run_edge(epoch, address, outgoing, accepted)
+                    reason = f"the first shard at {address} ended the stream"
+                except grpc.aio.AioRpcError as error:
+                    reason = f"the edge to the first shard at {address} failed: {error_from_rpc(error)}"
+                except PeerUnreachable as error:
+                    reason = str(error)
+                if accepted.done():
+                    break
+            else:
+                await asyncio.sleep(OPEN_RETRY_S)
+        if not accepted.done():
+            accepted.set_exception(PeerUnreachable(reason))
+        elif epoch == self._epoch:
+            self._break(epoch, reason)
+
+    def _break(self, epoch: int, reason: str) -> None:
+        self._outgoing = None
+        self._on_broken(epoch, reason)
+
+    async def _run_edge(
+        self, epoch: int, address: str, outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
+    ) -> None:
+        async with open_channel(address) as channel:
+            call = ring_pb2_grpc.RingServiceStub(channel).Forward(wait_for_ready=False)
+            opening = ring_pb2.EdgeOpen(cluster_hash=self.cluster_hash, epoch=epoch, sender=COORDINATOR_NAME)
+            await call.write(ring_pb2.ForwardRequest(open=opening))
+            credits = asyncio.Semaphore(0)
+            writer = asyncio.create_task(self._write(call, outgoing, credits))
+            try:
+                async for response in call:
+                    kind = response.WhichOneof("message")
+                    if kind == "accepted":
+                        self._grant(credits, response.accepted.credits)
+                        if not accepted.done():
+                            accepted.set_result(None)
+                    elif kind == "credit":
+                        self._grant(credits, response.credit.frames)
+                    elif kind == "refused":
+                        raise PeerUnreachable(f"frame {response.refused.batch_id} was refused at {address}: {response.refused.message}")
+            finally:
+                writer.cancel()
+                call.cancel()
+
+    @staticmethod
+    def _grant(credits: asyncio.Semaphore, frames: int) -> None:
+        for _ in range(min(frames, 1024)):
+            credits.release()
+
+    @staticmethod
+    async def _write(
+        call: "grpc.aio.StreamStreamCall[ring_pb2.ForwardRequest, ring_pb2.ForwardResponse]",
+        outgoing: asyncio.Queue[ring_pb2.MicroBatch],
+        credits: asyncio.Semaphore,
+    ) -> None:
+        # The reader of the same call reports what breaks it.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                frame = await outgoing.get()
+                await credits.acquire()
+                await call.write(ring_pb2.ForwardRequest(micro_batch=frame))
+
+    async def receive(self, requests: AsyncIterator[ring_pb2.ForwardRequest]) -> AsyncIterator[ring_pb2.ForwardResponse]:
+        """Serve the edge from the last shard: RingService.Forward of the coordinator.
+
+        Raises InvalidRequest, WrongCluster, WrongEpoch, MalformedFrame.
+        """
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "open":
+            raise InvalidRequest("the first message of a Forward stream was not `open`")
+        opening = first.open
+        if opening.cluster_hash != self.cluster_hash:
+            raise WrongCluster(f"{opening.sender!r} belongs to another cluster: its hash is {opening.cluster_hash!r}, not {self.cluster_hash!r}")
+        self._check_epoch(opening.epoch)
+        yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=RESULT_CREDITS))
+        async for request in requests:
+            if request.WhichOneof("message") != "result":
+                raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
+            self._check_epoch(request.result.epoch)
+            self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
+            yield ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1))
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            raise WrongEpoch(f"epoch is {epoch}; the coordinator is at {self._epoch}")
+
+
+def batch_to_proto(batch: Batch) -> ring_pb2.MicroBatch:
+    return ring_pb2.MicroBatch(
+        epoch=batch.epoch,
+        batch_id=batch.batch_id,
+        begins=[_begin_to_proto(begin) for begin in batch.begins],
+        slices=[_slice_to_proto(piece) for piece in batch.slices],
+        ends=batch.ends,
+    )
+
+
+def _begin_to_proto(begin: Begin) -> ring_pb2.SequenceBegin:
+    return ring_pb2.SequenceBegin(
+        sequence_id=begin.ring_id,
+        prompt_length=begin.prompt_length,
+        sampling=begin.sampling.to_proto(),
+        rounding_points={boundary: encoding_to_proto(name) for boundary, name in begin.rounding_points.items()},
+    )
+
+
+def _slice_to_proto(piece: Slice) -> ring_pb2.SequenceSlice:
+    return ring_pb2.SequenceSlice(
+        sequence_id=piece.ring_id,
+        first_position=piece.first_position,
+        token_ids=piece.token_ids,
+        new_block_ids=piece.new_block_ids,
+        encoding=model_pb2.ENCODING_UNSPECIFIED,
+        sample=piece.sample,
+        score_targets=piece.score_targets,
+    )
+
+
+def result_from_proto(message: ring_pb2.MicroBatchResult) -> BatchCompleted:
+    return BatchCompleted(message.epoch, message.batch_id, tuple(_slice_result(result) for result in message.results))
+
+
+def _slice_result(message: ring_pb2.SequenceResult) -> SliceResult:
+    sampled = _token_score(message.sampled) if message.HasField("sampled") else None
+    return SliceResult(message.sequence_id, sampled, tuple(_token_score(score) for score in message.scores))
+
+
+def _token_score(message: ring_pb2.TokenLogprobs) -> TokenScore:
+    return TokenScore(message.token_id, message.logprob, tuple(TokenLogprob(top.token_id, top.logprob) for top in message.top))
+
+
+def timings_from_proto(timings: Sequence[ring_pb2.StageTiming]) -> tuple[StageTiming, ...]:
+    return tuple(
+        StageTiming(t.shard, t.queue_us * 1e-6, t.compute_us * 1e-6, t.codec_us * 1e-6, t.received_bytes, t.num_rows) for t in timings
+    )
