@@ -1,0 +1,94 @@
+# Everything that a clone needs: only Python >= 3.11 with its headers, gcc and make are expected on the machine.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+export CC
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+KERNEL_SOURCES := $(wildcard kernels_pyx/*.pyx kernels_pyx/*.pxi kernels_pyx/*.pxd kernels_pyx/c/*.c kernels_pyx/c/*.h)
+PROTO_SOURCES := $(wildcard protos/dairllm/v1/*.proto)
+PYTEST := $(BIN)/python -m pytest
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build demo test test-fast lint format types protos protos-check wheel bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(STAMPS)/build ## Create .venv, compile the kernels, install dairllm into it (editable)
+
+demo: build ## A coordinator and two shards find each other and answer a question
+	@$(BIN)/python deploy/demo.py
+
+test: build ## All tests
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: build ## The tests without slow ones and without network namespaces
+	$(PYTEST) -m "not slow and not namespaces" $(PYTEST_ARGS)
+
+lint: build ## Style of the Python code: ruff check and ruff format --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: build ## Mend the style of the Python code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: build ## mypy --strict over every package
+	@rm -rf .typing && mkdir -p .typing/dairllm
+	@for name in kernels_pyx model_files mesh shard_service coordinator client; do ln -s ../../$$name .typing/dairllm/$$name; done
+	@ln -s ../../protos/dairllm/v1 .typing/dairllm/v1
+	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases -p dairllm
+	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases deploy/demo.py setup.py protos/generate.py
+
+protos: .venv-protos/installed ## Generate the Python code of the .proto files
+	.venv-protos/bin/python protos/generate.py
+
+protos-check: .venv-protos/installed ## Fail if the generated code is not that of the .proto files
+	@rm -rf build/protos-check && mkdir -p build/protos-check
+	.venv-protos/bin/python protos/generate.py build/protos-check
+	@for file in build/protos-check/dairllm/v1/*; do cmp "$$file" "protos/dairllm/v1/$${file##*/}" \
+	  || { echo "$${file##*/} is not what its .proto file gives: run 'make protos' and commit the result" >&2; exit 1; }; done
+	@echo "the generated code is current"
+
+wheel: build ## Build the wheel into dist/
+	@rm -rf build/lib* build/bdist*
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -l dist/*.whl
+
+bench: build ## One stage without network on this machine: prefill and decode speed of SmolLM2
+	$(BIN)/dairllm bench --model smollm2:135m --prompt 512 --generate 64 --repeat 5
+
+clean: ## Remove everything that the other targets have made
+	rm -rf $(VENV) .venv-protos .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f kernels_pyx/*.so kernels_pyx/_kernels.c
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/environment: pyproject.toml .ci/check-machine
+	@sh .ci/check-machine $(PYTHON)
+	@echo "==> creating $(VENV) and installing what dairllm needs (downloads are shown; a minute or two the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python .ci/requirements.py > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --requirement $(VENV)/requirements.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/build: $(STAMPS)/environment setup.py $(KERNEL_SOURCES)
+	@echo "==> compiling the kernels and installing dairllm into $(VENV) (about a minute)"
+	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.venv-protos/installed: protos/generate.py
+	@echo "==> creating .venv-protos for the protobuf compiler"
+	@sh .ci/check-machine $(PYTHON)
+	@test -x .venv-protos/bin/python || $(PYTHON) -m venv .venv-protos
+	.venv-protos/bin/python -m pip install --quiet 'setuptools<81' grpcio-tools==1.66.2
+	@touch $@
