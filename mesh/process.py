@@ -1,0 +1,97 @@
+"""How a process of dairllm begins and ends: signals, exit codes, and what stands on the last line of stderr."""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from dairllm.mesh.errors import DairllmError
+
+EXIT_ERROR = 2
+_PARENT_POLL_S = 0.5
+_PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger(__name__)
+
+Main = Callable[[asyncio.Event], Awaitable[None]]
+"""The process's work. It ends soon after the event is set."""
+
+
+def run_until_signal(main: Main, *, parent_pid: int | None = None, stop_timeout_s: float = 30.0) -> int:
+    """Run `main(stop)` in a new event loop and return the exit code.
+
+    SIGINT or SIGTERM sets `stop`; a second one ends the process at once. A `main` that still runs `stop_timeout_s` after the first
+    is cancelled. A DairllmError becomes one line on stderr and EXIT_ERROR.
+
+    parent_pid: the process that started this one; when it ends, however it ends, this one gets SIGTERM.
+    """
+    try:
+        asyncio.run(_supervise(main, parent_pid, stop_timeout_s))
+    except DairllmError as error:
+        report_error(error)
+        return EXIT_ERROR
+    return 0
+
+
+def report_error(error: DairllmError) -> None:
+    """One line for people, on stderr."""
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+
+
+async def _supervise(main: Main, parent_pid: int | None, stop_timeout_s: float) -> None:
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    work = asyncio.ensure_future(main(stop))
+    watchers = [asyncio.create_task(_cancel_when_late(work, stop, stop_timeout_s))]
+    if parent_pid is not None:
+        end_with_parent(parent_pid)
+        watchers.append(asyncio.create_task(_stop_without_parent(stop, parent_pid)))
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+    finally:
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        logger.info("stopping", extra={"fields": {"signal": number.name}})
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+
+
+async def _cancel_when_late(work: asyncio.Future[None], stop: asyncio.Event, stop_timeout_s: float) -> None:
+    await stop.wait()
+    await asyncio.sleep(stop_timeout_s)
+    logger.warning("not stopped in time, ending now", extra={"fields": {"stop_timeout_s": stop_timeout_s}})
+    work.cancel()
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Ask Linux to send SIGTERM to this process when its parent ends (prctl(2), PR_SET_PDEATHSIG); elsewhere nothing happens.
+
+    The kernel sends it at the end of the parent's *thread* that forked, so the parent must start its children from the main thread.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent_pid:  # it ended before the call
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _stop_without_parent(stop: asyncio.Event, parent_pid: int) -> None:
+    """For systems without PR_SET_PDEATHSIG."""
+    while os.getppid() == parent_pid:
+        await asyncio.sleep(_PARENT_POLL_S)
+    stop.set()
