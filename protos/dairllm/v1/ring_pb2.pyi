@@ -39,14 +39,16 @@ class ForwardResponse(_message.Message):
     def __init__(self, accepted: _Optional[_Union[EdgeAccepted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., refused: _Optional[_Union[FrameRefused, _Mapping]] = ...) -> None: ...
 
 class EdgeOpen(_message.Message):
-    __slots__ = ("cluster_hash", "epoch", "sender")
+    __slots__ = ("cluster_hash", "epoch", "sender", "receiver")
     CLUSTER_HASH_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
     cluster_hash: str
     epoch: int
     sender: str
-    def __init__(self, cluster_hash: _Optional[str] = ..., epoch: _Optional[int] = ..., sender: _Optional[str] = ...) -> None: ...
+    receiver: str
+    def __init__(self, cluster_hash: _Optional[str] = ..., epoch: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ...) -> None: ...
 
 class EdgeAccepted(_message.Message):
     __slots__ = ("credits",)
