@@ -10,7 +10,7 @@
 
 #define LANES static inline __attribute__((always_inline, unused))
 #define UNROLL_ROWS _Pragma("GCC unroll 16")
-enum { QUANT_ROWS = 4, FLOAT_ROWS = 6 };
+enum { QUANT_ROWS = 4, FLOAT_ROWS = 6, DOT_ROWS = 4 };
 #define QUANT_ROWS_CASES FEW_ROWS
 #define FLOAT_ROWS_CASES SIX_ROWS
 
@@ -153,9 +153,14 @@ LANES dot_u4 dot_u4_begin(int32_t start) {
     (void)start;
     return i32x16_zero();
 }
+/* Keeps a sum where it is: GCC would otherwise put all products of a block first and their sums last, and spill nearly all of them. */
+LANES i32x16 in_order(i32x16 x) {
+    __asm__("" : "+x"(x.a), "+x"(x.b));
+    return x;
+}
 LANES dot_u4 dot_u4_add(dot_u4 acc, u8x64 w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
-    return I32X16(_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, a)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, a)));
+    return in_order(I32X16(_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, a)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, a))));
 }
 LANES i32x16 dot_u4_total(dot_u4 acc, int32_t start) {
     const __m256i ones = _mm256_set1_epi16(1);
@@ -169,7 +174,7 @@ LANES __m256i dot_s8x32(__m256i w, __m256i a) {
 }
 LANES dot_s8 dot_s8_add(dot_s8 acc, u8x64 w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
-    return i32x16_add(acc, I32X16(dot_s8x32(w.a, a), dot_s8x32(w.b, a)));
+    return in_order(i32x16_add(acc, I32X16(dot_s8x32(w.a, a), dot_s8x32(w.b, a))));
 }
 LANES i32x16 dot_s8_total(dot_s8 acc, int32_t start) {
     (void)start;

@@ -10,7 +10,7 @@
 
 #define LANES static inline __attribute__((always_inline, unused))
 #define UNROLL_ROWS _Pragma("GCC unroll 16")
-enum { QUANT_ROWS = 16, FLOAT_ROWS = 16 };
+enum { QUANT_ROWS = 16, FLOAT_ROWS = 16, DOT_ROWS = 1 };
 #define QUANT_ROWS_CASES ALL_ROWS
 #define FLOAT_ROWS_CASES ALL_ROWS
 

@@ -11,7 +11,8 @@
 
 #define LANES static inline __attribute__((always_inline, unused))
 #define UNROLL_ROWS
-enum { QUANT_ROWS = 4, FLOAT_ROWS = 4 }; /* rows that a matmul computes at once */
+/* Rows that a matmul computes at once, and how many of their integer dot products are in progress together. */
+enum { QUANT_ROWS = 4, FLOAT_ROWS = 4, DOT_ROWS = 1 };
 #define QUANT_ROWS_CASES FEW_ROWS
 #define FLOAT_ROWS_CASES FEW_ROWS
 

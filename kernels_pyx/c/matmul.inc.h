@@ -39,39 +39,36 @@ LANES void store_outputs(float* y, f32x16 values, int outputs) {
     }
 }
 
-/* The eight vectors of weights of a block, vector v against bytes 4v..4v+3 of the activations. */
-LANES void load_weights(int format, const uint8_t* quants, u8x64 weights[8]) {
+/* Vector v (of eight) of the weights of a block, which meets bytes 4v..4v+3 of the activations. */
+LANES u8x64 load_weights(int format, const uint8_t* quants, int v) {
     if (format == FORMAT_Q8_0) {
-        UNROLL_ROWS
-        for (int v = 0; v < 8; v++) {
-            weights[v] = s8_operand(u8x64_load(quants + 64 * v));
-        }
-    } else {
-        UNROLL_ROWS
-        for (int v = 0; v < 4; v++) {
-            const u8x64 pair = u8x64_load(quants + 64 * v);
-            weights[v] = u8x64_low_nibbles(pair);
-            weights[v + 4] = u8x64_high_nibbles(pair);
-        }
+        return s8_operand(u8x64_load(quants + 64 * v));
     }
+    const u8x64 pair = u8x64_load(quants + 64 * (v % 4));
+    return v < 4 ? u8x64_low_nibbles(pair) : u8x64_high_nibbles(pair);
 }
 
-LANES i32x16 dot_block(int format, const u8x64 weights[8], const activation_block* a) {
-    if (format == FORMAT_Q8_0) {
-        dot_s8 dot = dot_s8_begin(a->extra.offset);
-        UNROLL_ROWS
-        for (int v = 0; v < 8; v++) {
-            dot = dot_s8_add(dot, weights[v], a->q[v]);
-        }
-        return dot_s8_total(dot, a->extra.offset);
-    }
-    const int32_t start = format == FORMAT_Q4_0 ? a->extra.offset : 0;
-    dot_u4 dot = dot_u4_begin(start);
+LANES int32_t dot_start(int format, const activation_block* a) { return format == FORMAT_Q4_1 ? 0 : a->extra.offset; }
+
+/* The dot products of one block with `rows` rows, all in progress at once. */
+LANES void dot_block(int format, int rows, const uint8_t* quants, const activation_block* a, i32x16 dots[DOT_ROWS]) {
     UNROLL_ROWS
-    for (int v = 0; v < 8; v++) {
-        dot = dot_u4_add(dot, weights[v], a->q[v]);
+    for (int r = 0; r < rows; r++) {
+        dots[r] = format == FORMAT_Q8_0 ? dot_s8_begin(dot_start(format, a + r)) : dot_u4_begin(dot_start(format, a + r));
     }
-    return dot_u4_total(dot, start);
+    UNROLL_ROWS
+    for (int step = 0; step < 8; step++) {
+        const int v = format == FORMAT_Q8_0 ? step : step / 2 + step % 2 * 4; /* both nibbles of a byte, one after the other */
+        const u8x64 weights = load_weights(format, quants, v);
+        UNROLL_ROWS
+        for (int r = 0; r < rows; r++) {
+            dots[r] = format == FORMAT_Q8_0 ? dot_s8_add(dots[r], weights, a[r].q[v]) : dot_u4_add(dots[r], weights, a[r].q[v]);
+        }
+    }
+    UNROLL_ROWS
+    for (int r = 0; r < rows; r++) {
+        dots[r] = format == FORMAT_Q8_0 ? dot_s8_total(dots[r], dot_start(format, a + r)) : dot_u4_total(dots[r], dot_start(format, a + r));
+    }
 }
 
 /* `rows` rows against one tile; `format` and `rows` are constants wherever this is inlined. */
@@ -79,19 +76,22 @@ LANES void quantised_tile(int format, int rows, const uint8_t* block, const acti
                           int outputs) {
     const int block_bytes = BLOCK_FORMATS[format].block_bytes * TILE_OUTPUTS;
     f32x16 acc[QUANT_ROWS];
+    i32x16 dots[DOT_ROWS];
     UNROLL_ROWS
     for (int r = 0; r < rows; r++) {
         acc[r] = f32x16_zero();
     }
     for (int b = 0; b < num_blocks; b++, block += block_bytes, a += rows) {
         prefetch(block, block_bytes);
-        u8x64 weights[8];
-        load_weights(format, block + (format == FORMAT_Q4_1 ? 4 : 2) * TILE_OUTPUTS, weights);
+        const uint8_t* const quants = block + (format == FORMAT_Q4_1 ? 4 : 2) * TILE_OUTPUTS;
         const f32x16 scales = f32x16_from_f16((const uint16_t*)block);
         const f32x16 minima = format == FORMAT_Q4_1 ? f32x16_from_f16((const uint16_t*)block + TILE_OUTPUTS) : f32x16_zero();
         UNROLL_ROWS
         for (int r = 0; r < rows; r++) {
-            const f32x16 dot = f32x16_from_i32(dot_block(format, weights, a + r));
+            if (r % DOT_ROWS == 0) {
+                dot_block(format, rows - r < DOT_ROWS ? rows - r : DOT_ROWS, quants, a + r, dots);
+            }
+            const f32x16 dot = f32x16_from_i32(dots[r % DOT_ROWS]);
             acc[r] = f32x16_fma(f32x16_mul(scales, f32x16_set1(a[r].scale)), dot, acc[r]);
             if (format == FORMAT_Q4_1) {
                 acc[r] = f32x16_fma(minima, f32x16_set1(a[r].extra.scaled_sum), acc[r]);
