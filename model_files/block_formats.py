@@ -32,22 +32,17 @@ BLOCK_FORMATS: Mapping[str, BlockFormat] = {
 
 VECTOR_FORMATS = ("F32", "F16", "BF16")
 
-_GGML_TYPE_NAMES: Mapping[int, str] = {
-    number: name
-    for number, name in enumerate(
-        (
-            *("F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1"),
-            *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S"),
-            *("IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M"),
-            *("BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"),
-        )
-    )
-}
+_GGML_TYPE_NAMES = (
+    *("F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S"),
+    *("IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M"),
+    *("BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"),
+)
 
 
 def block_format_of_ggml_type(number: int, tensor_name: str) -> BlockFormat:
     """Block format of a ggml type number; UnsupportedModel, by the type's name, if there are no kernels for it."""
-    name = _GGML_TYPE_NAMES.get(number, f"type {number}")
+    name = _GGML_TYPE_NAMES[number] if number < len(_GGML_TYPE_NAMES) else f"type {number}"
     block_format = BLOCK_FORMATS.get(name)
     if block_format is None:
         supported = ", ".join(BLOCK_FORMATS)

@@ -43,9 +43,14 @@ class _RaisedByTemplate(jinja2.TemplateError):
 
 
 class ChatTemplate:
-    """A compiled template; safe to use from several threads. Rendering is CPU work of up to RENDER_DEADLINE_S: keep it off the event loop."""
+    """A compiled template; safe to use from several threads.
 
-    def __init__(self, source: str, *, bos_token: str, eos_token: str, now: Callable[[], datetime.datetime] = datetime.datetime.now) -> None:
+    Rendering is CPU work of up to RENDER_DEADLINE_S: keep it off the event loop.
+    """
+
+    def __init__(
+        self, source: str, *, bos_token: str, eos_token: str, now: Callable[[], datetime.datetime] = datetime.datetime.now
+    ) -> None:
         """InvalidTemplate if the source is too long or does not compile."""
         self.source = source
         self._now = now
@@ -63,8 +68,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt for these messages; `variables` are additional ones, such as `enable_thinking`.
 
-        Messages, tools and variables are JSON-like (str, int, float, bool, None, list, dict). InvalidTemplate, in one sentence, if the template
-        refuses the messages, fails, or exceeds its time or size.
+        Messages, tools and variables are JSON-like (str, int, float, bool, None, list, dict). InvalidTemplate, in one
+        sentence, if the template refuses the messages, fails, or exceeds its time or size.
         """
         given = {**(variables or {}), "messages": list(messages), "tools": tools}
         if weigh(given) > MAX_INPUT_WEIGHT or not is_plain(given):
@@ -84,8 +89,8 @@ def load_chat_template(gguf: GgufFile, tokenizer: Tokenizer) -> ChatTemplate:
     source = gguf.text("tokenizer.chat_template", "")
     if not source:
         raise UnsupportedModel(f"the model {gguf.path.name} has no chat template; use /v1/completions, which needs none")
-    tokens = {"bos_token": tokenizer.special_text(tokenizer.bos_id), "eos_token": tokenizer.special_text(tokenizer.eos_id)}
-    return ChatTemplate(source, **tokens)
+    bos_token, eos_token = tokenizer.special_text(tokenizer.bos_id), tokenizer.special_text(tokenizer.eos_id)
+    return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token)
 
 
 def _compile(source: str) -> CodeType:

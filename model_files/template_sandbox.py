@@ -1,14 +1,14 @@
 """A Jinja environment in which a template can neither reach Python nor keep the machine busy.
 
 Chat templates come with models from anywhere. Jinja's sandbox keeps them from attributes and callables, but not from
-`{% for i in range(99999) %}` nested five deep, from doubling a string sixty times, or from `'%9999999999d' % 1`, and a Python thread that does one of
-these cannot be stopped from outside. So every rendering has a budget, and everything that a template can do draws on it:
+`{% for i in range(99999) %}` nested five deep, from doubling a string sixty times, or from `'%9999999999d' % 1`, and a Python thread
+that does one of these cannot be stopped from outside. So every rendering has a budget, and everything that a template can do draws on it:
 
 - Before compiling, GuardingTransformer rewrites the syntax tree: bodies of loops and macros begin with a charge, comparisons are charged,
   literals and `~` are measured.
 - Operators, calls, subscripts, filters and tests go through the environment, which charges each and measures its result.
-- Operations whose result can be far larger than their operands (`*`, `join`, `replace`, `indent`, ...) are bounded before they are carried out; those
-  that no chat template needs (`str.format`, `center`, `lipsum`, ...) do not exist.
+- Operations whose result can be far larger than their operands (`*`, `join`, `replace`, `indent`, ...) are bounded before they are
+  carried out; those that no chat template needs (`str.format`, `center`, `lipsum`, ...) do not exist.
 
 So each step is short, the deadline is checked between any two of them, and no value is larger than MAX_VALUE_WEIGHT.
 """
@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import CodeType
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
@@ -156,7 +156,7 @@ class GuardingTransformer(NodeTransformer):
 class GenerationMarks(Extension):
     """`{% generation %}` ... `{% endgeneration %}`, which marks assistant text for training; here it is just its content."""
 
-    tags = frozenset(("generation",))  # noqa: RUF012 (the base class declares it as a mutable set)
+    tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]  # the base class declares it without ClassVar
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -188,9 +188,11 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         )
         self.budget = Budget(deadline_s)
         del self.globals["lipsum"]
-        filters = {name: self.filters[name] for name in _STOCK_FILTERS} | self._own_filters()
+        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _STOCK_FILTERS}
+        filters |= self._own_filters()
+        tests: dict[str, Callable[..., Any]] = dict(self.tests)
         self.filters = {name: self._guarded(function) for name, function in filters.items()}
-        self.tests = {name: self._guarded(function) for name, function in self.tests.items()}
+        self.tests = {name: self._guarded(function) for name, function in tests.items()}
 
     def _own_filters(self) -> dict[str, Callable[..., Any]]:
         return {
@@ -299,7 +301,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         return
 
     # Positional-only in effect, as in the base class, so that templates may use any keyword.
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.charge()
         owner, method = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str):
@@ -391,6 +393,6 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
     ) -> str:
         """Plain JSON, as transformers defines it; Jinja's own escapes HTML."""
         self.measured(value)
-        if indent is not None and (not isinstance(indent, int) or indent > 16) or separators is not None and weigh(separators) > 64:
+        if (indent is not None and (not isinstance(indent, int) or indent > 16)) or (separators is not None and weigh(separators) > 64):
             raise TemplateLimitExceeded("it indents JSON by more than 16 spaces, or separates it by long texts")
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

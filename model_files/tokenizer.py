@@ -34,7 +34,17 @@ class TokenKind(IntEnum):
 
 # Tokens that end a turn in the chat formats of published models; files name only one of them as `eos_token_id`.
 END_OF_GENERATION_TEXTS = frozenset(
-    ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<end_of_turn>", "<EOT>", "<｜end▁of▁sentence｜>")
+    (
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|eom_id|>",
+        "<end_of_turn>",
+        "<EOT>",
+        "<｜end▁of▁sentence｜>",
+    )
 )
 _HIDDEN_KINDS = frozenset((TokenKind.UNKNOWN, TokenKind.CONTROL))
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -160,7 +170,8 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes token by token and never gives out half a character.
 
-    What `push` and `flush` return, put together, is `decode` of all the ids. Bytes that cannot become a character any more come out as U+FFFD.
+    What `push` and `flush` return, put together, is `decode` of all the ids. Bytes that cannot become a character any more come
+    out as U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
