@@ -10,8 +10,8 @@ import grpc
 
 from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
 from dairllm.coordinator.engine.scheduler import Batch, BatchCompleted, Begin, Slice, SliceResult
-from dairllm.mesh.channels import error_from_rpc, open_channel
-from dairllm.mesh.encodings import encoding_to_proto
+from dairllm.mesh.channels import dial, error_from_rpc
+from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import InvalidRequest, MalformedFrame, PeerUnreachable, WrongCluster, WrongEpoch
 from dairllm.v1 import model_pb2, ring_pb2, ring_pb2_grpc
 
@@ -51,6 +51,7 @@ class Ring:
         self._on_result = on_result
         self._on_broken = on_broken
         self._epoch = 0
+        self._first_shard = ""
         self._outgoing: asyncio.Queue[ring_pb2.MicroBatch] | None = None
         self._sender: asyncio.Task[None] | None = None
 
@@ -59,8 +60,8 @@ class Ring:
         """The open epoch; 0 while closed."""
         return self._epoch
 
-    async def open(self, epoch: int, addresses: Sequence[str]) -> None:
-        """Dial the first shard at one of `addresses` and wait until it accepts the epoch.
+    async def open(self, epoch: int, first_shard: str, addresses: Sequence[str]) -> None:
+        """Dial the first shard at any of `addresses` and wait until it accepts the epoch.
 
         Raises PeerUnreachable, with the reason of the last try, after OPEN_DEADLINE_S.
         """
@@ -69,15 +70,22 @@ class Ring:
         accepted = asyncio.get_running_loop().create_future()
         outgoing: asyncio.Queue[ring_pb2.MicroBatch] = asyncio.Queue()
         self._outgoing = outgoing
-        self._sender = asyncio.create_task(self._send_epoch(epoch, list(addresses), outgoing, accepted), name=f"ring-{epoch}")
+        self._first_shard = first_shard
+        self._sender = asyncio.create_task(self._keep_edge(epoch, addresses, outgoing, accepted), name=f"ring-{epoch}")
         await accepted
 
-    async def close(self) -> None:
+    def shut(self) -> None:
+        """From now on nothing is sent, and results of the epoch that was open are refused."""
         self._epoch = 0
         self._outgoing = None
+        if self._sender is not None:
+            self._sender.cancel()
+
+    async def close(self) -> None:
+        """Shut, and wait until the outgoing edge is gone."""
+        self.shut()
         sender, self._sender = self._sender, None
         if sender is not None:
-            sender.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sender
 
@@ -85,56 +93,51 @@ class Ring:
         if self._outgoing is not None and batch.epoch == self._epoch:
             self._outgoing.put_nowait(batch_to_proto(batch))
 
-    async def _send_epoch(
-        self, epoch: int, addresses: list[str], outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
+    async def _keep_edge(
+        self, epoch: int, addresses: Sequence[str], outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
     ) -> None:
-        reason = "the coordinator could not reach the first shard"
-        deadline = asyncio.get_running_loop().time() + OPEN_DEADLINE_S
-        while not accepted.done() and asyncio.get_running_loop().time() < deadline:
-            for address in addresses:
-                try:
-                    await self._run_edge(epoch, address, outgoing, accepted)
-                    reason = f"the first shard at {address} ended the stream"
-                except grpc.aio.AioRpcError as error:
-                    reason = f"the edge to the first shard at {address} failed: {error_from_rpc(error)}"
-                except PeerUnreachable as error:
-                    reason = str(error)
-                if accepted.done():
-                    break
-            else:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + OPEN_DEADLINE_S
+        reason = "the first shard did not answer"
+        while not accepted.done() and loop.time() < deadline:
+            try:
+                async with await dial(addresses, OPEN_DEADLINE_S, "the first shard") as channel:
+                    await self._run_edge(epoch, channel, outgoing, accepted)
+                reason = "the first shard ended the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = f"the edge to the first shard failed: {error_from_rpc(error, 'the first shard')}"
+            except PeerUnreachable as error:
+                reason = str(error)
+            if not accepted.done():
                 await asyncio.sleep(OPEN_RETRY_S)
         if not accepted.done():
             accepted.set_exception(PeerUnreachable(reason))
         elif epoch == self._epoch:
-            self._break(epoch, reason)
-
-    def _break(self, epoch: int, reason: str) -> None:
-        self._outgoing = None
-        self._on_broken(epoch, reason)
+            self._outgoing = None
+            self._on_broken(epoch, reason)
 
     async def _run_edge(
-        self, epoch: int, address: str, outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
+        self, epoch: int, channel: grpc.aio.Channel, outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
     ) -> None:
-        async with open_channel(address) as channel:
-            call = ring_pb2_grpc.RingServiceStub(channel).Forward(wait_for_ready=False)
-            opening = ring_pb2.EdgeOpen(cluster_hash=self.cluster_hash, epoch=epoch, sender=COORDINATOR_NAME)
-            await call.write(ring_pb2.ForwardRequest(open=opening))
-            credits = asyncio.Semaphore(0)
-            writer = asyncio.create_task(self._write(call, outgoing, credits))
-            try:
-                async for response in call:
-                    kind = response.WhichOneof("message")
-                    if kind == "accepted":
+        call = ring_pb2_grpc.RingServiceStub(channel).Forward()
+        opening = ring_pb2.EdgeOpen(cluster_hash=self.cluster_hash, epoch=epoch, sender=COORDINATOR_NAME, receiver=self._first_shard)
+        credits = asyncio.Semaphore(0)
+        writer = asyncio.create_task(self._write(call, opening, outgoing, credits))
+        try:
+            async for response in call:
+                match response.WhichOneof("message"):
+                    case "accepted":
                         self._grant(credits, response.accepted.credits)
                         if not accepted.done():
                             accepted.set_result(None)
-                    elif kind == "credit":
+                    case "credit":
                         self._grant(credits, response.credit.frames)
-                    elif kind == "refused":
-                        raise PeerUnreachable(f"frame {response.refused.batch_id} was refused at {address}: {response.refused.message}")
-            finally:
-                writer.cancel()
-                call.cancel()
+                    case "refused":
+                        refused = response.refused
+                        raise PeerUnreachable(f"the first shard refused frame {refused.batch_id}: {refused.message}")
+        finally:
+            writer.cancel()
+            call.cancel()
 
     @staticmethod
     def _grant(credits: asyncio.Semaphore, frames: int) -> None:
@@ -144,15 +147,16 @@ class Ring:
     @staticmethod
     async def _write(
         call: "grpc.aio.StreamStreamCall[ring_pb2.ForwardRequest, ring_pb2.ForwardResponse]",
+        opening: ring_pb2.EdgeOpen,
         outgoing: asyncio.Queue[ring_pb2.MicroBatch],
         credits: asyncio.Semaphore,
     ) -> None:
-        # The reader of the same call reports what breaks it.
+        # What breaks the call is reported by the reader of its responses.
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(ring_pb2.ForwardRequest(open=opening))
             while True:
-                frame = await outgoing.get()
                 await credits.acquire()
-                await call.write(ring_pb2.ForwardRequest(micro_batch=frame))
+                await call.write(ring_pb2.ForwardRequest(micro_batch=await outgoing.get()))
 
     async def receive(self, requests: AsyncIterator[ring_pb2.ForwardRequest]) -> AsyncIterator[ring_pb2.ForwardResponse]:
         """Serve the edge from the last shard: RingService.Forward of the coordinator.
@@ -165,6 +169,8 @@ class Ring:
         opening = first.open
         if opening.cluster_hash != self.cluster_hash:
             raise WrongCluster(f"{opening.sender!r} belongs to another cluster: its hash is {opening.cluster_hash!r}, not {self.cluster_hash!r}")
+        if opening.receiver != COORDINATOR_NAME:
+            raise WrongEpoch(f"{opening.sender!r} meant to reach {opening.receiver!r}, and reached the coordinator")
         self._check_epoch(opening.epoch)
         yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=RESULT_CREDITS))
         async for request in requests:
@@ -194,7 +200,7 @@ def _begin_to_proto(begin: Begin) -> ring_pb2.SequenceBegin:
         sequence_id=begin.ring_id,
         prompt_length=begin.prompt_length,
         sampling=begin.sampling.to_proto(),
-        rounding_points={boundary: encoding_to_proto(name) for boundary, name in begin.rounding_points.items()},
+        rounding_points={boundary: parse_encoding(name) for boundary, name in begin.rounding_points.items()},
     )
 
 

@@ -1,0 +1,358 @@
+"""The asyncio shell around the cluster machine: leases of shards, time, and what the machine decides.
+
+One Join stream is one lease. Its requests become events; what the machine decides for the shard goes into the lease's queue, from which
+the stream's responses are written.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass, field
+
+import grpc
+
+from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
+from dairllm.coordinator.cluster import actions as do
+from dairllm.coordinator.cluster import events as on
+from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.machine import ClusterMachine
+from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.model import LoadedModel
+from dairllm.coordinator.planner import Plan
+from dairllm.coordinator.reachability import Place, addresses_from
+from dairllm.coordinator.ring import COORDINATOR_NAME, Ring
+from dairllm.mesh.errors import DairllmError, InvalidRequest, NameTaken, PeerUnreachable, RequestLost
+from dairllm.mesh.protocol import software_version
+from dairllm.v1 import cluster_pb2
+
+logger = logging.getLogger("dairllm.cluster")
+
+TICK_S = 0.2
+MAX_QUEUED_RESPONSES = 64
+"""A shard that does not read for so long that this fills up is cut off; it joins again."""
+
+
+@dataclass(slots=True)
+class _Lease:
+    """One Join stream. is_over: it is decided that it ends, and nothing more is heard or sent."""
+
+    id: LeaseId
+    name: str
+    boot_id: str
+    place: Place
+    responses: asyncio.Queue[cluster_pb2.JoinResponse | DairllmError | None] = field(
+        default_factory=lambda: asyncio.Queue(MAX_QUEUED_RESPONSES)
+    )
+    is_over: bool = False
+
+    def send(self, response: cluster_pb2.JoinResponse) -> None:
+        if self.is_over:
+            return
+        try:
+            self.responses.put_nowait(response)
+        except asyncio.QueueFull:
+            self.end(RequestLost(f"shard {self.name!r} does not read its Join stream"))
+
+    def end(self, error: DairllmError | None) -> None:
+        """End the stream, before whatever still waits to be sent."""
+        self.is_over = True
+        while not self.responses.empty():
+            self.responses.get_nowait()
+        self.responses.put_nowait(error)
+
+
+class Membership:
+    """own_addresses: the coordinator's "host:port", loopback included; own_hosts: addresses of this machine.
+
+    on_ring_opened is called with epoch and plan when frames may be sent, on_ring_closed when they may not any more.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        model: LoadedModel,
+        ring: Ring,
+        own_addresses: tuple[str, ...],
+        own_hosts: Collection[str],
+        on_ring_opened: Callable[[int, Plan], None],
+        on_ring_closed: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self._model = model
+        self._machine = ClusterMachine(config)
+        self._ring = ring
+        self._own_place = Place(own_addresses, "127.0.0.1")
+        self._own_hosts = own_hosts
+        self._on_ring_opened = on_ring_opened
+        self._on_ring_closed = on_ring_closed
+        self._leases: dict[LeaseId, _Lease] = {}
+        self._holders: dict[str, _Lease] = {}
+        self._lease_ids = itertools.count(1)
+        self._opening: asyncio.Task[None] | None = None
+        self._ring_plan: Plan | None = None
+        self._closed_at_s = 0.0
+        self._pending: deque[on.Event] = deque()
+        self._is_handling = False
+
+    @property
+    def machine(self) -> ClusterMachine:
+        return self._machine
+
+    @property
+    def open_plan(self) -> Plan | None:
+        """The plan whose ring is open."""
+        return self._ring_plan
+
+    async def run(self) -> None:
+        """Tell the machine the time, until cancelled."""
+        context_length = self.config.context_length or self._model.manifest.spec.context_length
+        self.handle(on.ModelRegistered(self._model.demand(context_length)))
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.handle(on.TimePassed())
+
+    async def stop(self) -> None:
+        for lease in self._leases.values():
+            lease.end(PeerUnreachable("the coordinator is shutting down"))
+        await self._stop_opening()
+
+    def handle(self, event: on.Event) -> None:
+        """Events that arise while another is handled wait for their turn."""
+        self._pending.append(event)
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            while self._pending:
+                for action in self._machine.handle(self._pending.popleft(), asyncio.get_running_loop().time()):
+                    self._perform(action)
+        finally:
+            self._is_handling = False
+
+    def _perform(self, action: do.Action) -> None:
+        match action:
+            case do.RecordEvent(record):
+                logger.info(record.text)
+            case do.AdmitShard(lease=lease):
+                self._admit(self._leases[lease])
+            case do.RefuseShard(lease=lease, error=error):
+                self._end(lease, error)
+            case do.EndLease(name=name, lease=lease, reason=reason):
+                self._end(lease, RequestLost(f"the lease of shard {name!r} ended: {reason}; join again"))
+            case do.AssignUnits():
+                self._assign(action)
+            case do.ReleaseShard(name=name, epoch=epoch, reason=reason):
+                self._send(name, cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=epoch, reason=reason)))
+            case do.OpenRing(epoch=epoch, plan=plan):
+                self._start_opening(epoch, plan)
+            case do.CloseRing():
+                self._close_ring()
+
+    def _send(self, name: str, response: cluster_pb2.JoinResponse) -> None:
+        lease = self._holders.get(name)
+        if lease is not None:
+            lease.send(response)
+
+    def _admit(self, lease: _Lease) -> None:
+        self._holders[lease.name] = lease
+        lease.send(
+            cluster_pb2.JoinResponse(
+                welcome=cluster_pb2.Welcome(
+                    coordinator_id=self.config.coordinator_id,
+                    software_version=software_version(),
+                    heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
+                    lease_timeout_ms=round(self.config.lease_timeout_s * 1000),
+                    observed_host=lease.place.observed_host,
+                )
+            )
+        )
+
+    def _end(self, lease_id: LeaseId, error: DairllmError) -> None:
+        lease = self._leases.get(lease_id)
+        if lease is not None:
+            lease.end(error)
+
+    def _place(self, name: str) -> Place:
+        lease = self._holders.get(name)
+        return lease.place if lease else Place((), "")
+
+    def _assign(self, action: do.AssignUnits) -> None:
+        manifest = self._model.manifest
+        source = self._place(action.name)
+        next_name = action.next.name if action.next else COORDINATOR_NAME
+        target = self._place(next_name) if action.next else self._own_place
+        assignment = cluster_pb2.Assignment(
+            epoch=action.epoch,
+            model_digest=bytes.fromhex(manifest.model_digest),
+            spec=spec_to_proto(manifest.spec),
+            units=[unit_to_proto(manifest.units[index]) for index in action.units],
+            model_path=str(self._model.path),
+            model_file_size_bytes=manifest.file_size_bytes,
+            next=cluster_pb2.Peer(name=next_name, addresses=addresses_from(source, target, self._own_hosts)),
+            num_kv_blocks=action.num_kv_blocks,
+            kv_block_tokens=action.kv_block_tokens,
+            context_length=action.context_length,
+            max_batch_rows=action.max_batch_rows,
+        )
+        self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
+
+    # The ring
+
+    def _start_opening(self, epoch: int, plan: Plan) -> None:
+        first = plan.stages[0].shard
+        addresses = addresses_from(self._own_place, self._place(first), self._own_hosts)
+        previous, self._opening = self._opening, None
+        self._opening = asyncio.create_task(self._open(previous, epoch, plan, first, addresses), name=f"open-ring-{epoch}")
+
+    async def _open(
+        self, previous: asyncio.Task[None] | None, epoch: int, plan: Plan, first: str, addresses: tuple[str, ...]
+    ) -> None:
+        if previous is not None:
+            previous.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await previous
+        try:
+            await self._ring.open(epoch, first, addresses)
+        except PeerUnreachable as error:
+            self.handle(on.RingBroken(Epoch(epoch), str(error)))
+            return
+        self._ring_plan = plan
+        self.handle(on.RingOpened(Epoch(epoch)))
+        if self._ring_plan is plan:
+            self._on_ring_opened(epoch, plan)
+
+    def _close_ring(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._ring_plan is not None:
+            self._ring_plan = None
+            self._closed_at_s = asyncio.get_running_loop().time()
+            self._on_ring_closed()
+        self._ring.shut()
+
+    async def _stop_opening(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._opening
+        await self._ring.close()
+
+    def closed_for_s(self) -> float | None:
+        """How long ago an open ring was closed: 0 while one is open, None if none ever was."""
+        if self._ring_plan is not None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._closed_at_s if self._closed_at_s else None
+
+    # Leases
+
+    async def join(
+        self, requests: AsyncIterator[cluster_pb2.JoinRequest], observed_host: str
+    ) -> AsyncIterator[cluster_pb2.JoinResponse]:
+        """Serve ClusterService.Join. Raises the DairllmError that ends the lease."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise InvalidRequest("the first message of a Join stream was not `hello`")
+        lease = self._new_lease(first.hello, observed_host)
+        reader = asyncio.create_task(self._read(lease, requests), name=f"lease-{lease.name}")
+        try:
+            while (response := await lease.responses.get()) is not None:
+                if isinstance(response, DairllmError):
+                    raise response
+                yield response
+        finally:
+            reader.cancel()
+            self._forget(lease)
+
+    def _new_lease(self, hello: cluster_pb2.Hello, observed_host: str) -> _Lease:
+        if hello.name == COORDINATOR_NAME:
+            raise NameTaken(f"{COORDINATOR_NAME!r} is the coordinator's name; start the shard with another --name")
+        facts = hello_from_proto(hello)
+        lease = _Lease(LeaseId(next(self._lease_ids)), facts.name, facts.boot_id, Place(facts.addresses, observed_host))
+        self._leases[lease.id] = lease
+        self.handle(on.JoinRequested(lease.id, facts))
+        return lease
+
+    def _forget(self, lease: _Lease) -> None:
+        self._break(lease)
+        del self._leases[lease.id]
+        if self._holders.get(lease.name) is lease:
+            del self._holders[lease.name]
+
+    def _break(self, lease: _Lease) -> None:
+        if not lease.is_over:
+            lease.end(None)
+            self.handle(on.LeaseBroken(lease.name, lease.boot_id, lease.id, "the connection ended"))
+
+    async def _read(self, lease: _Lease, requests: AsyncIterator[cluster_pb2.JoinRequest]) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for request in requests:
+                if not lease.is_over:
+                    self._hear(lease, request)
+        self._break(lease)
+
+    def _hear(self, lease: _Lease, request: cluster_pb2.JoinRequest) -> None:
+        name, boot_id = lease.name, lease.boot_id
+        match request.WhichOneof("message"):
+            case "heartbeat":
+                beat = request.heartbeat
+                lease.send(cluster_pb2.JoinResponse(heartbeat_ack=cluster_pb2.HeartbeatAck(number=beat.number)))
+                self.handle(on.HeartbeatReceived(name, boot_id, usage_from_proto(beat.usage), beat.round_trip_us))
+            case "load_progress":
+                progress = request.load_progress
+                self.handle(on.LoadProgressed(name, boot_id, Epoch(progress.epoch), progress_from_proto(progress)))
+            case "stage_ready":
+                ready = request.stage_ready
+                self.handle(
+                    on.StageLoaded(name, boot_id, Epoch(ready.epoch), ready.weights_bytes, ready.kv_cache_bytes, ready.load_s)
+                )
+            case "stage_failed":
+                failed = request.stage_failed
+                self.handle(on.StageLoadFailed(name, boot_id, Epoch(failed.epoch), failed.message, failed.retryable))
+            case "edge_lost":
+                lost = request.edge_lost
+                self.handle(on.EdgeBroken(Epoch(lost.epoch), name, lost.peer, lost.message))
+            case "leaving":
+                self.handle(on.ShardLeft(name, boot_id, lease.id, request.leaving.reason))
+                lease.end(None)
+            case other:
+                lease.end(InvalidRequest(f"shard {name!r} sent {other or 'an unknown message'} on its Join stream, which is not expected"))
+
+
+def hello_from_proto(hello: cluster_pb2.Hello) -> ShardHello:
+    return ShardHello(
+        name=hello.name,
+        boot_id=hello.boot_id,
+        addresses=tuple(hello.addresses),
+        capabilities=capabilities_from_proto(hello.capabilities),
+        cluster_hash=hello.cluster_hash,
+        protocol_major=hello.protocol_major,
+        protocol_minor=hello.protocol_minor,
+        software_version=hello.software_version,
+    )
+
+
+def capabilities_from_proto(message: cluster_pb2.ShardCapabilities) -> ShardCapabilities:
+    return ShardCapabilities(
+        memory_budget_bytes=message.memory_budget_bytes,
+        reserved_bytes=message.reserved_bytes,
+        num_threads=message.num_threads,
+        isa=message.isa,
+        cpu_model=message.cpu_model,
+        decode_s_per_byte=message.decode_s_per_byte,
+        prefill_s_per_byte_row=message.prefill_s_per_byte_row,
+        disk_bytes_per_s=message.disk_bytes_per_s,
+        architectures=frozenset(message.architectures),
+        block_formats=frozenset(message.block_formats),
+        features=frozenset(message.features),
+    )
+
+
+def usage_from_proto(message: cluster_pb2.ShardUsage) -> ShardUsage:
+    return ShardUsage(**{name: getattr(message, name) for name in ShardUsage.__slots__})
+
+
+def progress_from_proto(message: cluster_pb2.LoadProgress) -> LoadProgress:
+    return LoadProgress(**{name: getattr(message, name) for name in LoadProgress.__slots__})

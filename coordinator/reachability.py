@@ -1,0 +1,71 @@
+"""Which address of a member another member should dial. Pure.
+
+A loopback address means something else on every host, so it is only given to members of the coordinator's own host. For the others the
+host that the coordinator sees a shard at comes first: it is known to work from at least one other machine.
+"""
+
+import ipaddress
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from dairllm.mesh.addresses import Address, parse_address
+from dairllm.mesh.errors import InvalidSetting
+
+MAX_ADDRESSES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member is: what it says of itself, "host:port", and the host that its connection comes from."""
+
+    addresses: tuple[str, ...]
+    observed_host: str
+
+    def is_on(self, own_hosts: Collection[str]) -> bool:
+        """Whether it is on the coordinator's host, whose addresses are `own_hosts`."""
+        return is_loopback(self.observed_host) or self.observed_host in own_hosts
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def host_of_peer(peer: str) -> str:
+    """The host in what gRPC calls a peer: "ipv4:10.0.0.5:41234" or "ipv6:%5Bfe80::1%5D:41234". An IPv4 address that came in over IPv6 is
+    given as IPv4; '' for anything else."""
+    scheme, _, rest = peer.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return ""
+    host = rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
+def addresses_from(source: Place, target: Place, own_hosts: Collection[str]) -> tuple[str, ...]:
+    """Addresses of `target` that `source` should dial, best first, without repetition."""
+    parsed = _parse(target.addresses)
+    ports = list(dict.fromkeys(address.port for address in parsed))
+    outside = [address for address in parsed if not is_loopback(address.host)]
+    if not is_loopback(target.observed_host) and target.observed_host:
+        outside = [Address(target.observed_host, port) for port in ports] + outside
+    if source.is_on(own_hosts) and target.is_on(own_hosts):
+        outside = [Address("127.0.0.1", port) for port in ports] + outside
+    return tuple(dict.fromkeys(str(address) for address in outside))[:MAX_ADDRESSES]
+
+
+def _parse(addresses: Sequence[str]) -> list[Address]:
+    """What cannot be an address is passed over: it comes from another machine."""
+    return [address for address in map(_parse_or_none, addresses[:MAX_ADDRESSES]) if address is not None]
+
+
+def _parse_or_none(text: str) -> Address | None:
+    try:
+        return parse_address(text)
+    except InvalidSetting:
+        return None
+
+
+def advertised(hosts: Iterable[str], port: int) -> tuple[str, ...]:
+    return tuple(str(Address(host, port)) for host in hosts)

@@ -1,0 +1,51 @@
+"""The coordinator's gRPC services that shards and observers call."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from dairllm.coordinator.membership import Membership
+from dairllm.coordinator.reachability import host_of_peer
+from dairllm.coordinator.ring import Ring
+from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
+
+WATCH_INTERVAL_S = 0.5
+
+Context = "grpc.aio.ServicerContext[object, object]"
+
+
+class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
+    def __init__(self, membership: Membership, state: Callable[[], cluster_pb2.ClusterState]) -> None:
+        self._membership = membership
+        self._state = state
+
+    async def Join(  # noqa: N802 - the name is the protocol's
+        self, request_iterator: AsyncIterator[cluster_pb2.JoinRequest], context: Context
+    ) -> AsyncIterator[cluster_pb2.JoinResponse]:
+        async for response in self._membership.join(request_iterator, host_of_peer(context.peer())):
+            yield response
+
+    async def WatchCluster(  # noqa: N802 - the name is the protocol's
+        self, request: cluster_pb2.WatchClusterRequest, context: Context
+    ) -> AsyncIterator[cluster_pb2.WatchClusterResponse]:
+        last: cluster_pb2.ClusterState | None = None
+        while True:
+            state = self._state()
+            if state != last:
+                yield cluster_pb2.WatchClusterResponse(state=state)
+                last = state
+            if request.once:
+                return
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+class RingServicer(ring_pb2_grpc.RingServiceServicer):
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+
+    async def Forward(  # noqa: N802 - the name is the protocol's
+        self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: Context
+    ) -> AsyncIterator[ring_pb2.ForwardResponse]:
+        async for response in self._ring.receive(request_iterator):
+            yield response
