@@ -48,7 +48,7 @@ types: build ## mypy --strict over every package
 	@for name in kernels_pyx model_files mesh shard_service coordinator client; do ln -s ../../$$name .typing/dairllm/$$name; done
 	@ln -s ../../protos/dairllm/v1 .typing/dairllm/v1
 	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases -p dairllm
-	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases deploy/demo.py setup.py protos/generate.py
+	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases deploy/demo.py setup.py protos/generate.py .ci/requirements.py
 
 protos: .venv-protos/installed ## Generate the Python code of the .proto files
 	.venv-protos/bin/python protos/generate.py

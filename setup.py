@@ -28,7 +28,7 @@ def find_package_dirs() -> dict[str, str]:
 # One file per instruction set, each with its own flags: the CPU is asked at run time, so that a wheel runs anywhere.
 # No -ffast-math, no contraction: all instruction sets give the same bits.
 C_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-ISA_FLAGS = {"isa_scalar.c": []}
+ISA_FLAGS: dict[str, list[str]] = {"isa_scalar.c": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["isa_avx2.c"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["isa_avx512vnni.c"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
@@ -64,7 +64,7 @@ PACKAGE_DIRS = find_package_dirs()
 setup(
     packages=list(PACKAGE_DIRS),
     package_dir=PACKAGE_DIRS,
-    package_data={"dairllm.kernels_pyx": ["*.pyi"]},
+    package_data={"": ["*.pyi", "*.proto", "py.typed", "*.html", "*.css", "*.js", "*.svg"]},
     include_package_data=False,
     ext_modules=cythonize([kernels_extension()]),
     cmdclass={"build_ext": BuildKernels},

@@ -1,0 +1,5 @@
+"""The `dairllm` command, and a small client for Python programs."""
+
+from dairllm.client.client import Answer, Client, Finish, Message, Model, TokenChoice
+
+__all__ = ["Answer", "Client", "Finish", "Message", "Model", "TokenChoice"]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from dairllm.mesh.errors import InvalidSetting
 
+DEFAULT_GRPC_PORT = 7117
+"""Where a coordinator listens for shards and clients unless told otherwise."""
+
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _SCOPE = re.compile(r"[A-Za-z0-9_.-]+")
 _EXPECTED = "expected HOST:PORT, [IPV6]:PORT"

@@ -77,6 +77,12 @@ def open_channel(address: str | Address) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(str(target), options=_CHANNEL_OPTIONS, compression=grpc.Compression.NoCompression)
 
 
+def open_blocking_channel(address: str | Address) -> grpc.Channel:
+    """As `open_channel`, for programs without an event loop. Raises InvalidSetting."""
+    target = parse_address(address) if isinstance(address, str) else address
+    return grpc.insecure_channel(str(target), options=_CHANNEL_OPTIONS, compression=grpc.Compression.NoCompression)
+
+
 async def dial(addresses: Sequence[str], timeout_s: float, what: str) -> grpc.aio.Channel:
     """A connected channel to whichever address answers first; earlier ones get a small head start.
 
@@ -125,9 +131,10 @@ async def bind(server: grpc.aio.Server, host: str, port: int, what: str) -> int:
     where = str(Address(host, port))
     await _check_can_listen(host, port, f"{what} can't listen on {where}")
     try:
-        return server.add_insecure_port(where)
+        bound_port: int = server.add_insecure_port(where)
     except RuntimeError as error:
         raise InvalidSetting(f"{what} can't listen on {where}: {error}") from error
+    return bound_port
 
 
 async def _check_can_listen(host: str, port: int, message: str) -> None:
@@ -191,9 +198,10 @@ async def abort_with(context: grpc.aio.ServicerContext, error: DairllmError) -> 
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     await context.abort(meaning.grpc_status, message, ((_DETAILS_KEY, status.SerializeToString()),))
+    raise AssertionError("ServicerContext.abort always raises")
 
 
-def error_from_rpc(rpc_error: grpc.aio.AioRpcError, peer: str = "the other process") -> DairllmError:
+def error_from_rpc(rpc_error: grpc.RpcError, peer: str = "the other process") -> DairllmError:
     """The error that `abort_with` was called with; for a call that failed otherwise the nearest one, with `peer` in its message."""
     for status in _statuses(rpc_error):
         error = _error_from_details(status)
@@ -204,7 +212,7 @@ def error_from_rpc(rpc_error: grpc.aio.AioRpcError, peer: str = "the other proce
     return _CLASS_OF_STATUS.get(code, DairllmError)(f"{peer}: {_TEXT_OF_STATUS.get(code, code.name)} ({details})")
 
 
-def _statuses(rpc_error: grpc.aio.AioRpcError) -> Iterator[Status]:
+def _statuses(rpc_error: grpc.RpcError) -> Iterator[Status]:
     for key, value in rpc_error.trailing_metadata() or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):
             with contextlib.suppress(ValueError):  # DecodeError: another program's idea of details

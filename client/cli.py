@@ -1,0 +1,101 @@
+"""The `dairllm` command. Packages add commands to it by entry points of the group `dairllm.commands`, as `bench` does."""
+
+import json
+import os
+import sys
+from importlib.metadata import entry_points
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dairllm.client.chat import chat
+from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
+from dairllm.client.status import status
+from dairllm.mesh.protocol import software_version
+from dairllm.mesh.settings import ConfigFile, settings_command
+
+EXIT_BROKEN_PIPE = 141
+EXIT_DEFECT = 70
+
+app = typer.Typer(
+    help="Ask a dairllm cluster, look at it, and measure machines. Start one with dairllm-coordinator and dairllm-shard.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def models(
+    as_json: JsonOption = False,
+    coordinator: CoordinatorOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    config: ConfigFile = None,
+) -> None:
+    """List the models that the cluster serves."""
+    with connect(coordinator, cluster) as client:
+        served = client.models()
+    if as_json:
+        names = ("name", "architecture", "context_length", "vocab_size", "has_tokenizer", "has_chat_template", "ready")
+        print(json.dumps({"models": [{name: getattr(model, name) for name in names} for model in served]}))
+        return
+    table = Table("model", "architecture", "context", "vocabulary", "chat", "state", box=None, header_style="bold", pad_edge=False)
+    for model in served:
+        abilities = "yes" if model.has_chat_template else "no"
+        state = "ready" if model.ready else "not ready"
+        table.add_row(model.name, model.architecture, str(model.context_length), str(model.vocab_size), abilities, state)
+    Console().print(table if served else "no model is served")
+
+
+def tokenize(
+    text: Annotated[str, typer.Argument(help="Text to be cut into tokens.")],
+    special: Annotated[bool, typer.Option("--special", help="Take special tokens that are written out in the text as such.")] = False,
+    as_json: JsonOption = False,
+    coordinator: CoordinatorOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    config: ConfigFile = None,
+) -> None:
+    """Print the token ids of a text."""
+    with connect(coordinator, cluster) as client:
+        token_ids = client.tokenize(text, parse_special=special)
+    print(json.dumps({"token_ids": token_ids}) if as_json else " ".join(map(str, token_ids)))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dairllm {software_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def dairllm(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")] = False,
+) -> None:
+    pass
+
+
+def add_commands() -> None:
+    for command in (chat, status, models, tokenize):
+        app.command(cls=settings_command("client"))(command)
+    for entry in sorted(entry_points(group="dairllm.commands"), key=lambda entry: entry.name):
+        app.command(entry.name, cls=settings_command("client"))(entry.load())
+
+
+def main() -> None:
+    """Run the command line. Nobody sees a traceback unless DAIRLLM_DEBUG is set: a defect is one line, too."""
+    try:
+        add_commands()
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
+    except Exception as error:
+        if os.environ.get("DAIRLLM_DEBUG"):
+            raise
+        print(f"dairllm: defect: {type(error).__name__}: {error} (DAIRLLM_DEBUG=1 shows where)", file=sys.stderr)
+        raise SystemExit(EXIT_DEFECT) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`dairllm status`: the cluster as a table, or as JSON for programs."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.message import Message
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
+from dairllm.mesh.settings import ConfigFile, format_size
+from dairllm.v1 import cluster_pb2, model_pb2
+
+_COLUMNS = ("stage", "shard", "state", "computes", "memory", "threads", "step (planned)", "round trip", "note")
+
+
+def status(
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show every change until Ctrl-C.")] = False,
+    coordinator: CoordinatorOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    config: ConfigFile = None,
+) -> None:
+    """Show the machines of the cluster, what each computes, and how fast."""
+    with connect(coordinator, cluster) as client:
+        states = client.watch_cluster() if watch else iter([client.cluster()])
+        show = show_json if as_json else show_tables
+        try:
+            show(states)
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def show_json(states: Iterable[cluster_pb2.ClusterState]) -> None:
+    for state in states:
+        print(json.dumps(to_json(state)), flush=True)
+
+
+def show_tables(states: Iterable[cluster_pb2.ClusterState]) -> None:
+    console = Console()
+    if not sys.stdout.isatty():
+        for state in states:
+            console.print(render(state))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for state in states:
+            live.update(render(state), refresh=True)
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """All fields under their names: numbers as numbers, enums in lower case without their prefix, bytes in hex, absent ones as null.
+
+    The JSON mapping of protobuf writes 64-bit numbers as strings, which nobody expects of a size in bytes.
+    """
+    fields = message.DESCRIPTOR.fields
+    return {field.name: _field_to_json(message, field) for field in fields}
+
+
+def _field_to_json(message: Message, field: Any) -> Any:
+    value = getattr(message, field.name)
+    if field.is_repeated:
+        return [_value_to_json(item, field) for item in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _value_to_json(value, field)
+
+
+def _value_to_json(value: Any, field: Any) -> Any:
+    if field.message_type is not None:
+        return to_json(value)
+    if field.enum_type is not None:
+        return _enum_name(field.enum_type.name, field.enum_type.values_by_number[value].name)
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _enum_name(enum: str, value: str) -> str:
+    prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in enum).lstrip("_") + "_"
+    name = value.removeprefix(prefix)
+    return name if enum == "Encoding" else name.lower()
+
+
+def render(state: cluster_pb2.ClusterState) -> RenderableType:
+    table = Table(*_COLUMNS, box=None, header_style="bold", pad_edge=False)
+    in_ring_order = sorted(state.shards, key=lambda shard: (not shard.HasField("stage"), shard.stage, shard.name))
+    for shard in in_ring_order:
+        table.add_row(*_shard_row(shard, state.num_layers))
+    shards = table if state.shards else Text("no shards yet", style="dim")
+    return Group(_headline(state), _speed_line(state), Text(""), shards)
+
+
+def _headline(state: cluster_pb2.ClusterState) -> Text:
+    phase = _enum_name("ClusterPhase", cluster_pb2.ClusterPhase.Name(state.phase))
+    style = {"serving": "bold green", "loading": "bold yellow"}.get(phase, "bold red")
+    text = Text.assemble((state.model or "no model", "bold"), " is ", (phase, style))
+    if state.reason:
+        text.append(f": {state.reason}")
+    return text
+
+
+def _speed_line(state: cluster_pb2.ClusterState) -> Text:
+    wire = model_pb2.Encoding.Name(state.wire).removeprefix("ENCODING_")
+    parts = [f"{state.num_layers} layers", format_size(state.model_size_bytes), f"epoch {state.epoch}", f"wire {wire}"]
+    if state.predicted_decode_tok_s:
+        parts.append(f"{state.predicted_decode_tok_s:.1f} tok/s planned")
+    if state.measured_decode_tok_s:
+        parts.append(f"{state.measured_decode_tok_s:.1f} tok/s measured")
+    parts.append(f"{state.running_sequences} running, {state.waiting_sequences} waiting")
+    if state.kv_blocks_total:
+        parts.append(f"KV cache {state.kv_blocks_total - state.kv_blocks_free}/{state.kv_blocks_total} blocks")
+    return Text(" · ".join(parts), style="dim")
+
+
+def _shard_row(shard: cluster_pb2.ShardState, num_layers: int) -> tuple[str, ...]:
+    used_bytes = shard.usage.weights_bytes + shard.usage.kv_cache_bytes + shard.usage.scratch_bytes
+    return (
+        str(shard.stage) if shard.HasField("stage") else "-",
+        shard.name,
+        _describe_phase(shard),
+        describe_units(range(shard.first_unit, shard.end_unit), num_layers),
+        f"{format_size(used_bytes)} of {format_size(shard.capabilities.memory_budget_bytes)}",
+        f"{shard.capabilities.num_threads} {shard.capabilities.isa}",
+        f"{_milliseconds(shard.measured_step_s)} ({_milliseconds(shard.predicted_step_s)})",
+        f"{shard.round_trip_us / 1000:.1f} ms" if shard.round_trip_us else "-",
+        shard.note,
+    )
+
+
+def _describe_phase(shard: cluster_pb2.ShardState) -> str:
+    phase = _enum_name("ShardPhase", cluster_pb2.ShardPhase.Name(shard.phase))
+    if phase == "loading" and shard.load.total_bytes:
+        return f"loading {shard.load.loaded_bytes / shard.load.total_bytes:.0%}"
+    return phase
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms" if seconds else "-"
+
+
+def describe_units(units: range, num_layers: int) -> str:
+    """Units in words: unit 0 is the embedding, num_layers + 1 the head, e.g. 'embedding, layers 0-14'."""
+    parts = ["embedding"] if 0 in units else []
+    first, last = max(units.start, 1) - 1, min(units.stop - 1, num_layers) - 1
+    if first <= last:
+        parts.append(f"layer {first}" if first == last else f"layers {first}-{last}")
+    if num_layers + 1 in units:
+        parts.append("head")
+    return ", ".join(parts) or "nothing"
