@@ -9,13 +9,18 @@ import contextlib
 import errno
 import functools
 import inspect
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
 from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.errors import (
     Busy,
@@ -26,11 +31,7 @@ from dairllm.mesh.errors import (
     PeerUnreachable,
     Unsupported,
 )
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from dairllm.mesh.telemetry import fields, get_logger
 
 MAX_MESSAGE_BYTES = 64 * 1024**2
 KEEPALIVE_INTERVAL_S = 10
@@ -68,7 +69,7 @@ _SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def open_channel(address: str | Address) -> grpc.aio.Channel:
@@ -306,7 +307,7 @@ def _reporting_errors(behaviour: Callable[[Any, grpc.aio.ServicerContext], Await
         except grpc.aio.AbortError:
             raise
         except Exception:
-            logger.exception("a call failed", extra={"fields": {"method": method}})
+            logger.exception("a call failed", extra=fields(method=method))
             await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; the cause is in the log of this process")
 
     return guarded

@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+
 from dairllm import kernels_pyx
 from dairllm.mesh.errors import InvalidSetting, MalformedFrame
 from dairllm.v1 import model_pb2
@@ -26,7 +27,8 @@ def parse_encoding(text: str) -> model_pb2.Encoding:
     name = text.upper()
     if name not in kernels_pyx.WIRE_ENCODINGS:
         raise InvalidSetting(f"encoding {text!r} is unknown; expected one of {', '.join(kernels_pyx.WIRE_ENCODINGS)}")
-    return model_pb2.Encoding.Value(_PREFIX + name)
+    encoding: model_pb2.Encoding = getattr(model_pb2, _PREFIX + name)
+    return encoding
 
 
 def encode(rows: Rows, encoding: int) -> bytes:

@@ -39,7 +39,7 @@ class Meaning(NamedTuple):
     retryable: bool
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class DairllmError(Exception):
     """Base of all errors.
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import logging
 import os
 import signal
 import sys
@@ -10,12 +9,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.telemetry import fields, get_logger
 
 EXIT_ERROR = 2
 _PARENT_POLL_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 """The process's work. It ends soon after the event is set."""
@@ -64,7 +64,7 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
             os._exit(128 + number)
-        logger.info("stopping", extra={"fields": {"signal": number.name}})
+        logger.info("stopping", extra=fields(signal=number.name))
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 async def _cancel_when_late(work: asyncio.Future[None], stop: asyncio.Event, stop_timeout_s: float) -> None:
     await stop.wait()
     await asyncio.sleep(stop_timeout_s)
-    logger.warning("not stopped in time, ending now", extra={"fields": {"stop_timeout_s": stop_timeout_s}})
+    logger.warning("not stopped in time, ending now", extra=fields(stop_timeout_s=stop_timeout_s))
     work.cancel()
 
 

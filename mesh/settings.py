@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
 from dairllm.mesh.errors import DairllmError, InvalidSetting
 from dairllm.mesh.process import EXIT_ERROR, report_error
-from typer.core import TyperCommand
 
 SECTIONS = ("coordinator", "shard", "client")
 
