@@ -57,7 +57,8 @@ def report(block_format: str, rows: int, repeats: int) -> str:
     matrix = fill_matrix(block_format, outputs)
     seconds = median_seconds(matrix, rows, repeats)
     gop = 2 * rows * outputs * INPUTS / seconds / 1e9
-    return f"{block_format:5} {rows:4} rows, {matrix.size_bytes >> 20:4} MiB: {matrix.size_bytes / seconds / 1e9:6.1f} GB/s {gop:7.0f} GOP/s"
+    weights = f"{matrix.size_bytes >> 20:4} MiB: {matrix.size_bytes / seconds / 1e9:6.1f} GB/s"
+    return f"{block_format:5} {rows:4} rows, {weights} {gop:7.0f} GOP/s"
 
 
 def main() -> None:

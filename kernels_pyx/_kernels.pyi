@@ -1,4 +1,4 @@
-"""The interface of the extension. Every mistake in an argument is a ValueError with one sentence; no call keeps the GIL while it computes."""
+"""The interface of the extension. Mistakes in arguments raise ValueError with one sentence; no call keeps the GIL while it computes."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -38,8 +38,8 @@ def dequantize(block_format: str, data: Buffer, count: int) -> NDArray[np.float3
     """`count` numbers in their GGUF layout as float32 [count], exactly the values that the blocks stand for."""
 
 class PackedMatrix:
-    """A weight matrix [outputs, inputs] in tiles of 16 outputs, in exactly the bytes of its block format (outputs rounded up to 16); all zero
-    at first. The memory is its own, 64-byte aligned, and freed with it. MemoryError if there is none."""
+    """A weight matrix [outputs, inputs] in tiles of 16 outputs, in exactly the bytes of its block format (outputs rounded up to 16); all
+    zero at first. The memory is its own, 64-byte aligned, and freed with it. MemoryError if there is none."""
 
     def __init__(self, block_format: str, outputs: int, inputs: int) -> None: ...
     @property
@@ -51,14 +51,14 @@ class PackedMatrix:
     @property
     def size_bytes(self) -> int: ...
     def pack_rows(self, first_row: int, data: Buffer) -> None:
-        """Fill rows first_row and on from their GGUF bytes, row-major. first_row is a multiple of 16, and so is the number of rows unless they
-        end the matrix. Threads may fill different rows at once."""
+        """Fill rows first_row and on from their GGUF bytes, row-major. first_row is a multiple of 16, and so is the number of rows unless
+        they end the matrix. Threads may fill different rows at once."""
 
     def matmul(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """x [rows, inputs] times the matrix: [rows, outputs]. A row's bits depend on that row and the matrix only.
 
-        With quantised weights, x is quantised per block of 32 to int8 with scale = largest magnitude / 127 (a block with an infinity or a NaN
-        gives NaN), and per block, in order: sum = fma(scale_w * scale_x, exact integer dot product, sum); Q4_1 then adds
+        With quantised weights, x is quantised per block of 32 to int8 with scale = largest magnitude / 127 (a block with an infinity or a
+        NaN gives NaN), and per block, in order: sum = fma(scale_w * scale_x, exact integer dot product, sum); Q4_1 then adds
         fma(minimum_w, scale_x * sum of int8, sum). Other formats: sum = fma(w, x, sum), input after input."""
 
     def dequantize_rows(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -70,9 +70,9 @@ def encoded_row_bytes(encoding: str, width: int) -> int:
 def encode_rows(x: NDArray[np.float32], encoding: str) -> bytes:
     """Activations [rows, width] for the wire, row after row.
 
-    F32: as they are. F16: magnitudes over 65504 saturate, NaN becomes 0. Q8_0: ceil(width / 32) GGUF blocks as quantize_q8_0 makes them, the
-    last one filled up with zeros. Q8_0_OUTLIERS: 8 pairs (u16 index, f16 value) of the numbers of largest magnitude (of equals the lower
-    index; index ascending; 0xFFFF where the row has fewer), then the blocks of Q8_0, in which those count as zero; width up to 65535."""
+    F32: as they are. F16: magnitudes over 65504 saturate, NaN becomes 0. Q8_0: ceil(width / 32) GGUF blocks as quantize_q8_0 makes them,
+    the last one filled up with zeros. Q8_0_OUTLIERS: 8 pairs (u16 index, f16 value) of the numbers of largest magnitude (of equals the
+    lower index; index ascending; 0xFFFF where the row has fewer), then the blocks of Q8_0, in which those count as zero; width up to 65535."""
 
 def decode_rows(data: Buffer, rows: int, width: int, encoding: str) -> NDArray[np.float32]:
     """The activations [rows, width] that `data` encodes; its size and its outlier indices are checked."""

@@ -27,8 +27,6 @@ cdef extern from "c/kernel_table.h" nogil:
 
     ctypedef struct kernel_table:
         const char* name
-        void (*prepare_activations)(int format, const float* x, size_t ldx, int rows_begin, int rows_end, int rows, int inputs, void* act) noexcept nogil
-        void (*matmul_tiles)(const packed_matrix* w, const void* act, int rows, float* y, size_t ldy, int tile_begin, int tile_end) noexcept nogil
         void (*quantize_q8_0)(const float* x, size_t num_blocks, uint8_t* out) noexcept nogil
         void (*encode_row)(int encoding, const float* x, int width, uint8_t* out) noexcept nogil
         void (*decode_row)(int encoding, const uint8_t* data, int width, float* out) noexcept nogil
@@ -48,6 +46,15 @@ cdef extern from "c/packing.h" nogil:
     void c_dequantize_row "dequantize_row"(const packed_matrix* w, int row, float* out)
     void c_dequantize_blocks "dequantize_blocks"(int format, const uint8_t* blocks, size_t num_blocks, float* out)
     void c_quantize_q4_0 "quantize_q4_0"(const float* x, size_t num_blocks, uint8_t* out)
+
+cdef extern from "c/matmul.h" nogil:
+    ctypedef struct pool_t:
+        pass
+
+    pool_t* pool_shared()
+    void matmul(
+        pool_t* pool, const kernel_table* kernels, const packed_matrix* w, const float* x, size_t ldx, int rows, void* act, float* y, size_t ldy
+    )
 
 cdef extern from *:
     """
@@ -190,15 +197,13 @@ cdef class PackedMatrix:
 
     cdef int multiply(self, const float[:, ::1] x, float[:, ::1] y) except -1:
         cdef int rows = <int>x.shape[0]
-        cdef int num_tiles = (self.matrix.outputs + 15) // 16
         cdef void* activations = malloc(activation_bytes(self.matrix.format, rows, self.matrix.inputs))
         if activations == NULL:
             raise MemoryError(f"no memory for the activations of {rows} x {self.matrix.inputs}")
         with nogil:
-            active_kernels().prepare_activations(
-                self.matrix.format, &x[0, 0], self.matrix.inputs, 0, rows, rows, self.matrix.inputs, activations
+            matmul(
+                pool_shared(), active_kernels(), &self.matrix, &x[0, 0], self.matrix.inputs, rows, activations, &y[0, 0], self.matrix.outputs
             )
-            active_kernels().matmul_tiles(&self.matrix, activations, rows, &y[0, 0], self.matrix.outputs, 0, num_tiles)
         free(activations)
         return 0
 
