@@ -1,0 +1,75 @@
+"""What shards tell about themselves, and names of things in the cluster. Plain values: protobuf stops at the servicer."""
+
+from dataclasses import dataclass
+from typing import NewType
+
+LeaseId = NewType("LeaseId", int)
+"""One Join stream. The shell numbers the streams, so that the end of a replaced stream is not taken for the end of its successor."""
+
+Epoch = NewType("Epoch", int)
+"""Number of a plan; 0 is before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCapabilities:
+    """See ShardCapabilities in cluster.proto."""
+
+    memory_budget_bytes: int
+    reserved_bytes: int
+    num_threads: int
+    isa: str
+    cpu_model: str
+    decode_s_per_byte: float
+    prefill_s_per_byte_row: float
+    disk_bytes_per_s: float
+    architectures: frozenset[str]
+    block_formats: frozenset[str]
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHello:
+    """The first message of a shard. addresses: "host:port", best first, the observed one included."""
+
+    name: str
+    boot_id: str
+    addresses: tuple[str, ...]
+    capabilities: ShardCapabilities
+    cluster_hash: str
+    protocol_major: int
+    protocol_minor: int
+    software_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardUsage:
+    """See ShardUsage in cluster.proto."""
+
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
+    scratch_bytes: int = 0
+    resident_bytes: int = 0
+    frames: int = 0
+    rows: int = 0
+    compute_us: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a shard is with loading its units, and where the bytes came from."""
+
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    from_memory_bytes: int = 0
+    from_disk_bytes: int = 0
+    from_network_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The member that follows in the ring. addresses: "host:port", to be tried in order."""
+
+    name: str
+    addresses: tuple[str, ...]

@@ -1,0 +1,25 @@
+"""What the cluster says about itself, in plain words."""
+
+from dairllm.coordinator.cluster.facts import Epoch, ShardHello
+from dairllm.coordinator.planner import Plan, format_bytes, format_speed
+
+
+def describe_join(hello: ShardHello) -> str:
+    capabilities = hello.capabilities
+    room = format_bytes(capabilities.memory_budget_bytes - capabilities.reserved_bytes)
+    threads = f"{capabilities.num_threads} thread{'s' if capabilities.num_threads != 1 else ''}"
+    return f"shard {hello.name} joined: {room} for the model, {threads}, {capabilities.isa}"
+
+
+def describe_units(units: range, num_layers: int) -> str:
+    """'layers 0-11', 'layer 3 + head', 'embedding': the embedding is named only where it stands alone or with the head."""
+    first, last = max(units.start, 1) - 1, min(units.stop, num_layers + 1) - 2
+    layers = [f"layers {first}-{last}" if last > first else f"layer {first}"] if last >= first else []
+    embedding = ["embedding"] if units.start == 0 and not layers else []
+    head = ["head"] if units.stop == num_layers + 2 else []
+    return " + ".join([*embedding, *layers, *head])
+
+
+def describe_plan(epoch: Epoch, plan: Plan, num_layers: int) -> str:
+    stages = ", ".join(f"{stage.shard} {describe_units(stage.units, num_layers)}" for stage in plan.stages)
+    return f"plan {epoch}: {stages}; expected {format_speed(plan.predicted_decode_tok_s)} tok/s"

@@ -1,0 +1,299 @@
+"""Properties of the planner: what every plan has, and that the fastest is the fastest."""
+
+import time
+from itertools import combinations, pairwise, permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dairllm.coordinator.planner import (
+    BALANCE_SLACK,
+    EXACT_SHARDS,
+    HYSTERESIS,
+    Infeasible,
+    KvDemand,
+    LeftOut,
+    ModelDemand,
+    Plan,
+    ShardOffer,
+    make_plan,
+)
+
+MIB = 1 << 20
+GIB = 1 << 30
+ROUNDING = 1 + 1e-9
+
+
+def demand(
+    layer_sizes: tuple[int, ...], embedding: int = 100, head: int = 100, tied: int = 0, kv_per_token: int = 1, context: int = 32
+) -> ModelDemand:
+    sizes = (embedding, *layer_sizes, head)
+    return ModelDemand("m", b"d", sizes, tied, kv_per_token, len(layer_sizes), "llama", frozenset({"Q4_0"}), context)
+
+
+def offer(name: str, memory: int, s_per_byte: float = 1e-9, hop_s: float = 0.0, reserved: int = 0) -> ShardOffer:
+    return ShardOffer(name, memory, reserved, s_per_byte, hop_s, frozenset({"llama"}), frozenset({"Q4_0", "F32"}))
+
+
+@st.composite
+def demands(draw: st.DrawFn, max_layers: int = 6) -> ModelDemand:
+    layers = draw(st.lists(st.integers(1, 1000), min_size=1, max_size=max_layers))
+    embedding, head = draw(st.integers(0, 1000)), draw(st.integers(1, 1000))
+    tied = draw(st.sampled_from([0, min(embedding, head)]))
+    return demand(tuple(layers), embedding, head, tied, draw(st.integers(0, 20)), draw(st.integers(1, 100)))
+
+
+@st.composite
+def offer_lists(draw: st.DrawFn, max_shards: int = 5) -> list[ShardOffer]:
+    count = draw(st.integers(1, max_shards))
+    return [
+        offer(
+            name,
+            draw(st.integers(1, 8000)),
+            draw(st.sampled_from([1e-10, 1e-9, 1.05e-9, 4e-9])),
+            draw(st.sampled_from([0.0, 1e-8, 1e-7, 1e-6])),
+            draw(st.sampled_from([0, 50])),
+        )
+        for name in "ABCDEFGHIJKL"[:count]
+    ]
+
+
+def fits(model: ModelDemand, shard: ShardOffer, units: range, kv_blocks: int, block_tokens: int = 32) -> bool:
+    """The memory rule, written independently of the planner."""
+    weights = sum(model.unit_sizes_bytes[u] for u in units) - (model.tied_bytes if len(units) == len(model.unit_sizes_bytes) else 0)
+    num_layers = sum(1 for u in units if 1 <= u <= model.num_layers)
+    cache = num_layers * kv_blocks * block_tokens * model.kv_bytes_per_token_per_layer
+    return weights + cache + shard.reserved_bytes <= shard.memory_budget_bytes
+
+
+def step_s(model: ModelDemand, shard: ShardOffer, units: range) -> float:
+    return shard.hop_s + shard.decode_s_per_byte * sum(model.unit_sizes_bytes[u] for u in units if u > 0)
+
+
+def brute_force(model: ModelDemand, offers: list[ShardOffer], min_shards: int) -> float | None:
+    """The least step of all subsets, orders and cuts."""
+    num_units = model.num_layers + 2
+    blocks = -(-model.context_length // 32)
+    best: float | None = None
+    for count in range(min_shards, min(len(offers), num_units) + 1):
+        for cuts in combinations(range(1, num_units), count - 1):
+            runs = [range(a, b) for a, b in pairwise((0, *cuts, num_units))]
+            for order in permutations(offers, count):
+                if all(fits(model, shard, units, blocks) for shard, units in zip(order, runs, strict=True)):
+                    total = sum(step_s(model, shard, units) for shard, units in zip(order, runs, strict=True))
+                    best = total if best is None else min(best, total)
+    return best
+
+
+def check_plan(model: ModelDemand, offers: list[ShardOffer], plan: Plan, min_shards: int = 1) -> None:
+    by_name = {shard.name: shard for shard in offers}
+    assert plan.stages[0].units.start == 0
+    assert plan.stages[-1].units.stop == len(model.unit_sizes_bytes)
+    assert all(a.units.stop == b.units.start for a, b in pairwise(plan.stages))
+    assert all(stage.units for stage in plan.stages)
+    assert len({stage.shard for stage in plan.stages}) == len(plan.stages) >= min_shards
+    assert plan.num_kv_blocks * 32 >= model.context_length
+    for stage in plan.stages:
+        assert fits(model, by_name[stage.shard], stage.units, plan.num_kv_blocks)
+    total = sum(step_s(model, by_name[stage.shard], stage.units) for stage in plan.stages)
+    assert plan.predicted_step_s == pytest.approx(total, abs=1e-10)
+    assert set(by_name) == {stage.shard for stage in plan.stages} | {left.shard for left in plan.left_out}
+
+
+@settings(deadline=None, max_examples=150)
+@given(demands(), offer_lists(), st.integers(1, 3))
+def test_the_plan_is_valid_and_its_fastest_step_is_that_of_brute_force(
+    model: ModelDemand, offers: list[ShardOffer], min_shards: int
+) -> None:
+    plan = make_plan(model, offers, min_shards=min_shards)
+    best = brute_force(model, offers, min_shards)
+    if isinstance(plan, Infeasible):
+        assert best is None
+        return
+    check_plan(model, offers, plan, min_shards)
+    assert best is not None
+    rounding_s = 1e-12 * (len(model.unit_sizes_bytes) + len(offers) + 2)
+    assert plan.fastest_step_s == pytest.approx(best, abs=rounding_s)
+    assert plan.predicted_step_s <= plan.fastest_step_s * (1 + BALANCE_SLACK) + rounding_s
+
+
+@settings(deadline=None, max_examples=100)
+@given(demands(20), offer_lists(EXACT_SHARDS))
+def test_no_plan_is_slower_than_the_best_single_machine(model: ModelDemand, offers: list[ShardOffer]) -> None:
+    alone = [plan.predicted_step_s for one in offers if isinstance(plan := make_plan(model, [one]), Plan)]
+    plan = make_plan(model, offers)
+    if alone:
+        assert isinstance(plan, Plan)
+        assert plan.predicted_step_s <= min(alone) * ROUNDING
+
+
+@settings(deadline=None, max_examples=100)
+@given(demands(20), offer_lists(EXACT_SHARDS))
+def test_more_shards_never_make_the_fastest_step_slower(model: ModelDemand, offers: list[ShardOffer]) -> None:
+    fewer, more = make_plan(model, offers[:-1]), make_plan(model, offers)
+    if isinstance(fewer, Plan):
+        assert isinstance(more, Plan)
+        assert more.fastest_step_s <= fewer.fastest_step_s * ROUNDING
+
+
+@settings(deadline=None, max_examples=100)
+@given(demands(20), offer_lists(12), st.randoms(use_true_random=False))
+def test_plans_are_deterministic_and_do_not_depend_on_the_order_of_offers(model: ModelDemand, offers: list[ShardOffer], random) -> None:  # type: ignore[no-untyped-def]
+    shuffled = list(offers)
+    random.shuffle(shuffled)
+    assert make_plan(model, shuffled) == make_plan(model, offers)
+
+
+@settings(deadline=None, max_examples=200)
+@given(demands(20), offer_lists(12), st.data())
+def test_a_plan_after_a_loss_is_valid_and_a_previous_plan_costs_at_most_the_hysteresis(
+    model: ModelDemand, offers: list[ShardOffer], data: st.DataObject
+) -> None:
+    before = make_plan(model, offers)
+    left = data.draw(st.lists(st.sampled_from(offers), unique=True, min_size=1))
+    if isinstance(before, Infeasible):
+        return
+    after = make_plan(model, left, previous=before)
+    fresh = make_plan(model, left)
+    if isinstance(after, Plan):
+        check_plan(model, left, after)
+    if len(left) <= EXACT_SHARDS:
+        assert isinstance(after, Infeasible) == isinstance(fresh, Infeasible)
+    if isinstance(after, Plan) and isinstance(fresh, Plan) and len(left) <= EXACT_SHARDS:
+        embedding_s = HYSTERESIS * model.unit_sizes_bytes[0] * max(shard.decode_s_per_byte for shard in left)
+        most = fresh.fastest_step_s * (1 + HYSTERESIS) * (1 + BALANCE_SLACK) * (1 + HYSTERESIS)
+        assert after.predicted_step_s <= most + 1.4 * embedding_s + 1e-10
+
+
+SIX_LAYERS = demand((100 * MIB,) * 6, 50 * MIB, 50 * MIB)
+
+
+def placement(plan: Plan | Infeasible) -> dict[str, range]:
+    assert isinstance(plan, Plan), plan
+    return plan.placement
+
+
+def test_one_machine_is_enough_if_the_model_fits() -> None:
+    plan = make_plan(SIX_LAYERS, [offer("A", GIB, hop_s=1e-3), offer("B", GIB, 0.999e-9, hop_s=1e-3)])
+    assert placement(plan) == {"B": range(8)}
+    assert isinstance(plan, Plan)
+    assert [left.shard for left in plan.left_out] == ["A"]
+    assert plan.left_out[0].reason.startswith("one machine is faster without it (expected ")
+
+
+def test_equal_machines_that_must_share_share_equally() -> None:
+    plan = make_plan(SIX_LAYERS, [offer("A", GIB), offer("B", GIB)], min_shards=2)
+    assert placement(plan) == {"A": range(4), "B": range(4, 8)}
+
+
+def test_nearly_equal_machines_share_too() -> None:
+    plan = make_plan(SIX_LAYERS, [offer("A", GIB, 1e-9), offer("B", GIB, 1.03e-9)], min_shards=2)
+    assert {len(units) for units in placement(plan).values()} <= {3, 4, 5}
+
+
+def test_the_fast_machine_gets_what_fits_and_the_slow_one_the_rest() -> None:
+    plan = make_plan(SIX_LAYERS, [offer("slow", GIB, 4e-9), offer("fast", 470 * MIB, 1e-9)])
+    spans = placement(plan)
+    assert SIX_LAYERS.weights_bytes(spans["fast"]) > 400 * MIB
+
+
+def test_a_shared_table_counts_once_on_one_shard_and_twice_on_two() -> None:
+    model = demand((10,) * 2, embedding=1000, head=1005, tied=1000, kv_per_token=0)
+    assert placement(make_plan(model, [offer("A", 1025)])) == {"A": range(4)}
+    lack = make_plan(model, [offer("A", 1024)])
+    assert isinstance(lack, Infeasible)
+    assert lack.missing_bytes == 1
+    apart = make_plan(model, [offer("A", 1024), offer("B", 1005)])
+    assert {len(units) for units in placement(apart).values()} == {1, 3}
+
+
+def test_lack_of_memory_is_told_in_numbers() -> None:
+    model = demand((GIB,) * 4, 0, GIB, kv_per_token=0)
+    lack = make_plan(model, [offer("A", 2 * GIB), offer("B", GIB + GIB // 2)])
+    assert isinstance(lack, Infeasible)
+    assert lack.missing_bytes == GIB + GIB // 2
+    assert lack.reason == "1.5 GiB of memory are missing (the model needs 5.0 GiB, 2 shards offer 3.5 GiB)"
+
+
+def test_memory_in_pieces_is_told_too() -> None:
+    model = demand((GIB,) * 2, 0, 0, kv_per_token=0)
+    lack = make_plan(model, [offer(name, GIB * 3 // 4) for name in "ABC"])
+    assert isinstance(lack, Infeasible)
+    assert "missing in one piece" in lack.reason
+
+
+def test_a_shard_that_cannot_compute_the_model_is_named() -> None:
+    weak = ShardOffer("weak", GIB, 0, 1e-9, 0.0, frozenset({"gemma3"}), frozenset({"Q4_0"}))
+    poor = ShardOffer("poor", GIB, 0, 1e-9, 0.0, frozenset({"llama"}), frozenset({"F32"}))
+    plan = make_plan(SIX_LAYERS, [weak, poor, offer("A", GIB)])
+    assert isinstance(plan, Plan)
+    assert LeftOut("weak", "it does not know the architecture 'llama'") in plan.left_out
+    assert LeftOut("poor", "it cannot compute with Q4_0") in plan.left_out
+
+
+def test_min_shards_must_not_exceed_the_units() -> None:
+    lack = make_plan(demand((1,)), [offer(name, GIB) for name in "ABCD"], min_shards=4)
+    assert isinstance(lack, Infeasible)
+    assert "3 parts" in lack.reason
+
+
+def test_kv_blocks_take_what_is_left_up_to_the_target() -> None:
+    model = demand((100,) * 2, 100, 100, kv_per_token=1, context=64)
+    kv = KvDemand(block_tokens=32, target_tokens=640)
+    blocks = [plan.num_kv_blocks for room in (528, 592, 10_000) if isinstance(plan := make_plan(model, [offer("A", room)], kv=kv), Plan)]
+    assert blocks == [2, 3, 20]
+
+
+def test_a_previous_plan_stays_for_a_small_gain_and_goes_for_a_large_one() -> None:
+    before = make_plan(SIX_LAYERS, [offer("A", GIB, 1e-9)])
+    assert isinstance(before, Plan)
+    little = make_plan(SIX_LAYERS, [offer("A", GIB, 1e-9), offer("B", GIB, 0.9e-9)], previous=before)
+    assert placement(little) == {"A": range(8)}
+    assert isinstance(little, Plan)
+    assert little.left_out == (LeftOut("B", "moving layers would gain 11%, and they move for more than 20%"),)
+    much = make_plan(SIX_LAYERS, [offer("A", GIB, 1e-9), offer("B", GIB, 0.5e-9)], previous=before)
+    assert placement(much) == {"B": range(8)}
+
+
+def test_the_survivors_of_a_loss_keep_their_units() -> None:
+    offers = [offer(name, 320 * MIB) for name in "ABC"]
+    before = make_plan(SIX_LAYERS, offers)
+    assert len(placement(before)) == 3
+    lost = list(placement(before))[1]
+    assert isinstance(before, Plan)
+    after = placement(make_plan(SIX_LAYERS, [*(o for o in offers if o.name != lost), offer("D", 320 * MIB)], previous=before))
+    for name in placement(before):
+        if name != lost:
+            assert set(before.placement[name]) & set(after[name]) == set(before.placement[name])
+    assert after["D"] == before.placement[lost]
+
+
+def test_the_survivors_of_a_loss_in_a_large_cluster_keep_their_units() -> None:
+    model = demand((100 * MIB,) * 40, 50 * MIB, 50 * MIB)
+    offers = [offer(f"s{i:02}", 420 * MIB) for i in range(14)]
+    before = make_plan(model, offers)
+    assert isinstance(before, Plan)
+    lost = before.stages[4].shard
+    after = placement(make_plan(model, [o for o in offers if o.name != lost], previous=before))
+    kept = sum(len(set(units) & set(after.get(name, range(0)))) for name, units in before.placement.items())
+    assert kept >= model.num_units - len(before.placement[lost])
+
+
+@pytest.mark.parametrize("memory", [300 * MIB, 2 * GIB, 64 * GIB])
+@pytest.mark.parametrize("num_layers", [32, 80])
+def test_a_thousand_shards_are_planned_at_once(memory: int, num_layers: int) -> None:
+    model = demand((200 * MIB,) * num_layers, 250 * MIB, 250 * MIB, tied=250 * MIB)
+    offers = [offer(f"s{i:04}", memory + i * 100_000, 1e-9 * (1 + i * 37 % 101 / 50), 5e-4 + i % 7 * 1e-5) for i in range(1000)]
+    begin_s = time.perf_counter()
+    plan = make_plan(model, offers)
+    spent_s = time.perf_counter() - begin_s
+    assert isinstance(plan, Plan)
+    check_plan(model, offers, plan)
+    print(f"\n1000 shards of {memory / GIB:.1f} GiB, {num_layers} layers: {spent_s * 1e3:.0f} ms, {len(plan.stages)} stages")
+    assert spent_s < 2
+    before_s = time.perf_counter()
+    again = make_plan(model, offers[1:], previous=plan)
+    print(f"again without one: {(time.perf_counter() - before_s) * 1e3:.0f} ms")
+    assert isinstance(again, Plan)
+    check_plan(model, offers[1:], again)
