@@ -1,0 +1,25 @@
+"""What the text layer and the APIs need of an engine: the whole of their contract with it."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from dairllm.coordinator.engine.engine import EngineStats
+from dairllm.coordinator.engine.requests import GenerationEvent, GenerationRequest
+
+
+class Engine(Protocol):
+    @property
+    def context_length(self) -> int:
+        """Longest sequence, prompt and answer together, in tokens."""
+
+    def ready_reason(self) -> str | None:
+        """None while requests are served, else why not, in a sentence."""
+
+    def engine_stats(self) -> EngineStats:
+        """Load now, and counters since the start."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """The events of one sequence, GenerationFinished last; `aclose` cancels it and frees its resources.
+
+        Raises InvalidRequest, ContextExceeded, Busy, NotReady before the first event; RequestLost, NotReady at any time.
+        """

@@ -1,0 +1,148 @@
+"""Runs the sequences of a request and writes the answer, whole or as server-sent events, until the client goes away.
+
+Nothing is sent before the first event, so that what fails at once (a full queue, no plan) has an HTTP status of its own; only
+when that takes longer than the keep-alive interval does the stream begin with a comment.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from fastapi import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from dairllm.coordinator.http.calls import Call
+from dairllm.coordinator.http.error_replies import error_object, error_reply, to_json
+from dairllm.coordinator.http.formats import AnswerFormat, ChatFormat, ChoiceSoFar, CompletionFormat
+from dairllm.coordinator.http.limits import HttpLimits
+from dairllm.coordinator.text import Choices, TextEvent, TextFinished, TextService
+from dairllm.mesh.errors import DairllmError, RequestLost
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
+EVENT_STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def sse_event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+async def run_until_disconnected(receive: Receive, work: AsyncGenerator[Message, None], send: Send) -> None:
+    """Sends what `work` yields; when the client goes away, `work` is cancelled at once, also in the middle of a wait."""
+    sending = asyncio.create_task(_send_all(work, send))
+    watching = asyncio.create_task(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+    finally:
+        sending.cancel()
+        watching.cancel()
+        await asyncio.gather(sending, watching, return_exceptions=True)
+
+
+async def _send_all(work: AsyncGenerator[Message, None], send: Send) -> None:
+    async with aclosing(work) as messages:
+        async for message in messages:
+            await send(message)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def start_event_stream() -> Message:
+    headers = [(name.encode(), value.encode()) for name, value in EVENT_STREAM_HEADERS.items()]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def body_part(data: bytes, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+class GenerationResponse(Response):
+    """The answer to a call; the sequences begin when it is sent and end with it."""
+
+    def __init__(self, call: Call, text: TextService, limits: HttpLimits) -> None:
+        super().__init__()
+        self._call, self._text, self._limits = call, text, limits
+        make_format: Callable[[Call, str], AnswerFormat] = ChatFormat if call.is_chat else CompletionFormat
+        self._format = make_format(call, text.served.name)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await run_until_disconnected(receive, self._stream() if self._call.stream else self._whole(), send)
+
+    def _choices(self) -> Choices:
+        return Choices(self._text, self._call.requests, concurrent=self._limits.concurrent_sequences)
+
+    async def _whole(self) -> AsyncGenerator[Message, None]:
+        collected = [ChoiceSoFar() for _ in self._call.requests]
+        try:
+            async with self._choices() as choices:
+                async for index, event in choices:
+                    collected[index].add(event)
+            reply = Response(to_json(self._format.whole(collected)), media_type="application/json")
+        except DairllmError as error:
+            reply = error_reply(error)
+        for message in _messages_of(reply):
+            yield message
+
+    async def _stream(self) -> AsyncGenerator[Message, None]:
+        started = False
+        try:
+            async with aclosing(self._events()) as events:
+                async for data in events:
+                    if not started:
+                        started = True
+                        yield start_event_stream()
+                    yield body_part(data)
+        except DairllmError as error:
+            for message in _failure_messages(error, started):
+                yield message
+        except Exception:  # the outermost place of an answer under way: the client must hear of it
+            if not started:
+                raise
+            logger.exception("an answer failed")
+            for message in _failure_messages(RequestLost("the answer could not be continued because of an internal error"), started):
+                yield message
+        else:
+            yield body_part(sse_event(b"[DONE]"), more=False)
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        finished: list[TextFinished] = []
+        begun: set[int] = set()
+        async with self._choices() as choices:
+            while len(finished) < len(self._call.requests):
+                try:
+                    async with asyncio.timeout(self._limits.keep_alive_s):
+                        index, event = await anext(choices)
+                except TimeoutError:
+                    yield KEEP_ALIVE_COMMENT
+                    continue
+                data = self._write(index, event, is_first=index not in begun)
+                begun.add(index)
+                if isinstance(event, TextFinished):
+                    finished.append(event)
+                if data:
+                    yield data
+        if self._call.include_usage:
+            yield sse_event(to_json(self._format.usage_chunk(finished)))
+
+    def _write(self, index: int, event: TextEvent, is_first: bool) -> bytes:
+        first = self._format.first_chunk(index) if is_first else None
+        chunk = self._format.last_chunk(index, event) if isinstance(event, TextFinished) else self._format.piece_chunk(index, event)
+        return b"".join(sse_event(to_json(one)) for one in (first, chunk) if one is not None)
+
+
+def _messages_of(reply: Response) -> list[Message]:
+    body = bytes(reply.body)
+    return [{"type": "http.response.start", "status": reply.status_code, "headers": reply.raw_headers}, body_part(body, more=False)]
+
+
+def _failure_messages(error: DairllmError, started: bool) -> list[Message]:
+    if started:
+        return [body_part(sse_event(to_json(error_object(error))), more=False)]
+    return _messages_of(error_reply(error))

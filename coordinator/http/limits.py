@@ -1,0 +1,22 @@
+"""How much of everything one HTTP client may take."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """max_sequences: prompts times choices of one request, of which concurrent_sequences run at a time.
+
+    request_timeout_s: for the headers, and again for the body. write_stall_s: a client that takes no byte for so long is cut off.
+    keep_alive_s: between comments in an event stream that has nothing to say. shutdown_s: for answers under way when the server stops.
+    """
+
+    max_body_bytes: int = 16 << 20
+    max_choices: int = 128
+    max_sequences: int = 1024
+    concurrent_sequences: int = 32
+    request_timeout_s: float = 30.0
+    write_stall_s: float = 30.0
+    keep_alive_s: float = 15.0
+    shutdown_s: float = 10.0
+    cluster_interval_s: float = 1.0
