@@ -207,9 +207,7 @@ class Membership:
         previous, self._opening = self._opening, None
         self._opening = asyncio.create_task(self._open(previous, epoch, plan, first, addresses), name=f"open-ring-{epoch}")
 
-    async def _open(
-        self, previous: asyncio.Task[None] | None, epoch: int, plan: Plan, first: str, addresses: tuple[str, ...]
-    ) -> None:
+    async def _open(self, previous: asyncio.Task[None] | None, epoch: int, plan: Plan, first: str, addresses: tuple[str, ...]) -> None:
         if previous is not None:
             previous.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -248,9 +246,7 @@ class Membership:
 
     # Leases
 
-    async def join(
-        self, requests: AsyncIterator[cluster_pb2.JoinRequest], observed_host: str
-    ) -> AsyncIterator[cluster_pb2.JoinResponse]:
+    async def join(self, requests: AsyncIterator[cluster_pb2.JoinRequest], observed_host: str) -> AsyncIterator[cluster_pb2.JoinResponse]:
         """Serve ClusterService.Join. Raises the DairllmError that ends the lease."""
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "hello":
@@ -305,9 +301,7 @@ class Membership:
                 self.handle(on.LoadProgressed(name, boot_id, Epoch(progress.epoch), progress_from_proto(progress)))
             case "stage_ready":
                 ready = request.stage_ready
-                self.handle(
-                    on.StageLoaded(name, boot_id, Epoch(ready.epoch), ready.weights_bytes, ready.kv_cache_bytes, ready.load_s)
-                )
+                self.handle(on.StageLoaded(name, boot_id, Epoch(ready.epoch), ready.weights_bytes, ready.kv_cache_bytes, ready.load_s))
             case "stage_failed":
                 failed = request.stage_failed
                 self.handle(on.StageLoadFailed(name, boot_id, Epoch(failed.epoch), failed.message, failed.retryable))

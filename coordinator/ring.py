@@ -168,7 +168,7 @@ class Ring:
             raise InvalidRequest("the first message of a Forward stream was not `open`")
         opening = first.open
         if opening.cluster_hash != self.cluster_hash:
-            raise WrongCluster(f"{opening.sender!r} belongs to another cluster: its hash is {opening.cluster_hash!r}, not {self.cluster_hash!r}")
+            raise WrongCluster(f"{opening.sender!r} belongs to cluster {opening.cluster_hash!r}, not {self.cluster_hash!r}")
         if opening.receiver != COORDINATOR_NAME:
             raise WrongEpoch(f"{opening.sender!r} meant to reach {opening.receiver!r}, and reached the coordinator")
         self._check_epoch(opening.epoch)

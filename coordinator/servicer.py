@@ -12,7 +12,7 @@ from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
 WATCH_INTERVAL_S = 0.5
 
-Context = "grpc.aio.ServicerContext[object, object]"
+Context = grpc.aio.ServicerContext
 
 
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
@@ -20,13 +20,13 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         self._membership = membership
         self._state = state
 
-    async def Join(  # noqa: N802 - the name is the protocol's
+    async def Join(
         self, request_iterator: AsyncIterator[cluster_pb2.JoinRequest], context: Context
     ) -> AsyncIterator[cluster_pb2.JoinResponse]:
         async for response in self._membership.join(request_iterator, host_of_peer(context.peer())):
             yield response
 
-    async def WatchCluster(  # noqa: N802 - the name is the protocol's
+    async def WatchCluster(
         self, request: cluster_pb2.WatchClusterRequest, context: Context
     ) -> AsyncIterator[cluster_pb2.WatchClusterResponse]:
         last: cluster_pb2.ClusterState | None = None
@@ -44,7 +44,7 @@ class RingServicer(ring_pb2_grpc.RingServiceServicer):
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
 
-    async def Forward(  # noqa: N802 - the name is the protocol's
+    async def Forward(
         self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: Context
     ) -> AsyncIterator[ring_pb2.ForwardResponse]:
         async for response in self._ring.receive(request_iterator):

@@ -22,7 +22,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         self._manifest = manifest
         self._path = path
 
-    async def FetchUnit(  # noqa: N802 - the name is the protocol's
+    async def FetchUnit(
         self, request: weights_pb2.FetchUnitRequest, context: "grpc.aio.ServicerContext[object, object]"
     ) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         unit = self._unit(request)

@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from dairllm.coordinator.engine.requests import (
@@ -61,6 +61,9 @@ class StageLoad:
     received_bytes: int = 0
     decode_step_s: float = 0.0
 
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
 
 @dataclass(slots=True)
 class _Flight:
@@ -82,7 +85,8 @@ Item = GenerationEvent | DairllmError
 class Engine:
     """Implements `coordinator.engine.interface.Engine`.
 
-    send: puts a batch on the ring. why_unready: None while a plan serves or is about to serve again, else a sentence.
+    send: puts a batch on the ring. why_unready: None while a plan serves or is about to serve again, else what
+    requests fail with.
     recovery_limit_s: how long running answers wait for a new ring before they fail with NotReady.
     """
 
@@ -129,12 +133,18 @@ class Engine:
     def stage_loads(self) -> dict[str, StageLoad]:
         return self._measured.stages
 
+    def decode_steps_s(self) -> dict[str | None, float]:
+        """Smoothed time of a decoding step: by shard, and of the whole ring under None. Only what was measured in this plan."""
+        steps: dict[str | None, float] = {name: load.decode_step_s for name, load in self._measured.stages.items()}
+        steps[None] = self._measured.decode_step_s
+        return {name: step_s for name, step_s in steps.items() if step_s > 0}
+
     def oldest_flight_s(self) -> float:
         """How long the oldest frame has been on its way, in seconds; 0 if none is."""
         now = asyncio.get_running_loop().time()
         return max((now - flight.sent_s for flight in self._flights.values()), default=0.0)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """The events of one sequence; closing the iterator cancels it.
 
         Raises InvalidRequest, ContextExceeded, Busy, NotReady, RequestLost.
@@ -161,17 +171,9 @@ class Engine:
         length = len(request.prompt_ids)
         if length == 0:
             raise InvalidRequest("the prompt has no tokens; expected at least one", "prompt")
-        worst = max(request.prompt_ids)
-        if worst >= self._vocab_size or min(request.prompt_ids) < 0:
-            bad = worst if worst >= self._vocab_size else min(request.prompt_ids)
-            raise InvalidRequest(f"token id {bad} is not in the vocabulary; expected 0 to {self._vocab_size - 1}", "prompt")
-        bad_bias = [token_id for token_id in request.sampling.logit_bias if not 0 <= token_id < self._vocab_size]
-        if bad_bias:
-            raise InvalidRequest(
-                f"logit_bias names token id {bad_bias[0]}, which is not in the vocabulary; expected 0 to {self._vocab_size - 1}", "logit_bias"
-            )
-        needed = length + (request.max_tokens != 0)
-        if needed > self.context_length:
+        self._check_ids(request.prompt_ids, "prompt")
+        self._check_ids(request.sampling.logit_bias, "logit_bias")
+        if length + (request.max_tokens != 0) > self.context_length:
             raise ContextExceeded(
                 f"the prompt has {length} tokens, but the context is {self.context_length} tokens; shorten it, or raise --context-length",
                 "prompt",
@@ -184,6 +186,13 @@ class Engine:
                 f"{self._scheduler.num_waiting} requests are waiting already, which is the limit; try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
+
+    def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest(
+                    f"{param} has token id {token_id}, which is not in the vocabulary; expected 0 to {self._vocab_size - 1}", param
+                )
 
     def open_ring(self, geometry: RingGeometry) -> None:
         if self._giving_up is not None:

@@ -1,0 +1,57 @@
+"""The cluster's state as the protocol writes it."""
+
+from dataclasses import asdict
+
+from dairllm.coordinator.cluster.facts import ShardCapabilities
+from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, ShardSnapshot
+from dairllm.mesh.encodings import parse_encoding
+from dairllm.v1 import cluster_pb2
+
+
+def state_to_proto(snapshot: ClusterSnapshot) -> cluster_pb2.ClusterState:
+    return cluster_pb2.ClusterState(
+        coordinator_id=snapshot.coordinator_id,
+        software_version=snapshot.software_version,
+        model=snapshot.model,
+        model_digest=snapshot.model_digest,
+        num_layers=snapshot.num_layers,
+        model_size_bytes=snapshot.model_size_bytes,
+        wire=parse_encoding(snapshot.wire),
+        phase=f"CLUSTER_PHASE_{snapshot.public_phase.upper()}",
+        reason=snapshot.reason,
+        epoch=snapshot.epoch,
+        shards=[_shard_to_proto(shard) for shard in snapshot.shards],
+        predicted_decode_tok_s=snapshot.predicted_decode_tok_s,
+        measured_decode_tok_s=snapshot.measured_decode_tok_s,
+        running_sequences=snapshot.running_sequences,
+        waiting_sequences=snapshot.waiting_sequences,
+        kv_blocks_total=snapshot.kv_blocks_total,
+        kv_blocks_free=snapshot.kv_blocks_free,
+    )
+
+
+def _shard_to_proto(shard: ShardSnapshot) -> cluster_pb2.ShardState:
+    return cluster_pb2.ShardState(
+        name=shard.name,
+        addresses=shard.addresses,
+        phase=f"SHARD_PHASE_{shard.phase.value.upper()}",
+        stage=shard.stage,
+        first_unit=shard.units.start,
+        end_unit=shard.units.stop,
+        capabilities=_capabilities_to_proto(shard.capabilities),
+        usage=cluster_pb2.ShardUsage(**asdict(shard.usage)),
+        load=cluster_pb2.LoadProgress(**asdict(shard.load)),
+        round_trip_us=shard.round_trip_us,
+        last_seen_s=shard.last_seen_s,
+        predicted_step_s=shard.predicted_step_s,
+        measured_step_s=shard.measured_step_s,
+        note=shard.note,
+        software_version=shard.software_version,
+    )
+
+
+def _capabilities_to_proto(capabilities: ShardCapabilities) -> cluster_pb2.ShardCapabilities:
+    values = asdict(capabilities)
+    for name in ("architectures", "block_formats", "features"):
+        values[name] = sorted(values[name])
+    return cluster_pb2.ShardCapabilities(**values)

@@ -1,0 +1,107 @@
+"""The command `dairllm-coordinator`."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dairllm.coordinator.local_shard import LOCAL_SHARD_NAME
+from dairllm.coordinator.service import CoordinatorSettings, run_coordinator
+from dairllm.kernels_pyx import WIRE_ENCODINGS
+from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
+from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME
+from dairllm.mesh.encodings import encoding_name, parse_encoding
+from dairllm.mesh.errors import InvalidSetting
+from dairllm.mesh.process import run_until_signal
+from dairllm.mesh.settings import ConfigFile, parse_size, settings_command
+from dairllm.mesh.telemetry import configure_logging
+
+DEFAULT_HTTP_PORT = 8080
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.command(cls=settings_command("coordinator"))
+def coordinator(
+    model: Annotated[str, typer.Option(metavar="PATH|NAME", help="A GGUF file, or the name of a known model such as smollm2:135m.")],
+    model_name: Annotated[str | None, typer.Option(help="What clients call the model. Default: its name, or its file's name.")] = None,
+    wire: Annotated[
+        str, typer.Option(help=f"Encoding of activations between shards: {', '.join(WIRE_ENCODINGS)}. F32 is exact.")
+    ] = "Q8_0_OUTLIERS",
+    http_host: Annotated[str, typer.Option(help="Address of the API and the status page; 0.0.0.0 for every interface.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = DEFAULT_HTTP_PORT,
+    grpc_host: Annotated[str, typer.Option(help="Address for shards and gRPC clients. Default: every interface.")] = "",
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 picks a free one.")] = DEFAULT_GRPC_PORT,
+    cluster: Annotated[str, typer.Option(help="Name of the cluster: only shards with the same name join.")] = DEFAULT_CLUSTER_NAME,
+    min_shards: Annotated[int, typer.Option(min=1, help="Wait for this many shards, and use at least as many.")] = 1,
+    context_length: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt and answer together, in tokens. Default: the model's, at most 8192.")
+    ] = None,
+    kv_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens in the cache, of all requests together, where memory allows. Default: 4 contexts."),
+    ] = None,
+    max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
+    local_shard: Annotated[bool, typer.Option("--local-shard/--no-local-shard", help="Compute on this machine, too.")] = True,
+    memory: Annotated[str | None, typer.Option(help="Memory for the local shard, like 4GiB. Default: 80 % of what is free.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the local shard. Default: all cores.")] = None,
+    discovery: Annotated[
+        bool, typer.Option("--discovery/--no-discovery", help="Announce this coordinator on the local network by mDNS.")
+    ] = True,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written as soon as the ports listen: a JSON object with pid, grpc and http.")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects instead of text.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Serve a model with the shards that join: an OpenAI-compatible API, a gRPC API and a status page.
+
+    On every other machine run `dairllm-shard`: it finds this coordinator by itself.
+    """
+    configure_logging(log_level, log_json)
+    settings = CoordinatorSettings(
+        model=model,
+        model_name=model_name,
+        wire=encoding_name(parse_encoding(wire)),
+        http_host=http_host,
+        http_port=http_port,
+        grpc_host=grpc_host,
+        grpc_port=grpc_port,
+        cluster=cluster,
+        min_shards=min_shards,
+        context_length=context_length,
+        kv_tokens=kv_tokens,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        local_shard=_local_shard_arguments(memory, threads, log_level, log_json) if local_shard else None,
+        discovery=discovery,
+        ready_file=ready_file,
+    )
+
+    async def run(stop: asyncio.Event) -> None:
+        await run_coordinator(settings, stop)
+
+    raise typer.Exit(run_until_signal(run))
+
+
+def _local_shard_arguments(memory: str | None, threads: int | None, log_level: str, log_json: bool) -> tuple[str, ...]:
+    """Wrong values are refused here, before the model is loaded, and not by a child that is started again and again."""
+    arguments = ["--name", LOCAL_SHARD_NAME, "--log-level", log_level]
+    if memory is not None:
+        if parse_size(memory) == 0:
+            raise InvalidSetting(f"--memory is {memory}; expected a size over 0, like 4GiB")
+        arguments += ["--memory", memory]
+    if threads is not None:
+        arguments += ["--threads", str(threads)]
+    return (*arguments, "--log-json") if log_json else tuple(arguments)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
