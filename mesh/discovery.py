@@ -110,6 +110,7 @@ class _Presence(ABC):
     async def _detach(self) -> None:
         """The endpoint is about to be closed."""
 
+    @abstractmethod
     async def _refresh(self) -> None:
         """Called every few seconds while there is an endpoint."""
 

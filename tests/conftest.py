@@ -1,0 +1,39 @@
+"""For all tests: where their tools are found (`tests.tiny_gguf`, `instruments.<module>`), options, the real model, and no process left behind."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write what scenario files expect anew from what happens now")
+
+
+@pytest.fixture
+def rewrite(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--rewrite"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct Q4_1: the file that DAIRLLM_TEST_MODEL names, else the one in the user's cache folder, fetched if need be."""
+    from dairllm.model_files.fetch import resolve_model
+
+    return resolve_model(os.environ.get("DAIRLLM_TEST_MODEL", "smollm2:135m"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that outlives the tests is a defect of the test that started it, or of the program that should have ended it."""
+    left = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    for child in left:
+        print(f"\nleft behind by a test: process {child.pid}: {' '.join(child.cmdline())}", file=sys.stderr)
+        child.kill()
+    if left and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,1 @@
+"""Tools for tests that need real networks and processes."""
