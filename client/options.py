@@ -1,17 +1,20 @@
 """Options that several commands of `dairllm` share, and how the coordinator is found."""
 
 import asyncio
+import contextlib
 from typing import Annotated
 
 import typer
 
 from dairllm.client.client import Client
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT, Address, parse_address
+from dairllm.mesh.channels import dial
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
-from dairllm.mesh.discovery import find_coordinator
+from dairllm.mesh.discovery import Browser
 from dairllm.mesh.errors import PeerUnreachable
 
-DISCOVERY_TIMEOUT_S = 2.0
+DIAL_TIMEOUT_S = 1.0
+DISCOVERY_TIMEOUT_S = 3.0
 """An announcement on a local network comes within some tens of milliseconds; a busy machine may need longer."""
 
 CoordinatorOption = Annotated[
@@ -39,8 +42,25 @@ def coordinator_address(coordinator: str | None, cluster: str) -> str:
     """Address to dial: the one given, else one announced by mDNS for this cluster, else the default port of this machine."""
     if coordinator is not None:
         return str(parse_address(coordinator, DEFAULT_GRPC_PORT))
+    found = asyncio.run(_find_by_mdns(cluster_hash(cluster)))
+    return str(Address("127.0.0.1", DEFAULT_GRPC_PORT)) if found is None else found
+
+
+async def _find_by_mdns(wanted_cluster: str) -> str | None:
+    """The first announced address that answers; None if there is none in time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCOVERY_TIMEOUT_S), Browser(wanted_cluster) as browser:
+            async for coordinator in browser.found():
+                for address in coordinator.addresses:
+                    if await _answers(address):
+                        return address
+    return None
+
+
+async def _answers(address: str) -> bool:
     try:
-        found = asyncio.run(find_coordinator(cluster_hash(cluster), timeout_s=DISCOVERY_TIMEOUT_S))
+        channel = await dial([address], DIAL_TIMEOUT_S, "the coordinator")
     except PeerUnreachable:
-        return str(Address("127.0.0.1", DEFAULT_GRPC_PORT))
-    return found
+        return False
+    await channel.close()
+    return True

@@ -164,9 +164,12 @@ def run(demo: Demo, model: str, question: str) -> None:
         )
         step("the planner divides the model; the shards load their parts")
         demo.wait("the model is served", SERVE_TIMEOUT_S, lambda: get_json(client, "/readyz"))
-        print_plan(get_json(client, "/api/cluster") or {})
+        state = get_json(client, "/api/cluster")
+        if state is None:
+            raise DemoFailed("/api/cluster does not answer")
+        print_plan(state)
         step(f"POST /v1/chat/completions: {question}")
-        answer(client, model, question)
+        answer(client, state["model"], question)
 
 
 def print_plan(state: dict[str, Any]) -> None:

@@ -1,0 +1,60 @@
+"""`dairllm bench`: what one stage reaches on this machine. A command of the entry point group `dairllm.commands`."""
+
+import json
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dairllm.mesh.errors import InvalidModel
+from dairllm.mesh.settings import ConfigFile, format_size
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="Path of a GGUF file, or a known name.")] = "smollm2:135m",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute. Default: the cores that this process may use.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    generate: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences that are decoded at the same time.")] = 1,
+    depth: Annotated[int, typer.Option(min=0, help="Tokens that are in the cache when decoding begins.")] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs; their median is reported.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Measure prefill and decode speed of one machine that holds the whole model, without network."""
+    # Imported here so that `dairllm chat` does not load the kernels.
+    from dairllm.model_files.errors import ModelFileError
+    from dairllm.model_files.fetch import resolve_model
+    from dairllm.model_files.manifest_builder import build_manifest
+    from dairllm.model_files.progress import progress_bar
+    from dairllm.shard_service.stage_benchmark import StageSpeed, Workload, measure_stage
+
+    workload = Workload(prompt=prompt, generate=generate, sequences=sequences, depth=depth, repeat=repeat)
+    try:
+        with progress_bar(Console(stderr=True, quiet=as_json)) as progress:
+            path = resolve_model(model, progress)
+            manifest = build_manifest(path, progress)
+    except ModelFileError as error:
+        raise InvalidModel(str(error)) from error
+    speed: StageSpeed = measure_stage(path, manifest, workload, threads)
+    facts = {"model": model, "name": manifest.spec.name, "prompt": prompt, "generate": generate}
+    facts |= {"sequences": sequences, "depth": depth, "repeat": repeat, "cores": os.cpu_count()}
+    if as_json:
+        print(json.dumps(facts | speed.to_json()))
+        return
+    table = Table("", "median", "lowest", "highest", "", box=None, header_style="bold", pad_edge=False)
+    for name, spread, unit, scale in (
+        (f"prefill, {prompt} tokens", speed.prefill_tok_s, "tok/s", 1.0),
+        (f"decode, {generate} tokens, {sequences} at once", speed.decode_tok_s, "tok/s", 1.0),
+        ("memory, reading", speed.memory_bytes_per_s, "GB/s", 1e-9),
+    ):
+        table.add_row(name, *(f"{value * scale:.1f}" for value in spread), unit)
+    console = Console(highlight=False)
+    console.print(f"[bold]{manifest.spec.name}[/] with {speed.threads} thread(s), {speed.isa}; {repeat} runs after one to warm up")
+    console.print(table)
+    console.print(
+        f"{speed.bytes_per_token / 1e6:.1f} MB of weights per token, read at {speed.share_of_bandwidth:.0%} of the memory bandwidth; "
+        f"loaded {format_size(speed.weights_bytes)} in {speed.load_s:.2f} s; resident {format_size(speed.resident_bytes)}"
+    )

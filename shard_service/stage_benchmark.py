@@ -1,0 +1,216 @@
+"""Speed of one stage that holds a whole model, without network, batching or sampling: what the kernels give on this machine.
+
+As llama.cpp's llama-bench: random token ids, prefill of a prompt into an empty cache, then decoding one row of every sequence at a
+time; logits are computed wherever a token would be sampled. Reading the memory is measured between the runs, since other programs
+on the machine slow down both alike.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dairllm.kernels_pyx import KvCache, StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, set_num_threads
+from dairllm.mesh.errors import InvalidSetting
+from dairllm.model_files.manifest import Manifest, Unit
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
+from dairllm.shard_service.layer_store import LayerStore
+from dairllm.shard_service.memory import resident_bytes
+from dairllm.shard_service.sources import LocalFile
+from dairllm.shard_service.stage import StageParts, build_stage
+
+BLOCK_TOKENS = 32
+MAX_BATCH_ROWS = 512
+BANDWIDTH_BUFFER_BYTES = 256 << 20
+BANDWIDTH_PASSES = 3
+RANDOM_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """prompt, generate, depth: tokens of each sequence; decoding begins with `depth` tokens in the cache."""
+
+    prompt: int
+    generate: int
+    sequences: int
+    depth: int
+    repeat: int
+
+    @property
+    def context_length(self) -> int:
+        return max(self.prompt, self.depth + self.generate)
+
+
+class Spread(NamedTuple):
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpeed:
+    """Speeds in tokens per second, decoding over all sequences together. bytes_per_token: weights that a decode step reads."""
+
+    prefill_tok_s: Spread
+    decode_tok_s: Spread
+    memory_bytes_per_s: Spread
+    bytes_per_token: int
+    share_of_bandwidth: float
+    weights_bytes: int
+    load_s: float
+    resident_bytes: int
+    threads: int
+    isa: str
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object; every spread becomes its median and `…_spread`: [lowest, highest]."""
+        flat: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            if isinstance(value, tuple):
+                flat[name], flat[f"{name}_spread"] = value[0], list(value[1:])
+            else:
+                flat[name] = value
+        return flat
+
+
+def measure_stage(path: Path, manifest: Manifest, workload: Workload, threads: int | None) -> StageSpeed:
+    """Load the model and measure. Raises InvalidSetting if the workload is longer than the context or the threads are out of range."""
+    if workload.context_length > manifest.spec.context_length:
+        raise InvalidSetting(
+            f"the workload needs a context of {workload.context_length} tokens; {manifest.spec.name} has {manifest.spec.context_length}"
+        )
+    if threads is not None:
+        try:
+            set_num_threads(threads)
+        except ValueError as error:
+            raise InvalidSetting(str(error)) from error
+    began_s = time.perf_counter()
+    stage = _LoadedStage(path, manifest, workload)
+    load_s = time.perf_counter() - began_s
+    stage.run_prefill()
+    stage.run_decode()
+    prefill, decode, bandwidth = [], [], []
+    for _ in range(workload.repeat):
+        bandwidth.append(memory_read_bandwidth(BANDWIDTH_BUFFER_BYTES, BANDWIDTH_PASSES))
+        prefill.append(workload.prompt / stage.run_prefill())
+        decode.append(workload.generate * workload.sequences / stage.run_decode())
+    bytes_per_token = decode_bytes(manifest.units)
+    steps_s = median(decode) / workload.sequences
+    return StageSpeed(
+        prefill_tok_s=_spread(prefill),
+        decode_tok_s=_spread(decode),
+        memory_bytes_per_s=_spread(bandwidth),
+        bytes_per_token=bytes_per_token,
+        share_of_bandwidth=bytes_per_token * steps_s / median(bandwidth),
+        weights_bytes=stage.weights_bytes,
+        load_s=load_s,
+        resident_bytes=resident_bytes(),
+        threads=get_num_threads(),
+        isa=str(optimization_info()["isa"]),
+    )
+
+
+def decode_bytes(units: Sequence[Unit]) -> int:
+    """Bytes of weights that one decode step reads: all layers and the head; of the embedding only a row, which is not counted."""
+    return sum(unit.size_bytes for unit in units[1:])
+
+
+class _LoadedStage:
+    """A model in memory with room in its cache for the workload; `run_…` give the seconds that a run took."""
+
+    def __init__(self, path: Path, manifest: Manifest, workload: Workload) -> None:
+        self._workload = workload
+        self._blocks_per_sequence = math.ceil(workload.context_length / BLOCK_TOKENS)
+        geometry = CacheGeometry(
+            num_blocks=self._blocks_per_sequence * workload.sequences,
+            block_tokens=BLOCK_TOKENS,
+            context_length=workload.context_length,
+            max_batch_rows=max(MAX_BATCH_ROWS, workload.sequences),
+        )
+        assignment = _whole_model(path, manifest, geometry)
+        self.weights_bytes, self._parts = asyncio.run(_load(path, assignment))
+        spec = manifest.spec
+        self._kv_cache = KvCache(spec.num_layers, geometry.num_blocks, BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim)
+        numbers = np.random.default_rng(RANDOM_SEED)
+        shape = (workload.sequences, workload.context_length)
+        self._token_ids = numbers.integers(0, spec.vocab_size, shape, dtype=np.int32)
+
+    def run_prefill(self) -> float:
+        began_s = time.perf_counter()
+        self._fill(0, self._workload.prompt)
+        return time.perf_counter() - began_s
+
+    def run_decode(self) -> float:
+        for sequence in range(self._workload.sequences):
+            self._fill(sequence, self._workload.depth)
+        began_s = time.perf_counter()
+        for position in range(self._workload.depth, self._workload.depth + self._workload.generate):
+            slices = [self._slice(sequence, position, 1) for sequence in range(self._workload.sequences)]
+            self._compute(self._token_ids[:, position], slices, np.arange(self._workload.sequences, dtype=np.int32))
+        return time.perf_counter() - began_s
+
+    def _fill(self, sequence: int, num_tokens: int) -> None:
+        """The first tokens of a sequence, in chunks; logits after the last."""
+        for first in range(0, num_tokens, MAX_BATCH_ROWS):
+            rows = min(MAX_BATCH_ROWS, num_tokens - first)
+            wanted = np.array([rows - 1] if first + rows == num_tokens else [], np.int32)
+            self._compute(self._token_ids[sequence, first : first + rows], [self._slice(sequence, first, rows)], wanted)
+
+    def _slice(self, sequence: int, first_position: int, num_rows: int) -> StageSlice:
+        first_block = sequence * self._blocks_per_sequence
+        needed = math.ceil((first_position + num_rows) / BLOCK_TOKENS)
+        table = np.arange(first_block, first_block + needed, dtype=np.int32)
+        return StageSlice(num_rows, first_position, table, None)
+
+    def _compute(self, token_ids: npt.NDArray[np.int32], slices: list[StageSlice], logits_rows: npt.NDArray[np.int32]) -> None:
+        body, head = self._parts
+        assert body is not None, "a whole model has layers"
+        assert head is not None, "a whole model has a head"
+        hidden = body.run(self._kv_cache, np.ascontiguousarray(token_ids), slices)
+        for first in range(0, len(logits_rows), head.max_rows):
+            rows = np.ascontiguousarray(hidden[logits_rows[first : first + head.max_rows]])
+            table = np.zeros(0, np.int32)
+            head.run(None, rows, [StageSlice(1, 0, table, None) for _ in rows], np.arange(len(rows), dtype=np.int32))
+
+
+async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StageParts]:
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
+        store = LayerStore(executor)
+        units = await store.load(assignment, [LocalFile(path, executor)], lambda _: None)
+        return store.weights_bytes, build_stage(assignment, units)
+
+
+def _whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry) -> AssignmentFacts:
+    return AssignmentFacts(
+        epoch=1,
+        model_digest=bytes.fromhex(manifest.model_digest),
+        model=_model_facts(manifest),
+        units=tuple(_unit_facts(unit) for unit in manifest.units),
+        model_path=str(path),
+        model_file_size_bytes=manifest.file_size_bytes,
+        next=PeerFacts("nobody", ()),
+        geometry=geometry,
+    )
+
+
+def _model_facts(manifest: Manifest) -> ModelFacts:
+    spec = manifest.spec
+    fields = {name: getattr(spec, name) for name in ModelFacts.__slots__}
+    return ModelFacts(**{**fields, "rope_freq_factors": spec.rope_freq_factors or ()})
+
+
+def _unit_facts(unit: Unit) -> UnitFacts:
+    tensors = tuple(TensorFacts(t.name, t.role, t.block_format, t.shape, t.offset, t.size_bytes) for t in unit.tensors)
+    return UnitFacts(unit.index, tensors, unit.size_bytes, bytes.fromhex(unit.digest))
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(median(values), min(values), max(values))
