@@ -1,6 +1,6 @@
 """The interface of the extension. Mistakes in arguments raise ValueError with one sentence; no call keeps the GIL while it computes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,9 +70,121 @@ def encoded_row_bytes(encoding: str, width: int) -> int:
 def encode_rows(x: NDArray[np.float32], encoding: str) -> bytes:
     """Activations [rows, width] for the wire, row after row.
 
-    F32: as they are. F16: magnitudes over 65504 saturate, NaN becomes 0. Q8_0: ceil(width / 32) GGUF blocks as quantize_q8_0 makes them,
-    the last one filled up with zeros. Q8_0_OUTLIERS: 8 pairs (u16 index, f16 value) of the numbers of largest magnitude (of equals the
-    lower index; index ascending; 0xFFFF where the row has fewer), then the blocks of Q8_0, in which those count as zero; width up to 65535."""
+    F32: as they are. F16: magnitudes over 65504 saturate, NaN becomes 0. Q8_0: ceil(width / 32) GGUF blocks as quantize_q8_0 makes
+    them, the last one filled up with zeros. Q8_0_OUTLIERS: 8 pairs (u16 index, f16 value) of the numbers of largest magnitude (of
+    equals the lower index; index ascending; 0xFFFF where the row has fewer), then the blocks of Q8_0, in which those count as zero;
+    width up to 65535."""
 
 def decode_rows(data: Buffer, rows: int, width: int, encoding: str) -> NDArray[np.float32]:
     """The activations [rows, width] that `data` encodes; its size and its outlier indices are checked."""
+
+def exp_f32(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """exp of numbers [n] by the kernels' own polynomial: at most 2 ulp off where the result is a normal number, 0 below -87.33."""
+
+def logsumexp_rows(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(sum(exp(row))) of each row of [m, v], as [m]."""
+
+def log_softmax_rows(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits [m, v] less the logsumexp of their row: log-probabilities [m, v]."""
+
+def get_num_threads() -> int:
+    """How many threads a run uses, the caller among them; at first the cores that the affinity mask and the cgroup's CPU quota leave."""
+
+def set_num_threads(num_threads: int) -> None:
+    """Use this many threads (1 to 256) from now on. Waits for a run in progress. No result depends on it."""
+
+def _count_pool_chunks(num_chunks: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Run the pool over chunks that count themselves; for tests. Returns how often each ran and the index of the thread that ran it."""
+
+class StageSlice(NamedTuple):
+    """Consecutive rows of one sequence in a micro-batch."""
+
+    num_rows: int
+    first_position: int
+    block_table: NDArray[np.integer]
+    """Ids of the KV blocks of positions 0 to first_position + num_rows - 1; more are allowed."""
+    boundary_encodings: NDArray[np.uint8] | None = None
+    """[num_layers + 2]: at boundary b, between unit b-1 and unit b, the index in WIRE_ENCODINGS of the sequence's rounding; 0 is none."""
+
+class StageSpec:
+    """A Llama-like architecture as data: RMS norm, rotary positions, grouped queries, SwiGLU; `num_layers` is the whole model's.
+
+    `rope_interleaved`: pairs (2i, 2i+1), as in GGUF files of Llama; else (i, i + rope_dim/2). The angle of pair i at a position is
+    position * rope_theta^(-2i/rope_dim) / rope_freq_factors[i]. `attention_scale` is head_dim^-0.5 unless given. head_dim is even and
+    at most 256."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rope_dim: int,
+        rope_theta: float,
+        rope_interleaved: bool,
+        rope_freq_factors: Sequence[float] | NDArray[np.floating] | None = None,
+        rms_norm_eps: float,
+        attention_scale: float | None = None,
+        num_layers: int,
+        activation: str = "silu",
+    ) -> None: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+
+class KvCache:
+    """Keys and values (f16) of the stage's layers, counted from 0, in blocks of `block_tokens` positions (a multiple of 16). Pages that
+    nothing was written to cost no memory. MemoryError if the address space is refused."""
+
+    def __init__(self, num_layers: int, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> None: ...
+    @property
+    def size_bytes(self) -> int:
+        """When every block is written."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def block_tokens(self) -> int: ...
+
+class Stage:
+    """A contiguous run of units (embedding, layers, head) that computes micro-batches of up to `max_rows` rows, at positions below
+    `max_context`."""
+
+    def __init__(self, spec: StageSpec, *, max_rows: int, max_context: int) -> None: ...
+    @property
+    def scratch_bytes(self) -> int:
+        """What runs need beside weights and KV cache, for the present units and number of threads; allocated at the first run."""
+
+    @property
+    def layers_held(self) -> range: ...
+    def set_embedding(self, table: PackedMatrix) -> None:
+        """Unit 0: [vocabulary, hidden]."""
+
+    def add_layer(self, index: int, weights: Mapping[str, PackedMatrix | NDArray[np.float32]]) -> None:
+        """The layer after the last one, by its index in the whole model; or one that is there, to replace its weights.
+
+        Matrices q, k, v, attention_output, gate, up, down; vectors attention_norm, ffn_norm; optional vectors q_bias, k_bias, v_bias,
+        attention_output_bias. Matrices are kept, not copied."""
+
+    def set_head(self, norm: NDArray[np.float32], output: PackedMatrix) -> None:
+        """The last unit: the final norm [hidden] and the output projection [vocabulary, hidden]."""
+
+    def run(
+        self,
+        kv: KvCache | None,
+        inputs: NDArray[np.integer] | NDArray[np.float32],
+        slices: Sequence[StageSlice],
+        logits_rows: NDArray[np.integer] | None = None,
+    ) -> NDArray[np.float32]:
+        """All units over one micro-batch, in one call without the GIL. A second call on the same stage waits.
+
+        `inputs`: token ids [n] if the stage has the embedding, else the residual stream [n, hidden]; the rows of the slices follow one
+        another. Returns the residual stream [n, hidden], or, with the head, the logits [m, vocabulary] of `logits_rows` (m may be 0).
+        Keys and values of all rows are stored before any row attends, so slices may be consecutive chunks of one sequence; slices that
+        write the same block at the same positions are the caller's mistake. Rounding points between two units of this stage are applied
+        as encode_rows and decode_rows would. A row's bits depend on its sequence only."""

@@ -3,7 +3,10 @@
 
 include "matrix.pxi"
 include "encodings.pxi"
+include "elementwise.pxi"
+include "pool.pxi"
+include "stage.pxi"
 
 
 def optimization_info() -> dict[str, object]:
-    return describe_isa()
+    return describe_isa() | {"num_threads": get_num_threads()}

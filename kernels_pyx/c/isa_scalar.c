@@ -6,6 +6,8 @@
 
 #include "matmul.inc.h"
 #include "wire.inc.h"
+#include "elementwise.inc.h"
+#include "attention.inc.h"
 
 const kernel_table kernels_scalar = {
     .name = "scalar",
@@ -14,4 +16,13 @@ const kernel_table kernels_scalar = {
     .quantize_q8_0 = quantize_q8_0,
     .encode_row = encode_row,
     .decode_row = decode_row,
+    .exp_row = exp_row,
+    .rms_norm_row = rms_norm_row,
+    .add_row = add_row,
+    .swiglu_row = swiglu_row,
+    .rope_row = rope_row,
+    .logsumexp_row = logsumexp_row,
+    .log_softmax_row = log_softmax_row,
+    .store_position = store_position,
+    .attention = attention,
 };

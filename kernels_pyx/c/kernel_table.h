@@ -20,6 +20,9 @@ typedef struct packed_matrix {
 /* Encodings of activations on the wire, numbered as in the protocol less one. */
 enum { ENCODING_F32, ENCODING_F16, ENCODING_Q8_0, ENCODING_Q8_0_OUTLIERS, NUM_ENCODINGS };
 
+struct kv_cache;
+struct attention_task;
+
 typedef struct kernel_table {
     const char* name;
 
@@ -33,6 +36,17 @@ typedef struct kernel_table {
     /* Wire encodings of one row of `width` numbers; sizes in wire.h. */
     void (*encode_row)(int encoding, const float* x, int width, uint8_t* out);
     void (*decode_row)(int encoding, const uint8_t* in, int width, float* out);
+
+    /* elementwise.inc.h, attention.inc.h */
+    void (*exp_row)(const float* x, int width, float* out);
+    void (*rms_norm_row)(const float* x, const float* weight, int width, float epsilon, float* out);
+    void (*add_row)(float* x, const float* y, int width);
+    void (*swiglu_row)(float* gate, const float* up, int width);
+    void (*rope_row)(float* x, int num_heads, int head_dim, int rope_dim, int interleaved, const float* cosines, const float* sines);
+    float (*logsumexp_row)(const float* x, int width);
+    void (*log_softmax_row)(const float* x, int width, float* out);
+    void (*store_position)(const struct kv_cache* cache, int layer, int block, int within, const float* keys, const float* values);
+    void (*attention)(const struct attention_task* task);
 } kernel_table;
 
 extern const kernel_table kernels_scalar;

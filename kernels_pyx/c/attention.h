@@ -1,0 +1,25 @@
+/* What one call of attention() computes: rows of one sequence times query heads that share one KV head. */
+#ifndef DAIRLLM_ATTENTION_H
+#define DAIRLLM_ATTENTION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kv_cache.h"
+
+enum { MAX_HEAD_DIM = 256, MAX_QUERIES_AT_ONCE = 8 };
+
+typedef struct attention_task {
+    const kv_cache* cache;
+    const int32_t* block_table;
+    int layer, kv_head;
+    int num_rows, num_heads, first_position; /* row r is at first_position + r and sees positions 0 to its own */
+    float scale;
+    const float* queries; /* of (row, head) at row * ld + head * head_dim; `out` alike */
+    float* out;
+    size_t ld;
+    float* scores;        /* scratch: MAX_QUERIES_AT_ONCE rows of ld_scores, the positions rounded up to 16 */
+    size_t ld_scores;
+} attention_task;
+
+#endif

@@ -1,0 +1,31 @@
+/* Keys and values of past positions, f16, in blocks of `block_tokens` positions that a sequence's block table names.
+
+   Within a layer: block after block, in each head after head: first the keys, in groups of 16 positions [head_dim][16], so that positions lie
+   across lanes; then the values, [block_tokens][value_stride], so that the head's numbers lie across lanes (value_stride is head_dim rounded up
+   to 16; what is past head_dim stays zero). */
+#ifndef DAIRLLM_KV_CACHE_H
+#define DAIRLLM_KV_CACHE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { KEY_GROUP = 16 };
+
+typedef struct kv_cache {
+    int num_layers, num_blocks, block_tokens, num_kv_heads, head_dim, value_stride;
+    size_t head_elements, block_elements, layer_elements; /* in f16 numbers */
+    size_t size_bytes;
+    uint16_t* elements;
+} kv_cache;
+
+/* 0, or -1 if there is no memory. block_tokens is a multiple of 16. Pages are zero and cost no memory until they are written. */
+int kv_cache_create(kv_cache* cache, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim);
+void kv_cache_free(kv_cache* cache);
+
+static inline size_t kv_cache_value_offset(const kv_cache* cache) { return (size_t)cache->block_tokens * (size_t)cache->head_dim; }
+
+static inline uint16_t* kv_cache_head(const kv_cache* cache, int layer, int block, int kv_head) {
+    return cache->elements + (size_t)layer * cache->layer_elements + (size_t)block * cache->block_elements + (size_t)kv_head * cache->head_elements;
+}
+
+#endif

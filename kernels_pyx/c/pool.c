@@ -1,0 +1,296 @@
+#ifdef __linux__
+#define _GNU_SOURCE
+#include <sched.h>
+#endif
+
+#include "pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SPIN_NS 40000
+#define STACK_BYTES (1 << 20)
+
+/* `ticket` holds (generation << 32 | chunks not yet taken). A thread takes a chunk by lowering the ticket that it
+   read by one. Success proves that the generation was unfinished from its reading to that moment, and the job's
+   fields change only between generations: so they, read in between, belong to it. */
+struct pool_t {
+    _Atomic uint64_t ticket;
+    _Atomic(pool_function) function;
+    _Atomic(void*) context;
+    _Atomic int num_chunks, max_threads;
+    char pad0[64];
+    _Atomic int finished_chunks;
+    char pad1[64];
+    _Atomic int parked_workers, caller_parked, stopping;
+    pthread_mutex_t caller;                 /* held by the thread that runs, or that changes the workers */
+    pthread_mutex_t parking;
+    pthread_cond_t work_published, work_finished;
+    pthread_t workers[POOL_MAX_THREADS];
+    int num_workers;                        /* started; under `caller` */
+    _Atomic int num_threads;
+};
+
+static pool_t shared;
+static pthread_once_t shared_once = PTHREAD_ONCE_INIT;
+static _Thread_local int thread_index;
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* ---- taking chunks ---- */
+
+static void take_chunks(pool_t* pool) {
+    uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    while ((uint32_t)ticket != 0) {
+        pool_function function = atomic_load_explicit(&pool->function, memory_order_relaxed);
+        void* context = atomic_load_explicit(&pool->context, memory_order_relaxed);
+        int num_chunks = atomic_load_explicit(&pool->num_chunks, memory_order_relaxed);
+        if (thread_index >= atomic_load_explicit(&pool->max_threads, memory_order_relaxed)) return;
+        if (!atomic_compare_exchange_weak_explicit(&pool->ticket, &ticket, ticket - 1, memory_order_acq_rel, memory_order_acquire)) continue;
+        function(context, num_chunks - (int)(uint32_t)ticket);
+        if (atomic_fetch_add(&pool->finished_chunks, 1) + 1 == num_chunks && atomic_load(&pool->caller_parked)) {
+            pthread_mutex_lock(&pool->parking);
+            pthread_cond_broadcast(&pool->work_finished);
+            pthread_mutex_unlock(&pool->parking);
+        }
+        ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    }
+}
+
+static void wait_for_last_chunks(pool_t* pool, int num_chunks) {
+    int64_t deadline = 0;
+    for (int spins = 0; atomic_load_explicit(&pool->finished_chunks, memory_order_acquire) != num_chunks; spins++) {
+        relax();
+        if (spins % 64 != 63) continue;
+        int64_t now = now_ns();
+        if (deadline == 0) deadline = now + SPIN_NS;
+        if (now < deadline) continue;
+        pthread_mutex_lock(&pool->parking);
+        atomic_store(&pool->caller_parked, 1);
+        while (atomic_load(&pool->finished_chunks) != num_chunks) pthread_cond_wait(&pool->work_finished, &pool->parking);
+        atomic_store(&pool->caller_parked, 0);
+        pthread_mutex_unlock(&pool->parking);
+        return;
+    }
+}
+
+/* ---- workers ---- */
+
+static int has_news(pool_t* pool, uint32_t generation) {
+    return (uint32_t)(atomic_load(&pool->ticket) >> 32) != generation || atomic_load(&pool->stopping);
+}
+
+static void wait_for_news(pool_t* pool, uint32_t generation) {
+    int64_t deadline = now_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (has_news(pool, generation)) return;
+            relax();
+        }
+    } while (now_ns() < deadline);
+    pthread_mutex_lock(&pool->parking);
+    atomic_fetch_add(&pool->parked_workers, 1);
+    while (!has_news(pool, generation)) pthread_cond_wait(&pool->work_published, &pool->parking);
+    atomic_fetch_sub(&pool->parked_workers, 1);
+    pthread_mutex_unlock(&pool->parking);
+}
+
+static void* work(void* argument) {
+    pool_t* pool = &shared;
+    thread_index = (int)(intptr_t)argument;
+    while (!atomic_load(&pool->stopping)) {
+        uint32_t generation = (uint32_t)(atomic_load(&pool->ticket) >> 32);
+        take_chunks(pool);
+        wait_for_news(pool, generation);
+    }
+    return NULL;
+}
+
+static void wake_workers(pool_t* pool) {
+    pthread_mutex_lock(&pool->parking);
+    pthread_cond_broadcast(&pool->work_published);
+    pthread_mutex_unlock(&pool->parking);
+}
+
+/* A machine that refuses another thread costs speed, not the run. */
+static void start_workers(pool_t* pool) {
+    int wanted = atomic_load(&pool->num_threads) - 1;
+    if (pool->num_workers == wanted) return;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);   /* signals belong to the threads of the program */
+    while (pool->num_workers < wanted) {
+        void* index = (void*)(intptr_t)(pool->num_workers + 1);
+        if (pthread_create(&pool->workers[pool->num_workers], &attributes, work, index) != 0) break;
+        pool->num_workers++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+static void stop_workers(pool_t* pool) {
+    atomic_store(&pool->stopping, 1);
+    wake_workers(pool);
+    for (int i = 0; i < pool->num_workers; i++) pthread_join(pool->workers[i], NULL);
+    pool->num_workers = 0;
+    atomic_store(&pool->stopping, 0);
+}
+
+/* ---- the shared pool ---- */
+
+static void make_idle(pool_t* pool) {
+    pthread_mutex_init(&pool->caller, NULL);
+    pthread_mutex_init(&pool->parking, NULL);
+    pthread_cond_init(&pool->work_published, NULL);
+    pthread_cond_init(&pool->work_finished, NULL);
+    atomic_store(&pool->ticket, (atomic_load(&pool->ticket) >> 32) << 32);
+    atomic_store(&pool->parked_workers, 0);
+    atomic_store(&pool->caller_parked, 0);
+    atomic_store(&pool->stopping, 0);
+    pool->num_workers = 0;
+}
+
+static void forget_workers_in_child(void) {
+    thread_index = 0;
+    make_idle(&shared);
+}
+
+static void make_shared(void) {
+    make_idle(&shared);
+    int num_threads = pool_default_num_threads();
+    atomic_store(&shared.num_threads, num_threads);
+    pthread_atfork(NULL, NULL, forget_workers_in_child);
+}
+
+pool_t* pool_shared(void) {
+    pthread_once(&shared_once, make_shared);
+    return &shared;
+}
+
+int pool_num_threads(pool_t* pool) { return atomic_load(&pool->num_threads); }
+
+int pool_set_num_threads(pool_t* pool, int num_threads) {
+    if (num_threads < 1 || num_threads > POOL_MAX_THREADS) return -1;
+    pthread_mutex_lock(&pool->caller);
+    if (num_threads != atomic_load(&pool->num_threads)) stop_workers(pool);
+    atomic_store(&pool->num_threads, num_threads);
+    pthread_mutex_unlock(&pool->caller);
+    return 0;
+}
+
+int pool_thread_index(void) { return thread_index; }
+
+/* A worker that runs a pool inside a chunk keeps its index: its chunk was promised index < max_threads. */
+static void run_alone(int num_chunks, pool_function function, void* context) {
+    for (int chunk = 0; chunk < num_chunks; chunk++) function(context, chunk);
+}
+
+void pool_run_limited(pool_t* pool, int num_chunks, int max_threads, pool_function function, void* context) {
+    if (num_chunks <= 1 || max_threads <= 1 || atomic_load_explicit(&pool->num_threads, memory_order_relaxed) == 1 ||
+        pthread_mutex_trylock(&pool->caller) != 0) {
+        run_alone(num_chunks, function, context);
+        return;
+    }
+    start_workers(pool);
+    atomic_store_explicit(&pool->function, function, memory_order_relaxed);
+    atomic_store_explicit(&pool->context, context, memory_order_relaxed);
+    atomic_store_explicit(&pool->num_chunks, num_chunks, memory_order_relaxed);
+    atomic_store_explicit(&pool->max_threads, max_threads, memory_order_relaxed);
+    atomic_store_explicit(&pool->finished_chunks, 0, memory_order_relaxed);
+    uint64_t generation = (atomic_load_explicit(&pool->ticket, memory_order_relaxed) >> 32) + 1;
+    atomic_store(&pool->ticket, generation << 32 | (uint32_t)num_chunks);
+    if (atomic_load(&pool->parked_workers) > 0) wake_workers(pool);
+    take_chunks(pool);
+    wait_for_last_chunks(pool, num_chunks);
+    pthread_mutex_unlock(&pool->caller);
+}
+
+void pool_run(pool_t* pool, int num_chunks, pool_function function, void* context) {
+    pool_run_limited(pool, num_chunks, POOL_MAX_THREADS, function, context);
+}
+
+/* ---- how many cores there are for us ---- */
+
+static int cores_of_affinity_mask(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores < 1 ? 1 : (int)cores;
+}
+
+static int read_line(const char* path, char* line, int size) {
+    FILE* file = fopen(path, "r");
+    if (file == NULL) return 0;
+    char* got = fgets(line, size, file);
+    fclose(file);
+    return got != NULL;
+}
+
+static int cores_of_quota(double quota, double period) {
+    if (quota <= 0 || period <= 0) return POOL_MAX_THREADS;
+    double cores = quota / period;
+    if (cores >= POOL_MAX_THREADS) return POOL_MAX_THREADS;
+    int whole = (int)cores;
+    return whole + (cores > whole);
+}
+
+/* cgroup v2: the tightest cpu.max of our group and of those above it. */
+static int cores_of_cgroup_v2(void) {
+    char line[1024], path[1200], group[1024] = "";
+    FILE* file = fopen("/proc/self/cgroup", "r");
+    if (file == NULL) return POOL_MAX_THREADS;
+    while (fgets(line, sizeof line, file) != NULL)
+        if (strncmp(line, "0::/", 4) == 0) snprintf(group, sizeof group, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
+    fclose(file);
+    int cores = POOL_MAX_THREADS;
+    for (;;) {
+        double quota, period;
+        snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
+        if (read_line(path, line, sizeof line) && sscanf(line, "%lf %lf", &quota, &period) == 2) {
+            int limit = cores_of_quota(quota, period);
+            if (limit < cores) cores = limit;
+        }
+        char* slash = strrchr(group, '/');
+        if (slash == NULL) return cores;
+        *slash = 0;
+    }
+}
+
+static int cores_of_cgroup_v1(void) {
+    char quota[64], period[64];
+    if (!read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", quota, sizeof quota)) return POOL_MAX_THREADS;
+    if (!read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us", period, sizeof period)) return POOL_MAX_THREADS;
+    return cores_of_quota(atof(quota), atof(period));
+}
+
+int pool_default_num_threads(void) {
+    int cores = cores_of_affinity_mask(), v2 = cores_of_cgroup_v2(), v1 = cores_of_cgroup_v1();
+    if (v2 < cores) cores = v2;
+    if (v1 < cores) cores = v1;
+    if (cores > POOL_MAX_THREADS) cores = POOL_MAX_THREADS;
+    return cores < 1 ? 1 : cores;
+}

@@ -1,0 +1,460 @@
+# Stages and their KV caches. Included by _kernels.pyx.
+import math
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+
+cdef extern from "c/kv_cache.h" nogil:
+    enum: KEY_GROUP
+    ctypedef struct kv_cache:
+        int num_layers
+        int num_blocks
+        int block_tokens
+        int num_kv_heads
+        int head_dim
+        size_t size_bytes
+    int kv_cache_create(kv_cache* cache, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim)
+    void kv_cache_free(kv_cache* cache)
+
+cdef extern from "c/attention.h" nogil:
+    enum: MAX_HEAD_DIM
+
+cdef extern from "c/stage.h" nogil:
+    ctypedef struct stage_spec:
+        int hidden_size
+        int intermediate_size
+        int num_heads
+        int num_kv_heads
+        int head_dim
+        int rope_dim
+        int rope_interleaved
+        int num_layers
+        float rms_norm_eps
+        float attention_scale
+        const double* rope_frequencies
+
+    ctypedef struct stage_layer:
+        const float* attention_norm
+        const float* ffn_norm
+        const float* q_bias
+        const float* k_bias
+        const float* v_bias
+        const float* attention_output_bias
+        const packed_matrix* q
+        const packed_matrix* k
+        const packed_matrix* v
+        const packed_matrix* attention_output
+        const packed_matrix* gate
+        const packed_matrix* up
+        const packed_matrix* down
+
+    ctypedef struct stage_slice:
+        int num_rows
+        int first_position
+        const int32_t* block_table
+        const uint8_t* boundary_encodings
+
+    ctypedef struct stage_batch:
+        const kv_cache* cache
+        const int32_t* token_ids
+        const float* hidden
+        const stage_slice* slices
+        int num_slices
+        int num_rows
+        const int32_t* logits_rows
+        int num_logits_rows
+        float* out
+
+    ctypedef struct c_stage "stage":
+        pass
+
+    c_stage* stage_create(const stage_spec* spec, int max_rows, int max_context)
+    void stage_free(c_stage* s)
+    void stage_set_embedding(c_stage* s, const packed_matrix* table)
+    void stage_add_layer(c_stage* s, int index, const stage_layer* layer)
+    void stage_set_head(c_stage* s, const float* norm, const packed_matrix* output)
+    size_t stage_scratch_bytes(const c_stage* s)
+    int stage_run(c_stage* s, const stage_batch* batch)
+    void rope_frequencies(double theta, int rope_dim, const double* factors, double* out)
+
+# The range in which positions times frequencies keep their full precision (deterministic_math.h).
+cdef double LARGEST_ANGLE = 1e6
+
+
+cdef int require_within(str name, object value, int64_t least, int64_t most) except -1:
+    if not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}, expected an integer from {least} to {most}")
+    return 0
+
+
+cdef int require_positive(str name, double value) except -1:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} is {value!r}, expected a positive finite number")
+    return 0
+
+
+class StageSlice(NamedTuple):
+    """Consecutive rows of one sequence. `block_table` names the KV blocks of positions 0 to first_position + num_rows - 1; `boundary_encodings`
+    (u8 [num_layers + 2], or None) gives the index in WIRE_ENCODINGS of the sequence's rounding at each unit boundary."""
+
+    num_rows: int
+    first_position: int
+    block_table: object
+    boundary_encodings: object = None
+
+
+cdef class StageSpec:
+    cdef stage_spec spec
+    cdef object frequencies
+    cdef readonly double largest_frequency
+
+    def __init__(
+        self, *, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, rope_dim, rope_theta, rope_interleaved,
+        rope_freq_factors=None, rms_norm_eps, attention_scale=None, num_layers, activation="silu",
+    ):
+        for name, value in (
+            ("hidden_size", hidden_size), ("intermediate_size", intermediate_size), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads),
+            ("num_layers", num_layers),
+        ):
+            require_within(name, value, 1, 1 << 24)
+        require_within("head_dim", head_dim, 2, MAX_HEAD_DIM)
+        require_within("rope_dim", rope_dim, 0, head_dim)
+        for name, value in (("head_dim", head_dim), ("rope_dim", rope_dim)):
+            if value % 2:
+                raise ValueError(f"{name} is {value}, expected an even number")
+        if num_heads % num_kv_heads:
+            raise ValueError(f"num_heads is {num_heads}, expected a multiple of num_kv_heads, which is {num_kv_heads}")
+        if num_heads * head_dim > LARGEST_DIMENSION:
+            raise ValueError(f"num_heads x head_dim is {num_heads * head_dim}, expected at most {LARGEST_DIMENSION}")
+        if activation != "silu":
+            raise ValueError(f"activation is {activation!r}, expected 'silu'")
+        require_positive("rope_theta", rope_theta)
+        require_positive("rms_norm_eps", rms_norm_eps)
+        scale = head_dim ** -0.5 if attention_scale is None else attention_scale
+        require_positive("attention_scale", scale)
+        self.set_frequencies(rope_theta, rope_dim, rope_freq_factors)
+        self.spec = stage_spec(
+            hidden_size=hidden_size, intermediate_size=intermediate_size, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+            rope_dim=rope_dim, rope_interleaved=bool(rope_interleaved), num_layers=num_layers, rms_norm_eps=rms_norm_eps, attention_scale=scale,
+            rope_frequencies=self.spec.rope_frequencies,
+        )
+
+    cdef int set_frequencies(self, double theta, int rope_dim, object freq_factors) except -1:
+        factors = np.ones(rope_dim // 2) if freq_factors is None else np.array(freq_factors, np.float64)
+        if factors.shape != (rope_dim // 2,):
+            raise ValueError(f"rope_freq_factors has shape {factors.shape}, expected ({rope_dim // 2},), half of rope_dim")
+        if not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise ValueError("rope_freq_factors must be positive finite numbers")
+        self.frequencies = np.empty(rope_dim // 2 + 1)
+        cdef double[::1] out = self.frequencies
+        cdef const double[::1] divisors = np.append(factors, 1.0)
+        rope_frequencies(theta, rope_dim, &divisors[0], &out[0])
+        self.spec.rope_frequencies = &out[0]
+        self.largest_frequency = self.frequencies[: rope_dim // 2].max(initial=0.0)
+        return 0
+
+    @property
+    def hidden_size(self) -> int:
+        return self.spec.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.spec.num_layers
+
+
+cdef class KvCache:
+    cdef kv_cache cache
+
+    def __cinit__(self, num_layers: int, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int):
+        for name, value in (("num_layers", num_layers), ("num_blocks", num_blocks), ("block_tokens", block_tokens), ("num_kv_heads", num_kv_heads)):
+            require_within(name, value, 1, 1 << 24)
+        require_within("head_dim", head_dim, 2, MAX_HEAD_DIM)
+        if block_tokens % KEY_GROUP:
+            raise ValueError(f"block_tokens is {block_tokens}, expected a multiple of {KEY_GROUP}")
+        if kv_cache_create(&self.cache, num_layers, num_blocks, block_tokens, num_kv_heads, head_dim) != 0:
+            raise MemoryError(f"no memory for a KV cache of {num_layers} layers x {num_blocks} blocks of {block_tokens} tokens")
+
+    def __dealloc__(self):
+        kv_cache_free(&self.cache)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.cache.size_bytes
+
+    @property
+    def num_layers(self) -> int:
+        return self.cache.num_layers
+
+    @property
+    def num_blocks(self) -> int:
+        return self.cache.num_blocks
+
+    @property
+    def block_tokens(self) -> int:
+        return self.cache.block_tokens
+
+
+cdef dict LAYER_BIASES = {"q_bias": "q", "k_bias": "k", "v_bias": "v", "attention_output_bias": "attention_output"}
+
+
+cdef class Stage:
+    cdef c_stage* stage
+    cdef stage_spec spec
+    cdef object owned_spec, embedding, head_norm, head
+    cdef dict layers  # global index -> weights; keeps them alive
+    cdef int max_rows, max_context
+
+    def __cinit__(self, StageSpec spec not None, *, max_rows: int, max_context: int):
+        require_within("max_rows", max_rows, 1, 1 << 20)
+        require_within("max_context", max_context, 1, 1 << 24)
+        if max_context * spec.largest_frequency > LARGEST_ANGLE:
+            raise ValueError(f"max_context is {max_context}, expected at most {int(LARGEST_ANGLE / spec.largest_frequency)} for these rope frequencies")
+        self.max_rows, self.max_context = max_rows, max_context
+        self.spec = spec.spec
+        self.owned_spec = spec
+        self.layers = {}
+        self.stage = stage_create(&self.spec, self.max_rows, self.max_context)
+        if self.stage == NULL:
+            raise MemoryError("no memory for a stage")
+
+    def __dealloc__(self):
+        stage_free(self.stage)
+
+    @property
+    def scratch_bytes(self) -> int:
+        return stage_scratch_bytes(self.stage)
+
+    @property
+    def layers_held(self) -> range:
+        return range(min(self.layers), max(self.layers) + 1) if self.layers else range(0)
+
+    # ---- weights ----
+
+    cdef const packed_matrix* matrix_of(self, str name, object weight, int outputs, int inputs) except NULL:
+        if not isinstance(weight, PackedMatrix):
+            raise ValueError(f"{name} is a {type(weight).__name__}, expected a PackedMatrix")
+        cdef PackedMatrix packed = weight
+        if packed.matrix.inputs != inputs or (outputs and packed.matrix.outputs != outputs):
+            raise ValueError(
+                f"{name} is a matrix of {packed.matrix.outputs} x {packed.matrix.inputs}, expected {outputs or 'any number of outputs'} x {inputs}"
+            )
+        return &packed.matrix
+
+    cdef object vector_of(self, str name, object weight, int width):
+        vector = f32_array(weight, 1, name).copy()
+        if vector.shape[0] != width:
+            raise ValueError(f"{name} has {vector.shape[0]} numbers, expected {width}")
+        return vector
+
+    def set_embedding(self, table) -> None:
+        stage_set_embedding(self.stage, self.matrix_of("the embedding", table, 0, self.spec.hidden_size))
+        self.embedding = table
+
+    def set_head(self, norm, output) -> None:
+        cdef const packed_matrix* matrix = self.matrix_of("the output projection", output, 0, self.spec.hidden_size)
+        vector = self.vector_of("the output norm", norm, self.spec.hidden_size)
+        cdef const float[::1] view = vector
+        stage_set_head(self.stage, &view[0], matrix)
+        self.head_norm, self.head = vector, output
+
+    def add_layer(self, index: int, weights) -> None:
+        require_within("index", index, 0, self.spec.num_layers - 1)
+        if self.layers and index not in self.layers and index != max(self.layers) + 1:
+            raise ValueError(f"layer {index} does not follow layer {max(self.layers)}: the layers of a stage are contiguous and added in order")
+        q, k, hidden, ffn = self.spec.num_heads * self.spec.head_dim, self.spec.num_kv_heads * self.spec.head_dim, self.spec.hidden_size, self.spec.intermediate_size
+        shapes = {
+            "q": (q, hidden), "k": (k, hidden), "v": (k, hidden), "attention_output": (hidden, q),
+            "gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn),
+        }
+        vectors = {"attention_norm": hidden, "ffn_norm": hidden}
+        vectors |= {name: shapes[matrix][0] for name, matrix in LAYER_BIASES.items() if name in weights}
+        missing = sorted((shapes.keys() | vectors.keys()) - set(weights))
+        unknown = sorted(set(weights) - shapes.keys() - vectors.keys())
+        if missing or unknown:
+            raise ValueError(f"layer {index} lacks the weights {missing} and has the unknown weights {unknown}, expected neither")
+        kept = {name: self.vector_of(f"{name} of layer {index}", weights[name], width) for name, width in vectors.items()}
+        cdef stage_layer layer
+        memset(&layer, 0, sizeof(layer))
+        self.point_at_matrices(index, weights, shapes, &layer)
+        layer.attention_norm = vector_pointer(kept, "attention_norm")
+        layer.ffn_norm = vector_pointer(kept, "ffn_norm")
+        layer.q_bias = vector_pointer(kept, "q_bias")
+        layer.k_bias = vector_pointer(kept, "k_bias")
+        layer.v_bias = vector_pointer(kept, "v_bias")
+        layer.attention_output_bias = vector_pointer(kept, "attention_output_bias")
+        cdef int c_index = index
+        with nogil:
+            stage_add_layer(self.stage, c_index, &layer)
+        self.layers[index] = kept | {name: weights[name] for name in shapes}
+
+    cdef int point_at_matrices(self, int index, object weights, dict shapes, stage_layer* layer) except -1:
+        cdef const packed_matrix* matrix
+        for name, (outputs, inputs) in shapes.items():
+            matrix = self.matrix_of(f"{name} of layer {index}", weights[name], outputs, inputs)
+            if name == "q":
+                layer.q = matrix
+            elif name == "k":
+                layer.k = matrix
+            elif name == "v":
+                layer.v = matrix
+            elif name == "attention_output":
+                layer.attention_output = matrix
+            elif name == "gate":
+                layer.gate = matrix
+            elif name == "up":
+                layer.up = matrix
+            else:
+                layer.down = matrix
+        return 0
+
+    # ---- running ----
+
+    cdef int check_units(self) except -1:
+        if self.embedding is None and self.head is None and not self.layers:
+            raise ValueError("the stage is empty: add an embedding, layers or a head first")
+        follows = not self.layers or min(self.layers) == 0
+        leads = not self.layers or max(self.layers) == self.spec.num_layers - 1
+        if self.embedding is not None and (not follows or (self.head is not None and not self.layers)):
+            raise ValueError("the stage's units are not contiguous: layer 0 must follow its embedding")
+        if self.head is not None and not leads:
+            raise ValueError(f"the stage's units are not contiguous: layer {self.spec.num_layers - 1} must precede its head")
+        return 0
+
+    cdef int check_cache(self, KvCache kv) except -1:
+        if not self.layers:
+            return 0
+        if kv is None:
+            raise ValueError("kv is None, expected a KvCache, since the stage has layers")
+        held = (kv.cache.num_layers, kv.cache.num_kv_heads, kv.cache.head_dim)
+        expected = (len(self.layers), self.spec.num_kv_heads, self.spec.head_dim)
+        if held != expected:
+            raise ValueError(f"kv is for (layers, kv heads, head_dim) {held}, expected {expected}")
+        return 0
+
+    cdef object checked_inputs(self, object inputs):
+        if self.embedding is None:
+            array = f32_array(inputs, 2, "inputs")
+            if array.shape[1] != self.spec.hidden_size:
+                raise ValueError(f"inputs have {array.shape[1]} columns, expected {self.spec.hidden_size}, the hidden size")
+        else:
+            array = index_array(inputs, "inputs", self.embedding.outputs)
+        if not 1 <= array.shape[0] <= self.max_rows:
+            raise ValueError(f"inputs have {array.shape[0]} rows, expected 1 to {self.max_rows}, the most that this stage was made for")
+        return array
+
+    cdef object checked_slice(self, KvCache kv, object part, stage_slice* out):
+        """Fills `out`; returns the arrays that it points into."""
+        num_rows, first_position, block_table, boundary_encodings = part
+        require_within("num_rows of a slice", num_rows, 1, self.max_rows)
+        require_within("first_position of a slice", first_position, 0, self.max_context - 1)
+        if first_position + num_rows > self.max_context:
+            raise ValueError(f"a slice ends at position {first_position + num_rows - 1}, expected at most {self.max_context - 1}")
+        memset(out, 0, sizeof(out[0]))
+        out.num_rows, out.first_position = num_rows, first_position
+        cdef const int32_t[::1] blocks
+        cdef const uint8_t[::1] encodings
+        table = None
+        if self.layers:
+            table = index_array(block_table, "block_table", kv.cache.num_blocks)
+            needed = (first_position + num_rows + kv.cache.block_tokens - 1) // kv.cache.block_tokens
+            if table.shape[0] < needed:
+                raise ValueError(f"block_table has {table.shape[0]} blocks, expected {needed} for positions up to {first_position + num_rows - 1}")
+            blocks = table
+            out.block_table = &blocks[0]
+        if boundary_encodings is not None:
+            boundary_encodings = self.checked_encodings(boundary_encodings)
+            encodings = boundary_encodings
+            out.boundary_encodings = &encodings[0]
+        return table, boundary_encodings
+
+    cdef object checked_encodings(self, object boundary_encodings):
+        encodings = np.asarray(boundary_encodings)
+        if encodings.dtype != np.uint8 or encodings.shape != (self.spec.num_layers + 2,):
+            raise ValueError(
+                f"boundary_encodings is {encodings.dtype} of shape {encodings.shape}, expected uint8 of shape ({self.spec.num_layers + 2},)"
+            )
+        if encodings.max() >= NUM_ENCODINGS:
+            raise ValueError(f"boundary_encodings holds {encodings.max()}, expected at most {NUM_ENCODINGS - 1}")
+        if ENCODING_Q8_0_OUTLIERS in encodings and self.spec.hidden_size > MAX_OUTLIER_WIDTH:
+            raise ValueError(f"the hidden size is {self.spec.hidden_size}, expected at most {MAX_OUTLIER_WIDTH} for Q8_0_OUTLIERS")
+        return np.ascontiguousarray(encodings)
+
+    def run(self, KvCache kv, inputs, slices, logits_rows=None):
+        self.check_units()
+        self.check_cache(kv)
+        array = self.checked_inputs(inputs)
+        slices = list(slices)
+        if not slices:
+            raise ValueError("slices is empty, expected at least one slice")
+        total = sum(part[0] for part in slices)
+        if total != array.shape[0]:
+            raise ValueError(f"the slices have {total} rows, expected {array.shape[0]}, the rows of inputs")
+        cdef stage_slice* parts = <stage_slice*>malloc(len(slices) * sizeof(stage_slice))
+        if parts == NULL:
+            raise MemoryError(f"no memory for {len(slices)} slices")
+        try:
+            kept = [self.checked_slice(kv, part, &parts[i]) for i, part in enumerate(slices)]
+            return self.run_checked(kv, array, parts, len(kept), self.checked_logits_rows(logits_rows, array.shape[0]))
+        finally:
+            free(parts)
+
+    cdef object checked_logits_rows(self, object logits_rows, Py_ssize_t rows):
+        if self.head is None:
+            if logits_rows is not None:
+                raise ValueError("logits_rows is given, expected None, since the stage has no head")
+            return None
+        if logits_rows is None:
+            raise ValueError("logits_rows is None, expected the rows whose logits are wanted, since the stage has the head")
+        array = index_array(logits_rows, "logits_rows", rows)
+        if array.shape[0] > self.max_rows:
+            raise ValueError(f"logits_rows has {array.shape[0]} rows, expected at most {self.max_rows}")
+        return array
+
+    cdef object run_checked(self, KvCache kv, object inputs, const stage_slice* parts, int num_slices, object logits_rows):
+        cdef stage_batch batch
+        memset(&batch, 0, sizeof(batch))
+        cdef const float[:, ::1] hidden
+        cdef const int32_t[::1] tokens, wanted
+        batch.slices, batch.num_slices, batch.num_rows = parts, num_slices, inputs.shape[0]
+        if self.layers:
+            batch.cache = &kv.cache
+        if self.embedding is None:
+            hidden = inputs
+            batch.hidden = &hidden[0, 0]
+        else:
+            tokens = inputs
+            batch.token_ids = &tokens[0]
+        shape = (inputs.shape[0], self.spec.hidden_size)
+        if logits_rows is not None:
+            shape = (logits_rows.shape[0], self.head.outputs)
+            wanted = logits_rows
+            batch.num_logits_rows = shape[0]
+            if shape[0]:
+                batch.logits_rows = &wanted[0]
+        result = np.empty(shape, np.float32)
+        cdef float[:, ::1] out = result
+        if result.size:
+            batch.out = &out[0, 0]
+        cdef int status
+        with nogil:
+            status = stage_run(self.stage, &batch)
+        if status != 0:
+            raise MemoryError(f"no memory for {self.scratch_bytes} bytes of scratch")
+        return result
+
+
+cdef const float* vector_pointer(dict vectors, str name):
+    if name not in vectors:
+        return NULL
+    cdef const float[::1] view = vectors[name]
+    return &view[0]
+
+
+cdef object index_array(object values, str what, int64_t bound):
+    """`values` as a contiguous int32 array [n] of indices below `bound`."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{what} must be a 1-dimensional array of integers, got {array.ndim} dimensions of {array.dtype}")
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < bound:
+        raise ValueError(f"{what} holds numbers from {array.min()} to {array.max()}, expected 0 to {bound - 1}")
+    return np.ascontiguousarray(array, np.int32)
