@@ -190,7 +190,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
         filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _STOCK_FILTERS}
         filters |= self._own_filters()
-        tests: dict[str, Callable[..., Any]] = dict(self.tests)
+        tests: Mapping[str, Any] = self.tests
         self.filters = {name: self._guarded(function) for name, function in filters.items()}
         self.tests = {name: self._guarded(function) for name, function in tests.items()}
 
