@@ -188,3 +188,8 @@ class Stage:
         Keys and values of all rows are stored before any row attends, so slices may be consecutive chunks of one sequence; slices that
         write the same block at the same positions are the caller's mistake. Rounding points between two units of this stage are applied
         as encode_rows and decode_rows would. A row's bits depend on its sequence only."""
+
+def memory_read_bandwidth(size_bytes: int, passes: int = 5) -> float:
+    """Bytes per second at which all threads of the pool together read a buffer: the median of some passes over it. The limit of decoding.
+
+    size_bytes: whole MiB, several times the caches. MemoryError if there is no room for the buffer."""

@@ -6,6 +6,7 @@ include "encodings.pxi"
 include "elementwise.pxi"
 include "pool.pxi"
 include "stage.pxi"
+include "bandwidth.pxi"
 
 
 def optimization_info() -> dict[str, object]:

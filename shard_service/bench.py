@@ -51,7 +51,7 @@ def bench(
         ("memory, reading", speed.memory_bytes_per_s, "GB/s", 1e-9),
     ):
         table.add_row(name, *(f"{value * scale:.1f}" for value in spread), unit)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{manifest.spec.name}[/] with {speed.threads} thread(s), {speed.isa}; {repeat} runs after one to warm up")
     console.print(table)
     console.print(

@@ -22,6 +22,7 @@ from dairllm.kernels_pyx import KvCache, StageSlice, get_num_threads, memory_rea
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
+from dairllm.shard_service.head import MAX_ROWS as MAX_HEAD_ROWS
 from dairllm.shard_service.layer_store import LayerStore
 from dairllm.shard_service.memory import resident_bytes
 from dairllm.shard_service.sources import LocalFile
@@ -175,10 +176,10 @@ class _LoadedStage:
         assert body is not None, "a whole model has layers"
         assert head is not None, "a whole model has a head"
         hidden = body.run(self._kv_cache, np.ascontiguousarray(token_ids), slices)
-        for first in range(0, len(logits_rows), head.max_rows):
-            rows = np.ascontiguousarray(hidden[logits_rows[first : first + head.max_rows]])
-            table = np.zeros(0, np.int32)
-            head.run(None, rows, [StageSlice(1, 0, table, None) for _ in rows], np.arange(len(rows), dtype=np.int32))
+        for first in range(0, len(logits_rows), MAX_HEAD_ROWS):
+            rows = np.ascontiguousarray(hidden[logits_rows[first : first + MAX_HEAD_ROWS]])
+            whole = StageSlice(len(rows), 0, np.empty(0, np.int32), None)
+            head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
 
 
 async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StageParts]:
