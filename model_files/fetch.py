@@ -34,7 +34,9 @@ def resolve_model(name_or_path: str, progress: ProgressCallback | None = None) -
     UnknownModelName if it is neither a readable, non-empty file nor a known name; ModelFetchError if the download, its verification or its
     storage fails. Several processes may resolve the same name at once: one fetches, the others wait for it.
     """
-    path = Path(name_or_path).expanduser()
+    if "\0" in name_or_path:
+        raise UnknownModelName(f"{name_or_path[:200]!r} contains a NUL character; expected a path or a name")
+    path = Path(os.path.expanduser(name_or_path))
     if _exists(path) or os.sep in name_or_path or path.suffix == ".gguf":
         return _check_file(path)
     return fetch_model(find_known_model(name_or_path), progress)
@@ -59,7 +61,7 @@ def fetch_model(model: KnownModel, progress: ProgressCallback | None = None) -> 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):
+    except OSError:  # such as a name that is too long to be a file's
         return False
 
 

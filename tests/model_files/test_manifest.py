@@ -1,0 +1,327 @@
+"""Spec, manifest, architectures and reading: what the cluster believes about a file is what the file contains."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dairllm.model_files import manifest_builder
+from dairllm.model_files.architectures import architecture_names, find_architecture
+from dairllm.model_files.block_formats import BLOCK_FORMATS
+from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
+from dairllm.model_files.gguf_file import read_gguf
+from dairllm.model_files.manifest import Manifest
+from dairllm.model_files.manifest_builder import build_manifest, read_spec
+from dairllm.model_files.reader import FileSource, find_model_file, unit_digest
+from dairllm.model_files.spec import ModelSpec
+from tests.tiny_gguf import TinyLlama, random_weights, write_llama, write_tiny_llama
+
+SPEC = {
+    "architecture": "llama",
+    "name": "x",
+    "num_layers": 3,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 256,
+    "context_length": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "rope_dim": 32,
+    "rope_interleaved": True,
+    "rope_freq_factors": None,
+    "attention_scale": 0.25,
+}
+
+
+def with_metadata(folder: Path, **extra: Any) -> Path:
+    """A tiny llama with more metadata: copied tensor by tensor, the given keys (dots written as two underscores) added or replaced."""
+    source = gguf.GGUFReader(write_tiny_llama(folder / "plain.gguf", num_layers=1))
+    given = {key.replace("__", "."): value for key, value in extra.items()}
+    writer = gguf.GGUFWriter(folder / "changed.gguf", given.pop("general.architecture", "llama"))
+    for key, field in source.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")) and key not in given:
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for key, value in given.items():
+        if value is not None:
+            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+            add(key, value)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "changed.gguf"
+
+
+def test_spec_of_smollm2(smollm2_path: Path) -> None:
+    spec = build_manifest(smollm2_path).spec
+    assert (spec.num_layers, spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim) == (30, 576, 9, 3, 64)
+    assert (spec.vocab_size, spec.rope_theta, spec.rope_interleaved, spec.attention_scale) == (49152, 100_000.0, True, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("num_layers", 0, "num_layers is 0"),
+        ("num_layers", True, "num_layers is True"),
+        ("num_layers", 3.0, "num_layers is 3.0"),
+        ("vocab_size", 1 << 40, "vocab_size"),
+        ("num_kv_heads", 3, "multiple of num_kv_heads"),
+        ("rope_dim", 64, "at most head_dim"),
+        ("rope_dim", 31, "even"),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps is nan"),
+        ("rope_theta", float("inf"), "rope_theta is inf"),
+        ("attention_scale", "1", "attention_scale is '1'"),
+        ("rope_interleaved", 1, "rope_interleaved"),
+        ("rope_freq_factors", (1.0,), "has 1 values"),
+        ("rope_freq_factors", (0.0,) * 16, "contains 0.0"),
+        ("name", "", "name is ''"),
+        ("architecture", "x" * 300, "architecture"),
+    ],
+)
+def test_impossible_specs_are_refused(field: str, value: object, expected: str) -> None:
+    ModelSpec(**SPEC)  # type: ignore[arg-type]
+    with pytest.raises(CorruptModelFile) as caught:
+        ModelSpec(**{**SPEC, field: value})  # type: ignore[arg-type]
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("block_format", sorted(BLOCK_FORMATS))
+@pytest.mark.parametrize("tied", [False, True])
+def test_manifest_describes_every_byte_of_every_unit(tmp_path: Path, block_format: str, tied: bool) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", block_format=block_format, tied=tied)
+    manifest = build_manifest(path)
+    assert [unit.name for unit in manifest.units] == ["embedding", "layer 0", "layer 1", "layer 2", "head"]
+    content = path.read_bytes()
+    for unit in manifest.units:
+        data = b"".join(content[tensor.offset : tensor.offset + tensor.size_bytes] for tensor in unit.tensors)
+        assert (unit.size_bytes, unit.digest) == (len(data), hashlib.sha256(data).hexdigest())
+    assert [tensor.role for tensor in manifest.units[1].tensors] == [
+        "attention_norm",
+        "q",
+        "k",
+        "v",
+        "attention_output",
+        "ffn_norm",
+        "gate",
+        "up",
+        "down",
+    ]
+    embedding, output = manifest.units[0].tensors[0], manifest.units[-1].tensors[-1]
+    assert (embedding.offset == output.offset) is tied
+    assert embedding.block_format == block_format
+    assert embedding.shape == (256, 64)
+
+
+def test_digest_identifies_the_weights_and_not_the_file(tmp_path: Path) -> None:
+    model = TinyLlama()
+    weights = random_weights(model, seed=1)
+    first = build_manifest(write_llama(tmp_path / "a.gguf", model, weights))
+    reordered = build_manifest(write_llama(tmp_path / "b.gguf", model, dict(reversed(weights.items()))))
+    assert first.units[1].tensors[0].offset != reordered.units[1].tensors[0].offset
+    assert first.model_digest == reordered.model_digest
+    weights["blk.1.attn_q.weight"][3, 4] += 1
+    changed = build_manifest(write_llama(tmp_path / "c.gguf", model, weights))
+    assert changed.model_digest != first.model_digest
+    assert [a.digest == b.digest for a, b in zip(first.units, changed.units, strict=True)] == [True, True, False, True, True]
+    theta = build_manifest(write_llama(tmp_path / "d.gguf", model._replace(rope_theta=5e5), weights))
+    assert theta.model_digest != changed.model_digest
+
+
+def test_optional_biases_are_listed_last(tmp_path: Path) -> None:
+    model = TinyLlama(num_layers=1)
+    weights = random_weights(model, 0) | {
+        "blk.0.attn_q.bias": np.zeros(128, np.float32),
+        "blk.0.attn_output.bias": np.zeros(64, np.float32),
+    }
+    unit = build_manifest(write_llama(tmp_path / "m.gguf", model, weights)).units[1]
+    assert [tensor.role for tensor in unit.tensors][-3:] == ["down", "q_bias", "attention_output_bias"]
+
+
+def test_json_round_trip(smollm2_path: Path, tmp_path: Path) -> None:
+    scaled = write_tiny_llama(tmp_path / "m.gguf", rope_freq_factors=[1.0 + index / 3 for index in range(16)])
+    for path in (smollm2_path, scaled):
+        manifest = build_manifest(path)
+        assert Manifest.from_json(manifest.to_json()) == manifest
+        assert Manifest.from_json(manifest.to_json().encode()) == manifest
+
+
+def test_json_from_elsewhere_is_not_trusted(tiny_path: Path) -> None:
+    manifest = build_manifest(tiny_path)
+    fields = json.loads(manifest.to_json())
+
+    def refused(change: Any, expected: str) -> None:
+        copy = json.loads(json.dumps(fields))
+        change(copy)
+        with pytest.raises(CorruptModelFile, match=expected):
+            Manifest.from_json(json.dumps(copy))
+
+    refused(lambda m: m["units"].pop(), "units")
+    refused(lambda m: m["units"].reverse(), "embedding")
+    refused(lambda m: m["units"][1]["tensors"].pop(), "has the tensors")
+    refused(lambda m: m["units"][1]["tensors"][1].update(offset=1 << 40), "offset")
+    refused(lambda m: m["units"][1]["tensors"][1].update(offset=-1), "offset")
+    refused(lambda m: m["units"][1]["tensors"][1].update(shape=[64, 64]), "shape")
+    refused(lambda m: m["units"][1]["tensors"][1].update(block_format="Q6_K"), "Q6_K")
+    refused(lambda m: m["units"][1]["tensors"][0].update(block_format="Q8_0"), "Q8_0")
+    refused(lambda m: m["units"][1]["tensors"][1].update(size_bytes=1), "bytes")
+    refused(lambda m: m["units"][1].update(size_bytes=1), "size_bytes")
+    refused(lambda m: m["units"][1].update(digest="0" * 63), "digest")
+    refused(lambda m: m["units"][1].update(digest="0" * 64), "model_digest")
+    refused(lambda m: m["spec"].update(rope_theta=5.0), "model_digest")
+    refused(lambda m: m["spec"].update(num_layers=10**9), "num_layers")
+    refused(lambda m: m["spec"].update(extra=1), "fields")
+    refused(lambda m: m.pop("file_size_bytes"), "fields")
+    for text in ("", "[", "[]", "1", "[" * 100_000, '{"a": NaN}', "\ud800", b"\xff"):
+        with pytest.raises(CorruptModelFile):
+            Manifest.from_json(text)
+
+
+JSON_VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)
+
+
+@given(st.data())
+def test_any_changed_field_is_refused_or_harmless(tiny_path: Path, data: st.DataObject) -> None:
+    fields: Any = json.loads(build_manifest(tiny_path).to_json())
+    place = fields
+    while True:
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], (dict, list)) or not place[key] or data.draw(st.integers(0, 9)) == 0:
+            break
+        place = place[key]
+    place[key] = data.draw(JSON_VALUES)
+    try:
+        manifest = Manifest.from_json(json.dumps(fields))
+    except ModelFileError as error:
+        assert len(str(error)) < 2000
+    else:
+        assert json.loads(manifest.to_json()) == fields
+
+
+def test_second_build_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf")
+    calls: list[tuple[str, int, int]] = []
+    first = build_manifest(path, lambda *progress: calls.append(progress))
+    total = sum(unit.size_bytes for unit in first.units)
+    assert calls[-1] == ("Hashing m.gguf", total, total)
+    monkeypatch.setattr(manifest_builder, "read_gguf", None)
+    assert build_manifest(path) == first
+
+
+def test_changed_file_and_damaged_cache_are_read_again(tmp_path: Path, cache_home: Path) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", seed=1)
+    first = build_manifest(path)
+    write_tiny_llama(path, seed=2)
+    os.utime(path, ns=(1, 1))
+    second = build_manifest(path)
+    assert first.model_digest != second.model_digest
+    for entry in (cache_home / "dairllm" / "manifests").iterdir():
+        entry.write_text("{}")
+    assert build_manifest(path) == second
+
+
+def test_unwritable_cache_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocker = tmp_path / "file"
+    blocker.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocker))
+    path = write_tiny_llama(tmp_path / "m.gguf")
+    assert build_manifest(path) == build_manifest(path)
+
+
+def test_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf")
+    with pytest.raises(CorruptModelFile, match="changed while it was read"):
+        build_manifest(path, lambda *_: os.utime(path, ns=(5, 5)))
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind", "expected"),
+    [
+        ({"general__architecture": "mamba"}, UnsupportedModel, "'mamba'.*llama"),
+        ({"general__architecture": "../llama"}, UnsupportedModel, "llama"),
+        ({"llama__block_count": None}, CorruptModelFile, "lacks the metadata key llama.block_count"),
+        ({"llama__embedding_length": "64"}, CorruptModelFile, "llama.embedding_length; expected an integer"),
+        ({"llama__block_count": 2}, CorruptModelFile, "lacks the tensor 'blk.1"),
+        ({"llama__expert_count": 8}, UnsupportedModel, "llama.expert_count to 8"),
+        ({"llama__attention__sliding_window": 128}, UnsupportedModel, "sliding_window"),
+        ({"llama__rope__scaling__type": "yarn"}, UnsupportedModel, "'yarn'"),
+        ({"llama__attention__head_count": 0}, CorruptModelFile, "head_count"),
+        ({"llama__attention__value_length": 16}, UnsupportedModel, "16 values"),
+        ({"llama__vocab_size": 255}, CorruptModelFile, "256 rows"),
+        ({"llama__feed_forward_length": 64}, CorruptModelFile, "expected \\(64, 64\\)"),
+        ({"split__count": 2}, UnsupportedModel, "split"),
+    ],
+)
+def test_unsupported_models_are_refused_by_name(tmp_path: Path, extra: dict[str, Any], kind: type[ModelFileError], expected: str) -> None:
+    build_manifest(with_metadata(tmp_path))
+    with pytest.raises(kind, match=expected):
+        build_manifest(with_metadata(tmp_path, **extra))
+
+
+def test_unused_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    model = TinyLlama(num_layers=1)
+    weights = random_weights(model, 0) | {"blk.0.attn_q_norm.weight": np.ones(32, np.float32)}
+    with pytest.raises(UnsupportedModel, match=r"blk\.0\.attn_q_norm\.weight"):
+        build_manifest(write_llama(tmp_path / "m.gguf", model, weights))
+
+
+def test_rope_scaling_becomes_freq_factors(tmp_path: Path) -> None:
+    linear = with_metadata(tmp_path, llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
+    assert read_spec(read_gguf(linear)).rope_freq_factors == (4.0,) * 16
+    none = with_metadata(tmp_path, llama__rope__scaling__type="none", llama__rope__scaling__factor=4.0)
+    assert read_spec(read_gguf(none)).rope_freq_factors is None
+    factors = [1.0 + index / 4 for index in range(16)]
+    stored = write_tiny_llama(tmp_path / "stored.gguf", rope_freq_factors=factors)
+    assert read_spec(read_gguf(stored)).rope_freq_factors == tuple(factors)
+    with pytest.raises(CorruptModelFile, match="15 values"):
+        read_spec(read_gguf(write_tiny_llama(tmp_path / "short.gguf", rope_freq_factors=factors[:15])))
+
+
+def test_every_architecture_module_defines_its_namesake() -> None:
+    assert "llama" in architecture_names()
+    for name in architecture_names():
+        assert find_architecture(name).name == name
+
+
+def test_file_source_reads_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(range(100)))
+    with FileSource(path) as source:
+        assert source.read(10, 5) == bytes(range(10, 15))
+        assert source.read(100, 0) == b""
+        with pytest.raises(CorruptModelFile, match="ends before byte 101"):
+            source.read(99, 2)
+    with pytest.raises(CorruptModelFile, match="closed"):
+        source.read(0, 1)
+    with pytest.raises(CorruptModelFile, match="cannot be read"):
+        FileSource(tmp_path / "none")
+
+
+def test_finds_the_file_among_siblings_of_the_same_size(tmp_path: Path) -> None:
+    folders = [tmp_path / "missing", tmp_path / "b"]
+    folders[1].mkdir()
+    write_tiny_llama(folders[1] / "a.gguf", seed=1)
+    (folders[1] / "junk.gguf").write_bytes(b"junk")
+    wanted = write_tiny_llama(folders[1] / "z.gguf", seed=2)
+    manifest = build_manifest(wanted)
+    assert find_model_file(manifest, folders) == wanted
+    assert find_model_file(build_manifest(write_tiny_llama(tmp_path / "other.gguf", seed=3)), folders) is None
+    with FileSource(wanted) as source:
+        assert [unit_digest(source, unit) for unit in manifest.units] == [unit.digest for unit in manifest.units]
+
+
+def test_manifest_is_checked_however_it_is_made(tiny_path: Path) -> None:
+    with pytest.raises(CorruptModelFile, match="model_digest"):
+        dataclasses.replace(build_manifest(tiny_path), model_digest="0" * 64)

@@ -1,0 +1,227 @@
+"""Tokenizers: the golden ids of SmolLM2, SentencePiece against its definition, and decoding in pieces."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dairllm.model_files.chat_template import load_chat_template
+from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
+from dairllm.model_files.gguf_file import read_gguf
+from dairllm.model_files.sentencepiece_bpe import SentencePieceBpe
+from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from tests.tiny_gguf import CONTROL_TOKENS, MERGES, byte_characters
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "data" / "smollm2.json").read_text())
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> Tokenizer:
+    return load_tokenizer(read_gguf(smollm2_path))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_path: Path) -> Tokenizer:
+    return load_tokenizer(read_gguf(tiny_path))
+
+
+def write_vocabulary(path: Path, kind: str, tokens: list[tuple[str, int]], **keys: Any) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
+    for name, value in keys.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def bpe_tokens() -> list[tuple[str, int]]:
+    return [(text, CONTROL) for text in CONTROL_TOKENS] + [
+        (text, NORMAL) for text in (*byte_characters(), *(merge.replace(" ", "") for merge in MERGES))
+    ]
+
+
+@pytest.mark.parametrize("case", GOLDEN["tokenizer_cases"], ids=lambda case: repr(case["text"][:20]))
+def test_golden_ids(smollm2: Tokenizer, case: dict[str, Any]) -> None:
+    assert smollm2.encode(case["text"], add_special=True, parse_special=True) == case["ids"]
+    assert smollm2.decode(case["ids"], skip_special=False) == case["decoded"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
+def test_golden_prompts(smollm2: Tokenizer, smollm2_path: Path, case: dict[str, Any]) -> None:
+    template = load_chat_template(read_gguf(smollm2_path), smollm2)
+    assert template.render(case["messages"]) == case["prompt_text"]
+    assert smollm2.encode_prompt(case["prompt_text"]) == case["prompt_ids"]
+    assert smollm2.decode(case["generated_ids_64"], skip_special=False) == case["text_64"]
+    assert smollm2.decode(case["generated_ids"], skip_special=True) == case["generated_text"]
+
+
+def test_special_tokens_of_smollm2(smollm2: Tokenizer) -> None:
+    assert (smollm2.vocab_size, smollm2.bos_id, smollm2.eos_id, smollm2.add_bos) == (49152, 1, 2, False)
+    assert smollm2.end_of_generation_ids == {0, 2}
+    assert smollm2.token_text(2) == b"<|im_end|>"
+    assert smollm2.is_special(2)
+    assert not smollm2.is_special(19556)
+    for token_id in (-1, 49152):
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            smollm2.token_text(token_id)
+
+
+def test_control_tokens_only_where_asked_for(smollm2: Tokenizer) -> None:
+    text = "a<|im_end|>b"
+    assert 2 in smollm2.encode(text, add_special=False, parse_special=True)
+    plain = smollm2.encode(text, add_special=False, parse_special=False)
+    assert not any(smollm2.is_special(token_id) for token_id in plain)
+    assert smollm2.decode(plain, skip_special=True) == text
+
+
+@given(st.text())
+def test_text_survives(tiny: Tokenizer, text: str) -> None:
+    ids = tiny.encode(text, add_special=False, parse_special=False)
+    assert all(0 <= token_id < tiny.vocab_size for token_id in ids)
+    assert not any(tiny.is_special(token_id) for token_id in ids)
+    assert tiny.decode(ids, skip_special=True) == text
+
+
+def test_lone_surrogates_become_replacement_characters(tiny: Tokenizer) -> None:
+    ids = tiny.encode("a\ud800b\ud83d\ude42", add_special=False, parse_special=True)
+    assert tiny.decode(ids, skip_special=False) == "a\ufffdb\U0001f642"
+
+
+@given(st.lists(st.integers(0, 287)))
+def test_stream_decoder_gives_the_whole_text(tiny: Tokenizer, ids: list[int]) -> None:
+    for skip_special in (False, True):
+        decoder = StreamDecoder(tiny, skip_special=skip_special)
+        pieces = [decoder.push(token_id) for token_id in ids]
+        assert "".join([*pieces, decoder.flush()]) == tiny.decode(ids, skip_special=skip_special)
+        assert decoder.flush() == ""
+
+
+@given(st.text())
+def test_stream_decoder_never_gives_half_a_character(tiny: Tokenizer, text: str) -> None:
+    decoder = StreamDecoder(tiny, skip_special=False)
+    ids = tiny.encode(text, add_special=False, parse_special=False)
+    given_so_far = ""
+    for token_id in ids:
+        given_so_far += decoder.push(token_id)
+        assert text.startswith(given_so_far)
+    assert decoder.flush() == ""
+
+
+def test_begin_and_end_tokens_as_the_file_asks(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"tokenizer_pre": "llama-bpe", "token_merges": list(MERGES), "bos_token_id": 1, "eos_token_id": 2}
+    default = load_tokenizer(read_gguf(write_vocabulary(tmp_path / "a", "gpt2", bpe_tokens(), **keys)))
+    assert default.encode("", add_special=True, parse_special=False) == [1]
+    assert default.encode_prompt("<|im_start|>") == [1]
+    assert default.encode_prompt("<|endoftext|>") == [1, 0]
+    keys |= {"add_bos_token": False, "add_eos_token": True}
+    asked = load_tokenizer(read_gguf(write_vocabulary(tmp_path / "b", "gpt2", bpe_tokens(), **keys)))
+    assert asked.encode("", add_special=True, parse_special=False) == [2]
+    assert asked.encode("", add_special=False, parse_special=False) == []
+
+
+def test_text_cannot_merge_into_a_control_token(tmp_path: Path) -> None:
+    tokens = [(text, CONTROL if text == "the" else kind) for text, kind in bpe_tokens()]
+    for pre in ("smollm", "llama-bpe"):
+        path = write_vocabulary(tmp_path / pre, "gpt2", tokens, tokenizer_pre=pre, token_merges=list(MERGES))
+        tokenizer = load_tokenizer(read_gguf(path))
+        ids = tokenizer.encode("the", add_special=False, parse_special=False)
+        assert not any(tokenizer.is_special(token_id) for token_id in ids)
+        assert tokenizer.decode(ids, skip_special=True) == "the"
+
+
+def test_user_defined_tokens_are_always_recognised(tmp_path: Path) -> None:
+    tokens = [*bpe_tokens(), ("<tool call>", USER_DEFINED)]
+    path = write_vocabulary(tmp_path / "a", "gpt2", tokens, tokenizer_pre="smollm", token_merges=list(MERGES))
+    tokenizer = load_tokenizer(read_gguf(path))
+    ids = tokenizer.encode("a<tool call>", add_special=False, parse_special=False)
+    assert ids[-1] == len(tokens) - 1
+    assert tokenizer.decode(ids, skip_special=True) == "a<tool call>"
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [
+        ("llama-bpe", "I'LL pay 12345 now\r\n\n x", ["I", "'LL", " pay", " ", "123", "45", " now", "\r\n\n", " x"]),
+        ("qwen2", "a 123!\n", ["a", " ", "1", "2", "3", "!\n"]),
+        ("gpt-2", "I'LL  pay 123!", ["I", "'", "LL", " ", " pay", " 123", "!"]),
+        ("smollm", "pay 12!", ["pay", " ", "1", "2", "!"]),
+        ("default", "a=b 1234", ["a", "=", "b", " ", "123", "4"]),
+        ("tekken", "helloWorld 12", ["hello", "World", " ", "1", "2"]),
+    ],
+)
+def test_words_of_each_pre_tokenizer(pre: str, text: str, expected: list[str]) -> None:
+    from dairllm.model_files.pretokenizers import find_word_rules, make_pre_tokenizer
+
+    pieces = make_pre_tokenizer(find_word_rules(pre)).pre_tokenize_str(text)
+    assert [text[first:last] for _, (first, last) in pieces] == expected
+
+
+def test_unknown_kinds_are_refused_by_name(tmp_path: Path) -> None:
+    merges = list(MERGES)
+    with pytest.raises(UnsupportedModel, match="'deepseek-llm'"):
+        load_tokenizer(read_gguf(write_vocabulary(tmp_path / "a", "gpt2", bpe_tokens(), tokenizer_pre="deepseek-llm", token_merges=merges)))
+    with pytest.raises(UnsupportedModel, match="'rwkv'"):
+        load_tokenizer(read_gguf(write_vocabulary(tmp_path / "b", "rwkv", bpe_tokens())))
+    with pytest.raises(CorruptModelFile, match="'x y'"):
+        load_tokenizer(read_gguf(write_vocabulary(tmp_path / "c", "gpt2", bpe_tokens(), token_merges=["x y"])))
+    with pytest.raises(CorruptModelFile, match="bos_token_id 9999"):
+        load_tokenizer(read_gguf(write_vocabulary(tmp_path / "d", "gpt2", bpe_tokens(), token_merges=merges, bos_token_id=9999)))
+    with pytest.raises(CorruptModelFile, match="one score per token"):
+        load_tokenizer(read_gguf(write_vocabulary(tmp_path / "e", "llama", bpe_tokens())))
+
+
+def naive_sentencepiece(text: str, pieces: dict[str, int], scores: list[float]) -> list[str]:
+    """The definition: while there is one, join the best adjacent pair, the leftmost among equals."""
+    parts = list(text)
+    while True:
+        joined = [(-scores[pieces[a + b]], place) for place, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in pieces]
+        if not joined:
+            return parts
+        _, place = min(joined)
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+
+
+@given(st.text(alphabet="abc", max_size=40), st.integers(0, 50))
+def test_sentencepiece_equals_its_definition(text: str, seed: int) -> None:
+    draw = random.Random(seed)
+    texts = {"a", "b"} | {"".join(draw.choices("abc", k=draw.randint(2, 5))) for _ in range(25)}
+    pieces = {piece: index for index, piece in enumerate(sorted(texts))}
+    # Few different scores, so that ties are frequent.
+    scores = [float(draw.randint(-4, 0)) for _ in pieces]
+    byte_ids = list(range(1000, 1256))
+    expected = [
+        token_id
+        for part in naive_sentencepiece(text, pieces, scores)
+        for token_id in ([pieces[part]] if part in pieces else [1000 + byte for byte in part.encode()])
+    ]
+    assert SentencePieceBpe(pieces, scores, byte_ids).encode(text) == expected
+
+
+def spm_file(path: Path) -> Path:
+    words = ["\u2581", "h", "i", "\u2581h", "hi", "\u2581hi", "<", "s", ">", "<s", "<s>"]
+    tokens = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL), *((f"<0x{byte:02X}>", BYTE) for byte in range(256))]
+    tokens += [(word, NORMAL) for word in words if word != "<s>"]
+    scores = [0.0] * 259 + [-float(index) for index in range(len(tokens) - 259)]
+    return write_vocabulary(path, "llama", tokens, token_scores=scores, bos_token_id=1, eos_token_id=2)
+
+
+def test_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(read_gguf(spm_file(tmp_path / "a")))
+    ids = tokenizer.encode("hi \u20ac", add_special=True, parse_special=False)
+    assert [tokenizer.token_text(token_id) for token_id in ids] == [b"<s>", b" hi", b" ", b"\xe2", b"\x82", b"\xac"]
+    assert tokenizer.decode(ids, skip_special=True) == " hi \u20ac"
+    forged = tokenizer.encode("<s>", add_special=False, parse_special=False)
+    assert 1 not in forged
+    assert tokenizer.encode("<s>", add_special=False, parse_special=True) == [1]
+    decoder = StreamDecoder(tokenizer, skip_special=True)
+    assert [decoder.push(token_id) for token_id in ids] == ["", " hi", " ", "", "", "\u20ac"]
