@@ -40,6 +40,7 @@ BALANCE_WORK = 40_000
 ASSUMED_DECODE_S_PER_BYTE = 1e-10
 """For a shard that has not measured itself: 10 GB/s, a slow desktop."""
 
+_TOO_LITTLE = f"moving layers for it would gain less than {HYSTERESIS:.0%}"
 _PICOSECONDS = 1e12
 _NEVER = 1 << 100
 
@@ -216,7 +217,7 @@ def make_plan(
 
 def _too_few(count: int, min_shards: int, left_out: tuple[LeftOut, ...]) -> Infeasible:
     unable = f" ({'; '.join(f'{name}: {reason}' for name, reason in left_out[:3])})" if left_out else ""
-    return Infeasible(f"{count} shards of {max(1, min_shards)}{unable}", 0, left_out)
+    return Infeasible(f"{count} shard{'s' if count != 1 else ''} of {max(1, min_shards)}{unable}", 0, left_out)
 
 
 def _split_by_ability(demand: ModelDemand, offers: Iterable[ShardOffer]) -> tuple[list[ShardOffer], tuple[LeftOut, ...]]:
@@ -286,10 +287,9 @@ class _Problem:
     def _candidate(self, offer: ShardOffer) -> _Candidate:
         rate_ps = (offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * _PICOSECONDS
         sizes = self._demand.unit_sizes_bytes
-        times = [round(size * rate_ps) for size in sizes]
+        times = [0, *(round(size * rate_ps) for size in sizes[1:])]
         held = self._placement.get(offer.name, range(0))
         surcharge = [round(time * HYSTERESIS) if self._placement and unit not in held else 0 for unit, time in enumerate(times)]
-        times[0] = 0
         costs = [time + extra for time, extra in zip(times, surcharge, strict=True)]
         hop_ps = max(1, round(offer.hop_s * _PICOSECONDS))
         candidate = _Candidate(offer, hop_ps, [0, *accumulate(times)], [0, *accumulate(costs)])
@@ -489,23 +489,27 @@ class _Problem:
         gain = kept.predicted_step_s / better.predicted_step_s - 1
         if gain < NOTICEABLE:
             return self.explain_unused(kept)
-        return tuple(LeftOut(shard.name, _too_little(gain)) for shard in self._candidates if shard.name not in kept.placement)
+        return tuple(LeftOut(shard.name, _TOO_LITTLE) for shard in self._candidates if shard.name not in kept.placement)
 
     def _why_unused(self, shard: _Candidate, used: list[_Candidate], plan: Plan) -> str:
         if all(stop == start for start, stop in enumerate(shard.furthest)):
             return f"its {format_bytes(shard.offer.room_bytes)} hold no part of the model"
         faster = "one machine is faster" if len(used) == 1 else f"{len(used)} machines are faster"
-        together = sorted([*used, shard], key=lambda s: s.name)
-        cover = self._exact(together, len(together)) if len(self._candidates) <= EXACT_SHARDS else None
-        if cover is None:
+        with_it_s = self._step_of_all([*used, shard]) if len(self._candidates) <= EXACT_SHARDS else None
+        if with_it_s is None:
             return f"{faster} without it"
-        with_it_s = sum(run.shard.seconds(run.start, run.stop) for run in cover) / _PICOSECONDS
         gain = plan.predicted_step_s / with_it_s - 1
         if abs(gain) < NOTICEABLE:
             return "with it the model is no faster"
         if gain > 0:
-            return _too_little(gain)
+            return _TOO_LITTLE
         return f"{faster} without it (expected {format_speed(plan.predicted_decode_tok_s)} tok/s instead of {format_speed(1 / with_it_s)})"
+
+    def _step_of_all(self, shards: list[_Candidate]) -> float | None:
+        """The least step in which all of these have a part, wherever the layers are now."""
+        fresh = _Problem(self._demand, self._kv, sorted((s.offer for s in shards), key=lambda offer: offer.name), {})
+        cover = fresh.find_cover(len(shards))
+        return sum(run.shard.seconds(run.start, run.stop) for run in cover) / _PICOSECONDS if cover else None
 
     def explain_lack(self, min_shards: int, left_out: tuple[LeftOut, ...]) -> Infeasible:
         """Why there is no cover, and how many bytes would help."""
@@ -529,10 +533,6 @@ class _Problem:
             if reached < self._num_units:
                 reached = shard.furthest[reached]
         return reached
-
-
-def _too_little(gain: float) -> str:
-    return f"moving layers would gain {gain:.0%}, and they move for more than {HYSTERESIS:.0%}"
 
 
 def _unused(candidates: Sequence[_Candidate], used: int) -> list[tuple[int, _Candidate]]:

@@ -165,10 +165,10 @@ class ClusterMachine:
             case HeartbeatReceived():
                 self._on_heartbeat(event)
             case LeaseBroken():
-                self._lose({event.name: f"its connection broke: {event.reason}"})
+                self._lose({event.name: f"is lost: its connection broke: {event.reason}"})
             case ShardLeft():
                 self._end_lease(self._members[event.name], event.reason)
-                self._lose({event.name: f"it left: {event.reason}"})
+                self._lose({event.name: f"left: {event.reason}"})
             case LoadProgressed():
                 self._on_progress(self._members[event.name], event.progress)
             case StageLoaded():
@@ -276,17 +276,18 @@ class ClusterMachine:
         for member in expired:
             self._end_lease(member, reasons[member.name])
         if expired:
-            self._lose(reasons)
+            self._lose({name: f"is lost: {reason}" for name, reason in reasons.items()})
 
     def _end_lease(self, member: Member, reason: str) -> None:
         self._actions.append(EndLease(member.name, member.boot_id, member.lease, reason))
 
     def _lose(self, reasons: dict[str, str]) -> None:
+        """reasons: by name, what happened: 'left: …', 'is lost: …'."""
         for name, reason in reasons.items():
-            self._record("lost", name, f"shard {name} is lost: {reason}")
+            self._record("lost", name, f"shard {name} {reason}")
             del self._members[name]
         if self._plan and any(name in self._plan.placement for name in reasons):
-            self._close_ring(" and ".join(f"shard {name} is lost" for name in reasons if name in self._plan.placement))
+            self._close_ring(" and ".join(f"shard {name} is gone" for name in reasons if name in self._plan.placement))
             self._schedule_plan(self._now, forced=True)
         elif self._phase is Phase.WAITING:
             self._schedule_plan(self._now)

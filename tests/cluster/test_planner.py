@@ -161,9 +161,8 @@ def test_a_plan_after_a_loss_is_valid_and_a_previous_plan_costs_at_most_the_hyst
     if len(left) <= EXACT_SHARDS:
         assert isinstance(after, Infeasible) == isinstance(fresh, Infeasible)
     if isinstance(after, Plan) and isinstance(fresh, Plan) and len(left) <= EXACT_SHARDS:
-        embedding_s = HYSTERESIS * model.unit_sizes_bytes[0] * max(shard.decode_s_per_byte for shard in left)
         most = fresh.fastest_step_s * (1 + HYSTERESIS) * (1 + BALANCE_SLACK) * (1 + HYSTERESIS)
-        assert after.predicted_step_s <= most + 1.4 * embedding_s + 1e-10
+        assert after.predicted_step_s <= most + 1e-10
 
 
 SIX_LAYERS = demand((100 * MIB,) * 6, 50 * MIB, 50 * MIB)
@@ -175,7 +174,7 @@ def placement(plan: Plan | Infeasible) -> dict[str, range]:
 
 
 def test_one_machine_is_enough_if_the_model_fits() -> None:
-    plan = make_plan(SIX_LAYERS, [offer("A", GIB, hop_s=1e-3), offer("B", GIB, 0.999e-9, hop_s=1e-3)])
+    plan = make_plan(SIX_LAYERS, [offer("A", GIB, hop_s=0.05), offer("B", GIB, 0.999e-9, hop_s=0.05)])
     assert placement(plan) == {"B": range(8)}
     assert isinstance(plan, Plan)
     assert [left.shard for left in plan.left_out] == ["A"]
@@ -251,7 +250,7 @@ def test_a_previous_plan_stays_for_a_small_gain_and_goes_for_a_large_one() -> No
     little = make_plan(SIX_LAYERS, [offer("A", GIB, 1e-9), offer("B", GIB, 0.9e-9)], previous=before)
     assert placement(little) == {"A": range(8)}
     assert isinstance(little, Plan)
-    assert little.left_out == (LeftOut("B", "moving layers would gain 11%, and they move for more than 20%"),)
+    assert little.left_out == (LeftOut("B", "moving layers for it would gain less than 20%"),)
     much = make_plan(SIX_LAYERS, [offer("A", GIB, 1e-9), offer("B", GIB, 0.5e-9)], previous=before)
     assert placement(much) == {"B": range(8)}
 

@@ -1,0 +1,258 @@
+"""Scenarios of a cluster in simulated time: commands, and the transcript of what the machine does.
+
+A command is one line:
+    config min_shards=2 settle_s=0             before anything else; fields of ClusterConfig
+    model layers=4 layer=1GiB head=512MiB      also: embedding, tied, kv (bytes per token and layer), context
+    join A memory=8GiB speed=20                also: reserved, boot, cluster, protocol, formats, name; speed in GB/s
+    tick 1.5s                                  time passes in steps of 0.25 s; shards that are not silent send heartbeats
+    silence A / speak A                        A hangs: its connection stands but nothing comes
+    lost A / leave A                           the connection ends without / with a word
+    progress A 50%                             of its assignment
+    loaded A [epoch=N boot=X]                  reports the stage ready, of the epoch that was assigned last unless told otherwise
+    failed A 'message' [retryable]             reports that loading failed
+    edge A B [epoch=N]                         A reports that its stream to B broke
+    opened / broken 'message' [epoch=N]        the coordinator's own stream to the first shard
+    step 0.01 [A]                              measured seconds per token
+    check                                      prints the state
+Actions are printed as they come, events of the log with '#' and the time.
+"""
+
+import shlex
+from dataclasses import fields
+
+from dairllm.coordinator.cluster.actions import (
+    Action,
+    AdmitShard,
+    AssignUnits,
+    CloseRing,
+    EndLease,
+    OpenRing,
+    RecordEvent,
+    RefuseShard,
+    ReleaseShard,
+)
+from dairllm.coordinator.cluster.events import (
+    EdgeBroken,
+    Event,
+    HeartbeatReceived,
+    JoinRequested,
+    LeaseBroken,
+    LoadProgressed,
+    ModelRegistered,
+    RingBroken,
+    RingOpened,
+    ShardLeft,
+    StageLoaded,
+    StageLoadFailed,
+    StepMeasured,
+    TimePassed,
+)
+from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.machine import ClusterMachine
+from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.planner import ModelDemand
+
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+TICK_S = 0.25
+
+
+def size(text: str) -> int:
+    for unit, factor in UNITS.items():
+        if text.endswith(unit):
+            return round(float(text.removesuffix(unit)) * factor)
+    return int(text)
+
+
+def hello(
+    name: str,
+    memory: int = 8 << 30,
+    speed: float = 20.0,
+    reserved: int = 0,
+    boot: str = "1",
+    cluster: str = "home",
+    protocol: int = 1,
+    formats: str = "Q4_0",
+    addresses: tuple[str, ...] | None = None,
+) -> ShardHello:
+    capabilities = ShardCapabilities(
+        memory, reserved, 2, "avx2", "a CPU", 1e-9 / speed if speed else 0.0, 0.0, 0.0, frozenset({"llama"}), frozenset(formats.split(","))
+    )
+    return ShardHello(name, boot, (f"{name}:7000",) if addresses is None else addresses, capabilities, cluster, protocol, 0, "0.1.0")
+
+
+class Cluster:
+    """The machine and a simple picture of its shards: which streams stand, which shards are silent."""
+
+    def __init__(self, **settings: float) -> None:
+        types = {field.name: field.type for field in fields(ClusterConfig)}
+        typed = {key: int(value) if types[key] in (int, "int", "int | None", int | None) else value for key, value in settings.items()}
+        self.machine = ClusterMachine(ClusterConfig("home", 1, **typed))  # type: ignore[arg-type]
+        self.now_s = 0.0
+        self.streams: dict[str, tuple[str, LeaseId]] = {}
+        self.silent: set[str] = set()
+        self.assigned: dict[str, AssignUnits] = {}
+        self.open_epoch: Epoch | None = None
+        self.epochs: list[Epoch] = []
+        self._leases = 0
+
+    def happen(self, event: Event) -> list[Action]:
+        """Handle an event, check every invariant, and follow the actions."""
+        actions = self.machine.handle(event, self.now_s)
+        self.machine.check_invariants()
+        self.machine.snapshot(self.now_s).to_json()
+        for action in actions:
+            self._follow(action)
+        self.epochs.append(self.machine.epoch)
+        assert self.epochs[-1] >= self.epochs[-2] if len(self.epochs) > 1 else True, "epochs only grow"
+        return actions
+
+    def _follow(self, action: Action) -> None:
+        match action:
+            case AdmitShard():
+                self.streams[action.name] = (action.boot_id, action.lease)
+            case EndLease():
+                ended = (action.boot_id, action.lease)
+                self.streams = {name: stream for name, stream in self.streams.items() if (name, stream) != (action.name, ended)}
+            case AssignUnits():
+                assert action.name in self.streams, "only members are assigned units"
+                assert action.epoch == self.machine.epoch
+                self.assigned[action.name] = action
+            case OpenRing():
+                assert self.open_epoch is None, "one ring at a time"
+                self.open_epoch = action.epoch
+            case CloseRing():
+                assert self.open_epoch == action.epoch, "only an open ring is closed"
+                self.open_epoch = None
+            case RefuseShard() | ReleaseShard() | RecordEvent():
+                pass
+
+    def join(self, facts: ShardHello) -> list[Action]:
+        self._leases += 1
+        self.silent.discard(facts.name)
+        return self.happen(JoinRequested(LeaseId(self._leases), facts))
+
+    def lost(self, name: str, polite: bool = False) -> list[Action]:
+        boot, lease = self.streams.pop(name)
+        return self.happen(ShardLeft(name, boot, lease, "stopped") if polite else LeaseBroken(name, boot, lease, "connection reset"))
+
+    def loaded(self, name: str, epoch: int | None = None, boot: str | None = None) -> list[Action]:
+        current = self.streams.get(name, ("gone", 0))[0]
+        assignment = self.assigned[name]
+        return self.happen(StageLoaded(name, boot or current, Epoch(epoch or assignment.epoch), 1 << 30, 1 << 20, 2.0))
+
+    def heartbeats(self) -> list[Action]:
+        speaking = [(name, boot) for name, (boot, _) in sorted(self.streams.items()) if name not in self.silent]
+        return [action for name, boot in speaking for action in self.happen(HeartbeatReceived(name, boot, ShardUsage(), 0))]
+
+    def tick(self, seconds: float) -> list[Action]:
+        actions: list[Action] = []
+        end_s = self.now_s + seconds
+        while self.now_s < end_s - 1e-9:
+            self.now_s = min(end_s, self.now_s + TICK_S)
+            actions += [*self.heartbeats(), *self.happen(TimePassed())]
+        return actions
+
+
+def words_of(action: Action) -> str:
+    """One line of a transcript."""
+    match action:
+        case AdmitShard():
+            return f"admit {action.name}"
+        case RefuseShard():
+            return f"refuse {action.name!r}: {type(action.error).__name__}"
+        case EndLease():
+            return f"end lease of {action.name} (boot {action.boot_id}): {action.reason}"
+        case AssignUnits():
+            following = action.next.name if action.next else "coordinator"
+            units, cache = action.units, f"{action.num_kv_blocks} x {action.kv_block_tokens} tokens"
+            return f"assign {action.name} epoch {action.epoch}: units {units.start}..{units.stop - 1}, next {following}, cache {cache}"
+        case ReleaseShard():
+            return f"release {action.name} epoch {action.epoch}: {action.reason}"
+        case OpenRing():
+            return f"open ring {action.epoch} at {action.first.name}"
+        case CloseRing():
+            return f"close ring {action.epoch}: {action.reason}"
+        case RecordEvent():
+            return f"# {action.record.time_s:.2f} s {action.record.kind}: {action.record.text}"
+
+
+class Scenario:
+    """Runs the commands of one file."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster()
+
+    def run(self, line: str) -> list[str]:
+        words = shlex.split(line)
+        plain = [word for word in words[1:] if "=" not in word]
+        options = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        if words[0] == "config":
+            self._cluster = Cluster(**{key: float(value) for key, value in options.items()})
+            return []
+        if words[0] == "check":
+            return self._state()
+        return [words_of(action) for action in self._do(words[0], plain, options)]
+
+    def _do(self, command: str, plain: list[str], options: dict[str, str]) -> list[Action]:
+        cluster = self._cluster
+        epoch = Epoch(int(options.get("epoch", cluster.machine.epoch)))
+        match command, plain:
+            case "model", []:
+                return cluster.happen(ModelRegistered(self._model(options)))
+            case "join", [name]:
+                return cluster.join(self._hello(name, options))
+            case "tick", [duration]:
+                return cluster.tick(float(duration.removesuffix("s")))
+            case "silence", [name]:
+                cluster.silent.add(name)
+                return []
+            case "speak", [name]:
+                cluster.silent.discard(name)
+                return []
+            case (("lost" | "leave"), [name]):
+                return cluster.lost(name, polite=command == "leave")
+            case "progress", [name, percent]:
+                progress = LoadProgress(int(percent.removesuffix("%")), 100)
+                return cluster.happen(LoadProgressed(name, cluster.streams[name][0], epoch, progress))
+            case "loaded", [*names]:
+                stated = int(options["epoch"]) if "epoch" in options else None
+                return [action for name in names for action in cluster.loaded(name, stated, options.get("boot"))]
+            case "failed", [name, message, *rest]:
+                return cluster.happen(StageLoadFailed(name, cluster.streams[name][0], epoch, message, rest == ["retryable"]))
+            case "edge", [reporter, peer]:
+                return cluster.happen(EdgeBroken(epoch, reporter, peer, "stream reset"))
+            case "opened", []:
+                return cluster.happen(RingOpened(epoch))
+            case "broken", [message]:
+                return cluster.happen(RingBroken(epoch, message))
+            case "step", [seconds, *shard]:
+                return cluster.happen(StepMeasured(epoch, shard[0] if shard else None, float(seconds)))
+        raise ValueError(f"unknown command {command} {plain}")
+
+    def _model(self, options: dict[str, str]) -> ModelDemand:
+        layers = int(options.get("layers", "4"))
+        layer, head, embedding = (
+            size(options.get(key, default)) for key, default in (("layer", "1GiB"), ("head", "0"), ("embedding", "0"))
+        )
+        sizes = (embedding, *(layer for _ in range(layers)), head)
+        tied, kv, context = size(options.get("tied", "0")), size(options.get("kv", "0")), int(options.get("context", "64"))
+        return ModelDemand("toy", b"\1", sizes, tied, kv, layers, "llama", frozenset({"Q4_0"}), context)
+
+    def _hello(self, name: str, options: dict[str, str]) -> ShardHello:
+        numbers = {key: size(options[key]) for key in ("memory", "reserved") if key in options}
+        texts = {key: options[key] for key in ("boot", "cluster", "formats") if key in options}
+        speed, protocol = float(options.get("speed", "20")), int(options.get("protocol", "1"))
+        return hello(name, speed=speed, protocol=protocol, **numbers, **texts)  # type: ignore[arg-type]
+
+    def _state(self) -> list[str]:
+        state = self._cluster.machine.snapshot(self._cluster.now_s)
+        first = f"{state.public_phase}, epoch {state.epoch}" + (f": {state.reason}" if state.reason else "")
+        shards = [
+            f"  {shard.name} {shard.phase.value}"
+            + (f" units {shard.units.start}..{shard.units.stop - 1}" if shard.units else "")
+            + (f" {shard.load.loaded_bytes} of {shard.load.total_bytes}" if shard.load.total_bytes else "")
+            + (f" ({shard.note})" if shard.note else "")
+            for shard in state.shards
+        ]
+        speed = [f"  expected {state.predicted_decode_tok_s:.1f} tok/s, measured {state.measured_decode_tok_s:.1f}"] if state.epoch else []
+        return [first, *shards, *speed]

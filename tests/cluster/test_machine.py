@@ -1,0 +1,271 @@
+"""The cluster machine under random events, and what scenarios do not show."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dairllm.coordinator.cluster.actions import AdmitShard, AssignUnits, OpenRing, RefuseShard
+from dairllm.coordinator.cluster.events import (
+    EdgeBroken,
+    HeartbeatReceived,
+    JoinRequested,
+    LeaseBroken,
+    LoadProgressed,
+    ModelRegistered,
+    RingBroken,
+    RingOpened,
+    StageLoaded,
+    StageLoadFailed,
+    StepMeasured,
+    TimePassed,
+)
+from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardUsage
+from dairllm.coordinator.cluster.machine import MAX_RECORDS
+from dairllm.coordinator.cluster.state import Phase
+from dairllm.coordinator.planner import ModelDemand
+from dairllm.mesh.errors import InvalidRequest
+from tests.cluster.scenario import Cluster, hello
+
+GIB = 1 << 30
+MODEL = ModelDemand("toy", b"\1", (0, GIB, GIB, GIB, GIB, GIB // 2), 0, 1 << 10, 4, "llama", frozenset({"Q4_0"}), 64)
+NAMES = ["A", "B", "C", "D", "E"]
+names = st.sampled_from(NAMES)
+memories = st.sampled_from([GIB, 2 * GIB + (1 << 20), 3 * GIB, 6 * GIB])
+speeds = st.sampled_from([0.0, 5.0, 20.0, 60.0])
+epochs_back = st.integers(0, 2)
+
+
+def cluster_with_model(**settings_: float) -> Cluster:
+    cluster = Cluster(**settings_)
+    cluster.happen(ModelRegistered(MODEL))
+    return cluster
+
+
+commands = st.one_of(
+    st.tuples(
+        st.just("join"), names, st.sampled_from([GIB, 2 * GIB + (1 << 20), 3 * GIB, 6 * GIB]), st.sampled_from([0.0, 5.0, 20.0, 60.0])
+    ),
+    st.tuples(st.just("rejoin"), names),
+    st.tuples(st.sampled_from(["lost", "leave", "silence", "stale lease"]), names),
+    st.tuples(st.just("loaded"), names, epochs_back),
+    st.tuples(st.just("progress"), names, epochs_back),
+    st.tuples(st.just("failed"), names, epochs_back, st.booleans()),
+    st.tuples(st.just("edge"), names, names, epochs_back),
+    st.tuples(st.sampled_from(["opened", "broken", "step"]), epochs_back),
+    st.tuples(st.just("tick"), st.sampled_from([0.25, 0.5, 1.0, 3.0, 6.0, 61.0])),
+    st.tuples(st.just("standstill"), st.sampled_from([3.0, 100.0])),
+    st.tuples(st.just("work")),
+)
+
+
+def play(cluster: Cluster, command: tuple, boots: dict[str, int]) -> None:  # type: ignore[type-arg]
+    """One random command; what a shard can't say (it has no stream) is said with a boot that nobody knows."""
+    kind, *rest = command
+    boot = cluster.streams[rest[0]][0] if rest and rest[0] in cluster.streams else "unknown"
+    back = rest[-1] if kind in ("opened", "broken", "step", "edge") else rest[1] if kind in ("loaded", "progress", "failed") else 0
+    epoch = Epoch(cluster.machine.epoch - back)
+    match kind:
+        case "join":
+            boots[rest[0]] = boots.get(rest[0], 0) + 1
+            cluster.join(hello(rest[0], memory=rest[1], speed=rest[2], boot=str(boots[rest[0]])))
+        case "rejoin" if boot != "unknown":
+            cluster.join(hello(rest[0], memory=3 * GIB, boot=boot))
+        case "lost" | "leave" if boot != "unknown":
+            cluster.lost(rest[0], polite=kind == "leave")
+        case "silence":
+            cluster.silent.add(rest[0])
+        case "stale lease":
+            cluster.happen(LeaseBroken(rest[0], boot, LeaseId(-1), "an old stream ended"))
+        case "loaded":
+            cluster.happen(StageLoaded(rest[0], boot, epoch, 1, 1, 0.1))
+        case "progress":
+            cluster.happen(LoadProgressed(rest[0], boot, epoch, LoadProgress(cluster.machine.epoch, 100)))
+        case "failed":
+            cluster.happen(StageLoadFailed(rest[0], boot, epoch, "no", rest[2]))
+        case "edge":
+            cluster.happen(EdgeBroken(epoch, rest[0], rest[1], "reset"))
+        case "opened" if cluster.open_epoch is not None:
+            cluster.happen(RingOpened(epoch))
+        case "broken":
+            cluster.happen(RingBroken(epoch, "reset"))
+        case "step":
+            cluster.happen(StepMeasured(epoch, None, 0.1))
+        case "tick":
+            cluster.tick(rest[0])
+        case "standstill":
+            cluster.now_s += rest[0]
+            cluster.happen(TimePassed())
+        case "work":
+            work(cluster)
+
+
+def work(cluster: Cluster) -> None:
+    """Every shard that lives does what it was assigned, and the coordinator opens the ring."""
+    for name, assignment in sorted(cluster.assigned.items()):
+        stream = cluster.streams.get(name)
+        if stream and name not in cluster.silent and assignment.boot_id == stream[0]:
+            cluster.happen(StageLoaded(name, stream[0], assignment.epoch, 1, 1, 0.1))
+    if cluster.open_epoch is not None and cluster.machine.phase is Phase.OPENING:
+        cluster.happen(RingOpened(cluster.open_epoch))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(commands, max_size=30), st.integers(1, 3))
+def test_any_events_keep_the_invariants_and_enough_living_shards_end_up_serving(history: list[tuple], min_shards: int) -> None:  # type: ignore[type-arg]
+    cluster, boots = cluster_with_model(min_shards=min_shards), dict.fromkeys(NAMES, 0)
+    for command in history:
+        play(cluster, command, boots)
+    cluster.silent |= set(cluster.streams)
+    cluster.tick(6.0)
+    assert not cluster.streams, "who is silent is no member any more"
+    for name in NAMES[:3]:
+        cluster.join(hello(name, memory=3 * GIB, boot="final"))
+    for _ in range(40):
+        cluster.tick(0.5)
+        work(cluster)
+    assert cluster.machine.phase is Phase.SERVING, cluster.machine.reason
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(commands, max_size=25))
+def test_equal_events_give_equal_actions(history: list[tuple]) -> None:  # type: ignore[type-arg]
+    transcripts = []
+    for _ in range(2):
+        cluster, boots = cluster_with_model(), dict.fromkeys(NAMES, 0)
+        for command in history:
+            play(cluster, command, boots)
+        transcripts.append([record.text for record in cluster.machine.snapshot(cluster.now_s).events])
+    assert transcripts[0] == transcripts[1]
+
+
+def serving_pair() -> Cluster:
+    cluster = cluster_with_model()
+    for name in "AB":
+        cluster.join(hello(name, memory=3 * GIB))
+    cluster.tick(0.5)
+    work(cluster)
+    assert cluster.machine.phase is Phase.SERVING
+    return cluster
+
+
+def test_a_standstill_of_the_coordinator_costs_no_lease() -> None:
+    cluster = serving_pair()
+    cluster.now_s += 3600
+    cluster.happen(TimePassed())
+    assert set(cluster.streams) == {"A", "B"}
+    assert cluster.machine.phase is Phase.SERVING
+
+
+def test_the_end_of_a_replaced_stream_does_not_end_the_new_lease() -> None:
+    cluster = serving_pair()
+    boot, old = cluster.streams["A"]
+    cluster.join(hello("A", memory=3 * GIB))
+    assert cluster.happen(LeaseBroken("A", boot, old, "replaced")) == []
+    assert cluster.machine.phase is Phase.SERVING
+
+
+def test_the_round_trip_sets_the_cost_of_the_hop() -> None:
+    cluster = cluster_with_model()
+    cluster.join(hello("A", memory=6 * GIB))
+    cluster.happen(HeartbeatReceived("A", "1", ShardUsage(), 400_000))
+    cluster.happen(HeartbeatReceived("A", "1", ShardUsage(), 900_000))
+    cluster.tick(0.5)
+    compute_s = 4.5 * GIB / 20e9
+    assert cluster.machine.plan.predicted_step_s == pytest.approx(0.2 + compute_s)
+
+
+def test_the_last_stage_answers_to_the_coordinator_and_the_others_to_the_next() -> None:
+    cluster = serving_pair()
+    first, last = cluster.assigned["A"], cluster.assigned["B"]
+    assert (first.next.name, first.next.addresses) == ("B", ("B:7000",))
+    assert last.next is None
+    assert (first.context_length, first.kv_block_tokens, first.max_batch_rows) == (64, 32, 512)
+    assert first.num_kv_blocks == last.num_kv_blocks
+
+
+def test_the_context_is_the_smaller_of_setting_and_model() -> None:
+    for setting, expected in ((32, 32), (4096, 64)):
+        cluster = cluster_with_model(context_length=setting)
+        cluster.join(hello("A", memory=6 * GIB))
+        cluster.tick(0.5)
+        assert cluster.assigned["A"].context_length == expected
+
+
+def test_another_model_closes_the_ring_and_is_planned() -> None:
+    cluster = serving_pair()
+    cluster.happen(ModelRegistered(MODEL))
+    assert cluster.open_epoch is None
+    cluster.tick(0.5)
+    work(cluster)
+    assert cluster.machine.epoch == 2
+    assert cluster.machine.phase is Phase.SERVING
+
+
+def test_without_a_model_shards_join_and_wait() -> None:
+    cluster = Cluster()
+    assert any(isinstance(action, AdmitShard) for action in cluster.join(hello("A")))
+    cluster.tick(1)
+    assert cluster.machine.snapshot(cluster.now_s).to_json()["reason"] == "no model is registered yet"
+    cluster.happen(ModelRegistered(MODEL))
+    assert any(isinstance(action, AssignUnits) for action in cluster.tick(0.5))
+
+
+def test_measured_steps_are_averaged_and_forgotten_with_the_plan() -> None:
+    cluster = serving_pair()
+    for step_s in (0.1, 0.2):
+        cluster.happen(StepMeasured(Epoch(1), None, step_s))
+        cluster.happen(StepMeasured(Epoch(1), "B", step_s / 2))
+    state = cluster.machine.snapshot(cluster.now_s).to_json()
+    assert state["measured_decode_tok_s"] == pytest.approx(1 / 0.11)
+    assert [shard["measured_step_s"] for shard in state["shards"]] == pytest.approx([0, 0.055])
+    cluster.happen(RingBroken(Epoch(1), "reset"))
+    cluster.tick(0.5)
+    assert cluster.machine.snapshot(cluster.now_s).measured_decode_tok_s == 0
+
+
+def test_records_are_bounded() -> None:
+    cluster = Cluster()
+    for _ in range(MAX_RECORDS + 10):
+        cluster.join(hello("A", cluster="office"))
+    assert len(cluster.machine.snapshot(0.0).events) == MAX_RECORDS
+
+
+@pytest.mark.parametrize(
+    ("facts", "param"),
+    [
+        ({"name": "x" * 65}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "A", "boot": ""}, "boot_id"),
+        ({"name": "A", "addresses": ()}, "addresses"),
+        ({"name": "A", "memory": 0}, "memory_budget_bytes"),
+        ({"name": "A", "memory": 1 << 60}, "memory_budget_bytes"),
+        ({"name": "A", "reserved": -1}, "reserved_bytes"),
+        ({"name": "A", "speed": -1.0}, "decode_s_per_byte"),
+        ({"name": "A", "speed": float("nan")}, "decode_s_per_byte"),
+    ],
+)
+def test_a_malformed_hello_is_refused_and_names_the_field(facts: dict, param: str) -> None:  # type: ignore[type-arg]
+    (refusal, record) = Cluster().join(hello(**facts))
+    assert isinstance(refusal, RefuseShard)
+    assert isinstance(refusal.error, InvalidRequest)
+    assert refusal.error.param == param
+    assert "\n" not in record.record.text
+
+
+def test_a_thousand_shards_join_and_a_hundred_fail_in_simulated_time() -> None:
+    cluster = Cluster()
+    cluster.happen(ModelRegistered(ModelDemand("large", b"\2", (GIB,) * 82, 0, 0, 80, "llama", frozenset({"Q4_0"}), 64)))
+    machine = cluster.machine
+    for i in range(1000):
+        machine.handle(JoinRequested(LeaseId(i), hello(f"s{i:04}", memory=4 * GIB)), 0.0)
+    opened = 0
+    actions = machine.handle(TimePassed(), 0.5)
+    for _ in range(10):
+        assigned = [action for action in actions if isinstance(action, AssignUnits)]
+        actions = [a for one in assigned for a in machine.handle(StageLoaded(one.name, one.boot_id, one.epoch, 1, 1, 0.1), 0.6)]
+        opened += sum(isinstance(action, OpenRing) for action in actions)
+        machine.handle(RingOpened(machine.epoch), 0.6)
+        lost = machine.plan.stages[3]
+        actions = machine.handle(LeaseBroken(lost.shard, "1", LeaseId(int(lost.shard[1:])), "gone"), 0.7)
+        machine.check_invariants()
+    assert opened == 10
