@@ -1,0 +1,112 @@
+"""One epoch of a shard that has loaded its part: frames come in, are computed in order, and go out."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from dairllm.mesh.errors import DairllmError, FrameRejected, WrongEpoch
+from dairllm.mesh.telemetry import fields
+from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.counters import Counters
+from dairllm.shard_service.frames import forward_request, micro_batch_from_proto
+from dairllm.shard_service.incoming import IncomingEdge, QueuedFrame
+from dairllm.shard_service.outgoing import EdgeLost, OutgoingEdge
+from dairllm.shard_service.stage import ComputeStage
+from dairllm.v1 import ring_pb2
+
+log = logging.getLogger(__name__)
+
+ReportEdgeLost = Callable[[AssignmentFacts, str], None]
+
+
+class EpochRun:
+    """Lives from `start` to `stop`. When the edge to the next member breaks, it reports that once and computes no more."""
+
+    def __init__(
+        self,
+        assignment: AssignmentFacts,
+        stage: ComputeStage,
+        outgoing: OutgoingEdge,
+        compute_thread: Executor,
+        counters: Counters,
+        report_edge_lost: ReportEdgeLost,
+    ) -> None:
+        self.assignment = assignment
+        self.incoming = IncomingEdge()
+        self._stage = stage
+        self._outgoing = outgoing
+        self._compute_thread = compute_thread
+        self._counters = counters
+        self._report_edge_lost = report_edge_lost
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"epoch-{self.assignment.epoch}")
+
+    def stop(self) -> None:
+        """No frame is taken or sent from now on; one that is being computed is computed to its end."""
+        self.incoming.close(WrongEpoch(f"epoch {self.assignment.epoch} is over on this shard"))
+        if self._task is not None:
+            self._task.cancel()
+
+    async def ended(self) -> None:
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        edge = asyncio.create_task(self._outgoing.run())
+        computing = asyncio.create_task(self._compute_frames())
+        try:
+            await asyncio.wait({edge, computing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (edge, computing):
+                task.cancel()
+            outcomes = await asyncio.gather(edge, computing, return_exceptions=True)
+        for outcome in outcomes:
+            self._report(outcome)
+
+    def _report(self, outcome: BaseException | None) -> None:
+        if isinstance(outcome, EdgeLost):
+            log.warning("the edge is lost", extra=fields(peer=self.assignment.next.name, epoch=self.assignment.epoch, reason=outcome))
+            self._report_edge_lost(self.assignment, str(outcome))
+        elif isinstance(outcome, Exception):
+            log.error("the epoch ended by a fault of this program", exc_info=outcome)
+            self._report_edge_lost(self.assignment, f"the shard failed: {type(outcome).__name__}")
+
+    async def _compute_frames(self) -> None:
+        while True:
+            queued = await self.incoming.take()
+            try:
+                request = await self._compute(queued)
+            except DairllmError as error:
+                self._refuse(queued, error)
+                continue
+            self._counters.sent_bytes += request.ByteSize()
+            await self._outgoing.send(request)
+
+    async def _compute(self, queued: QueuedFrame) -> ring_pb2.ForwardRequest:
+        message, loop = queued.message, asyncio.get_running_loop()
+        self._counters.received_bytes += message.ByteSize()
+        if message.epoch != self.assignment.epoch:
+            raise WrongEpoch(f"the frame is of epoch {message.epoch}; this shard is at {self.assignment.epoch}")
+        frame = micro_batch_from_proto(message)
+        queue_us = round((loop.time() - queued.arrived_s) * 1e6)
+        output = await loop.run_in_executor(self._compute_thread, self._stage.compute, frame, queue_us)
+        self._counters.frames += 1
+        self._counters.rows += frame.num_rows
+        self._counters.compute_us += output.timings[-1].compute_us
+        return forward_request(output)
+
+    def _refuse(self, queued: QueuedFrame, error: DairllmError) -> None:
+        message = queued.message
+        log.warning("a frame was refused", extra=fields(batch=message.batch_id, epoch=message.epoch, reason=error))
+        queued.stream.refuse(
+            ring_pb2.FrameRefused(epoch=message.epoch, batch_id=message.batch_id, status=_status_of(error), message=str(error))
+        )
+
+
+def _status_of(error: DairllmError) -> ring_pb2.FrameStatus:
+    if isinstance(error, WrongEpoch):
+        return ring_pb2.FRAME_STATUS_WRONG_EPOCH
+    return ring_pb2.FRAME_STATUS_MALFORMED if isinstance(error, FrameRejected) else ring_pb2.FRAME_STATUS_FAILED

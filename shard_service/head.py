@@ -1,0 +1,92 @@
+"""From the residual stream to sampled tokens and scores, on the shard that holds the head.
+
+Only rows that somebody asked for go through the output projection, a few at a time: logits are large, 0.5 MB a row with a
+vocabulary of 128k.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dairllm.kernels_pyx import Stage, StageSlice, decode_rows, encode_rows
+from dairllm.shard_service.frames import SequenceResult, TokenScore
+from dairllm.shard_service.sampler import sample, score
+from dairllm.shard_service.sequences import EXACT, CheckedSlice
+
+Rows = npt.NDArray[np.float32]
+
+MAX_ROWS = 32
+
+
+class _WantedRow(NamedTuple):
+    """row: in the frame. part_row: in the slice."""
+
+    row: int
+    part_row: int
+    checked: CheckedSlice
+
+    @property
+    def is_sampled(self) -> bool:
+        return self.checked.part.sample and self.part_row == self.checked.part.num_rows - 1
+
+
+class _Answer:
+    def __init__(self) -> None:
+        self.sampled: TokenScore | None = None
+        self.scores: list[TokenScore] = []
+
+
+class Head:
+    """boundary: the one before the head if it lies within this shard, so that rounding there is left to us; None otherwise."""
+
+    def __init__(self, stage: Stage, boundary: int | None) -> None:
+        self._stage = stage
+        self._boundary = boundary
+
+    def results(self, slices: Sequence[CheckedSlice], hidden: Rows) -> tuple[SequenceResult, ...]:
+        """One result per slice that asks for one. hidden [rows, width]: the rows of all slices. Raises DairllmError for broken logits."""
+        wanted = list(_wanted_rows(slices))
+        answers = {checked.part.sequence_id: _Answer() for _, _, checked in wanted}
+        for start in range(0, len(wanted), MAX_ROWS):
+            chunk = wanted[start : start + MAX_ROWS]
+            for row, logits in zip(chunk, self._logits(chunk, hidden), strict=True):
+                _answer(row, logits, answers[row.checked.part.sequence_id])
+        return tuple(SequenceResult(sequence_id, answer.sampled, tuple(answer.scores)) for sequence_id, answer in answers.items())
+
+    def _logits(self, chunk: Sequence[_WantedRow], hidden: Rows) -> Rows:
+        rows = np.ascontiguousarray(hidden[[wanted.row for wanted in chunk]])
+        if self._boundary is not None:
+            _round_rows(rows, [wanted.checked.sequence.encoding_at(self._boundary) for wanted in chunk])
+        whole = StageSlice(len(chunk), 0, np.empty(0, np.int32), None)
+        return self._stage.run(None, rows, [whole], np.arange(len(chunk), dtype=np.int32))
+
+
+def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:
+    first_row = 0
+    for checked in slices:
+        part = checked.part
+        if part.score_targets.size:
+            part_rows = range(part.num_rows)
+        else:
+            part_rows = range(part.num_rows - 1 if part.sample else part.num_rows, part.num_rows)
+        for part_row in part_rows:
+            yield _WantedRow(first_row + part_row, part_row, checked)
+        first_row += part.num_rows
+
+
+def _answer(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer) -> None:
+    part, sequence, _ = wanted.checked
+    sampling = sequence.begin.sampling
+    if part.score_targets.size:
+        answer.scores.append(score(logits, int(part.score_targets[wanted.part_row]), sampling.top_logprobs))
+    if wanted.is_sampled:
+        answer.sampled = sample(logits, sampling, sequence.history, part.end_position)
+
+
+def _round_rows(rows: Rows, encodings: Sequence[str]) -> None:
+    """Give each row the values that it would have after crossing the wire."""
+    for encoding in set(encodings) - {EXACT}:
+        chosen = [index for index, name in enumerate(encodings) if name == encoding]
+        rows[chosen] = decode_rows(encode_rows(rows[chosen], encoding), len(chosen), rows.shape[1], encoding)

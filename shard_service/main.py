@@ -1,0 +1,90 @@
+"""The command `dairllm-shard`."""
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dairllm.mesh.addresses import parse_address
+from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
+from dairllm.mesh.errors import InvalidSetting
+from dairllm.mesh.process import run_until_signal
+from dairllm.mesh.settings import ConfigFile, format_size, parse_size, settings_command
+from dairllm.mesh.telemetry import configure_logging
+from dairllm.shard_service.memory import MIB, default_budget_bytes, detect_available_bytes
+from dairllm.shard_service.service import run_shard
+from dairllm.shard_service.settings import ShardSettings
+
+SMALLEST_BUDGET_BYTES = 128 * MIB
+_STOP_DEADLINE_S = 10.0
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.command(cls=settings_command("shard"))
+def shard(
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The coordinator's gRPC address. Default: look for it on the local network.")
+    ] = None,
+    cluster: Annotated[str, typer.Option(help="Name of the cluster to join.")] = DEFAULT_CLUSTER_NAME,
+    name: Annotated[str | None, typer.Option(help="Name of this shard, unique in the cluster. Default: the host's name.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: every interface.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 0,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most memory to use, like 4GiB. Default: 80 % of what is available now.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads that compute. Default: all cores it may use.")] = None,
+    model_dir: Annotated[
+        list[Path] | None, typer.Option(help="Folder with model files, searched before anything is fetched; may be repeated.")
+    ] = None,
+    discovery: Annotated[
+        bool, typer.Option("--discovery/--no-discovery", help="Look for the coordinator by mDNS; without it --coordinator is needed.")
+    ] = True,
+    parent_pid: Annotated[int | None, typer.Option(hidden=True, help="Process that started this one: end when it ends.")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written as soon as the port listens: a JSON object with pid, name, port and boot_id.")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects instead of text.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Lend this machine to a dairllm cluster: it joins by itself, loads the layers that it is given and computes them.
+
+    Start it on every machine of the cluster but the one where dairllm-coordinator runs. It may be started and stopped at any time.
+    """
+    configure_logging(log_level, log_json)
+    if coordinator is None and not discovery:
+        raise InvalidSetting("--no-discovery leaves no way to find the coordinator; expected --coordinator HOST:PORT as well")
+    if coordinator is not None:
+        parse_address(coordinator)
+    cluster_hash(cluster)
+    settings = ShardSettings(
+        cluster=cluster,
+        name=name or socket.gethostname(),
+        budget_bytes=_budget_bytes(memory),
+        coordinator=coordinator,
+        host=host,
+        port=port,
+        threads=threads,
+        model_dirs=tuple(model_dir or ()),
+        ready_file=ready_file,
+    )
+    raise typer.Exit(run_until_signal(lambda stop: run_shard(settings, stop), parent_pid=parent_pid, stop_timeout_s=_STOP_DEADLINE_S))
+
+
+def _budget_bytes(memory: str | None) -> int:
+    if memory is None:
+        return max(default_budget_bytes(detect_available_bytes()), SMALLEST_BUDGET_BYTES)
+    budget_bytes = parse_size(memory)
+    if budget_bytes < SMALLEST_BUDGET_BYTES:
+        raise InvalidSetting(f"--memory is {format_size(budget_bytes)}; expected at least {format_size(SMALLEST_BUDGET_BYTES)}")
+    return budget_bytes
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

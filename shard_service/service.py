@@ -1,0 +1,163 @@
+"""The shard process put together: one event loop for everything that waits, one thread that computes, a few that load."""
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from contextlib import AsyncExitStack
+
+from dairllm.kernels_pyx import BLOCK_FORMATS, get_num_threads, optimization_info, set_num_threads
+from dairllm.mesh.addresses import Address, parse_address
+from dairllm.mesh.channels import add_standard_services, bind, create_server
+from dairllm.mesh.cluster_name import cluster_hash
+from dairllm.mesh.discovery import Browser
+from dairllm.mesh.interfaces import real_interface_addresses
+from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
+from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
+from dairllm.mesh.settings import format_size
+from dairllm.mesh.telemetry import fields
+from dairllm.shard_service.assignment import ARCHITECTURES
+from dairllm.shard_service.joiner import Joiner
+from dairllm.shard_service.memory import MemoryBudget
+from dairllm.shard_service.probe import cpu_model, default_cache_folder, measure_or_recall
+from dairllm.shard_service.servicers import RingServicer, ShardServicer, WeightsServicer
+from dairllm.shard_service.settings import ShardSettings
+from dairllm.shard_service.stage_host import Identity, StageHost
+from dairllm.v1 import cluster_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc, weights_pb2_grpc
+
+SERVICES = ("dairllm.v1.RingService", "dairllm.v1.ShardService", "dairllm.v1.WeightsService")
+EVERY_INTERFACE = "0.0.0.0"
+_STOP_GRACE_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+async def run_shard(settings: ShardSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises InvalidSetting if it can't begin."""
+    shard = Shard(settings)
+    async with AsyncExitStack() as stack:
+        await shard.start(stack)
+        joining = asyncio.create_task(shard.joiner.run(), name="joiner")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({joining, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if joining.done():
+                joining.result()
+            await shard.joiner.leave("the shard was told to stop")
+        finally:
+            for task in (joining, stopping):
+                task.cancel()
+            await asyncio.gather(joining, stopping, return_exceptions=True)
+
+
+class Shard:
+    """A `lease.Member`: what the coordinator says goes to the host, and the shard speaks for it."""
+
+    def __init__(self, settings: ShardSettings) -> None:
+        self._settings = settings
+        self._budget = MemoryBudget(settings.budget_bytes)
+        self._identity = Identity(settings.name, uuid.uuid4().hex, cluster_hash(settings.cluster))
+        self._capabilities = cluster_pb2.ShardCapabilities()
+        self._coordinator_id = ""
+        self._port = 0
+        self.host = StageHost(
+            self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses
+        )
+        self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
+        coordinator = str(parse_address(settings.coordinator)) if settings.coordinator else None
+        self.joiner = Joiner(coordinator, self._browser, self._hello, self)
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Everything but joining. What was started ends with the stack."""
+        stack.push_async_callback(self.host.close)
+        if self._settings.threads is not None:
+            set_num_threads(self._settings.threads)
+        await self._start_server(stack)
+        self._capabilities = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
+        if self._browser is not None:
+            await stack.enter_async_context(self._browser)
+        if self._settings.ready_file is not None:
+            stack.callback(remove_ready_file, self._settings.ready_file)
+            facts = {"pid": os.getpid(), "port": self._port, "name": self._identity.name, "boot_id": self._identity.boot_id}
+            write_ready_file(self._settings.ready_file, facts)
+        log.info("shard started", extra=fields(name=self._identity.name, port=self._port, memory=format_size(self._budget.total_bytes)))
+
+    # lease.Member
+
+    def welcomed(self, welcome: cluster_pb2.Welcome) -> None:
+        if self._coordinator_id not in ("", welcome.coordinator_id):
+            self.host.end_epoch()
+        self._coordinator_id = welcome.coordinator_id
+
+    def assign(self, message: cluster_pb2.Assignment) -> None:
+        self.host.assign(message)
+
+    def release(self, message: cluster_pb2.Release) -> None:
+        self.host.release(message)
+
+    def usage(self) -> cluster_pb2.ShardUsage:
+        return self.host.usage()
+
+    # Its parts.
+
+    def _send(self, request: cluster_pb2.JoinRequest) -> None:
+        self.joiner.send(request)
+
+    async def _start_server(self, stack: AsyncExitStack) -> None:
+        server = create_server()
+        ring_pb2_grpc.add_RingServiceServicer_to_server(RingServicer(self.host), server)
+        shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(self._stats), server)
+        weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self.host, self.host.loader_threads), server)
+        health = add_standard_services(server, SERVICES)
+        host = self._settings.host or EVERY_INTERFACE
+        self._port = await bind(server, host, self._settings.port, f"shard {self._identity.name!r}")
+        await server.start()
+        stack.push_async_callback(server.stop, _STOP_GRACE_S)
+        await health.set_serving(True)
+
+    def _measure(self) -> cluster_pb2.ShardCapabilities:
+        speed = measure_or_recall(self._settings.model_dirs, default_cache_folder(), time.time())
+        return cluster_pb2.ShardCapabilities(
+            memory_budget_bytes=self._budget.total_bytes,
+            reserved_bytes=self._budget.reserved_bytes,
+            num_threads=get_num_threads(),
+            isa=str(optimization_info()["isa"]),
+            cpu_model=cpu_model(),
+            decode_s_per_byte=speed.decode_s_per_byte,
+            prefill_s_per_byte_row=speed.prefill_s_per_byte_row,
+            disk_bytes_per_s=speed.disk_bytes_per_s,
+            architectures=ARCHITECTURES,
+            block_formats=list(BLOCK_FORMATS),
+        )
+
+    def _addresses(self) -> list[str]:
+        if self._settings.host not in (None, EVERY_INTERFACE, "::"):
+            return [str(Address(self._settings.host, self._port))]
+        return [str(Address(host, self._port)) for host in real_interface_addresses() or ["127.0.0.1"]]
+
+    def _hello(self) -> cluster_pb2.Hello:
+        return cluster_pb2.Hello(
+            protocol_major=PROTOCOL_MAJOR,
+            protocol_minor=PROTOCOL_MINOR,
+            software_version=software_version(),
+            cluster_hash=self._identity.cluster_hash,
+            name=self._identity.name,
+            boot_id=self._identity.boot_id,
+            addresses=self._addresses(),
+            capabilities=self._capabilities,
+        )
+
+    def _stats(self) -> shard_pb2.GetStatsResponse:
+        assignment = self.host.assignment
+        span = range(0) if assignment is None else assignment.span
+        return shard_pb2.GetStatsResponse(
+            name=self._identity.name,
+            boot_id=self._identity.boot_id,
+            epoch=0 if assignment is None else assignment.epoch,
+            first_unit=span.start,
+            end_unit=span.stop,
+            capabilities=self._capabilities,
+            usage=self.host.usage(),
+            coordinator=self._coordinator_id if self.joiner.is_member else "",
+        )

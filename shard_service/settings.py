@@ -1,0 +1,19 @@
+"""What a user can set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSettings:
+    """coordinator: "host:port", or None to look for it on the network. host: None for every interface. port: 0 for any free one."""
+
+    cluster: str
+    name: str
+    budget_bytes: int
+    coordinator: str | None = None
+    host: str | None = None
+    port: int = 0
+    threads: int | None = None
+    model_dirs: tuple[Path, ...] = ()
+    ready_file: Path | None = None
