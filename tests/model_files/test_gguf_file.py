@@ -143,10 +143,9 @@ def test_changed_bytes_give_a_sound_model_or_a_model_file_error(small_bytes: byt
     path.write_bytes(damaged)
     try:
         manifest = build_manifest(path)
-    except ModelFileError as error:
-        assert "\n" not in str(error)
-    else:
-        assert manifest.file_size_bytes == len(damaged)
+    except ModelFileError:
+        return
+    assert manifest.file_size_bytes == len(damaged)
 
 
 @given(st.data())

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dairllm.kernels_pyx import BLOCK_FORMATS as KERNEL_FORMATS
 from dairllm.model_files import manifest_builder
 from dairllm.model_files.architectures import architecture_names, find_architecture
 from dairllm.model_files.block_formats import BLOCK_FORMATS
@@ -22,7 +23,7 @@ from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
 from dairllm.model_files.reader import FileSource, find_model_file, unit_digest
 from dairllm.model_files.spec import ModelSpec
-from tests.tiny_gguf import TinyLlama, random_weights, write_llama, write_tiny_llama
+from tests.tiny_gguf import TinyLlama, random_weights, write_llama, write_safetensors_llama, write_tiny_llama
 
 SPEC = {
     "architecture": "llama",
@@ -54,7 +55,7 @@ def with_metadata(folder: Path, **extra: Any) -> Path:
             writer.add_key_value(key, field.contents(), field.types[0])
     for key, value in given.items():
         if value is not None:
-            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+            add: Any = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
             add(key, value)
     for tensor in source.tensors:
         writer.add_tensor(tensor.name, tensor.data)
@@ -204,10 +205,9 @@ def test_any_changed_field_is_refused_or_harmless(tiny_path: Path, data: st.Data
     place[key] = data.draw(JSON_VALUES)
     try:
         manifest = Manifest.from_json(json.dumps(fields))
-    except ModelFileError as error:
-        assert len(str(error)) < 2000
-    else:
-        assert json.loads(manifest.to_json()) == fields
+    except ModelFileError:
+        return
+    assert json.loads(manifest.to_json()) == fields
 
 
 def test_second_build_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +287,18 @@ def test_rope_scaling_becomes_freq_factors(tmp_path: Path) -> None:
     assert read_spec(read_gguf(stored)).rope_freq_factors == tuple(factors)
     with pytest.raises(CorruptModelFile, match="15 values"):
         read_spec(read_gguf(write_tiny_llama(tmp_path / "short.gguf", rope_freq_factors=factors[:15])))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama3-rope"])
+def test_converted_hugging_face_models_have_manifests(tmp_path: Path, name: str) -> None:
+    folder = Path(__file__).parent.parent / "data" / "tiny" / name
+    spec = build_manifest(write_safetensors_llama(tmp_path / "m.gguf", folder)).spec
+    assert (spec.num_layers, spec.head_dim, spec.rms_norm_eps) == (3, 32, pytest.approx(1e-6))
+    assert (spec.rope_freq_factors is not None) is (name == "llama3-rope")
+
+
+def test_block_formats_are_those_of_the_kernels() -> None:
+    assert {name: tuple(kind) for name, kind in BLOCK_FORMATS.items()} == {name: tuple(kind) for name, kind in KERNEL_FORMATS.items()}
 
 
 def test_every_architecture_module_defines_its_namesake() -> None:

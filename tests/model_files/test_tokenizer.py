@@ -1,5 +1,6 @@
 """Tokenizers: the golden ids of SmolLM2, SentencePiece against its definition, and decoding in pieces."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -184,7 +185,7 @@ def naive_sentencepiece(text: str, pieces: dict[str, int], scores: list[float]) 
     """The definition: while there is one, join the best adjacent pair, the leftmost among equals."""
     parts = list(text)
     while True:
-        joined = [(-scores[pieces[a + b]], place) for place, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in pieces]
+        joined = [(-scores[pieces[a + b]], place) for place, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in pieces]
         if not joined:
             return parts
         _, place = min(joined)
