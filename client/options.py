@@ -34,16 +34,29 @@ DEFAULT_CLUSTER = DEFAULT_CLUSTER_NAME
 
 
 def connect(coordinator: str | None, cluster: str) -> Client:
-    """A client of the coordinator that is named, or found. Raises InvalidSetting for a malformed address."""
+    """A client of the coordinator that is named, or found. Raises InvalidSetting, PeerUnreachable."""
     return Client(coordinator_address(coordinator, cluster))
 
 
 def coordinator_address(coordinator: str | None, cluster: str) -> str:
-    """Address to dial: the one given, else one announced by mDNS for this cluster, else the default port of this machine."""
+    """Address to dial: the one given, else one announced by mDNS for this cluster, else the default port of this machine.
+
+    Raises PeerUnreachable if none is given and none answers.
+    """
     if coordinator is not None:
         return str(parse_address(coordinator, DEFAULT_GRPC_PORT))
-    found = asyncio.run(_find_by_mdns(cluster_hash(cluster)))
-    return str(Address("127.0.0.1", DEFAULT_GRPC_PORT)) if found is None else found
+    return asyncio.run(_find(cluster))
+
+
+async def _find(cluster: str) -> str:
+    here = str(Address("127.0.0.1", DEFAULT_GRPC_PORT))
+    found = await _find_by_mdns(cluster_hash(cluster))
+    if found is None and not await _answers(here):
+        raise PeerUnreachable(
+            f"no coordinator of cluster {cluster!r} was found by mDNS within {DISCOVERY_TIMEOUT_S:g} s, and none answers at {here}; "
+            f"expected --coordinator HOST:PORT, or a running dairllm-coordinator"
+        )
+    return found or here
 
 
 async def _find_by_mdns(wanted_cluster: str) -> str | None:
