@@ -42,6 +42,8 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_ERROR_CHARACTERS = 2000
 """Details travel as metadata, which gRPC limits to 8 KiB by default."""
 _STAGGER_S = 0.15
+_WILDCARDS = ("0.0.0.0", "::")
+"""gRPC takes either for both."""
 
 _COMMON_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -50,6 +52,8 @@ _COMMON_OPTIONS = [
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # Bandwidth probes are pings too, and the keepalive waits for one that is under way: by default for a minute.
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
 ]
 _CHANNEL_OPTIONS = [
     *_COMMON_OPTIONS,
@@ -140,8 +144,13 @@ async def bind(server: grpc.aio.Server, host: str, port: int, what: str) -> int:
 
 async def _check_can_listen(host: str, port: int, message: str) -> None:
     """gRPC says only that binding failed, and is content if one of a name's several addresses works: another process may own the other."""
+    loop = asyncio.get_running_loop()
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = [
+            answer
+            for name in (_WILDCARDS if host in _WILDCARDS else (host,))
+            for answer in await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        ]
     except OSError as error:
         raise InvalidSetting(f"{message}: {host!r} is no host of this machine") from error
     failures = [failure for failure in (_listen_failure(family, address) for family, _, _, _, address in found) if failure]

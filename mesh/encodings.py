@@ -37,12 +37,15 @@ def encode(rows: Rows, encoding: int) -> bytes:
 
 
 def decode(data: bytes, num_rows: int, width: int, encoding: int) -> Rows:
-    """Rows [num_rows, width] of these bytes. Raises MalformedFrame for an unknown encoding or a wrong number of bytes."""
+    """Rows [num_rows, width] of these bytes. Raises MalformedFrame for an unknown encoding, a wrong number of bytes or impossible content."""
     name = encoding_name(encoding)
     expected = num_rows * kernels_pyx.encoded_row_bytes(name, width)
     if len(data) != expected:
         raise MalformedFrame(f"{num_rows} rows of width {width} in {name} are {expected} bytes; got {len(data)}")
-    return kernels_pyx.decode_rows(data, num_rows, width, name)
+    try:
+        return kernels_pyx.decode_rows(data, num_rows, width, name)
+    except ValueError as error:
+        raise MalformedFrame(f"activations in {name} can't be read: {error}") from error
 
 
 def _known() -> str:

@@ -102,6 +102,12 @@ def _suggestion(name: str, known: tuple[str, ...]) -> str:
     return f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
 
 
+_EPILOG = (
+    "Every option can also be set in the environment (--log-level as DAIRLLM_LOG_LEVEL) "
+    "or in section \\[{section}] of the settings file (log-level = ...); a flag comes first, then the environment, then the file."
+)
+
+
 class SettingsCommand(TyperCommand):
     """A command whose options are also read from the environment and from a section of the settings file."""
 
@@ -114,6 +120,8 @@ class SettingsCommand(TyperCommand):
         for key, option in options.items():
             if not option.is_eager and option.envvar is None:
                 option.envvar = [f"DAIRLLM_{self.section}_{key}".upper(), f"DAIRLLM_{key}".upper()]
+                option.show_envvar = False
+        self.epilog = self.epilog or _EPILOG.format(section=self.section)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:

@@ -45,6 +45,7 @@ class TcpProxy:
         self._port = port
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
+        self._ended: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
@@ -110,10 +111,11 @@ class TcpProxy:
         self._bytes_per_s = bytes_per_s
 
     async def half_close(self) -> None:
-        """End the stream of data towards the clients; their own data is forwarded on."""
+        """End the stream of data towards the clients; their own data is forwarded on, what the target still sends is lost."""
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
                 await connection.client.drain()
+                self._ended.add(connection.client)
                 connection.client.write_eof()
 
     def heal(self) -> None:
@@ -144,6 +146,7 @@ class TcpProxy:
             pass
         finally:
             self._connections.discard(connection)
+            self._ended.discard(writer)
             connection.abort_writers()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -161,6 +164,8 @@ class TcpProxy:
             due_s, data = await queue.get()
             await asyncio.sleep(max(0.0, due_s - loop.time()))
             await self._flowing.wait()
+            if writer in self._ended:
+                continue
             if not data:
                 writer.write_eof()
                 return
