@@ -31,8 +31,12 @@ def fill_matrix(block_format: str, outputs: int) -> PackedMatrix:
         blocks[:, : 2 * num_headers] = np.array([0.01, -0.08][:num_headers], np.float16).view(np.uint8)
     else:
         numbers = generator.standard_normal(512 * INPUTS).astype(np.float32)
-        stored = {"F32": numbers, "F16": numbers.astype(np.float16), "BF16": (numbers.view(np.uint32) >> 16).astype(np.uint16)}
-        blocks = stored[block_format].view(np.uint8)
+        stored = {
+            "F32": numbers.view(np.uint8),
+            "F16": numbers.astype(np.float16).view(np.uint8),
+            "BF16": (numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8),
+        }
+        blocks = stored[block_format]
     data = blocks.tobytes()
     for first_row in range(0, outputs, 512):
         matrix.pack_rows(first_row, data)

@@ -55,14 +55,16 @@ LANES f32x16 f32x16_abs(f32x16 a) { EACH_LANE(f32_from_bits(f32_bits(a.v[i]) & 0
 LANES f32x16 f32x16_neg(f32x16 a) { EACH_LANE(f32_from_bits(f32_bits(a.v[i]) ^ 0x80000000u)); }
 LANES f32x16 f32x16_round_even(f32x16 a) { EACH_LANE(rintf(a.v[i])); }
 LANES f32x16 f32x16_select_gt(f32x16 a, f32x16 b, f32x16 x, f32x16 y) { EACH_LANE(a.v[i] > b.v[i] ? x.v[i] : y.v[i]); }
-LANES f32x16 f32x16_from_f16(const uint16_t* from) { EACH_LANE(f32_from_f16(from[i])); }
-LANES f32x16 f32x16_from_f16_partial(const uint16_t* from, int n) { EACH_LANE(i < n ? f32_from_f16(from[i]) : 0.0f); }
+/* Rows of f16 in a frame may lie at odd addresses. */
+LANES uint16_t half_at(const uint16_t* from, int i) { return load_u16((const uint8_t*)from + 2 * i); }
+LANES f32x16 f32x16_from_f16(const uint16_t* from) { EACH_LANE(f32_from_f16(half_at(from, i))); }
+LANES f32x16 f32x16_from_f16_partial(const uint16_t* from, int n) { EACH_LANE(i < n ? f32_from_f16(half_at(from, i)) : 0.0f); }
 LANES void f32x16_to_f16(uint16_t* to, f32x16 a) {
     for (int i = 0; i < 16; i++) {
-        to[i] = f16_from_f32(a.v[i]);
+        store_u16((uint8_t*)to + 2 * i, f16_from_f32(a.v[i]));
     }
 }
-LANES f32x16 f32x16_from_bf16(const uint16_t* from) { EACH_LANE(f32_from_bf16(from[i])); }
+LANES f32x16 f32x16_from_bf16(const uint16_t* from) { EACH_LANE(f32_from_bf16(half_at(from, i))); }
 LANES f32x16 f32x16_from_s8(const int8_t* from) { EACH_LANE((float)from[i]); }
 LANES f32x16 f32x16_from_i32(i32x16 a) { EACH_LANE((float)a.v[i]); }
 LANES f32x16 f32x16_from_bits(i32x16 a) { EACH_LANE(f32_from_bits((uint32_t)a.v[i])); }

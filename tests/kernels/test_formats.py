@@ -1,5 +1,7 @@
 """Block formats against the gguf package, and conversions of numbers against numpy."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
@@ -90,7 +92,7 @@ def test_q4_0_error_is_a_step(x: NDArray[np.float32]) -> None:
 
 
 @pytest.mark.parametrize(("name", "quantize"), [("Q8_0", quantize_q8_0), ("Q4_0", quantize_q4_0)])
-def test_quantize_gives_the_bytes_of_gguf(isa: str, name: str, quantize: type[quantize_q8_0]) -> None:
+def test_quantize_gives_the_bytes_of_gguf(isa: str, name: str, quantize: Callable[[NDArray[np.float32]], bytes]) -> None:
     x = np.random.default_rng(4).standard_normal(32 * 500).astype(np.float32)
     expected = quants.quantize(x.reshape(500, 32), GGMLQuantizationType[name]).tobytes()
     assert quantize(x) == expected
@@ -103,7 +105,7 @@ def test_quantize_rounds_half_to_even(isa: str) -> None:
 
 
 @pytest.mark.parametrize("quantize", [quantize_q8_0, quantize_q4_0])
-def test_partial_blocks_are_refused(quantize: type[quantize_q8_0]) -> None:
+def test_partial_blocks_are_refused(quantize: Callable[[NDArray[np.float32]], bytes]) -> None:
     with pytest.raises(ValueError, match="x has 33 numbers, expected a multiple of 32"):
         quantize(np.zeros(33, np.float32))
     assert quantize(np.zeros(0, np.float32)) == b""

@@ -54,7 +54,8 @@ def quantised_activations(x: NDArray[np.float32]) -> NDArray[np.float64]:
     scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale >= np.finfo(np.float32).tiny)
     scale = np.where(inverse > 0, scale, np.float32(0))
-    return (np.rint(blocks * inverse).astype(np.float64) * scale).reshape(x.shape)
+    seen: NDArray[np.float64] = np.rint(blocks * inverse).astype(np.float64) * scale
+    return seen.reshape(x.shape)
 
 
 def reference(block_format: str, data: bytes, outputs: int, x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
