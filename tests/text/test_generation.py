@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dairllm.coordinator.engine.requests import TokenScore
 from dairllm.coordinator.text import (
     AnswerText,
     ChatMessage,
@@ -16,7 +17,6 @@ from dairllm.coordinator.text import (
     TextService,
     TextToken,
 )
-from dairllm.coordinator.engine.requests import TokenScore
 from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, PromptTemplateFailed, UnknownModel, Unsupported
 from dairllm.mesh.sampling import MAX_SEED, SamplingParams
 from tests.text.fakes import BEGIN_ID, CONTEXT_LENGTH, END_ID, VOCAB_SIZE, ByteTokenizer, FakeEngine, logprob_of, make_served
@@ -230,10 +230,11 @@ async def test_a_reader_that_does_not_read_stops_the_generation() -> None:
 async def test_the_error_of_one_choice_is_raised() -> None:
     engine = FakeEngine()
     engine.error, engine.fail_at = Busy("full"), 2
-    with pytest.raises(Busy, match="full"):
-        async with Choices(TextService(make_served(), engine), TextRequest((1,)).choices(2)) as choices:
-            async for _ in choices:
-                pass
+    async with Choices(TextService(make_served(), engine), TextRequest((1,)).choices(2)) as choices:
+        for _ in range(4):
+            await anext(choices)
+        with pytest.raises(Busy, match="full"):
+            await anext(choices)
 
 
 async def test_closing_a_generation_closes_the_engine() -> None:

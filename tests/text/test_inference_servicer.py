@@ -116,11 +116,10 @@ async def test_a_full_queue_says_when_to_try_again(service: Service) -> None:
 
 async def test_a_failure_in_the_middle_ends_the_stream_with_it(service: Service) -> None:
     service.engine.error, service.engine.fail_at = RequestLost("gone"), 3
-    texts = []
+    call = service.stub.Generate(inference_pb2.GenerateRequest(text="Hi"), timeout=10)
+    assert [(await call.read()).text for _ in range(3)] == ["H", "e", "l"]
     with pytest.raises(grpc.RpcError) as caught:
-        async for response in service.stub.Generate(inference_pb2.GenerateRequest(text="Hi"), timeout=10):
-            texts.append(response.text)
-    assert "".join(texts) == "Hel"
+        await call.read()
     assert isinstance(error_from_rpc(caught.value), RequestLost)
 
 

@@ -1,0 +1,191 @@
+"""Whatever a client sends, it gets one sentence in OpenAI's form."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dairllm.coordinator.http.fields import Fields, parse_json_object, show
+from dairllm.mesh.errors import InvalidRequest
+from tests.http.conftest import LIMITS, Site
+from tests.text.fakes import CONTEXT_LENGTH, VOCAB_SIZE
+
+USER = [{"role": "user", "content": "Hi"}]
+PART = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+
+BAD_BODIES = [
+    (b"", "not valid JSON"),
+    (b"{", "not valid JSON"),
+    (b'{"prompt": "\xff"}', "invalid byte at offset 12"),
+    (b"[]", "the body is a list of 0"),
+    (b'"x"', 'the body is "x"'),
+    (b'{"temperature": NaN}', "NaN"),
+    (b'{"seed": ' + b"9" * 5000 + b"}", "too long"),
+    (b"[" * 60_000, "nested too deeply"),
+]
+
+BAD_CHATS = [
+    ({}, "messages", "messages is missing"),
+    ({"messages": "Hi"}, "messages", 'messages is "Hi"; expected a list'),
+    ({"messages": []}, "messages", "at least one message"),
+    ({"messages": ["Hi"]}, "messages[0]", "expected an object with role and content"),
+    ({"messages": [{"content": "Hi"}]}, "messages[0].role", "is missing"),
+    ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role", '"robot"; expected one of system, user'),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "messages[0].content is 5"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "half a surrogate pair at character 0"),
+    ({"messages": PART}, "messages[0].content[0].type", '"image_url", which is not supported'),
+    ({"messages": USER, "model": 7}, "model", "model is 7; expected a string"),
+    ({"messages": USER, "max_tokens": -1}, "max_tokens", "max_tokens is -1"),
+    ({"messages": USER, "max_tokens": "many"}, "max_tokens", 'max_tokens is "many"; expected a whole number'),
+    ({"messages": USER, "max_tokens": 1.5}, "max_tokens", "max_tokens is 1.5"),
+    ({"messages": USER, "max_tokens": True}, "max_tokens", "max_tokens is true"),
+    ({"messages": USER, "max_tokens": 10**12}, "max_tokens", "max_tokens is 1000000000000"),
+    ({"messages": USER, "max_completion_tokens": CONTEXT_LENGTH}, "max_tokens", f"the context is {CONTEXT_LENGTH} tokens"),
+    ({"messages": USER, "temperature": "hot"}, "temperature", 'temperature is "hot"; expected a number'),
+    ({"messages": USER, "temperature": -0.5}, "temperature", "temperature is -0.5"),
+    ({"messages": USER, "temperature": 10**400}, "temperature", "expected a finite number"),
+    ({"messages": USER, "top_p": 2}, "top_p", "top_p is 2.0"),
+    ({"messages": USER, "n": 0}, "n", "n is 0"),
+    ({"messages": USER, "n": 129}, "n", "from 1 to 128"),
+    ({"messages": USER, "stream": "yes"}, "stream", "expected true or false"),
+    ({"messages": USER, "stream_options": {"include_usage": True}}, "stream_options", "only together with stream"),
+    ({"messages": USER, "stop": 5}, "stop", "stop is 5"),
+    ({"messages": USER, "stop": ["a", 5]}, "stop[1]", "stop[1] is 5"),
+    ({"messages": USER, "stop": ["a"] * 17}, "stop", "17 strings; expected at most 16"),
+    ({"messages": USER, "logprobs": 3}, "logprobs", "expected true or false"),
+    ({"messages": USER, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+    ({"messages": USER, "top_logprobs": 2}, "top_logprobs", "without logprobs"),
+    ({"messages": USER, "logit_bias": {"x": 1}}, "logit_bias", 'the key "x"'),
+    ({"messages": USER, "logit_bias": {"1": 101}}, "logit_bias", "is 101"),
+    ({"messages": USER, "logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias", f"token id {VOCAB_SIZE}"),
+    ({"messages": USER, "logit_bias": [1]}, "logit_bias", "expected an object"),
+    ({"messages": USER, "seed": 2**64}, "seed", "seed is 18446744073709551616"),
+    ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "tools is a list of 1, but it is not supported"),
+    ({"messages": USER, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ({"messages": USER, "modalities": ["audio"]}, "modalities", "not supported"),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls", "calling tools"),
+]
+
+BAD_COMPLETIONS = [
+    ({}, "prompt", "prompt is missing"),
+    ({"prompt": 5}, "prompt", "prompt is 5; expected a string, a list of strings"),
+    ({"prompt": []}, "prompt", "prompt is a list of 0"),
+    ({"prompt": [[]]}, "prompt[0]", "at least one token id"),
+    ({"prompt": ["a", 5]}, "prompt[1]", "prompt[1] is 5; expected a string"),
+    ({"prompt": [[1], "a"]}, "prompt[1]", 'prompt[1] is "a"; expected a list'),
+    ({"prompt": [1, VOCAB_SIZE]}, "prompt[1]", f"from 0 to {VOCAB_SIZE - 1}"),
+    ({"prompt": [-1]}, "prompt[0]", "prompt[0] is -1"),
+    ({"prompt": ["a"] * 1025}, "prompt", "at most 1024 prompts"),
+    ({"prompt": "a" * CONTEXT_LENGTH}, "prompt", f"the prompt has {CONTEXT_LENGTH + 1} tokens, but the context is {CONTEXT_LENGTH}"),
+    ({"prompt": "a", "suffix": "b"}, "suffix", 'suffix is "b", but it is not supported'),
+    ({"prompt": "a", "best_of": 3}, "best_of", "best_of is 3"),
+    ({"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
+    ({"prompt": "a", "logprobs": True}, "logprobs", "logprobs is true"),
+]
+
+
+def check(reply_status: int, reply: dict[str, dict[str, object]], param: str | None, words: str) -> None:
+    error = reply["error"]
+    assert reply_status == 400
+    assert set(error) == {"message", "type", "param", "code"}
+    assert words in str(error["message"])
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_bodies_that_are_no_json_objects(site: Site, path: str) -> None:
+    for body, words in BAD_BODIES:
+        reply = await site.post(path, body)
+        check(reply.status_code, reply.json(), None, words)
+
+
+async def test_bad_chats(site: Site) -> None:
+    for body, param, words in BAD_CHATS:
+        reply = await site.post("/v1/chat/completions", json.dumps(body).encode())
+        check(reply.status_code, reply.json(), param, words)
+    assert site.engine.requests == []
+
+
+async def test_bad_completions(site: Site) -> None:
+    for body, param, words in BAD_COMPLETIONS:
+        reply = await site.post("/v1/completions", body)
+        check(reply.status_code, reply.json(), param, words)
+    assert site.engine.requests == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_refused_is_refused_before_a_stream_begins(site: Site, stream: bool) -> None:
+    reply = await site.post("/v1/completions", {"prompt": "a" * CONTEXT_LENGTH, "stream": stream})
+    check(reply.status_code, reply.json(), "prompt", "the context is")
+
+
+async def test_a_model_without_tokenizer_says_so(bare_site: Site) -> None:
+    for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": USER})):
+        reply = await bare_site.post(path, body)
+        check(reply.status_code, reply.json(), "prompt", "no tokenizer")
+
+
+async def test_null_and_harmless_values_count_as_absent(site: Site) -> None:
+    nulls: dict[str, object] = dict.fromkeys(
+        ("temperature", "n", "stop", "seed", "logit_bias", "stream", "max_tokens", "tools", "stream_options")
+    )
+    harmless = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "model": "", "stop": [], "unheard_of": {"a": 1}}
+    for fields in (nulls, harmless):
+        reply = await site.post("/v1/chat/completions", {"messages": USER, **fields})
+        assert reply.status_code == 200
+    best_of = await site.post("/v1/completions", {"prompt": "a", "best_of": 2, "n": 2})
+    assert len(best_of.json()["choices"]) == 2
+
+
+async def test_unknown_paths_and_methods(site: Site) -> None:
+    unknown = await site.get("/v1/nothing")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_url")
+    assert "GET /v1/nothing" in unknown.json()["error"]["message"]
+    wrong = await site.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.json()["error"]["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
+async def test_a_body_that_is_too_large(site: Site) -> None:
+    limit = LIMITS.max_body_bytes
+    reply = await site.post("/v1/completions", b" " * (limit + 1))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
+    assert str(limit) in reply.json()["error"]["message"]
+    assert (await site.post("/v1/completions", b" " * limit)).status_code == 400
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_any_value_can_be_shown_briefly(value: object) -> None:
+    assert len(show(value)) <= 12 * 41
+
+
+def error_of(read: Callable[[], object]) -> InvalidRequest | None:
+    try:
+        read()
+    except InvalidRequest as error:
+        return error
+    return None
+
+
+@given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_an_object_or_refused(data: bytes) -> None:
+    error = error_of(lambda: parse_json_object(data))
+    assert error is None or "expected" in error.message
+
+
+@given(json_values)
+def test_any_value_is_read_or_refused_with_the_name_of_its_field(value: object) -> None:
+    fields = Fields({"field": value}, "path.")
+    readers: list[Callable[[str], object]] = [fields.text, fields.flag, fields.nested, lambda name: fields.whole_number(name, 0, 10)]
+    errors = [error_of(lambda read=read: read("field")) for read in readers]  # type: ignore[misc]
+    assert all(error is None or (error.param == "path.field" and error.message.startswith("path.field ")) for error in errors)
+    assert value is None or sum(error is None for error in errors) <= 1
