@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from dairllm.model_files.errors import ModelFileError
@@ -33,7 +34,7 @@ STOP_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 25
 QUESTION = "Explain in three short sentences why the sky is blue."
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoFailed(Exception):
@@ -176,11 +177,11 @@ def print_plan(state: dict[str, Any]) -> None:
     table = Table("stage", "shard", "computes", "weights", "planned", box=None, pad_edge=False, header_style="bold")
     planned = [shard for shard in state["shards"] if shard.get("stage") is not None]
     for shard in sorted(planned, key=lambda shard: int(shard["stage"])):
-        weights = f"{shard['usage']['weights_bytes'] / 1e6:.1f} MB"
+        weights = f"{shard['load']['loaded_bytes'] / 1e6:.1f} MB"
         predicted = f"{shard['predicted_step_s'] * 1000:.2f} ms a token"
         units = describe_units(range(shard["first_unit"], shard["end_unit"]), state["num_layers"])
         table.add_row(str(shard["stage"]), shard["name"], units, weights, predicted)
-    console.print(table)
+    console.print(Padding(table, (0, 0, 0, 4)))
     console.print(f"    planned in total: {state['predicted_decode_tok_s']:.1f} tok/s")
 
 
