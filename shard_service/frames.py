@@ -2,7 +2,7 @@
 `ComputeStage` validates what depends on the plan and on the frames before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, NewType
 
@@ -177,7 +177,7 @@ def _encoding(sequence_id: int, value: model_pb2.Encoding) -> str:
         raise MalformedFrame(f"sequence {sequence_id}: {error}") from error
 
 
-def _ids(sequence_id: int, what: str, values: "ring_pb2._containers.RepeatedScalarFieldContainer[int]") -> TokenIds:
+def _ids(sequence_id: int, what: str, values: Sequence[int]) -> TokenIds:
     ids = np.array(values, dtype=np.uint32)
     if ids.size and int(ids.max()) >= 2**31:
         raise MalformedFrame(f"sequence {sequence_id} has {what} {int(ids.max())}; expected less than 2^31")

@@ -108,8 +108,8 @@ class Joiner:
         try:
             await lease.keep(lambda: self._became_member(lease, addresses))
         except JoinUnsuccessful as unsuccessful:
-            error = unsuccessful.error
-            return (JoinFailed if isinstance(error, _AWAY) else JoinRefused)(error, random.random())
+            outcome = JoinFailed if isinstance(unsuccessful.error, _AWAY) else JoinRefused
+            return outcome(unsuccessful.error, random.random())
         except DairllmError as error:
             return LeaseLost(error, random.random())
         finally:

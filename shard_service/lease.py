@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -17,7 +17,7 @@ WELCOME_DEADLINE_S = 5.0
 _GOODBYE_S = 1.0
 _SHORTEST_INTERVAL_S = 0.05
 
-JoinCall = "grpc.aio.StreamStreamCall[cluster_pb2.JoinRequest, cluster_pb2.JoinResponse]"
+JoinCall: TypeAlias = "grpc.aio.StreamStreamCall[cluster_pb2.JoinRequest, cluster_pb2.JoinResponse]"
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Lease:
     async def _say_hello(self) -> cluster_pb2.JoinResponse:
         with contextlib.suppress(asyncio.InvalidStateError):  # the call has ended already: reading says why
             await self._call.write(cluster_pb2.JoinRequest(hello=self._hello))
-        response = await self._call.read()
+        response: cluster_pb2.JoinResponse = await self._call.read()
         if response is grpc.aio.EOF:
             raise JoinUnsuccessful(PeerUnreachable(f"the coordinator ended the stream ({(await self._call.code()).name})"))
         return response

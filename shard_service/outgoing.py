@@ -7,6 +7,7 @@ Within an epoch a broken edge stays broken: whoever made the plan is told and ma
 import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
@@ -27,7 +28,7 @@ _RETRY_S = 0.05
 _LONGEST_RETRY_S = 0.5
 _MOST_CREDITS = 1024
 
-ForwardCall = "grpc.aio.StreamStreamCall[ring_pb2.ForwardRequest, ring_pb2.ForwardResponse]"
+ForwardCall: TypeAlias = "grpc.aio.StreamStreamCall[ring_pb2.ForwardRequest, ring_pb2.ForwardResponse]"
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeAlias
+
+import grpc.aio
 
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, UnknownModel, WeightsDiffer
 from dairllm.mesh.protocol import software_version
@@ -19,7 +21,7 @@ MAX_ECHO_BYTES = 16 * 1024**2
 OPEN_DEADLINE_S = 10.0
 _FETCH_PIECE_BYTES = 1024**2
 
-Context = "grpc.aio.ServicerContext[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class RingServicer(ring_pb2_grpc.RingServiceServicer):

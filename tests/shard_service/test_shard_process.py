@@ -1,0 +1,361 @@
+"""A real dairllm-shard process on loopback, against a coordinator that does what the test says."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from instruments.processes import ManagedProcess
+
+from dairllm.kernels_pyx import KvCache, StageSlice
+from dairllm.mesh.channels import dial, error_from_rpc
+from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
+from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
+from tests.shard_service.fake_coordinator import CLUSTER, FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
+from tests.tiny_gguf import write_tiny_llama
+
+PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", block_format="Q8_0", tied=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The probe runs once for all processes of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def shard_process(coordinator: FakeCoordinator, *arguments: str, name: str = "s") -> ManagedProcess:
+    flags = ["--coordinator", coordinator.address, "--cluster", CLUSTER, "--name", name, "--host", "127.0.0.1", "--threads", "1"]
+    flags += ["--memory", "512MiB", "--ready-file", "{ready_file}", *arguments]
+    return ManagedProcess([sys.executable, "-m", "dairllm.shard_service.main", *flags], name=f"shard-{name}")
+
+
+@pytest.fixture
+async def coordinator(tiny: Path) -> AsyncIterator[FakeCoordinator]:
+    async with FakeCoordinator(tiny) as fake:
+        yield fake
+
+
+@contextlib.asynccontextmanager
+async def joined(coordinator: FakeCoordinator, *arguments: str, name: str = "s") -> AsyncIterator[JoinedShard]:
+    with shard_process(coordinator, *arguments, name=name) as process:
+        try:
+            shard = await coordinator.next_shard()
+            shard.process = process  # type: ignore[attr-defined]
+            yield shard
+            assert process.running, process.tail()
+        except BaseException:
+            print(process.tail())
+            raise
+
+
+def process_of(shard: JoinedShard) -> ManagedProcess:
+    process: ManagedProcess = shard.process  # type: ignore[attr-defined]
+    return process
+
+
+def expected_tokens(coordinator: FakeCoordinator, count: int) -> list[int]:
+    """Greedy tokens after PROMPT by the kernels alone, without a shard."""
+    from tests.shard_service.whole_model import WholeModel
+
+    return WholeModel(coordinator).greedy(PROMPT, count)
+
+
+async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordinator) -> None:
+    with shard_process(coordinator) as process:
+        shard = await coordinator.next_shard()
+        assert process.wait_ready()["port"] == int(shard.address.rpartition(":")[2])
+        capabilities = shard.hello.capabilities
+        assert capabilities.memory_budget_bytes == 512 * 1024**2
+        assert 0 < capabilities.decode_s_per_byte < 1e-6
+        assert 0 < capabilities.prefill_s_per_byte_row < 1e-6
+        ready = await shard.assign(coordinator.assignment(epoch=7))
+        assert ready.epoch == 7
+        assert ready.kv_cache_bytes > 0
+        assert shard.progress[-1].loaded_bytes == shard.progress[-1].total_bytes == shard.progress[-1].from_disk_bytes
+        opening = await soon(coordinator.return_edges.get())
+        assert (opening.epoch, opening.sender, opening.receiver) == (7, "s", "coordinator")
+        async with await RingEdge.open(shard.address, epoch=7, receiver="s") as edge:
+            tokens = await greedy_tokens(edge, coordinator, Frames(7), PROMPT, 12)
+        assert tokens == expected_tokens(coordinator, 12)
+        shard.beat.clear()
+        await soon(shard.beat.wait())
+        usage = shard.heartbeats[-1].usage
+        assert (usage.frames, usage.rows) == (12, len(PROMPT) + 11)
+        assert usage.weights_bytes == ready.weights_bytes
+        assert usage.compute_us > 0
+        process.send(signal.SIGTERM)
+        await shard.next_message("leaving")
+        assert await asyncio.to_thread(process.wait) == 0
+        assert not process.ready_file.exists()
+
+
+async def test_two_stages_pass_activations_on(coordinator: FakeCoordinator) -> None:
+    rounding = {2: model_pb2.ENCODING_Q8_0_OUTLIERS}
+    async with joined(coordinator, name="a") as a, joined(coordinator, name="b") as b:
+        to_b = cluster_pb2.Peer(name="b", addresses=["127.0.0.1:9", b.address])
+        await a.assign(coordinator.assignment(epoch=1, units=range(0, 2), next_member=to_b))
+        await b.assign(coordinator.assignment(epoch=1, units=range(2, 5)))
+        async with await RingEdge.open(a.address, epoch=1, receiver="a") as edge:
+            exact = await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 8)
+            await edge.send(Frames(1, sequence_id=2, rounding_points=rounding).next(PROMPT))
+            rounded = await soon(coordinator.results.get())
+        assert exact == expected_tokens(coordinator, 8)
+        assert [timing.shard for timing in rounded.timings] == ["a", "b"]
+        encoded_row_bytes = 32 + 2 * 34
+        assert [timing.received_bytes for timing in rounded.timings] == [0, len(PROMPT) * encoded_row_bytes]
+
+
+async def test_rounding_inside_a_shard_equals_rounding_on_the_wire(coordinator: FakeCoordinator) -> None:
+    """A sequence keeps its rounding points when a new plan makes them internal: also that before the head."""
+    points = {2: model_pb2.ENCODING_Q8_0, 4: model_pb2.ENCODING_Q8_0}
+
+    async def logprobs(address: str, epoch: int) -> list[float]:
+        async with await RingEdge.open(address, epoch=epoch) as edge:
+            frames = Frames(epoch, rounding_points=points)
+            await edge.send(frames.next(PROMPT, sample=False, score_targets=PROMPT))
+            result = await soon(coordinator.results.get())
+            return [score.logprob for score in result.results[0].scores]
+
+    async with joined(coordinator, name="a") as a, joined(coordinator, name="b") as b, joined(coordinator, name="c") as c:
+        await a.assign(coordinator.assignment(epoch=1))
+        within = await logprobs(a.address, 1)
+        await a.assign(coordinator.assignment(2, range(0, 2), next_member=cluster_pb2.Peer(name="b", addresses=[b.address])))
+        await b.assign(coordinator.assignment(2, range(2, 4), next_member=cluster_pb2.Peer(name="c", addresses=[c.address])))
+        await c.assign(coordinator.assignment(2, range(4, 5)))
+        assert await logprobs(a.address, 2) == within
+
+
+async def test_frames_that_do_not_fit_are_refused_and_change_nothing(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=3))
+        async with await RingEdge.open(shard.address, epoch=3) as edge:
+            good = Frames(3)
+            await edge.send(good.next(PROMPT))
+            first = (await soon(coordinator.results.get())).results[0].sampled.token_id
+            wrong_epoch = Frames(2, sequence_id=5).next(PROMPT)
+            unknown = Frames(3, sequence_id=6).next(PROMPT)
+            del unknown.begins[:]
+            with_activations = Frames(3, sequence_id=7).next(PROMPT, encoding=model_pb2.ENCODING_F32, activations=b"1234")
+            no_such_encoding = Frames(3, sequence_id=8).next(PROMPT, encoding=17)
+            wrong = {
+                wrong_epoch.batch_id: (wrong_epoch, ring_pb2.FRAME_STATUS_WRONG_EPOCH, "epoch"),
+                unknown.batch_id: (unknown, ring_pb2.FRAME_STATUS_MALFORMED, "sequence 6 has not begun"),
+                with_activations.batch_id: (with_activations, ring_pb2.FRAME_STATUS_MALFORMED, "token ids only"),
+                no_such_encoding.batch_id: (no_such_encoding, ring_pb2.FRAME_STATUS_MALFORMED, "encoding"),
+            }
+            for frame, status, text in [
+                (wrong_epoch, ring_pb2.FRAME_STATUS_WRONG_EPOCH, "epoch"),
+                (unknown, ring_pb2.FRAME_STATUS_MALFORMED, "sequence 6 has not begun"),
+                (with_activations, ring_pb2.FRAME_STATUS_MALFORMED, "token ids only"),
+                (no_such_encoding, ring_pb2.FRAME_STATUS_MALFORMED, "encoding"),
+            ]:
+                await edge.send(frame)
+                refusal = await edge.next_refusal()
+                assert refusal.status == status
+                assert text in refusal.message
+            await edge.send(good.next([first]))
+            second = (await soon(coordinator.results.get())).results[0].sampled.token_id
+        assert [first, second] == expected_tokens(coordinator, 2)
+
+
+async def test_edges_of_strangers_are_refused(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=3))
+        for arguments, expected in (
+            ({"epoch": 2}, WrongEpoch),
+            ({"epoch": 3, "receiver": "other"}, WrongEpoch),
+            ({"epoch": 3, "cluster": "other"}, WrongCluster),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await RingEdge.open(shard.address, **arguments)  # type: ignore[arg-type]
+            assert type(error_from_rpc(raised.value)) is expected
+
+
+async def test_a_second_stream_replaces_the_first(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=3))
+        frames = Frames(3)
+        async with await RingEdge.open(shard.address, epoch=3) as first:
+            tokens = await greedy_tokens(first, coordinator, frames, PROMPT, 1)
+            async with await RingEdge.open(shard.address, epoch=3) as second:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    while await soon(first.call.read()) is not grpc.aio.EOF:
+                        pass
+                tokens += await greedy_tokens(second, coordinator, frames, tokens, 1)
+        assert tokens == expected_tokens(coordinator, 2)
+
+
+async def test_more_frames_than_credits_end_the_stream(coordinator: FakeCoordinator) -> None:
+    coordinator.return_credits = 0  # so nothing flows off
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=3))
+        async with await RingEdge.open(shard.address, epoch=3) as edge:
+            frames = Frames(3)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                for _ in range(64):
+                    await edge.send(frames.next([1]))
+                while await soon(edge.call.read()) is not grpc.aio.EOF:
+                    pass
+            assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_strangers_on_the_port_do_no_harm(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=3))
+        host, _, port = shard.address.rpartition(":")
+        for data in (b"", os.urandom(4096), b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(512)):
+            with socket.create_connection((host, int(port))) as connection, contextlib.suppress(OSError):
+                connection.sendall(data)
+        async with await RingEdge.open(shard.address, epoch=3) as edge:
+            assert await greedy_tokens(edge, coordinator, Frames(3), PROMPT, 2) == expected_tokens(coordinator, 2)
+
+
+async def test_joins_again_after_the_coordinator_was_gone_and_keeps_its_weights(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=1))
+        await coordinator.stop()
+        await coordinator.start(coordinator.port)
+        again = await coordinator.next_shard()
+        assert again.hello.boot_id == shard.hello.boot_id
+        await again.assign(coordinator.assignment(epoch=2, model_path=""))
+        assert again.progress[-1].from_memory_bytes == again.progress[-1].total_bytes
+        async with await RingEdge.open(again.address, epoch=2) as edge:
+            assert await greedy_tokens(edge, coordinator, Frames(2), PROMPT, 2) == expected_tokens(coordinator, 2)
+
+
+async def test_joins_again_when_the_coordinator_falls_silent(tiny: Path) -> None:
+    async with FakeCoordinator(tiny, lease_timeout_ms=500) as coordinator, joined(coordinator) as shard:
+        coordinator.is_silent = True
+        again = await coordinator.next_shard()
+        coordinator.is_silent = False
+        assert again.hello.boot_id == shard.hello.boot_id
+
+
+async def test_a_refused_shard_asks_again(coordinator: FakeCoordinator) -> None:
+    coordinator.refusal = lambda hello: NameTaken("the name 's' is taken") if len(coordinator.hellos) < 2 else None
+    with shard_process(coordinator) as process:
+        await soon(coordinator.refused.wait())
+        await coordinator.next_shard()
+        assert len(coordinator.hellos) == 2
+        assert process.output().count("the name 's' is taken") == 1
+
+
+async def test_a_file_with_other_weights_is_not_used(coordinator: FakeCoordinator, tiny: Path, tmp_path: Path) -> None:
+    other = write_tiny_llama(tmp_path / "other.gguf", block_format="Q8_0", tied=True, seed=1)
+    assert other.stat().st_size == tiny.stat().st_size
+    async with joined(coordinator, "--model-dir", str(tmp_path)) as shard:
+        await shard.assign(coordinator.assignment(epoch=1, model_path=str(tmp_path / "gone.gguf")))
+        assert shard.progress[-1].from_network_bytes == shard.progress[-1].total_bytes
+        assert "other.gguf" in process_of(shard).output()
+        async with await RingEdge.open(shard.address, epoch=1) as edge:
+            assert await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 4) == expected_tokens(coordinator, 4)
+
+
+async def test_finds_the_file_in_a_model_folder_and_serves_its_units(coordinator: FakeCoordinator, tiny: Path) -> None:
+    async with joined(coordinator, "--model-dir", str(tiny.parent)) as shard:
+        await shard.assign(coordinator.assignment(epoch=1, model_path=""))
+        assert shard.progress[-1].from_disk_bytes == shard.progress[-1].total_bytes
+        manifest = coordinator.manifest
+        assert manifest is not None
+        async with await dial([shard.address], 5.0, "the shard") as channel:
+            request = weights_pb2.FetchUnitRequest(model_digest=bytes.fromhex(manifest.model_digest), unit_index=1, offset_bytes=100)
+            pieces = [piece async for piece in weights_pb2_grpc.WeightsServiceStub(channel).FetchUnit(request)]
+        assert pieces[0].offset_bytes == 100
+        assert sum(len(piece.data) for piece in pieces) == manifest.units[1].size_bytes - 100
+
+
+async def test_what_does_not_fit_is_refused_with_the_numbers(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        shard.say_assignment(coordinator.assignment(epoch=1, num_kv_blocks=100_000))
+        failed = await shard.next_message("stage_failed")
+        assert not failed.retryable
+        assert "512 MiB" in failed.message
+        shard.say_assignment(coordinator.assignment(epoch=2))
+        assert (await shard.next_message("stage_ready")).epoch == 2
+
+
+async def test_an_assignment_that_makes_no_sense_is_answered(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        unknown = coordinator.assignment(epoch=1)
+        unknown.spec.architecture = "mystery"
+        gap = coordinator.assignment(epoch=2)
+        del gap.units[1]
+        for assignment, text in ((unknown, "mystery"), (gap, "contiguous")):
+            shard.say_assignment(assignment)
+            failed = await shard.next_message("stage_failed")
+            assert text in failed.message
+            assert not failed.retryable
+
+
+async def test_a_newer_assignment_supersedes_and_release_frees(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        for epoch in range(1, 6):
+            shard.say_assignment(coordinator.assignment(epoch=epoch))
+        while (await shard.next_message("stage_ready")).epoch != 5:
+            pass
+        shard.to_say.put_nowait(cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=6, reason="not needed")))
+        async with await dial([shard.address], 5.0, "the shard") as channel, asyncio.timeout(10):
+            stub = shard_pb2_grpc.ShardServiceStub(channel)
+            while (stats := await stub.GetStats(shard_pb2.GetStatsRequest())).usage.weights_bytes:
+                await asyncio.sleep(0.02)
+            assert (stats.usage.kv_cache_bytes, stats.epoch, stats.name, stats.coordinator) == (0, 0, "s", "fake")
+            echo = await stub.Echo(shard_pb2.EchoRequest(reply_size_bytes=1000))
+            assert len(echo.payload) == 1000
+
+
+async def test_a_lost_edge_is_reported(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator, name="a") as a, joined(coordinator, name="b") as b:
+        to_b = cluster_pb2.Peer(name="b", addresses=[b.address])
+        await a.assign(coordinator.assignment(epoch=1, units=range(0, 2), next_member=to_b))
+        await b.assign(coordinator.assignment(epoch=1, units=range(2, 5)))
+        async with await RingEdge.open(a.address, epoch=1) as edge:
+            await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 1)
+            process_of(b).kill()
+            lost = await a.next_message("edge_lost")
+            assert (lost.epoch, lost.peer) == (1, "b")
+        process_of(b).start()
+
+
+async def test_broken_weights_fail_the_frame_and_not_the_process(tmp_path: Path) -> None:
+    """The head's norm is NaN, so all logits are."""
+    import gguf
+    import numpy as np
+
+    path = write_tiny_llama(tmp_path / "nan.gguf", block_format="F32")
+    tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "output_norm.weight")
+    with path.open("r+b") as file:
+        file.seek(int(tensor.data_offset))
+        file.write(np.full(tensor.n_elements, np.nan, np.float32).tobytes())
+    async with FakeCoordinator(path) as coordinator, joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=1))
+        async with await RingEdge.open(shard.address, epoch=1) as edge:
+            await edge.send(Frames(1).next(PROMPT))
+            refusal = await edge.next_refusal()
+            assert refusal.status == ring_pb2.FRAME_STATUS_FAILED
+            assert "logit" in refusal.message
+
+
+def test_settings_that_make_no_sense_are_one_line(tmp_path: Path) -> None:
+    for arguments, text in (
+        (["--no-discovery"], "--coordinator"),
+        (["--memory", "lots"], "lots"),
+        (["--memory", "1MiB"], "128 MiB"),
+        (["--coordinator", "here"], "here"),
+    ):
+        with ManagedProcess([sys.executable, "-m", "dairllm.shard_service.main", *arguments]) as process:
+            assert process.wait() == 2
+            assert text in process.output()
+            assert "Traceback" not in process.output()
