@@ -1,6 +1,6 @@
 """How fast the matrix kernels are: one row against weights that no cache holds, and many rows.
 
-    python benchmarks/kernels.py [--isa avx2] [--formats Q4_0,Q8_0] [--rows 1,8,480]
+    python benchmarks/kernels.py [--isa avx2] [--formats Q4_0,Q8_0] [--rows 1,8,480] [--threads 1]
 
 One row is bound by memory bandwidth (GB/s of weights), many rows by arithmetic (GOP/s, two per multiplication). Medians; other programs on
 the machine show up in them, so compare only runs that alternate.
@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from dairllm.kernels_pyx import BLOCK_FORMATS, PackedMatrix, _kernels
+from dairllm.kernels_pyx import BLOCK_FORMATS, PackedMatrix, _kernels, get_num_threads, set_num_threads
 
 INPUTS = 2048
 COLD_BYTES = 256 << 20
@@ -71,8 +71,10 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(BLOCK_FORMATS))
     parser.add_argument("--rows", default="1,8,480")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=get_num_threads())
     arguments = parser.parse_args()
-    print(f"instruction set: {_kernels._set_isa(arguments.isa)}, {INPUTS} inputs")
+    set_num_threads(arguments.threads)
+    print(f"instruction set: {_kernels._set_isa(arguments.isa)}, {arguments.threads} threads, {INPUTS} inputs")
     for block_format in arguments.formats.split(","):
         for rows in map(int, arguments.rows.split(",")):
             print(report(block_format, rows, arguments.repeats), flush=True)
