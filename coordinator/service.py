@@ -66,7 +66,7 @@ ANY_HOSTS = ("", "0.0.0.0", "::")
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorSettings:
-    """What the flags of `dairllm-coordinator` say. local_shard: arguments of its own for the local shard, None for no such shard."""
+    """What the flags of `dairllm-coordinator` say. local_shard: the local shard's own arguments, None for no such shard."""
 
     model: str
     model_name: str | None

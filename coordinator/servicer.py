@@ -12,8 +12,6 @@ from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
 WATCH_INTERVAL_S = 0.5
 
-Context = grpc.aio.ServicerContext
-
 
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
     def __init__(self, membership: Membership, state: Callable[[], cluster_pb2.ClusterState]) -> None:
@@ -21,13 +19,13 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         self._state = state
 
     async def Join(
-        self, request_iterator: AsyncIterator[cluster_pb2.JoinRequest], context: Context
+        self, request_iterator: AsyncIterator[cluster_pb2.JoinRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[cluster_pb2.JoinResponse]:
         async for response in self._membership.join(request_iterator, host_of_peer(context.peer())):
             yield response
 
     async def WatchCluster(
-        self, request: cluster_pb2.WatchClusterRequest, context: Context
+        self, request: cluster_pb2.WatchClusterRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[cluster_pb2.WatchClusterResponse]:
         last: cluster_pb2.ClusterState | None = None
         while True:
@@ -45,7 +43,7 @@ class RingServicer(ring_pb2_grpc.RingServiceServicer):
         self._ring = ring
 
     async def Forward(
-        self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: Context
+        self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[ring_pb2.ForwardResponse]:
         async for response in self._ring.receive(request_iterator):
             yield response

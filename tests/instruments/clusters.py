@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-from instruments.processes import ManagedProcess, ProcessFailed
+from tests.instruments.processes import ManagedProcess, ProcessFailed
 
 POLL_S = 0.02
 SERVING_TIMEOUT_S = 60.0

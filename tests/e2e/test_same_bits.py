@@ -1,0 +1,73 @@
+"""Rule 3 of the architecture, on whole clusters: the same tokens and the same log-probabilities, to the last bit, whoever computes."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, shards
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "data" / "smollm2.json").read_text())
+PROMPTS = [case["prompt_ids"][: case["n_prompt"] - cut] for case in GOLDEN["cases"] for cut in (0, 9)]
+NUM_TOKENS = 24
+ISAS = ("scalar", "avx2", "avx512vnni")
+
+
+def answer_to(http: str, prompt: list[int], seed: int | None = None) -> Any:
+    """Tokens and log-probabilities, as the API gives them: equal JSON means equal bits."""
+    sampling = {"temperature": 0} if seed is None else {"temperature": 0.9, "top_p": 0.95, "seed": seed}
+    body = {"prompt": prompt, "max_tokens": NUM_TOKENS, "logprobs": 5, "ignore_eos": True, **sampling}
+    response = httpx.post(f"{http}/v1/completions", json=body, timeout=REQUEST_TIMEOUT_S, trust_env=False)
+    assert response.status_code == 200, response.text
+    choice = response.json()["choices"][0]
+    return choice["text"], choice["logprobs"]
+
+
+def answers_of(cluster: Cluster) -> dict[str, Any]:
+    """Every prompt alone, one of them sampled, then all at once: a batch of eight in other company at every step."""
+    alone = [answer_to(cluster.http, prompt) for prompt in PROMPTS]
+    sampled = answer_to(cluster.http, PROMPTS[1], seed=7)
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        together = list(pool.map(lambda prompt: answer_to(cluster.http, prompt), PROMPTS))
+    assert together == alone, "a batch of eight changes no bit"
+    return {"alone": alone, "sampled": sampled}
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2_path: Path) -> Iterator[dict[str, Any]]:
+    with Cluster(smollm2_path, shards(1)) as cluster:
+        yield answers_of(cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "isas", "threads"),
+    [
+        (1, ("avx2",), 2),
+        (2, (None,), 2),
+        (2, ("avx2", "avx512vnni"), 1),
+        (3, ISAS, 1),
+        (5, (None, "avx2"), 1),
+    ],
+)
+def test_any_cluster_gives_the_same_bits(
+    smollm2_path: Path, reference: dict[str, Any], count: int, isas: tuple[str | None, ...], threads: int
+) -> None:
+    with Cluster(smollm2_path, shards(count, isas, threads)) as cluster:
+        assert len({shard["stage"] for shard in cluster.state()["shards"]}) == count
+        assert answers_of(cluster) == reference
+
+
+@pytest.mark.slow
+def test_equal_rounding_points_give_equal_bits(smollm2_path: Path) -> None:
+    """With a lossy encoding on the wire, two clusters cut at the same places agree, whatever their machines."""
+    answers = []
+    for isas, threads in (((None,), 1), (("avx2", "scalar"), 2)):
+        with Cluster(smollm2_path, shards(2, isas, threads), wire="Q8_0") as cluster:
+            units = [(shard["first_unit"], shard["end_unit"]) for shard in cluster.state()["shards"]]
+            answers.append((units, [answer_to(cluster.http, prompt) for prompt in PROMPTS[:3]]))
+    assert answers[0][0] == answers[1][0], "the two plans are cut at the same places, else there is nothing to compare"
+    assert answers[0][1] == answers[1][1]
