@@ -2,7 +2,8 @@
 
 const POLL_MS = 1000;
 const TIMEOUT_MS = 5000;
-const TONES = { serving: "good", ready: "good", waiting: "bad", failed: "bad" };
+const EVENTS_SHOWN = 10;
+const TONES = { serving: "good", ready: "good", waiting: "bad", failed: "bad", joined: "idle" };
 
 const byId = (id) => document.getElementById(id);
 const tone = (word) => TONES[word] || "busy";
@@ -86,7 +87,7 @@ function showFigures(state, engine) {
   const figures = [
     ["tokens/s now", rate(tokensPerSecond(engine.generated_tokens || 0))],
     ["tokens/s of one answer", rate(state.measured_decode_tok_s)],
-    ["predicted", rate(state.predicted_decode_tok_s)],
+    ["tokens/s predicted", rate(state.predicted_decode_tok_s)],
     ["running", engine.running ?? 0],
     ["waiting", engine.waiting ?? 0],
     ["KV cache in use", total ? `${used} %` : "–"],
@@ -156,6 +157,12 @@ function showShards(state, shards) {
   byId("shards").replaceChildren(...ordered.map((shard) => shardRow(shard, state)));
 }
 
+function showEvents(state) {
+  const newest = (state.events || []).slice(-EVENTS_SHOWN).reverse();
+  byId("events-section").hidden = newest.length === 0;
+  byId("events").replaceChildren(...newest.map((event) => element("li", {}, element("b", {}, event.shard || "cluster"), event.text)));
+}
+
 function show(state) {
   const engine = state.engine || {};
   const shards = (state.shards || []).map((shard) => ({ ...shard, phase: (shard.phase || "").toLowerCase() }));
@@ -163,6 +170,7 @@ function show(state) {
   showFigures(state, engine);
   showPlan(state, shards);
   showShards(state, shards);
+  showEvents(state);
 }
 
 async function poll() {

@@ -11,7 +11,7 @@ from dairllm.coordinator.engine.interface import Engine
 
 CLIENT_GONE_STATUS = 499
 """As nginx counts a client that went away before its answer began."""
-PHASES = ("waiting", "loading", "opening", "serving", "retrying")
+PHASES = ("waiting", "loading", "serving")
 FIRST_TOKEN_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 NEXT_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
