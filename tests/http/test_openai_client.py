@@ -5,12 +5,13 @@ import json
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from dairllm.mesh.errors import Busy, NotReady, RequestLost
 from tests.http.conftest import Site, read_events
 from tests.text.fakes import BEGIN_ID, CONTEXT_LENGTH, logprob_of
 
-USER = [{"role": "user", "content": "Hi"}]
+USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_chat(site: Site) -> None:

@@ -1,7 +1,7 @@
 """InferenceService over a real channel."""
 
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -42,11 +42,11 @@ async def bare_service() -> AsyncIterator[Service]:
         yield one
 
 
-async def generate(service: Service, **fields: object) -> list[inference_pb2.GenerateResponse]:
+async def generate(service: Service, **fields: Any) -> list[inference_pb2.GenerateResponse]:
     return [response async for response in service.stub.Generate(inference_pb2.GenerateRequest(**fields), timeout=10)]
 
 
-async def failure(service: Service, **fields: object) -> DairllmError:
+async def failure(service: Service, **fields: Any) -> DairllmError:
     with pytest.raises(grpc.RpcError) as caught:
         await generate(service, **fields)
     return error_from_rpc(caught.value)
