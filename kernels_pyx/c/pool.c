@@ -18,9 +18,25 @@
 #define SPIN_NS 40000
 #define STACK_BYTES (1 << 20)
 
+/* A worker that held up a run for longer than STALL_NS and STALL_CHUNKS chunks of ordinary length lost its core to another program. It then
+   sits out for a while, twice as long each time that it soon happens again: a phase of a decoding stage takes 25 us, a scheduler's time slice
+   some milliseconds, so that a worker on a busy core costs far more than it brings. */
+#define STALL_NS 150000
+#define STALL_CHUNKS 4
+#define SHORTEST_BENCH_NS 4000000
+#define LONGEST_BENCH_NS 128000000
+#define BENCH_NAP_NS 4000000
+
 /* `ticket` holds (generation << 32 | chunks not yet taken). A thread takes a chunk by lowering the ticket that it
    read by one. Success proves that the generation was unfinished from its reading to that moment, and the job's
    fields change only between generations: so they, read in between, belong to it. */
+typedef struct {
+    _Atomic int computing;
+    _Atomic int64_t benched_until_ns;
+    int64_t bench_ns;                       /* the last one's length; under `caller` */
+    char pad[64];
+} worker_state;
+
 struct pool_t {
     _Atomic uint64_t ticket;
     _Atomic(pool_function) function;
@@ -34,6 +50,7 @@ struct pool_t {
     pthread_mutex_t parking;
     pthread_cond_t work_published, work_finished;
     pthread_t workers[POOL_MAX_THREADS];
+    worker_state states[POOL_MAX_THREADS];  /* by thread index */
     int num_workers;                        /* started; under `caller` */
     _Atomic int num_threads;
 };
@@ -58,15 +75,20 @@ static int64_t now_ns(void) {
 
 /* ---- taking chunks ---- */
 
-static void take_chunks(pool_t* pool) {
+/* Returns how many chunks this thread computed. */
+static int take_chunks(pool_t* pool) {
+    int taken = 0;
     uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
     while ((uint32_t)ticket != 0) {
         pool_function function = atomic_load_explicit(&pool->function, memory_order_relaxed);
         void* context = atomic_load_explicit(&pool->context, memory_order_relaxed);
         int num_chunks = atomic_load_explicit(&pool->num_chunks, memory_order_relaxed);
-        if (thread_index >= atomic_load_explicit(&pool->max_threads, memory_order_relaxed)) return;
+        if (thread_index >= atomic_load_explicit(&pool->max_threads, memory_order_relaxed)) return taken;
         if (!atomic_compare_exchange_weak_explicit(&pool->ticket, &ticket, ticket - 1, memory_order_acq_rel, memory_order_acquire)) continue;
+        atomic_store_explicit(&pool->states[thread_index].computing, 1, memory_order_relaxed);
         function(context, num_chunks - (int)(uint32_t)ticket);
+        atomic_store_explicit(&pool->states[thread_index].computing, 0, memory_order_relaxed);
+        taken++;
         if (atomic_fetch_add(&pool->finished_chunks, 1) + 1 == num_chunks && atomic_load(&pool->caller_parked)) {
             pthread_mutex_lock(&pool->parking);
             pthread_cond_broadcast(&pool->work_finished);
@@ -74,21 +96,40 @@ static void take_chunks(pool_t* pool) {
         }
         ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
     }
+    return taken;
 }
 
-static void wait_for_last_chunks(pool_t* pool, int num_chunks) {
-    int64_t deadline = 0;
+static void bench_worker(worker_state* state, int64_t now) {
+    const int64_t free_since = atomic_load(&state->benched_until_ns);
+    const int64_t longer = 2 * state->bench_ns;
+    const int soon_again = now - free_since < 8 * state->bench_ns;
+    state->bench_ns = !soon_again ? SHORTEST_BENCH_NS : longer < LONGEST_BENCH_NS ? longer : LONGEST_BENCH_NS;
+    atomic_store(&state->benched_until_ns, now + state->bench_ns);
+}
+
+static void park_until_finished(pool_t* pool, int num_chunks, int64_t started_waiting, int64_t patience_ns) {
+    unsigned char computing[POOL_MAX_THREADS];
+    for (int i = 0; i <= pool->num_workers; i++) computing[i] = (unsigned char)atomic_load(&pool->states[i].computing);
+    pthread_mutex_lock(&pool->parking);
+    atomic_store(&pool->caller_parked, 1);
+    while (atomic_load(&pool->finished_chunks) != num_chunks) pthread_cond_wait(&pool->work_finished, &pool->parking);
+    atomic_store(&pool->caller_parked, 0);
+    pthread_mutex_unlock(&pool->parking);
+    const int64_t now = now_ns();
+    if (now - started_waiting < patience_ns) return;
+    for (int i = 1; i <= pool->num_workers; i++)
+        if (computing[i]) bench_worker(&pool->states[i], now);
+}
+
+static void wait_for_last_chunks(pool_t* pool, int num_chunks, int64_t patience_ns) {
+    int64_t started_waiting = 0;
     for (int spins = 0; atomic_load_explicit(&pool->finished_chunks, memory_order_acquire) != num_chunks; spins++) {
         relax();
         if (spins % 64 != 63) continue;
         int64_t now = now_ns();
-        if (deadline == 0) deadline = now + SPIN_NS;
-        if (now < deadline) continue;
-        pthread_mutex_lock(&pool->parking);
-        atomic_store(&pool->caller_parked, 1);
-        while (atomic_load(&pool->finished_chunks) != num_chunks) pthread_cond_wait(&pool->work_finished, &pool->parking);
-        atomic_store(&pool->caller_parked, 0);
-        pthread_mutex_unlock(&pool->parking);
+        if (started_waiting == 0) started_waiting = now;
+        if (now < started_waiting + SPIN_NS) continue;
+        park_until_finished(pool, num_chunks, started_waiting, patience_ns);
         return;
     }
 }
@@ -114,12 +155,19 @@ static void wait_for_news(pool_t* pool, uint32_t generation) {
     pthread_mutex_unlock(&pool->parking);
 }
 
+/* In naps, so that a worker that is to end does so soon. */
+static void sit_out(pool_t* pool) {
+    const struct timespec nap = {0, BENCH_NAP_NS};
+    while (now_ns() < atomic_load(&pool->states[thread_index].benched_until_ns) && !atomic_load(&pool->stopping)) nanosleep(&nap, NULL);
+}
+
 static void* work(void* argument) {
     pool_t* pool = &shared;
     thread_index = (int)(intptr_t)argument;
     while (!atomic_load(&pool->stopping)) {
         uint32_t generation = (uint32_t)(atomic_load(&pool->ticket) >> 32);
         take_chunks(pool);
+        if (atomic_load_explicit(&pool->states[thread_index].benched_until_ns, memory_order_relaxed) != 0) sit_out(pool);
         wait_for_news(pool, generation);
     }
     return NULL;
@@ -150,12 +198,21 @@ static void start_workers(pool_t* pool) {
     pthread_attr_destroy(&attributes);
 }
 
+static void reset_states(pool_t* pool) {
+    for (int i = 0; i < POOL_MAX_THREADS; i++) {
+        atomic_store(&pool->states[i].computing, 0);
+        atomic_store(&pool->states[i].benched_until_ns, 0);
+        pool->states[i].bench_ns = 0;
+    }
+}
+
 static void stop_workers(pool_t* pool) {
     atomic_store(&pool->stopping, 1);
     wake_workers(pool);
     for (int i = 0; i < pool->num_workers; i++) pthread_join(pool->workers[i], NULL);
     pool->num_workers = 0;
     atomic_store(&pool->stopping, 0);
+    reset_states(pool);
 }
 
 /* ---- the shared pool ---- */
@@ -170,6 +227,7 @@ static void make_idle(pool_t* pool) {
     atomic_store(&pool->caller_parked, 0);
     atomic_store(&pool->stopping, 0);
     pool->num_workers = 0;
+    reset_states(pool);
 }
 
 static void forget_workers_in_child(void) {
@@ -222,8 +280,12 @@ void pool_run_limited(pool_t* pool, int num_chunks, int max_threads, pool_functi
     uint64_t generation = (atomic_load_explicit(&pool->ticket, memory_order_relaxed) >> 32) + 1;
     atomic_store(&pool->ticket, generation << 32 | (uint32_t)num_chunks);
     if (atomic_load(&pool->parked_workers) > 0) wake_workers(pool);
-    take_chunks(pool);
-    wait_for_last_chunks(pool, num_chunks);
+    int64_t started = now_ns();
+    int taken = take_chunks(pool);
+    if (atomic_load_explicit(&pool->finished_chunks, memory_order_acquire) != num_chunks) {
+        int64_t patience = taken == 0 ? STALL_NS : (now_ns() - started) / taken * STALL_CHUNKS;
+        wait_for_last_chunks(pool, num_chunks, patience < STALL_NS ? STALL_NS : patience);
+    }
     pthread_mutex_unlock(&pool->caller);
 }
 
