@@ -70,4 +70,4 @@ def test_no_rows_and_no_columns() -> None:
     with pytest.raises(ValueError, match="logits have 0 columns, expected 1 to"):
         logsumexp_rows(np.empty((2, 0), np.float32))
     with pytest.raises(ValueError, match="x must be a 1-dimensional array of float32, got 1 dimensions of float64"):
-        exp_f32(np.zeros(3))
+        exp_f32(np.zeros(3))  # type: ignore[arg-type]
