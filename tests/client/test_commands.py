@@ -88,7 +88,7 @@ def test_the_version_is_the_package_version(dairllm: RunDairllm) -> None:
         (("chat", "hi", "--coordinator", "127.0.0.1:99999"), "99999"),
         (("chat", "hi", "--temperature", "-1", "--coordinator", "127.0.0.1:1"), "temperature"),
         (("chat", " ", "--coordinator", "127.0.0.1:1"), "empty"),
-        (("chat", "hi", "--seed", "many"), "many"),
+        (("chat", "hi", "--seed", "many"), "--seed"),
         (("nosuch",), "nosuch"),
         (("status", "--config", "/nonexistent.toml"), "/nonexistent.toml"),
         (("bench", "--model", "nosuch:1b"), "nosuch:1b"),
