@@ -37,7 +37,7 @@ def encode(rows: Rows, encoding: int) -> bytes:
 
 
 def decode(data: bytes, num_rows: int, width: int, encoding: int) -> Rows:
-    """Rows [num_rows, width] of these bytes. Raises MalformedFrame for an unknown encoding, a wrong number of bytes or impossible content."""
+    """Rows [num_rows, width] of these bytes. Raises MalformedFrame for an unknown encoding, a wrong size or impossible content."""
     name = encoding_name(encoding)
     expected = num_rows * kernels_pyx.encoded_row_bytes(name, width)
     if len(data) != expected:

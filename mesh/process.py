@@ -48,8 +48,10 @@ async def _supervise(main: Main, parent_pid: int | None, stop_timeout_s: float) 
     work = asyncio.ensure_future(main(stop))
     watchers = [asyncio.create_task(_cancel_when_late(work, stop, stop_timeout_s))]
     if parent_pid is not None:
-        end_with_parent(parent_pid)
-        watchers.append(asyncio.create_task(_stop_without_parent(stop, parent_pid)))
+        if sys.platform == "linux":
+            _end_with_parent(parent_pid)
+        else:
+            watchers.append(asyncio.create_task(_stop_without_parent(stop, parent_pid)))
     try:
         await work
     except asyncio.CancelledError:
@@ -79,19 +81,18 @@ async def _cancel_when_late(work: asyncio.Future[None], stop: asyncio.Event, sto
     work.cancel()
 
 
-def end_with_parent(parent_pid: int) -> None:
-    """Ask Linux to send SIGTERM to this process when its parent ends (prctl(2), PR_SET_PDEATHSIG); elsewhere nothing happens.
+def _end_with_parent(parent_pid: int) -> None:
+    """Ask Linux to send SIGTERM to this process when its parent ends: prctl(2), PR_SET_PDEATHSIG.
 
     The kernel sends it at the end of the parent's *thread* that forked, so the parent must start its children from the main thread.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it ended before the call
-            os.kill(os.getpid(), signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it ended before the call
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _stop_without_parent(stop: asyncio.Event, parent_pid: int) -> None:
-    """For systems without PR_SET_PDEATHSIG."""
+    """For systems other than Linux."""
     while os.getppid() == parent_pid:
         await asyncio.sleep(_PARENT_POLL_S)
     stop.set()

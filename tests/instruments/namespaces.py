@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from instruments.processes import ManagedProcess
+from tests.instruments.processes import ManagedProcess
 
 _COMMAND_TIMEOUT_S = 20
 _numbers = itertools.count()
@@ -69,10 +69,9 @@ class Namespaces:
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            self._cleanup = stack
+        with self._cleanup:
             self._build()
-            self._cleanup = stack.pop_all()
+            self._cleanup = self._cleanup.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -86,7 +85,7 @@ class Namespaces:
     ) -> "subprocess.Popen[bytes]":
         """Start argv on this host; env replaces the environment. The pid is that of argv itself."""
         process = subprocess.Popen(
-            ["ip", "netns", "exec", self._namespace(host), *argv],
+            ["ip", "netns", "exec", self.namespace(host), *argv],
             env=None if env is None else dict(env),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -137,8 +136,8 @@ class Namespaces:
             self._add_host(host)
 
     def _add_host(self, host: str) -> None:
-        self._add_namespace(self._namespace(host))
-        self._on_bridge(*f"ip link add {self._port(host)} type veth peer name veth0 netns {self._namespace(host)}".split())
+        self._add_namespace(self.namespace(host))
+        self._on_bridge(*f"ip link add {self._port(host)} type veth peer name veth0 netns {self.namespace(host)}".split())
         self._on_bridge("ip", "link", "set", self._port(host), "master", "bridge0", "up")
         self._on(host, "ip", "address", "add", f"{self.address(host)}/24", "dev", "veth0")
         for interface in ("lo", "veth0"):
@@ -154,14 +153,15 @@ class Namespaces:
     def _bridge_namespace(self) -> str:
         return f"{self._prefix}-bridge"
 
-    def _namespace(self, host: str) -> str:
+    def namespace(self, host: str) -> str:
+        """Name for `ip netns`."""
         return f"{self._prefix}-{self._hosts[host]}"
 
     def _port(self, host: str) -> str:
         return f"port{self._hosts[host]}"
 
     def _on(self, host: str, *argv: str) -> str:
-        return _ip("netns", "exec", self._namespace(host), *argv)
+        return _ip("netns", "exec", self.namespace(host), *argv)
 
     def _on_bridge(self, *argv: str) -> str:
         return _ip("netns", "exec", self._bridge_namespace, *argv)

@@ -2,11 +2,15 @@
 
 import asyncio
 import contextlib
+import socket
+import struct
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 _CHUNK_BYTES = 64 * 1024
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""Value of SO_LINGER: on, and for no time."""
 
 
 @dataclass(eq=False)
@@ -26,6 +30,9 @@ class _Connection:
     def abort_writers(self) -> None:
         for writer in (self.client, self.target):
             if writer is not None:
+                end: socket.socket | None = writer.get_extra_info("socket")
+                if end is not None and end.fileno() >= 0:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 writer.transport.abort()
 
 

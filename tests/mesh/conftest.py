@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from instruments.processes import leaving_nothing_behind
+
+from tests.instruments.processes import leaving_nothing_behind
 
 
 @pytest.fixture(autouse=True)

@@ -32,10 +32,12 @@ def test_a_host_alone_gets_the_default_port(host: str, port: int) -> None:
 def test_any_text_is_an_address_or_an_error_that_repeats_it(text: str, default_port: int | None) -> None:
     try:
         address = parse_address(text, default_port)
-    except InvalidSetting as error:
-        assert repr(text) in error.message
+    except InvalidSetting as refusal:
+        message = refusal.message
     else:
+        message = repr(text)
         assert parse_address(str(address)) == address
+    assert repr(text) in message
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from instruments.processes import free_port
-from instruments.tcp_proxy import TcpProxy
 
 from dairllm.mesh import errors
 from dairllm.mesh.channels import MAX_MESSAGE_BYTES, add_standard_services, bind, create_server, dial, error_from_rpc, open_channel
 from dairllm.mesh.errors import DairllmError, InvalidSetting, PeerUnreachable
 from dairllm.v1 import inference_pb2, inference_pb2_grpc, ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc
+from tests.instruments.processes import free_port
+from tests.instruments.tcp_proxy import TcpProxy
 
 WAIT_S = 10.0
 SERVICES = ("dairllm.v1.ShardService", "dairllm.v1.InferenceService", "dairllm.v1.RingService")
@@ -310,7 +310,7 @@ async def test_dial_gives_up_in_time_where_nothing_answers(port: int) -> None:
     async with TcpProxy("127.0.0.1", port) as proxy:
         proxy.black_hole()
         started_s = asyncio.get_running_loop().time()
-        with pytest.raises(PeerUnreachable, match="waited up to 0.5 s"):
+        with pytest.raises(PeerUnreachable, match=r"waited up to 0\.5 s"):
             await dial([proxy.address], 0.5, "shard a")
         assert asyncio.get_running_loop().time() - started_s < 2
     with pytest.raises(PeerUnreachable, match="it has none"):
