@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ LOCAL_SHARD_NAME = "local"
 FIRST_RESTART_DELAY_S = 0.5
 LAST_RESTART_DELAY_S = 30.0
 STOP_DEADLINE_S = 10.0
+INHERITED_SETTINGS = ("DAIRLLM_ISA", "DAIRLLM_CONFIG", "DAIRLLM_MODEL_DIR")
 
 
 class LocalShard:
@@ -26,7 +28,7 @@ class LocalShard:
         delay_s = FIRST_RESTART_DELAY_S
         try:
             while True:
-                self._process = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.DEVNULL)
+                self._process = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.DEVNULL, env=_environment())
                 status = await self._process.wait()
                 logger.warning("the local shard ended with status %d; it is started again in %.1f s", status, delay_s)
                 await asyncio.sleep(delay_s)
@@ -47,3 +49,8 @@ class LocalShard:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without the settings that are meant for the coordinator itself: DAIRLLM_PORT, say."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("DAIRLLM_") or name in INHERITED_SETTINGS}

@@ -8,12 +8,15 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from dairllm.coordinator.cluster import events as on
+from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.facts import Epoch
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, EngineLoad
 from dairllm.coordinator.cluster.state import ClusterConfig
@@ -30,6 +33,7 @@ from dairllm.coordinator.planner import Plan
 from dairllm.coordinator.reachability import advertised
 from dairllm.coordinator.ring import Ring, StageTiming
 from dairllm.coordinator.servicer import ClusterServicer, RingServicer
+from dairllm.coordinator.text import LatencyObserver
 from dairllm.coordinator.weights import WeightsServicer
 from dairllm.mesh.addresses import Address
 from dairllm.mesh.channels import add_standard_services, bind, create_server
@@ -108,16 +112,17 @@ class Coordinator:
         grpc_port = await bind(server, settings.grpc_host or "0.0.0.0", settings.grpc_port, "the coordinator's gRPC server")
         hosts = real_interface_addresses() if settings.grpc_host in ANY_HOSTS else [settings.grpc_host]
         self._membership = self._make_membership(hosts, grpc_port)
-        await self._start_grpc(server)
+        app = create_app(self._model.served, self._engine, self._cluster_json, CollectorRegistry())
+        await self._start_grpc(server, app.state.metrics)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(server.stop, SERVER_STOP_S)
             stack.push_async_callback(self._membership.stop)
             stack.callback(self._engine.shut_down)
             if settings.discovery:
                 await stack.enter_async_context(Announcer(self._announcement(grpc_port)))
-            await self._serve(stop, grpc_port, stack)
+            await self._serve(app, stop, grpc_port, stack)
 
-    async def _serve(self, stop: asyncio.Event, grpc_port: int, stack: contextlib.AsyncExitStack) -> None:
+    async def _serve(self, app: FastAPI, stop: asyncio.Event, grpc_port: int, stack: contextlib.AsyncExitStack) -> None:
         settings = self._settings
         listening = asyncio.Event()
 
@@ -125,7 +130,6 @@ class Coordinator:
             self._http_port = port
             listening.set()
 
-        app = create_app(self._model.served, self._engine, self._cluster_json, CollectorRegistry())
         async with asyncio.TaskGroup() as tasks:
             http = tasks.create_task(serve(app, settings.http_host, settings.http_port, stop, on_listening), name="http")
             background = [
@@ -161,13 +165,13 @@ class Coordinator:
         addresses = advertised(["127.0.0.1", *hosts], grpc_port)
         return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._ring_opened, self._engine.close_ring)
 
-    async def _start_grpc(self, server: grpc.aio.Server) -> None:
+    async def _start_grpc(self, server: grpc.aio.Server, latency: LatencyObserver) -> None:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
             ClusterServicer(self._membership, lambda: state_to_proto(self.snapshot())), server
         )
         ring_pb2_grpc.add_RingServiceServicer_to_server(RingServicer(self._ring), server)
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self._model.manifest, self._model.path), server)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._model.served, self._engine), server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._model.served, self._engine, latency), server)
         modules = (cluster_pb2, ring_pb2, weights_pb2, inference_pb2)
         names = [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
         health = add_standard_services(server, names)
@@ -232,7 +236,8 @@ class Coordinator:
 
     def _cluster_json(self) -> Mapping[str, object]:
         loads = {name: load.to_json() for name, load in self._engine.stage_loads().items()}
-        return {**self.snapshot().to_json(), "stage_loads": loads}
+        snapshot = self.snapshot()
+        return {**snapshot.to_json(), "stage_loads": loads, "events": [_event_json(event) for event in snapshot.events]}
 
 
 def context_length_of(settings: CoordinatorSettings, model: LoadedModel) -> int:
@@ -243,6 +248,13 @@ def context_length_of(settings: CoordinatorSettings, model: LoadedModel) -> int:
     if settings.context_length > longest:
         raise InvalidSetting(f"--context-length is {settings.context_length}; the model was made for at most {longest} tokens")
     return settings.context_length
+
+
+def _event_json(event: ClusterEventRecord) -> dict[str, str]:
+    """The machine counts time as the event loop does; people have clocks."""
+    seconds_ago = asyncio.get_running_loop().time() - event.time_s
+    when = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    return {"time": when.isoformat(timespec="milliseconds"), "kind": event.kind, "shard": event.shard, "text": event.text}
 
 
 def _dialable(host: str) -> str:

@@ -190,7 +190,9 @@ class StreamDecoder:
 
 
 def load_tokenizer(gguf: GgufFile) -> Tokenizer:
-    """The tokenizer of a file; UnsupportedModel if its model or pre-tokenizer is not known exactly, CorruptModelFile if it is damaged."""
+    """The tokenizer of a file; UnsupportedModel if it has none or its kind is not known exactly, CorruptModelFile if it is damaged."""
+    if "tokenizer.ggml.tokens" not in gguf.metadata:
+        raise UnsupportedModel(f"{gguf.path.name} has no tokenizer; the model takes and gives token ids")
     return Tokenizer(gguf)
 
 

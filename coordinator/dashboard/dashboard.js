@@ -160,7 +160,7 @@ function showShards(state, shards) {
 function showEvents(state) {
   const newest = (state.events || []).slice(-EVENTS_SHOWN).reverse();
   byId("events-section").hidden = newest.length === 0;
-  byId("events").replaceChildren(...newest.map((event) => element("li", {}, element("b", {}, event.shard || "cluster"), event.text)));
+  byId("events").replaceChildren(...newest.map((event) => element("li", {}, element("time", {datetime: event.time}, new Date(event.time).toLocaleTimeString()), element("b", {}, event.shard || "cluster"), event.text)));
 }
 
 function show(state) {
