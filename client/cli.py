@@ -16,7 +16,6 @@ from dairllm.client.status import status
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.settings import ConfigFile, settings_command
 
-EXIT_BROKEN_PIPE = 141
 EXIT_DEFECT = 70
 
 app = typer.Typer(
@@ -87,9 +86,6 @@ def main() -> None:
     try:
         add_commands()
         app()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EXIT_BROKEN_PIPE) from None
     except Exception as error:
         if os.environ.get("DAIRLLM_DEBUG"):
             raise
