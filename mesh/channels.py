@@ -10,12 +10,13 @@ import errno
 import functools
 import inspect
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -290,8 +291,38 @@ def _guarded(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandl
         (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
         (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
     }[handler.request_streaming, handler.response_streaming]
-    guarded = _reporting_errors(_as_coroutine(behaviour), method)
-    return make(guarded, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
+    guarded = _reporting_errors(_checking_requests(_as_coroutine(behaviour), method), method)
+    return make(guarded, request_deserializer=_tolerant(handler.request_deserializer), response_serializer=handler.response_serializer)
+
+
+class _Undecodable:
+    """Stands for a request whose bytes are no message: gRPC would answer UNKNOWN and write a traceback into the log."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def deserialize_or_mark(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return deserialize_or_mark
+
+
+def _checking_requests(behaviour: _Handler, method: str) -> _Handler:
+    def checked(request: Any) -> Any:
+        if isinstance(request, _Undecodable):
+            raise InvalidRequest(f"a request to {method} is not a message of its type")
+        return request
+
+    async def checked_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield checked(request)
+
+    async def with_checks(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return await behaviour(checked_each(request) if hasattr(request, "__aiter__") else checked(request), context)
+
+    return with_checks
 
 
 def _as_coroutine(behaviour: _Handler) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]:
