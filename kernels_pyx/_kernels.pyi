@@ -1,7 +1,7 @@
 """The interface of the extension. Mistakes in arguments raise ValueError with one sentence; no call keeps the GIL while it computes."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,10 +136,20 @@ class StageSpec:
     def num_layers(self) -> int: ...
 
 class KvCache:
-    """Keys and values (f16) of the stage's layers, counted from 0, in blocks of `block_tokens` positions (a multiple of 16). Pages that
-    nothing was written to cost no memory. MemoryError if the address space is refused."""
+    """Keys and values of the stage's layers, counted from 0, in blocks of `block_tokens` positions (a multiple of 16). Pages that nothing
+    was written to cost no memory. MemoryError if the address space is refused.
 
-    def __init__(self, num_layers: int, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> None: ...
+    `element_type`: "F16" rounds keys and values to half precision (magnitudes over 65504 saturate), "F32" keeps them as they are."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        block_tokens: int,
+        num_kv_heads: int,
+        head_dim: int,
+        element_type: Literal["F16", "F32"] = "F16",
+    ) -> None: ...
     @property
     def size_bytes(self) -> int:
         """When every block is written."""
@@ -148,6 +158,8 @@ class KvCache:
     def num_layers(self) -> int: ...
     @property
     def num_blocks(self) -> int: ...
+    @property
+    def element_type(self) -> Literal["F16", "F32"]: ...
     @property
     def block_tokens(self) -> int: ...
 

@@ -6,14 +6,18 @@ from libc.string cimport memset
 
 cdef extern from "c/kv_cache.h" nogil:
     enum: KEY_GROUP
+    ctypedef enum kv_type:
+        KV_F16
+        KV_F32
     ctypedef struct kv_cache:
+        kv_type type
         int num_layers
         int num_blocks
         int block_tokens
         int num_kv_heads
         int head_dim
         size_t size_bytes
-    int kv_cache_create(kv_cache* cache, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim)
+    int kv_cache_create(kv_cache* cache, kv_type type, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim)
     void kv_cache_free(kv_cache* cache)
 
 cdef extern from "c/attention.h" nogil:
@@ -162,16 +166,23 @@ cdef class StageSpec:
         return self.spec.num_layers
 
 
+# The place of a name is its kv_type.
+cdef tuple KV_ELEMENT_TYPES = ("F16", "F32")
+
+
 cdef class KvCache:
     cdef kv_cache cache
 
-    def __cinit__(self, num_layers: int, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int):
+    def __cinit__(self, num_layers: int, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, element_type: str = "F16"):
+        if element_type not in KV_ELEMENT_TYPES:
+            raise ValueError(f"element_type is {element_type!r}, expected one of {', '.join(KV_ELEMENT_TYPES)}")
         for name, value in (("num_layers", num_layers), ("num_blocks", num_blocks), ("block_tokens", block_tokens), ("num_kv_heads", num_kv_heads)):
             require_within(name, value, 1, 1 << 24)
         require_within("head_dim", head_dim, 2, MAX_HEAD_DIM)
         if block_tokens % KEY_GROUP:
             raise ValueError(f"block_tokens is {block_tokens}, expected a multiple of {KEY_GROUP}")
-        if kv_cache_create(&self.cache, num_layers, num_blocks, block_tokens, num_kv_heads, head_dim) != 0:
+        cdef kv_type c_type = <kv_type><int>KV_ELEMENT_TYPES.index(element_type)
+        if kv_cache_create(&self.cache, c_type, num_layers, num_blocks, block_tokens, num_kv_heads, head_dim) != 0:
             raise MemoryError(f"no memory for a KV cache of {num_layers} layers x {num_blocks} blocks of {block_tokens} tokens")
 
     def __dealloc__(self):
@@ -188,6 +199,10 @@ cdef class KvCache:
     @property
     def num_blocks(self) -> int:
         return self.cache.num_blocks
+
+    @property
+    def element_type(self) -> str:
+        return KV_ELEMENT_TYPES[self.cache.type]
 
     @property
     def block_tokens(self) -> int:

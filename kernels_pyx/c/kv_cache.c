@@ -7,8 +7,9 @@
 #define MAP_NORESERVE 0
 #endif
 
-int kv_cache_create(kv_cache* cache, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim) {
+int kv_cache_create(kv_cache* cache, kv_type type, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim) {
     *cache = (kv_cache){
+        .type = type,
         .num_layers = num_layers,
         .num_blocks = num_blocks,
         .block_tokens = block_tokens,
@@ -16,23 +17,23 @@ int kv_cache_create(kv_cache* cache, int num_layers, int num_blocks, int block_t
         .head_dim = head_dim,
         .value_stride = (head_dim + 15) / 16 * 16,
     };
-    cache->head_elements = (size_t)block_tokens * (size_t)(head_dim + cache->value_stride);
-    cache->block_elements = cache->head_elements * (size_t)num_kv_heads;
-    if (__builtin_mul_overflow(cache->block_elements, (size_t)num_blocks, &cache->layer_elements) ||
-        __builtin_mul_overflow(cache->layer_elements, (size_t)num_layers * sizeof(uint16_t), &cache->size_bytes)) {
+    cache->head_bytes = (size_t)block_tokens * (size_t)(head_dim + cache->value_stride) * kv_element_bytes(type);
+    cache->block_bytes = cache->head_bytes * (size_t)num_kv_heads;
+    if (__builtin_mul_overflow(cache->block_bytes, (size_t)num_blocks, &cache->layer_bytes) ||
+        __builtin_mul_overflow(cache->layer_bytes, (size_t)num_layers, &cache->size_bytes)) {
         return -1;
     }
     void* pages = mmap(NULL, cache->size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (pages == MAP_FAILED) {
         return -1;
     }
-    cache->elements = pages;
+    cache->memory = pages;
     return 0;
 }
 
 void kv_cache_free(kv_cache* cache) {
-    if (cache->elements) {
-        munmap(cache->elements, cache->size_bytes);
-        cache->elements = NULL;
+    if (cache->memory) {
+        munmap(cache->memory, cache->size_bytes);
+        cache->memory = NULL;
     }
 }

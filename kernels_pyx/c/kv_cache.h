@@ -1,4 +1,4 @@
-/* Keys and values of past positions, f16, in blocks of `block_tokens` positions that a sequence's block table names.
+/* Keys and values of past positions, f16 or f32, in blocks of `block_tokens` positions that a sequence's block table names.
 
    Within a layer: block after block, in each head after head: first the keys, in groups of 16 positions [head_dim][16], so that positions lie
    across lanes; then the values, [block_tokens][value_stride], so that the head's numbers lie across lanes (value_stride is head_dim rounded up
@@ -11,21 +11,26 @@
 
 enum { KEY_GROUP = 16 };
 
+typedef enum kv_type { KV_F16, KV_F32 } kv_type;
+
+static inline size_t kv_element_bytes(kv_type type) { return type == KV_F32 ? sizeof(float) : sizeof(uint16_t); }
+
 typedef struct kv_cache {
+    kv_type type;
     int num_layers, num_blocks, block_tokens, num_kv_heads, head_dim, value_stride;
-    size_t head_elements, block_elements, layer_elements; /* in f16 numbers */
-    size_t size_bytes;
-    uint16_t* elements;
+    size_t head_bytes, block_bytes, layer_bytes, size_bytes;
+    uint8_t* memory;
 } kv_cache;
 
 /* 0, or -1 if there is no memory. block_tokens is a multiple of 16. Pages are zero and cost no memory until they are written. */
-int kv_cache_create(kv_cache* cache, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim);
+int kv_cache_create(kv_cache* cache, kv_type type, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim);
 void kv_cache_free(kv_cache* cache);
 
+/* In elements. */
 static inline size_t kv_cache_value_offset(const kv_cache* cache) { return (size_t)cache->block_tokens * (size_t)cache->head_dim; }
 
-static inline uint16_t* kv_cache_head(const kv_cache* cache, int layer, int block, int kv_head) {
-    return cache->elements + (size_t)layer * cache->layer_elements + (size_t)block * cache->block_elements + (size_t)kv_head * cache->head_elements;
+static inline uint8_t* kv_cache_head(const kv_cache* cache, int layer, int block, int kv_head) {
+    return cache->memory + (size_t)layer * cache->layer_bytes + (size_t)block * cache->block_bytes + (size_t)kv_head * cache->head_bytes;
 }
 
 #endif
