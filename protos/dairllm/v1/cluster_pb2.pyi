@@ -32,7 +32,7 @@ SHARD_PHASE_READY: ShardPhase
 SHARD_PHASE_FAILED: ShardPhase
 
 class JoinRequest(_message.Message):
-    __slots__ = ("hello", "heartbeat", "load_progress", "stage_ready", "stage_failed", "edge_lost", "leaving")
+    __slots__ = ("hello", "heartbeat", "load_progress", "stage_ready", "stage_failed", "edge_lost", "leaving", "stage_activated", "capabilities_changed")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     LOAD_PROGRESS_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,8 @@ class JoinRequest(_message.Message):
     STAGE_FAILED_FIELD_NUMBER: _ClassVar[int]
     EDGE_LOST_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    STAGE_ACTIVATED_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_CHANGED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     load_progress: LoadProgress
@@ -47,22 +49,30 @@ class JoinRequest(_message.Message):
     stage_failed: StageFailed
     edge_lost: EdgeLost
     leaving: Leaving
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., load_progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., stage_ready: _Optional[_Union[StageReady, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., edge_lost: _Optional[_Union[EdgeLost, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
+    stage_activated: StageActivated
+    capabilities_changed: CapabilitiesChanged
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., load_progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., stage_ready: _Optional[_Union[StageReady, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., edge_lost: _Optional[_Union[EdgeLost, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., stage_activated: _Optional[_Union[StageActivated, _Mapping]] = ..., capabilities_changed: _Optional[_Union[CapabilitiesChanged, _Mapping]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("welcome", "heartbeat_ack", "assignment", "release")
+    __slots__ = ("welcome", "heartbeat_ack", "assignment", "release", "activate_stage", "drain", "configure")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_ACK_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATE_STAGE_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     heartbeat_ack: HeartbeatAck
     assignment: Assignment
     release: Release
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+    activate_stage: ActivateStage
+    drain: Drain
+    configure: Configure
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., activate_stage: _Optional[_Union[ActivateStage, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_major", "protocol_minor", "software_version", "cluster_hash", "name", "boot_id", "addresses", "capabilities")
+    __slots__ = ("protocol_major", "protocol_minor", "software_version", "cluster_hash", "name", "boot_id", "addresses", "capabilities", "held", "last_epoch")
     PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +81,8 @@ class Hello(_message.Message):
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     protocol_major: int
     protocol_minor: int
     software_version: str
@@ -79,7 +91,17 @@ class Hello(_message.Message):
     boot_id: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     capabilities: ShardCapabilities
-    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., software_version: _Optional[str] = ..., cluster_hash: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ...) -> None: ...
+    held: HeldUnits
+    last_epoch: int
+    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., software_version: _Optional[str] = ..., cluster_hash: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., held: _Optional[_Union[HeldUnits, _Mapping]] = ..., last_epoch: _Optional[int] = ...) -> None: ...
+
+class HeldUnits(_message.Message):
+    __slots__ = ("model_digest", "unit_indexes")
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    UNIT_INDEXES_FIELD_NUMBER: _ClassVar[int]
+    model_digest: bytes
+    unit_indexes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model_digest: _Optional[bytes] = ..., unit_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ShardCapabilities(_message.Message):
     __slots__ = ("memory_budget_bytes", "reserved_bytes", "num_threads", "isa", "cpu_model", "decode_s_per_byte", "prefill_s_per_byte_row", "disk_bytes_per_s", "architectures", "block_formats", "features")
@@ -160,7 +182,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows")
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "exclusive")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +194,7 @@ class Assignment(_message.Message):
     KV_BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model_digest: bytes
     spec: _model_pb2.ModelSpec
@@ -183,7 +206,63 @@ class Assignment(_message.Message):
     kv_block_tokens: int
     context_length: int
     max_batch_rows: int
-    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ...) -> None: ...
+    exclusive: bool
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., exclusive: bool = ...) -> None: ...
+
+class ActivateStage(_message.Message):
+    __slots__ = ("epoch", "transfers", "alive_sequences")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    transfers: _containers.RepeatedCompositeFieldContainer[KvTransfer]
+    alive_sequences: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[KvTransfer, _Mapping]]] = ..., alive_sequences: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class KvTransfer(_message.Message):
+    __slots__ = ("first_unit", "end_unit", "block_ids")
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
+    END_UNIT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    first_unit: int
+    end_unit: int
+    block_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., **kwargs) -> None: ...
+
+class StageActivated(_message.Message):
+    __slots__ = ("epoch", "transferred_units", "transferred_bytes", "seconds", "note")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERRED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERRED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    transferred_units: _containers.RepeatedScalarFieldContainer[int]
+    transferred_bytes: int
+    seconds: float
+    note: str
+    def __init__(self, epoch: _Optional[int] = ..., transferred_units: _Optional[_Iterable[int]] = ..., transferred_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Configure(_message.Message):
+    __slots__ = ("memory_budget_bytes", "num_threads")
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    memory_budget_bytes: int
+    num_threads: int
+    def __init__(self, memory_budget_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...
+
+class CapabilitiesChanged(_message.Message):
+    __slots__ = ("capabilities",)
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    capabilities: ShardCapabilities
+    def __init__(self, capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ...) -> None: ...
 
 class Peer(_message.Message):
     __slots__ = ("name", "addresses")
@@ -194,12 +273,14 @@ class Peer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Release(_message.Message):
-    __slots__ = ("epoch", "reason")
+    __slots__ = ("epoch", "reason", "leave")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     reason: str
-    def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    leave: bool
+    def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ..., leave: bool = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("epoch", "loaded_bytes", "total_bytes", "from_memory_bytes", "from_disk_bytes", "from_network_bytes")
@@ -230,14 +311,16 @@ class StageReady(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., load_s: _Optional[float] = ...) -> None: ...
 
 class StageFailed(_message.Message):
-    __slots__ = ("epoch", "message", "retryable")
+    __slots__ = ("epoch", "message", "retryable", "needs_exclusive")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     message: str
     retryable: bool
-    def __init__(self, epoch: _Optional[int] = ..., message: _Optional[str] = ..., retryable: bool = ...) -> None: ...
+    needs_exclusive: bool
+    def __init__(self, epoch: _Optional[int] = ..., message: _Optional[str] = ..., retryable: bool = ..., needs_exclusive: bool = ...) -> None: ...
 
 class EdgeLost(_message.Message):
     __slots__ = ("epoch", "peer", "message")
@@ -250,10 +333,12 @@ class EdgeLost(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., peer: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Leaving(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "drain")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    drain: bool
+    def __init__(self, reason: _Optional[str] = ..., drain: bool = ...) -> None: ...
 
 class WatchClusterRequest(_message.Message):
     __slots__ = ("once",)
@@ -338,3 +423,43 @@ class ShardState(_message.Message):
     note: str
     software_version: str
     def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ...) -> None: ...
+
+class DrainShardRequest(_message.Message):
+    __slots__ = ("name", "force")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., force: bool = ...) -> None: ...
+
+class DrainShardResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CordonShardRequest(_message.Message):
+    __slots__ = ("name", "cordoned", "force")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CORDONED_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cordoned: bool
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., cordoned: bool = ..., force: bool = ...) -> None: ...
+
+class CordonShardResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ConfigureShardRequest(_message.Message):
+    __slots__ = ("name", "memory_budget_bytes", "num_threads")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    memory_budget_bytes: int
+    num_threads: int
+    def __init__(self, name: _Optional[str] = ..., memory_budget_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...
+
+class ConfigureShardResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -44,6 +44,21 @@ class ClusterServiceStub(object):
                 request_serializer=dairllm_dot_v1_dot_cluster__pb2.WatchClusterRequest.SerializeToString,
                 response_deserializer=dairllm_dot_v1_dot_cluster__pb2.WatchClusterResponse.FromString,
                 _registered_method=True)
+        self.DrainShard = channel.unary_unary(
+                '/dairllm.v1.ClusterService/DrainShard',
+                request_serializer=dairllm_dot_v1_dot_cluster__pb2.DrainShardRequest.SerializeToString,
+                response_deserializer=dairllm_dot_v1_dot_cluster__pb2.DrainShardResponse.FromString,
+                _registered_method=True)
+        self.CordonShard = channel.unary_unary(
+                '/dairllm.v1.ClusterService/CordonShard',
+                request_serializer=dairllm_dot_v1_dot_cluster__pb2.CordonShardRequest.SerializeToString,
+                response_deserializer=dairllm_dot_v1_dot_cluster__pb2.CordonShardResponse.FromString,
+                _registered_method=True)
+        self.ConfigureShard = channel.unary_unary(
+                '/dairllm.v1.ClusterService/ConfigureShard',
+                request_serializer=dairllm_dot_v1_dot_cluster__pb2.ConfigureShardRequest.SerializeToString,
+                response_deserializer=dairllm_dot_v1_dot_cluster__pb2.ConfigureShardResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -74,6 +89,34 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainShard(self, request, context):
+        """Asks a shard to hand over its layers and leave. Returns when it has been asked; WatchCluster shows it go.
+
+        Called by: people, through the command line. Safe to repeat. NOT_FOUND no shard of that name; FAILED_PRECONDITION the others cannot hold
+        the model without it (with the missing amount), unless `force`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonShard(self, request, context):
+        """Excludes a shard from planning, or admits it again. It stays a member.
+
+        Called by: people, through the command line. Safe to repeat. Errors as for DrainShard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfigureShard(self, request, context):
+        """Changes limits of a running shard; the plan follows.
+
+        Called by: people, through the command line. Safe to repeat. NOT_FOUND no shard of that name; INVALID_ARGUMENT a limit that makes no sense.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -86,6 +129,21 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.WatchCluster,
                     request_deserializer=dairllm_dot_v1_dot_cluster__pb2.WatchClusterRequest.FromString,
                     response_serializer=dairllm_dot_v1_dot_cluster__pb2.WatchClusterResponse.SerializeToString,
+            ),
+            'DrainShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainShard,
+                    request_deserializer=dairllm_dot_v1_dot_cluster__pb2.DrainShardRequest.FromString,
+                    response_serializer=dairllm_dot_v1_dot_cluster__pb2.DrainShardResponse.SerializeToString,
+            ),
+            'CordonShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonShard,
+                    request_deserializer=dairllm_dot_v1_dot_cluster__pb2.CordonShardRequest.FromString,
+                    response_serializer=dairllm_dot_v1_dot_cluster__pb2.CordonShardResponse.SerializeToString,
+            ),
+            'ConfigureShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureShard,
+                    request_deserializer=dairllm_dot_v1_dot_cluster__pb2.ConfigureShardRequest.FromString,
+                    response_serializer=dairllm_dot_v1_dot_cluster__pb2.ConfigureShardResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,6 +200,87 @@ class ClusterService(object):
             '/dairllm.v1.ClusterService/WatchCluster',
             dairllm_dot_v1_dot_cluster__pb2.WatchClusterRequest.SerializeToString,
             dairllm_dot_v1_dot_cluster__pb2.WatchClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dairllm.v1.ClusterService/DrainShard',
+            dairllm_dot_v1_dot_cluster__pb2.DrainShardRequest.SerializeToString,
+            dairllm_dot_v1_dot_cluster__pb2.DrainShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dairllm.v1.ClusterService/CordonShard',
+            dairllm_dot_v1_dot_cluster__pb2.CordonShardRequest.SerializeToString,
+            dairllm_dot_v1_dot_cluster__pb2.CordonShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfigureShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dairllm.v1.ClusterService/ConfigureShard',
+            dairllm_dot_v1_dot_cluster__pb2.ConfigureShardRequest.SerializeToString,
+            dairllm_dot_v1_dot_cluster__pb2.ConfigureShardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,10 +13,12 @@ class FrameStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAME_STATUS_WRONG_EPOCH: _ClassVar[FrameStatus]
     FRAME_STATUS_MALFORMED: _ClassVar[FrameStatus]
     FRAME_STATUS_FAILED: _ClassVar[FrameStatus]
+    FRAME_STATUS_NO_RECORD: _ClassVar[FrameStatus]
 FRAME_STATUS_UNSPECIFIED: FrameStatus
 FRAME_STATUS_WRONG_EPOCH: FrameStatus
 FRAME_STATUS_MALFORMED: FrameStatus
 FRAME_STATUS_FAILED: FrameStatus
+FRAME_STATUS_NO_RECORD: FrameStatus
 
 class ForwardRequest(_message.Message):
     __slots__ = ("open", "micro_batch", "result")
@@ -63,16 +65,18 @@ class Credit(_message.Message):
     def __init__(self, frames: _Optional[int] = ...) -> None: ...
 
 class FrameRefused(_message.Message):
-    __slots__ = ("epoch", "batch_id", "status", "message")
+    __slots__ = ("epoch", "batch_id", "status", "message", "sequence_id")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     batch_id: int
     status: FrameStatus
     message: str
-    def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., status: _Optional[_Union[FrameStatus, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    sequence_id: int
+    def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., status: _Optional[_Union[FrameStatus, str]] = ..., message: _Optional[str] = ..., sequence_id: _Optional[int] = ...) -> None: ...
 
 class MicroBatch(_message.Message):
     __slots__ = ("epoch", "batch_id", "begins", "slices", "ends", "timings")
@@ -91,7 +95,7 @@ class MicroBatch(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., begins: _Optional[_Iterable[_Union[SequenceBegin, _Mapping]]] = ..., slices: _Optional[_Iterable[_Union[SequenceSlice, _Mapping]]] = ..., ends: _Optional[_Iterable[int]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class SequenceBegin(_message.Message):
-    __slots__ = ("sequence_id", "prompt_length", "sampling", "rounding_points")
+    __slots__ = ("sequence_id", "prompt_length", "sampling", "rounding_points", "block_ids", "token_ids")
     class RoundingPointsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -103,14 +107,18 @@ class SequenceBegin(_message.Message):
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ROUNDING_POINTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     prompt_length: int
     sampling: SamplingParams
     rounding_points: _containers.ScalarMap[int, _model_pb2.Encoding]
-    def __init__(self, sequence_id: _Optional[int] = ..., prompt_length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., rounding_points: _Optional[_Mapping[int, _model_pb2.Encoding]] = ...) -> None: ...
+    block_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequence_id: _Optional[int] = ..., prompt_length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., rounding_points: _Optional[_Mapping[int, _model_pb2.Encoding]] = ..., block_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceSlice(_message.Message):
-    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "encoding", "activations", "sample", "score_targets")
+    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "encoding", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +127,9 @@ class SequenceSlice(_message.Message):
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SCORE_TARGETS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
+    END_UNIT_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_AT_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     first_position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -127,7 +138,10 @@ class SequenceSlice(_message.Message):
     activations: bytes
     sample: bool
     score_targets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[_model_pb2.Encoding, str]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ...) -> None: ...
+    first_unit: int
+    end_unit: int
+    replay_at: str
+    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[_model_pb2.Encoding, str]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "logit_bias", "top_logprobs", "logprobs")

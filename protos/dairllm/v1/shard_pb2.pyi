@@ -1,7 +1,8 @@
 from dairllm.v1 import cluster_pb2 as _cluster_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -44,3 +45,27 @@ class EchoResponse(_message.Message):
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
+
+class FetchKvRequest(_message.Message):
+    __slots__ = ("model_digest", "first_unit", "end_unit", "block_ids", "block_bytes")
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
+    END_UNIT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model_digest: bytes
+    first_unit: int
+    end_unit: int
+    block_ids: _containers.RepeatedScalarFieldContainer[int]
+    block_bytes: int
+    def __init__(self, model_digest: _Optional[bytes] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., block_bytes: _Optional[int] = ...) -> None: ...
+
+class FetchKvResponse(_message.Message):
+    __slots__ = ("unit", "block_ids", "data")
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    unit: int
+    block_ids: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...

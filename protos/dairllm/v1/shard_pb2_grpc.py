@@ -44,6 +44,11 @@ class ShardServiceStub(object):
                 request_serializer=dairllm_dot_v1_dot_shard__pb2.EchoRequest.SerializeToString,
                 response_deserializer=dairllm_dot_v1_dot_shard__pb2.EchoResponse.FromString,
                 _registered_method=True)
+        self.FetchKv = channel.unary_stream(
+                '/dairllm.v1.ShardService/FetchKv',
+                request_serializer=dairllm_dot_v1_dot_shard__pb2.FetchKvRequest.SerializeToString,
+                response_deserializer=dairllm_dot_v1_dot_shard__pb2.FetchKvResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer(object):
@@ -67,6 +72,16 @@ class ShardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchKv(self, request, context):
+        """The KV cache of layers that move to the caller.
+
+        Called by: the new owner, while the ring is closed. Safe to repeat. NOT_FOUND the shard does not hold that layer; FAILED_PRECONDITION other
+        model or geometry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +94,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Echo,
                     request_deserializer=dairllm_dot_v1_dot_shard__pb2.EchoRequest.FromString,
                     response_serializer=dairllm_dot_v1_dot_shard__pb2.EchoResponse.SerializeToString,
+            ),
+            'FetchKv': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchKv,
+                    request_deserializer=dairllm_dot_v1_dot_shard__pb2.FetchKvRequest.FromString,
+                    response_serializer=dairllm_dot_v1_dot_shard__pb2.FetchKvResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +155,33 @@ class ShardService(object):
             '/dairllm.v1.ShardService/Echo',
             dairllm_dot_v1_dot_shard__pb2.EchoRequest.SerializeToString,
             dairllm_dot_v1_dot_shard__pb2.EchoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchKv(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dairllm.v1.ShardService/FetchKv',
+            dairllm_dot_v1_dot_shard__pb2.FetchKvRequest.SerializeToString,
+            dairllm_dot_v1_dot_shard__pb2.FetchKvResponse.FromString,
             options,
             channel_credentials,
             insecure,
