@@ -44,9 +44,9 @@ class EpochRun:
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"epoch-{self.assignment.epoch}")
 
-    def stop(self) -> None:
-        """No frame is taken or sent from now on; one that is being computed is computed to its end."""
-        self.incoming.close(WrongEpoch(f"epoch {self.assignment.epoch} is over on this shard"))
+    def stop(self, reason: DairllmError) -> None:
+        """No frame is taken or sent from now on; the one that is being computed still is. reason: what the predecessor is told."""
+        self.incoming.close(reason)
         if self._task is not None:
             self._task.cancel()
 

@@ -207,9 +207,7 @@ def _slice_to_proto(part: SequenceSlice) -> ring_pb2.SequenceSlice:
 
 
 def _timing_from_proto(message: ring_pb2.StageTiming) -> StageTiming:
-    return StageTiming(
-        message.shard, message.queue_us, message.compute_us, message.received_bytes, message.num_rows, message.codec_us
-    )
+    return StageTiming(message.shard, message.queue_us, message.compute_us, message.received_bytes, message.num_rows, message.codec_us)
 
 
 def _timing_to_proto(timing: StageTiming) -> ring_pb2.StageTiming:

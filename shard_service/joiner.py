@@ -48,6 +48,7 @@ class Joiner:
         self._make_hello = make_hello
         self._member = member
         self._lease: Lease | None = None
+        self._is_leaving = False
         self.coordinator_addresses: tuple[str, ...] = ()
 
     @property
@@ -60,13 +61,14 @@ class Joiner:
             self._lease.send(request)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or until the shard has left."""
         joining = Joining()
         event: Event = Started()
-        while True:
+        while not self._is_leaving:
             event = await self._perform(joining.handle(event))
 
     async def leave(self, reason: str) -> None:
+        self._is_leaving = True
         if self._lease is not None:
             await self._lease.leave(reason)
 

@@ -56,9 +56,7 @@ class LayerStore:
         wanted = {_key(unit) for unit in assignment.units}
         return demanded_bytes(tuple(unit.facts for key, unit in self._units.items() if key not in wanted))
 
-    async def load(
-        self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress
-    ) -> tuple[LoadedUnit, ...]:
+    async def load(self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress) -> tuple[LoadedUnit, ...]:
         """All units of the assignment, in order: from memory, else from the first source that has the right bytes.
 
         Raises the last source's error if none has them.

@@ -46,7 +46,8 @@ class Lease:
         self._call: JoinCall = cluster_pb2_grpc.ClusterServiceStub(channel).Join()
         self._hello = hello
         self._member = member
-        self._outbox: asyncio.Queue[cluster_pb2.JoinRequest] = asyncio.Queue()
+        self._outbox: asyncio.Queue[cluster_pb2.JoinRequest | None] = asyncio.Queue()
+        self._ended = asyncio.Event()
         self._heard_s = 0.0
         self._beat_number = 0
         self._beat_sent_s = 0.0
@@ -65,15 +66,14 @@ class Lease:
             await self._run(welcome)
         finally:
             self._call.cancel()
+            self._ended.set()
 
     async def leave(self, reason: str) -> None:
-        """Say goodbye; takes at most a second."""
-        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            async with asyncio.timeout(_GOODBYE_S):
-                await self._call.write(cluster_pb2.JoinRequest(leaving=cluster_pb2.Leaving(reason=reason)))
-                await self._call.done_writing()
-                while await self._call.read() is not grpc.aio.EOF:
-                    pass
+        """Say goodbye, after what is queued already, and let the coordinator end the stream; takes at most a second."""
+        self.send(cluster_pb2.JoinRequest(leaving=cluster_pb2.Leaving(reason=reason)))
+        self._outbox.put_nowait(None)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), _GOODBYE_S)
 
     async def _enter(self) -> cluster_pb2.Welcome:
         try:
@@ -136,12 +136,10 @@ class Lease:
                 log.warning("the coordinator sent %s, which this version does not know", other or "an unknown message")
 
     async def _write(self) -> None:
-        while True:
-            request = await self._outbox.get()
-            try:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why
+            while (request := await self._outbox.get()) is not None:
                 await self._call.write(request)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the reader says why
+            await self._call.done_writing()
 
     async def _beat(self, interval_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -176,5 +176,3 @@ class OutgoingEdge:
             raise PeerUnreachable(f"{self._peer.name} answered the opening of the edge with something else")
         self._grant(response.accepted.credits)
         return call
-
-

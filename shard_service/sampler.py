@@ -64,8 +64,7 @@ def score(logits: Row, token_id: int, top_logprobs: int) -> TokenScore:
     """Log-probability of one token after a row of logits, with those of the `top_logprobs` most probable ones."""
     require_numbers(logits)
     logprobs = log_softmax_rows(logits[None, :])[0]
-    best = best_ids(logits, top_logprobs) if top_logprobs else np.empty(0, np.intp)
-    top = tuple(TokenLogprob(int(index), float(logprobs[index])) for index in best)
+    top = tuple(TokenLogprob(int(index), float(logprobs[index])) for index in best_ids(logits, top_logprobs))
     return TokenScore(token_id, float(logprobs[token_id]), top)
 
 
@@ -78,6 +77,8 @@ def require_numbers(logits: Row) -> None:
 def best_ids(values: Row, count: int) -> Ids:
     """Ids of the `count` largest values, largest first, equal ones by rising id. Every NaN-free row has one answer."""
     count = min(count, len(values))
+    if count == 0:
+        return np.empty(0, np.intp)
     if count < len(values):
         threshold = np.partition(values, len(values) - count)[len(values) - count]
         candidates = np.flatnonzero(values >= threshold)
@@ -158,4 +159,3 @@ def _draw_from(ids: Ids, weights: Weights, total: float, top_p: float, drawn: fl
     index = int(np.searchsorted(cumulated, drawn * total, side="right"))
     last_possible = int(np.flatnonzero(weights[: len(cumulated)])[-1])  # rounding may put drawn * total at the very end
     return int(ids[min(index, last_possible)])
-

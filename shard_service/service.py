@@ -45,6 +45,7 @@ async def run_shard(settings: ShardSettings, stop: asyncio.Event) -> None:
             if joining.done():
                 joining.result()
             await shard.joiner.leave("the shard was told to stop")
+            shard.host.shut_down()
         finally:
             for task in (joining, stopping):
                 task.cancel()
@@ -61,9 +62,7 @@ class Shard:
         self._capabilities = cluster_pb2.ShardCapabilities()
         self._coordinator_id = ""
         self._port = 0
-        self.host = StageHost(
-            self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses
-        )
+        self.host = StageHost(self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses)
         self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
         coordinator = str(parse_address(settings.coordinator)) if settings.coordinator else None
         self.joiner = Joiner(coordinator, self._browser, self._hello, self)

@@ -87,9 +87,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
 
     async def Echo(self, request: shard_pb2.EchoRequest, context: Context) -> shard_pb2.EchoResponse:
         if request.reply_size_bytes > MAX_ECHO_BYTES:
-            raise InvalidRequest(
-                f"reply_size_bytes is {request.reply_size_bytes}; expected at most {MAX_ECHO_BYTES}", "reply_size_bytes"
-            )
+            raise InvalidRequest(f"reply_size_bytes is {request.reply_size_bytes}; expected at most {MAX_ECHO_BYTES}", "reply_size_bytes")
         return shard_pb2.EchoResponse(payload=bytes(request.reply_size_bytes))
 
 
@@ -100,9 +98,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         self._host = host
         self._threads = threads
 
-    async def FetchUnit(
-        self, request: weights_pb2.FetchUnitRequest, context: Context
-    ) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
+    async def FetchUnit(self, request: weights_pb2.FetchUnitRequest, context: Context) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         assignment, unit = self._find(request)
         loop = asyncio.get_running_loop()
         paths = await loop.run_in_executor(self._threads, find_local_files, assignment, self._host.model_dirs)

@@ -136,7 +136,7 @@ class _LoadedStage:
             context_length=workload.context_length,
             max_batch_rows=max(MAX_BATCH_ROWS, workload.sequences),
         )
-        assignment = _whole_model(path, manifest, geometry)
+        assignment = whole_model(path, manifest, geometry)
         self.weights_bytes, self._parts = asyncio.run(_load(path, assignment))
         spec = manifest.spec
         self._kv_cache = KvCache(spec.num_layers, geometry.num_blocks, BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim)
@@ -189,7 +189,8 @@ async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StagePart
         return store.weights_bytes, build_stage(assignment, units)
 
 
-def _whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry) -> AssignmentFacts:
+def whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry) -> AssignmentFacts:
+    """An assignment of every unit, as a cluster of one machine would make it."""
     return AssignmentFacts(
         epoch=1,
         model_digest=bytes.fromhex(manifest.model_digest),

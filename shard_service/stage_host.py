@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dairllm.kernels_pyx import KvCache
-from dairllm.mesh.errors import DairllmError, DeadlineExceeded, NotEnoughMemory, PeerUnreachable, WrongCluster, WrongEpoch
+from dairllm.mesh.errors import DairllmError, DeadlineExceeded, NotEnoughMemory, NotReady, PeerUnreachable, WrongCluster, WrongEpoch
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
@@ -78,6 +78,7 @@ class StageHost:
         self._change: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self._stopping: list[EpochRun] = []
+        self._is_shutting_down = False
         self.counters = Counters()
         self.assignment: AssignmentFacts | None = None
 
@@ -101,8 +102,13 @@ class StageHost:
         """Another coordinator is in charge: its epochs have nothing to do with those of the last one. Weights stay."""
         self._change_to(None, self._keep_all)
 
-    async def close(self) -> None:
+    def shut_down(self) -> None:
+        """Members that send to this shard are told that it ends, now and from now on."""
+        self._is_shutting_down = True
         self._change_to(None, self._free)
+
+    async def close(self) -> None:
+        self.shut_down()
         assert self._change is not None
         await asyncio.wait({self._change})
         self.compute_thread.shutdown(wait=True)
@@ -111,7 +117,10 @@ class StageHost:
     # What others ask.
 
     def incoming(self, opening: ring_pb2.EdgeOpen) -> IncomingEdge:
-        """The edge that a predecessor opens. Raises WrongCluster or WrongEpoch; the latter also while the shard is not ready yet."""
+        """The edge that a predecessor opens. Raises WrongCluster, NotReady when the shard is shutting down, or
+        WrongEpoch, also while it has not loaded its part yet."""
+        if self._is_shutting_down:
+            raise self._shutting_down()
         if opening.cluster_hash != self._identity.cluster_hash:
             raise WrongCluster(f"{opening.sender!r} belongs to another cluster: its hash is {opening.cluster_hash!r}")
         if opening.receiver and opening.receiver != self._identity.name:
@@ -122,6 +131,9 @@ class StageHost:
         if self._run is None:
             raise WrongEpoch(f"shard {self._identity.name!r} is not ready for epoch {opening.epoch} yet")
         return self._run.incoming
+
+    def _shutting_down(self) -> NotReady:
+        return NotReady(f"shard {self._identity.name!r} is shutting down")
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -147,7 +159,8 @@ class StageHost:
         """Frames of the epoch before are refused from now on; the rest happens when the change before has let go."""
         self.assignment = assignment
         if self._run is not None:
-            self._run.stop()
+            epoch = self._run.assignment.epoch
+            self._run.stop(self._shutting_down() if self._is_shutting_down else WrongEpoch(f"epoch {epoch} is over on this shard"))
             self._stopping.append(self._run)
             self._run = None
         if self._change is not None:

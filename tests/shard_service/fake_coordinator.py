@@ -1,6 +1,7 @@
 """A coordinator that does what a test tells it, over real gRPC, and remembers everything that shards say."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ KV_BLOCKS = 16
 KV_BLOCK_TOKENS = 32
 CONTEXT = 256
 MAX_ROWS = 64
+HEARTBEAT_MS = 100
 
 
 async def soon(awaitable: Any, timeout_s: float = PATIENCE_S) -> Any:
@@ -65,9 +67,7 @@ class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
     def __init__(self, coordinator: "FakeCoordinator") -> None:
         self._coordinator = coordinator
 
-    async def Join(  # noqa: N802
-        self, requests: AsyncIterator[cluster_pb2.JoinRequest], context: Any
-    ) -> AsyncIterator[cluster_pb2.JoinResponse]:
+    async def Join(self, requests: AsyncIterator[cluster_pb2.JoinRequest], context: Any) -> AsyncIterator[cluster_pb2.JoinResponse]:
         hello = (await anext(aiter(requests))).hello
         self._coordinator.hellos.append(hello)
         refusal = self._coordinator.refusal(hello)
@@ -108,9 +108,7 @@ class _Ring(ring_pb2_grpc.RingServiceServicer):
     def __init__(self, coordinator: "FakeCoordinator") -> None:
         self._coordinator = coordinator
 
-    async def Forward(  # noqa: N802
-        self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any
-    ) -> AsyncIterator[ring_pb2.ForwardResponse]:
+    async def Forward(self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any) -> AsyncIterator[ring_pb2.ForwardResponse]:
         opening = (await anext(aiter(requests))).open
         self._coordinator.return_edges.put_nowait(opening)
         yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=self._coordinator.return_credits))
@@ -122,11 +120,11 @@ class _Ring(ring_pb2_grpc.RingServiceServicer):
 class FakeCoordinator:
     """A context manager. `refusal`: the error for a hello, or None to welcome it."""
 
-    def __init__(self, model: Path | None = None, *, coordinator_id: str = "fake", heartbeat_ms: int = 100, lease_timeout_ms: int = 5000) -> None:
+    def __init__(self, model: Path | None = None, *, coordinator_id: str = "fake", lease_timeout_ms: int = 5000) -> None:
         self.model = model
         self.manifest: Manifest | None = build_manifest(model) if model is not None else None
         self.welcome = cluster_pb2.Welcome(
-            coordinator_id=coordinator_id, heartbeat_interval_ms=heartbeat_ms, lease_timeout_ms=lease_timeout_ms
+            coordinator_id=coordinator_id, heartbeat_interval_ms=HEARTBEAT_MS, lease_timeout_ms=lease_timeout_ms
         )
         self.refusal: Callable[[cluster_pb2.Hello], DairllmError | None] = lambda hello: None
         self.refused = asyncio.Event()
@@ -240,11 +238,20 @@ class RingEdge:
             if response.WhichOneof("message") == "refused":
                 return response.refused
 
+    async def status(self) -> grpc.StatusCode:
+        """How the stream ends."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await soon(self.call.read()) is not grpc.aio.EOF:
+                pass
+        return await soon(self.call.code())
+
 
 class Frames:
     """Makes the frames of one greedy sequence."""
 
-    def __init__(self, epoch: int, sequence_id: int = 1, rounding_points: dict[int, model_pb2.Encoding] | None = None, **sampling: Any) -> None:
+    def __init__(
+        self, epoch: int, sequence_id: int = 1, rounding_points: dict[int, model_pb2.Encoding] | None = None, **sampling: Any
+    ) -> None:
         self.epoch = epoch
         self.sequence_id = sequence_id
         self._rounding_points = rounding_points or {}

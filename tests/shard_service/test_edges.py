@@ -1,0 +1,145 @@
+"""The two ends of an edge: credits, replacement, and dialling a member that is not ready yet."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dairllm.mesh.channels import bind, create_server
+from dairllm.mesh.errors import Busy, DairllmError, WrongEpoch
+from dairllm.shard_service.assignment import PeerFacts
+from dairllm.shard_service.incoming import IncomingEdge
+from dairllm.shard_service.outgoing import EdgeLost, OutgoingEdge
+from dairllm.v1 import ring_pb2, ring_pb2_grpc
+
+
+def batch(number: int) -> ring_pb2.MicroBatch:
+    return ring_pb2.MicroBatch(epoch=1, batch_id=number)
+
+
+async def test_credits_come_back_as_frames_are_taken() -> None:
+    edge = IncomingEdge(capacity=2)
+    stream = edge.open("a")
+    assert stream.granted == 2
+    edge.put(stream, batch(1), 0.0)
+    edge.put(stream, batch(2), 0.0)
+    with pytest.raises(Busy, match="frame 3"):
+        edge.put(stream, batch(3), 0.0)
+    assert (await edge.take()).message.batch_id == 1
+    assert (await stream.next_response()).credit.frames == 1
+    edge.put(stream, batch(3), 0.0)
+    assert [(await edge.take()).message.batch_id for _ in range(2)] == [2, 3]
+
+
+async def test_a_second_stream_gets_the_room_that_is_left() -> None:
+    edge = IncomingEdge(capacity=2)
+    first = edge.open("a")
+    edge.put(first, batch(1), 0.0)
+    second = edge.open("a")
+    assert second.granted == 1
+    with pytest.raises(DairllmError, match="replaced"):
+        await first.next_response()
+    edge.put(first, batch(99), 0.0)
+    edge.put(second, batch(2), 0.0)
+    assert [(await edge.take()).message.batch_id for _ in range(2)] == [1, 2]
+    assert (await second.next_response()).credit.frames == 2
+
+
+async def test_a_closed_edge_says_why() -> None:
+    edge = IncomingEdge()
+    stream = edge.open("a")
+    stream.refuse(ring_pb2.FrameRefused(batch_id=5))
+    edge.close(WrongEpoch("over"))
+    assert (await stream.next_response()).refused.batch_id == 5
+    with pytest.raises(WrongEpoch):
+        await stream.next_response()
+    with pytest.raises(WrongEpoch):
+        edge.open("a")
+
+
+class NextMember(ring_pb2_grpc.RingServiceServicer):
+    """Not ready for its first `not_ready` streams; then it takes frames, and answers the first with `answer`."""
+
+    def __init__(self, not_ready: int = 0, answer: ring_pb2.ForwardResponse | None = None) -> None:
+        self.not_ready = not_ready
+        self.answer = answer
+        self.openings: list[ring_pb2.EdgeOpen] = []
+        self.frames: asyncio.Queue[ring_pb2.MicroBatch] = asyncio.Queue()
+
+    async def Forward(self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any) -> AsyncIterator[ring_pb2.ForwardResponse]:
+        self.openings.append((await anext(aiter(requests))).open)
+        if len(self.openings) <= self.not_ready:
+            raise WrongEpoch("not ready yet")
+        yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=1))
+        async for request in requests:
+            self.frames.put_nowait(request.micro_batch)
+            if self.answer is not None:
+                yield self.answer
+
+
+class Running:
+    """A NextMember on a port, and an edge to it that runs."""
+
+    def __init__(self, member: NextMember, **deadlines: float) -> None:
+        self._member = member
+        self._deadlines = deadlines
+        self._server = create_server()
+
+    async def __aenter__(self) -> "Running":
+        ring_pb2_grpc.add_RingServiceServicer_to_server(self._member, self._server)
+        port = await bind(self._server, "127.0.0.1", 0, "the next member")
+        await self._server.start()
+        opening = ring_pb2.EdgeOpen(epoch=1, sender="a", receiver="b")
+        self.edge = OutgoingEdge(PeerFacts("b", ("127.0.0.1:9", f"127.0.0.1:{port}")), opening, **self._deadlines)
+        self.task = asyncio.create_task(self.edge.run())
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self._server.stop(None)
+
+    async def send(self, number: int) -> None:
+        await self.edge.send(ring_pb2.ForwardRequest(micro_batch=batch(number)))
+
+
+async def test_waits_until_the_next_member_is_ready() -> None:
+    member = NextMember(not_ready=3)
+    async with Running(member) as running, asyncio.timeout(10):
+        await running.send(1)
+        assert (await member.frames.get()).batch_id == 1
+    assert len(member.openings) == 4
+
+
+async def test_gives_up_when_a_frame_has_waited_long_enough() -> None:
+    async with Running(NextMember(not_ready=10**6), ready_deadline_s=0.3) as running, asyncio.timeout(10):
+        done, _ = await asyncio.wait({running.task}, timeout=0.6)
+        assert not done, "nothing waits, so nothing is late"
+        await running.send(1)
+        with pytest.raises(EdgeLost, match="not ready yet"):
+            await running.task
+
+
+async def test_gives_up_on_a_member_that_does_not_answer() -> None:
+    edge = OutgoingEdge(PeerFacts("b", ("127.0.0.1:9",)), ring_pb2.EdgeOpen(), connect_deadline_s=0.3)
+    with pytest.raises(EdgeLost, match="does not answer"):
+        await asyncio.wait_for(edge.run(), 10)
+
+
+async def test_sends_no_more_than_it_has_credits_for() -> None:
+    member = NextMember()
+    async with Running(member) as running, asyncio.timeout(10):
+        for number in range(3):
+            await running.send(number)
+        assert (await member.frames.get()).batch_id == 0
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(member.frames.get(), 0.2)
+
+
+async def test_a_refused_frame_ends_the_edge_with_its_reason() -> None:
+    refused = ring_pb2.FrameRefused(batch_id=7, status=ring_pb2.FRAME_STATUS_MALFORMED, message="too long")
+    async with Running(NextMember(answer=ring_pb2.ForwardResponse(refused=refused))) as running, asyncio.timeout(10):
+        await running.send(7)
+        with pytest.raises(EdgeLost, match="too long"):
+            await running.task

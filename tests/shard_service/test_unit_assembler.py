@@ -1,0 +1,168 @@
+"""Units packed from pieces of any size equal units packed at once."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
+from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
+from dairllm.shard_service.layer_store import LayerStore, LoadCounts
+from dairllm.shard_service.unit_assembler import LoadedUnit, UnitAssembler, demanded_bytes
+
+RANDOM = np.random.default_rng(0)
+MODEL = ModelFacts("llama", "test", 1, 64, 64, 2, 1, 32, 50, 1e-5, 1e4, 32, True, (), 0.2)
+
+
+def tensor(role: str, offset: int, *shape: int) -> tuple[TensorFacts, bytes]:
+    if len(shape) == 1:
+        data = RANDOM.standard_normal(shape[0]).astype(np.float32).tobytes()
+        return TensorFacts(role, role, "F32", shape, offset, len(data)), data
+    data = quantize_q8_0(RANDOM.standard_normal(shape[0] * shape[1]).astype(np.float32))
+    return TensorFacts(role, role, "Q8_0", shape, offset, len(data)), data
+
+
+def unit(index: int, *parts: tuple[TensorFacts, bytes]) -> tuple[UnitFacts, bytes]:
+    data = b"".join(data for _, data in parts)
+    return UnitFacts(index, tuple(facts for facts, _ in parts), len(data), hashlib.sha256(data).digest()), data
+
+
+TABLE = tensor("token_embedding", 0, 50, 64)
+HEAD_TABLE = (TensorFacts("token_embedding", "output", "Q8_0", (50, 64), 0, TABLE[0].size_bytes), TABLE[1])
+EMBEDDING = unit(0, TABLE)
+LAYER = unit(1, tensor("attention_norm", 9000, 64), tensor("q", 10000, 33, 64), tensor("k", 20000, 16, 64), tensor("ffn_norm", 30000, 64))
+HEAD = unit(2, tensor("output_norm", 40000, 64), HEAD_TABLE)
+
+
+def assemble(facts: UnitFacts, data: bytes, sizes: list[int]) -> LoadedUnit:
+    assembler = UnitAssembler(facts, b"model", lambda tensor: None)
+    start = 0
+    for size in [*sizes, len(data)]:
+        piece = data[start : start + size]
+        assembler.hash(piece)
+        assembler.pack(piece)
+        start += len(piece)
+    return assembler.finish()
+
+
+def values(loaded: LoadedUnit) -> dict[str, list[list[float]]]:
+    return {
+        role: weights.dequantize_rows(np.arange(weights.outputs, dtype=np.int32)).tolist()
+        if isinstance(weights, PackedMatrix)
+        else weights.tolist()
+        for role, weights in loaded.weights.items()
+    }
+
+
+WHOLE = values(assemble(*LAYER, []))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 3000), max_size=30))
+def test_pieces_do_not_matter(sizes: list[int]) -> None:
+    assert values(assemble(*LAYER, sizes)) == WHOLE
+
+
+def test_other_bytes_are_not_accepted() -> None:
+    facts, data = LAYER
+    with pytest.raises(WeightsDiffer, match="digest"):
+        assemble(facts, data[:-1] + bytes([data[-1] ^ 1]), [])
+
+
+class FakeSource:
+    """Gives the bytes of its units; notes which it was asked for."""
+
+    def __init__(self, units: dict[int, bytes], *, is_local: bool = True, fails_after: DairllmError | None = None) -> None:
+        self._units = units
+        self._fails_after = fails_after
+        self.is_local = is_local
+        self.asked: list[int] = []
+
+    def __str__(self) -> str:
+        return "fake"
+
+    async def pieces(self, unit: UnitFacts) -> AsyncGenerator[bytes, None]:
+        self.asked.append(unit.index)
+        if unit.index not in self._units:
+            raise UnknownModel(f"no unit {unit.index}")
+        data = self._units[unit.index]
+        for start in range(0, len(data), 1000):
+            yield data[start : start + 1000]
+            await asyncio.sleep(0)
+            if self._fails_after is not None:
+                raise self._fails_after
+
+
+def assignment(*units: UnitFacts) -> AssignmentFacts:
+    return AssignmentFacts(1, b"model", MODEL, units, "", 0, PeerFacts("next", ()), CacheGeometry(1, 32, 32, 32))
+
+
+RIGHT = {0: EMBEDDING[1], 1: LAYER[1], 2: HEAD[1]}
+ALL = assignment(EMBEDDING[0], LAYER[0], HEAD[0])
+
+
+@pytest.fixture
+def store() -> Iterator[LayerStore]:
+    with ThreadPoolExecutor(2) as threads:
+        yield LayerStore(threads)
+
+
+async def test_a_tied_table_is_held_once(store: LayerStore) -> None:
+    embedding, _, head = await store.load(ALL, [FakeSource(RIGHT)], lambda counts: None)
+    assert embedding.weights["token_embedding"] is head.weights["output"]
+    assert store.weights_bytes == demanded_bytes(ALL.units)
+
+
+async def test_units_in_memory_are_not_read_again(store: LayerStore) -> None:
+    source = FakeSource(RIGHT)
+    await store.load(assignment(EMBEDDING[0], LAYER[0]), [source], lambda counts: None)
+    reports: list[LoadCounts] = []
+    await store.load(assignment(LAYER[0], HEAD[0]), [source], reports.append)
+    assert source.asked == [0, 1, 2]
+    assert reports[-1].from_memory_bytes == LAYER[0].size_bytes
+    assert reports[-1].from_disk_bytes == HEAD[0].size_bytes
+    store.keep_only(assignment(HEAD[0]))
+    assert store.weights_bytes == demanded_bytes((HEAD[0],))
+    store.keep_only(None)
+    assert store.weights_bytes == 0
+
+
+async def test_a_file_that_differs_in_one_unit_is_not_asked_for_another(store: LayerStore) -> None:
+    wrong = FakeSource(RIGHT | {0: bytes(len(EMBEDDING[1]))})
+    remote = FakeSource(RIGHT, is_local=False)
+    reports: list[LoadCounts] = []
+    await store.load(ALL, [wrong, remote], reports.append)
+    assert wrong.asked == [0]
+    assert remote.asked == [0, 1, 2]
+    assert reports[-1].from_network_bytes == reports[-1].total_bytes
+
+
+async def test_the_last_sources_error_is_raised(store: LayerStore) -> None:
+    with pytest.raises(PeerUnreachable, match="away"):
+        await store.load(ALL, [FakeSource({}), FakeSource(RIGHT, is_local=False, fails_after=PeerUnreachable("away"))], lambda counts: None)
+    assert store.weights_bytes == 0
+
+
+async def test_a_cancelled_load_keeps_what_was_complete(store: LayerStore) -> None:
+    class Stuck(FakeSource):
+        async def pieces(self, unit: UnitFacts) -> AsyncGenerator[bytes, None]:
+            if unit.index == 1:
+                stuck.set()
+                await asyncio.Event().wait()
+            async for piece in super().pieces(unit):
+                yield piece
+
+    stuck = asyncio.Event()
+    loading = asyncio.create_task(store.load(ALL, [Stuck(RIGHT)], lambda counts: None))
+    await asyncio.wait_for(stuck.wait(), 5)
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    source = FakeSource(RIGHT)
+    await store.load(ALL, [source], lambda counts: None)
+    assert source.asked == [1, 2]
