@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grpc
 
@@ -12,8 +12,8 @@ from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
 from dairllm.coordinator.engine.scheduler import Batch, BatchCompleted, Begin, Slice, SliceResult
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.encodings import parse_encoding
-from dairllm.mesh.errors import InvalidRequest, MalformedFrame, PeerUnreachable, WrongCluster, WrongEpoch
-from dairllm.v1 import model_pb2, ring_pb2, ring_pb2_grpc
+from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, PeerUnreachable, WrongCluster, WrongEpoch
+from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, ring_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,10 @@ COORDINATOR_NAME = "coordinator"
 RESULT_CREDITS = 64
 """Results are small and handled at once; the number of frames in flight is bounded by the scheduler."""
 
+FIRST_REQUEST_DEADLINE_S = 10.0
 OPEN_DEADLINE_S = 30.0
 OPEN_RETRY_S = 0.05
+Request = TypeVar("Request", ring_pb2.ForwardRequest, cluster_pb2.JoinRequest)
 
 
 class StageTiming(NamedTuple):
@@ -161,12 +163,9 @@ class Ring:
     async def receive(self, requests: AsyncIterator[ring_pb2.ForwardRequest]) -> AsyncIterator[ring_pb2.ForwardResponse]:
         """Serve the edge from the last shard: RingService.Forward of the coordinator.
 
-        Raises InvalidRequest, WrongCluster, WrongEpoch, MalformedFrame.
+        Raises InvalidRequest, DeadlineExceeded, WrongCluster, WrongEpoch, MalformedFrame.
         """
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "open":
-            raise InvalidRequest("the first message of a Forward stream was not `open`")
-        opening = first.open
+        opening = (await first_request(requests, "open")).open
         if opening.cluster_hash != self.cluster_hash:
             raise WrongCluster(f"{opening.sender!r} belongs to cluster {opening.cluster_hash!r}, not {self.cluster_hash!r}")
         if opening.receiver != COORDINATOR_NAME:
@@ -183,6 +182,18 @@ class Ring:
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self._epoch:
             raise WrongEpoch(f"epoch is {epoch}; the coordinator is at {self._epoch}")
+
+
+async def first_request(requests: AsyncIterator[Request], name: str) -> Request:
+    """The first message of a stream, which must be the one of this name. Raises InvalidRequest, DeadlineExceeded."""
+    try:
+        async with asyncio.timeout(FIRST_REQUEST_DEADLINE_S):
+            first = await anext(requests, None)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"no `{name}` came within {FIRST_REQUEST_DEADLINE_S:g} s") from error
+    if first is None or first.WhichOneof("message") != name:
+        raise InvalidRequest(f"the first message of the stream was not `{name}`")
+    return first
 
 
 def batch_to_proto(batch: Batch) -> ring_pb2.MicroBatch:
