@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dairllm.v1 import model_pb2 as dairllm_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64\x61irllm/v1/ring.proto\x12\ndairllm.v1\x1a\x16\x64\x61irllm/v1/model.proto\"\xa0\x01\n\x0e\x46orwardRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.dairllm.v1.EdgeOpenH\x00\x12-\n\x0bmicro_batch\x18\x02 \x01(\x0b\x32\x16.dairllm.v1.MicroBatchH\x00\x12.\n\x06result\x18\x03 \x01(\x0b\x32\x1c.dairllm.v1.MicroBatchResultH\x00\x42\t\n\x07message\"\x9d\x01\n\x0f\x46orwardResponse\x12,\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x18.dairllm.v1.EdgeAcceptedH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.dairllm.v1.CreditH\x00\x12+\n\x07refused\x18\x03 \x01(\x0b\x32\x18.dairllm.v1.FrameRefusedH\x00\x42\t\n\x07message\"Q\n\x08\x45\x64geOpen\x12\x14\n\x0c\x63luster_hash\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x10\n\x08receiver\x18\x04 \x01(\t\"\x1f\n\x0c\x45\x64geAccepted\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\"~\n\x0c\x46rameRefused\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.dairllm.v1.FrameStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x13\n\x0bsequence_id\x18\x05 \x01(\x04\"\xbb\x01\n\nMicroBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12)\n\x06\x62\x65gins\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.SequenceBegin\x12)\n\x06slices\x18\x04 \x03(\x0b\x32\x19.dairllm.v1.SequenceSlice\x12\x0c\n\x04\x65nds\x18\x05 \x03(\x04\x12(\n\x07timings\x18\x06 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\"\xa4\x02\n\rSequenceBegin\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rprompt_length\x18\x02 \x01(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.dairllm.v1.SamplingParams\x12\x46\n\x0frounding_points\x18\x04 \x03(\x0b\x32-.dairllm.v1.SequenceBegin.RoundingPointsEntry\x12\x11\n\tblock_ids\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x1aK\n\x13RoundingPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12#\n\x05value\x18\x02 \x01(\x0e\x32\x14.dairllm.v1.Encoding:\x02\x38\x01\"\x83\x02\n\rSequenceSlice\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rnew_block_ids\x18\x04 \x03(\r\x12&\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x14.dairllm.v1.Encoding\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x0c\x12\x0e\n\x06sample\x18\x07 \x01(\x08\x12\x15\n\rscore_targets\x18\x08 \x03(\r\x12\x12\n\nfirst_unit\x18\t \x01(\r\x12\x10\n\x08\x65nd_unit\x18\n \x01(\r\x12\x11\n\treplay_at\x18\x0b \x01(\t\"\xca\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).dairllm.v1.SamplingParams.LogitBiasEntry\x12\x14\n\x0ctop_logprobs\x18\n \x01(\r\x12\x10\n\x08logprobs\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\x8a\x01\n\x10MicroBatchResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12+\n\x07results\x18\x03 \x03(\x0b\x32\x1a.dairllm.v1.SequenceResult\x12(\n\x07timings\x18\x04 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\"\x8d\x01\n\x0eSequenceResult\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12/\n\x07sampled\x18\x02 \x01(\x0b\x32\x19.dairllm.v1.TokenLogprobsH\x00\x88\x01\x01\x12)\n\x06scores\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.TokenLogprobsB\n\n\x08_sampled\"W\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.dairllm.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"~\n\x0bStageTiming\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x12\n\ncompute_us\x18\x03 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\r\x12\x10\n\x08num_rows\x18\x05 \x01(\r\x12\x10\n\x08\x63odec_us\x18\x06 \x01(\r*\x9a\x01\n\x0b\x46rameStatus\x12\x1c\n\x18\x46RAME_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46RAME_STATUS_WRONG_EPOCH\x10\x01\x12\x1a\n\x16\x46RAME_STATUS_MALFORMED\x10\x02\x12\x17\n\x13\x46RAME_STATUS_FAILED\x10\x03\x12\x1a\n\x16\x46RAME_STATUS_NO_RECORD\x10\x04\x32U\n\x0bRingService\x12\x46\n\x07\x46orward\x12\x1a.dairllm.v1.ForwardRequest\x1a\x1b.dairllm.v1.ForwardResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64\x61irllm/v1/ring.proto\x12\ndairllm.v1\x1a\x16\x64\x61irllm/v1/model.proto\"\xa0\x01\n\x0e\x46orwardRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.dairllm.v1.EdgeOpenH\x00\x12-\n\x0bmicro_batch\x18\x02 \x01(\x0b\x32\x16.dairllm.v1.MicroBatchH\x00\x12.\n\x06result\x18\x03 \x01(\x0b\x32\x1c.dairllm.v1.MicroBatchResultH\x00\x42\t\n\x07message\"\x9d\x01\n\x0f\x46orwardResponse\x12,\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x18.dairllm.v1.EdgeAcceptedH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.dairllm.v1.CreditH\x00\x12+\n\x07refused\x18\x03 \x01(\x0b\x32\x18.dairllm.v1.FrameRefusedH\x00\x42\t\n\x07message\"Q\n\x08\x45\x64geOpen\x12\x14\n\x0c\x63luster_hash\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x10\n\x08receiver\x18\x04 \x01(\t\"\x1f\n\x0c\x45\x64geAccepted\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\"i\n\x0c\x46rameRefused\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.dairllm.v1.FrameStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xbb\x01\n\nMicroBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12)\n\x06\x62\x65gins\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.SequenceBegin\x12)\n\x06slices\x18\x04 \x03(\x0b\x32\x19.dairllm.v1.SequenceSlice\x12\x0c\n\x04\x65nds\x18\x05 \x03(\x04\x12(\n\x07timings\x18\x06 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\"\xa4\x02\n\rSequenceBegin\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rprompt_length\x18\x02 \x01(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.dairllm.v1.SamplingParams\x12\x46\n\x0frounding_points\x18\x04 \x03(\x0b\x32-.dairllm.v1.SequenceBegin.RoundingPointsEntry\x12\x11\n\tblock_ids\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x1aK\n\x13RoundingPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12#\n\x05value\x18\x02 \x01(\x0e\x32\x14.dairllm.v1.Encoding:\x02\x38\x01\"\x9a\x02\n\rSequenceSlice\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rnew_block_ids\x18\x04 \x03(\r\x12&\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x14.dairllm.v1.Encoding\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x0c\x12\x0e\n\x06sample\x18\x07 \x01(\x08\x12\x15\n\rscore_targets\x18\x08 \x03(\r\x12\x12\n\nfirst_unit\x18\t \x01(\r\x12\x10\n\x08\x65nd_unit\x18\n \x01(\r\x12\x11\n\treplay_at\x18\x0b \x01(\t\x12\x15\n\rreplay_failed\x18\x0c \x01(\x08\"\xca\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).dairllm.v1.SamplingParams.LogitBiasEntry\x12\x14\n\x0ctop_logprobs\x18\n \x01(\r\x12\x10\n\x08logprobs\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\x8a\x01\n\x10MicroBatchResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12+\n\x07results\x18\x03 \x03(\x0b\x32\x1a.dairllm.v1.SequenceResult\x12(\n\x07timings\x18\x04 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\"\xa4\x01\n\x0eSequenceResult\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12/\n\x07sampled\x18\x02 \x01(\x0b\x32\x19.dairllm.v1.TokenLogprobsH\x00\x88\x01\x01\x12)\n\x06scores\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.TokenLogprobs\x12\x15\n\rreplay_failed\x18\x04 \x01(\x08\x42\n\n\x08_sampled\"W\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.dairllm.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"~\n\x0bStageTiming\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x12\n\ncompute_us\x18\x03 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\r\x12\x10\n\x08num_rows\x18\x05 \x01(\r\x12\x10\n\x08\x63odec_us\x18\x06 \x01(\r*~\n\x0b\x46rameStatus\x12\x1c\n\x18\x46RAME_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46RAME_STATUS_WRONG_EPOCH\x10\x01\x12\x1a\n\x16\x46RAME_STATUS_MALFORMED\x10\x02\x12\x17\n\x13\x46RAME_STATUS_FAILED\x10\x03\x32U\n\x0bRingService\x12\x46\n\x07\x46orward\x12\x1a.dairllm.v1.ForwardRequest\x1a\x1b.dairllm.v1.ForwardResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_options = b'8\001'
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FRAMESTATUS']._serialized_start=2286
-  _globals['_FRAMESTATUS']._serialized_end=2440
+  _globals['_FRAMESTATUS']._serialized_start=2310
+  _globals['_FRAMESTATUS']._serialized_end=2436
   _globals['_FORWARDREQUEST']._serialized_start=62
   _globals['_FORWARDREQUEST']._serialized_end=222
   _globals['_FORWARDRESPONSE']._serialized_start=225
@@ -49,29 +49,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREDIT']._serialized_start=500
   _globals['_CREDIT']._serialized_end=524
   _globals['_FRAMEREFUSED']._serialized_start=526
-  _globals['_FRAMEREFUSED']._serialized_end=652
-  _globals['_MICROBATCH']._serialized_start=655
-  _globals['_MICROBATCH']._serialized_end=842
-  _globals['_SEQUENCEBEGIN']._serialized_start=845
-  _globals['_SEQUENCEBEGIN']._serialized_end=1137
-  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_start=1062
-  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_end=1137
-  _globals['_SEQUENCESLICE']._serialized_start=1140
-  _globals['_SEQUENCESLICE']._serialized_end=1399
-  _globals['_SAMPLINGPARAMS']._serialized_start=1402
-  _globals['_SAMPLINGPARAMS']._serialized_end=1732
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1684
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1732
-  _globals['_MICROBATCHRESULT']._serialized_start=1735
-  _globals['_MICROBATCHRESULT']._serialized_end=1873
-  _globals['_SEQUENCERESULT']._serialized_start=1876
-  _globals['_SEQUENCERESULT']._serialized_end=2017
-  _globals['_TOKENLOGPROBS']._serialized_start=2019
-  _globals['_TOKENLOGPROBS']._serialized_end=2106
-  _globals['_TOPLOGPROB']._serialized_start=2108
-  _globals['_TOPLOGPROB']._serialized_end=2155
-  _globals['_STAGETIMING']._serialized_start=2157
-  _globals['_STAGETIMING']._serialized_end=2283
-  _globals['_RINGSERVICE']._serialized_start=2442
-  _globals['_RINGSERVICE']._serialized_end=2527
+  _globals['_FRAMEREFUSED']._serialized_end=631
+  _globals['_MICROBATCH']._serialized_start=634
+  _globals['_MICROBATCH']._serialized_end=821
+  _globals['_SEQUENCEBEGIN']._serialized_start=824
+  _globals['_SEQUENCEBEGIN']._serialized_end=1116
+  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_start=1041
+  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_end=1116
+  _globals['_SEQUENCESLICE']._serialized_start=1119
+  _globals['_SEQUENCESLICE']._serialized_end=1401
+  _globals['_SAMPLINGPARAMS']._serialized_start=1404
+  _globals['_SAMPLINGPARAMS']._serialized_end=1734
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1686
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1734
+  _globals['_MICROBATCHRESULT']._serialized_start=1737
+  _globals['_MICROBATCHRESULT']._serialized_end=1875
+  _globals['_SEQUENCERESULT']._serialized_start=1878
+  _globals['_SEQUENCERESULT']._serialized_end=2042
+  _globals['_TOKENLOGPROBS']._serialized_start=2044
+  _globals['_TOKENLOGPROBS']._serialized_end=2131
+  _globals['_TOPLOGPROB']._serialized_start=2133
+  _globals['_TOPLOGPROB']._serialized_end=2180
+  _globals['_STAGETIMING']._serialized_start=2182
+  _globals['_STAGETIMING']._serialized_end=2308
+  _globals['_RINGSERVICE']._serialized_start=2438
+  _globals['_RINGSERVICE']._serialized_end=2523
 # @@protoc_insertion_point(module_scope)

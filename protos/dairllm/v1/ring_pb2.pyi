@@ -13,12 +13,10 @@ class FrameStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAME_STATUS_WRONG_EPOCH: _ClassVar[FrameStatus]
     FRAME_STATUS_MALFORMED: _ClassVar[FrameStatus]
     FRAME_STATUS_FAILED: _ClassVar[FrameStatus]
-    FRAME_STATUS_NO_RECORD: _ClassVar[FrameStatus]
 FRAME_STATUS_UNSPECIFIED: FrameStatus
 FRAME_STATUS_WRONG_EPOCH: FrameStatus
 FRAME_STATUS_MALFORMED: FrameStatus
 FRAME_STATUS_FAILED: FrameStatus
-FRAME_STATUS_NO_RECORD: FrameStatus
 
 class ForwardRequest(_message.Message):
     __slots__ = ("open", "micro_batch", "result")
@@ -65,18 +63,16 @@ class Credit(_message.Message):
     def __init__(self, frames: _Optional[int] = ...) -> None: ...
 
 class FrameRefused(_message.Message):
-    __slots__ = ("epoch", "batch_id", "status", "message", "sequence_id")
+    __slots__ = ("epoch", "batch_id", "status", "message")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     batch_id: int
     status: FrameStatus
     message: str
-    sequence_id: int
-    def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., status: _Optional[_Union[FrameStatus, str]] = ..., message: _Optional[str] = ..., sequence_id: _Optional[int] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., status: _Optional[_Union[FrameStatus, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class MicroBatch(_message.Message):
     __slots__ = ("epoch", "batch_id", "begins", "slices", "ends", "timings")
@@ -118,7 +114,7 @@ class SequenceBegin(_message.Message):
     def __init__(self, sequence_id: _Optional[int] = ..., prompt_length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., rounding_points: _Optional[_Mapping[int, _model_pb2.Encoding]] = ..., block_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceSlice(_message.Message):
-    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "encoding", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at")
+    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "encoding", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at", "replay_failed")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +126,7 @@ class SequenceSlice(_message.Message):
     FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
     END_UNIT_FIELD_NUMBER: _ClassVar[int]
     REPLAY_AT_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FAILED_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     first_position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -141,7 +138,8 @@ class SequenceSlice(_message.Message):
     first_unit: int
     end_unit: int
     replay_at: str
-    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[_model_pb2.Encoding, str]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ...) -> None: ...
+    replay_failed: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[_model_pb2.Encoding, str]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ..., replay_failed: bool = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "logit_bias", "top_logprobs", "logprobs")
@@ -189,14 +187,16 @@ class MicroBatchResult(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[SequenceResult, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class SequenceResult(_message.Message):
-    __slots__ = ("sequence_id", "sampled", "scores")
+    __slots__ = ("sequence_id", "sampled", "scores", "replay_failed")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FAILED_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     sampled: TokenLogprobs
     scores: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
-    def __init__(self, sequence_id: _Optional[int] = ..., sampled: _Optional[_Union[TokenLogprobs, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    replay_failed: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., sampled: _Optional[_Union[TokenLogprobs, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., replay_failed: bool = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("token_id", "logprob", "top")
