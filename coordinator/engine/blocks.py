@@ -24,6 +24,12 @@ class BlockAllocator:
             return None
         return [self._free.pop() for _ in range(count)]
 
+    def resize(self, num_blocks: int) -> None:
+        """Change the number of blocks. Blocks beyond it must be given back before, or never be freed again."""
+        self._free = [block for block in self._free if block < num_blocks]
+        self._free[:0] = range(num_blocks - 1, self.num_blocks - 1, -1)
+        self.num_blocks = num_blocks
+
     def free(self, block_ids: Iterable[int]) -> None:
         self._free.extend(block_ids)
         assert len(self._free) <= self.num_blocks, "a block was freed twice"

@@ -1,9 +1,9 @@
 """What must be computed again when the plan changes under running sequences. Pure.
 
 A sequence's KV cache lies, layer by layer, with the shards that computed it. When layers move, their cache is handed over by
-the old owner, or it is rebuilt: rows that entered those layers before are sent through them once more. Such rows exist where shards sent
-them on: every shard records what it sends at its outgoing boundary, and at boundary 0 there are always the token ids. A row's bits do not depend
-on when it is computed (docs/architecture.md, 'The same bits everywhere'), so the rebuilt cache is the lost one.
+the old owner, or it is rebuilt: rows that entered those layers before are sent through them once more. Such rows exist where
+shards sent them on: every shard records what it sends at its outgoing boundary, and at boundary 0 there are always the token ids.
+A row's bits do not depend on when it is computed (docs/architecture.md, 'The same bits everywhere'), so the rebuilt cache is the lost one.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ Placement = tuple[StagePlace, ...]
 
 
 class Replay(NamedTuple):
-    """Rows enter at boundary first_unit, from the records of shard replay_at ('' for token ids), and are computed by units [first_unit, end_unit)."""
+    """Rows enter at boundary first_unit, from the records of shard replay_at ('' for token ids); units [first_unit, end_unit) compute."""
 
     first_unit: int
     end_unit: int

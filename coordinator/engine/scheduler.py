@@ -2,11 +2,13 @@
 
 - As many micro-batches are in flight as the ring has stages, so that every stage has work. Decoding sequences are dealt evenly over
   them. A frame that holds only prompt rows may be one more: it hides the way back to the coordinator.
-- A sequence is in at most one frame while it awaits a sample; the chunks of one prompt follow each other without waiting.
+- A sequence has at most one slice in a frame, and is in at most one frame while it awaits a sample; the chunks of one prompt follow
+  each other without waiting.
 - A long prompt is cut into chunks, shorter ones while others decode, so that running answers keep flowing.
 - Cache blocks are given out as positions are filled. When they run out, the youngest sequence is set back and starts again later: it loses
   time, never tokens (see `sequences`).
 - A sequence's life on the shards is one `ring_id`; after a restart it has a new one, and results for the old are ignored.
+- Sequences and their blocks outlive a plan. Under the next one they resume where they were, after a replay of what was lost.
 """
 
 from collections import deque
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dairllm.coordinator.engine.blocks import BlockAllocator
+from dairllm.coordinator.engine.recovery import Placement, Replay
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenScore
 from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.mesh.sampling import SamplingParams
@@ -32,20 +35,33 @@ class SchedulerLimits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RingGeometry:
-    """What the scheduler must know of a plan. rounding_points: unit boundary -> encoding, for sequences that begin under this plan."""
+    """What the scheduler must know of a plan.
+
+    rounding_points: unit boundary -> encoding, for sequences that begin under this plan. transferred: units whose KV cache new owners have
+    taken over from the old.
+    """
 
     epoch: int
-    num_stages: int
+    placement: Placement
     num_kv_blocks: int
     kv_block_tokens: int
     rounding_points: Mapping[int, str]
+    transferred: frozenset[int] = frozenset()
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.placement)
 
 
 class Begin(NamedTuple):
+    """block_ids, token_ids: what a sequence has already that goes on in a new epoch."""
+
     ring_id: int
     prompt_length: int
     sampling: SamplingParams
     rounding_points: Mapping[int, str]
+    block_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 class Slice(NamedTuple):
@@ -55,6 +71,11 @@ class Slice(NamedTuple):
     new_block_ids: tuple[int, ...]
     sample: bool
     score_targets: tuple[int, ...]
+    replay: Replay | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.first_position + len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +92,13 @@ class Batch:
 
 
 class SliceResult(NamedTuple):
+    """replay_failed: the records that it needed are gone. failure: why this sequence, and no other, cannot go on; '' if it can."""
+
     ring_id: int
     sampled: TokenScore | None
     scores: tuple[TokenScore, ...]
+    replay_failed: bool = False
+    failure: str = ""
 
 
 # Events
@@ -81,6 +106,10 @@ class SliceResult(NamedTuple):
 
 class RingOpened(NamedTuple):
     geometry: RingGeometry
+
+
+class RingClosing(NamedTuple):
+    """The plan changes soon: what is in flight comes back, and nothing more is sent."""
 
 
 class RingClosed(NamedTuple):
@@ -102,7 +131,7 @@ class BatchCompleted(NamedTuple):
     results: tuple[SliceResult, ...]
 
 
-SchedulerEvent = RingOpened | RingClosed | GenerationRequested | GenerationCancelled | BatchCompleted
+SchedulerEvent = RingOpened | RingClosing | RingClosed | GenerationRequested | GenerationCancelled | BatchCompleted
 
 
 # Actions
@@ -117,18 +146,39 @@ class EmitEvent(NamedTuple):
     event: GenerationEvent
 
 
-SchedulerAction = SendBatch | EmitEvent
+class FailSequence(NamedTuple):
+    sequence_id: SequenceId
+    reason: str
+
+
+class ReportDrained(NamedTuple):
+    """Nothing is in flight any more in a ring that closes."""
+
+
+class ReportRecovery(NamedTuple):
+    """A ring was opened under running sequences. Work is counted in rows times units; all_work: every row by all units."""
+
+    num_kept: int
+    num_replayed: int
+    num_restarted: int
+    replayed_work: int
+    all_work: int
+
+
+class ReportRecovered(NamedTuple):
+    """Every sequence that a ReportRecovery was about has gone on, or has ended."""
+
+
+SchedulerAction = SendBatch | EmitEvent | FailSequence | ReportDrained | ReportRecovery | ReportRecovered
 
 
 @dataclass(slots=True)
 class _Ring:
-    """All that is true only while one plan lasts."""
+    """What is true only while one plan lasts."""
 
     geometry: RingGeometry
-    blocks: BlockAllocator
     in_flight: dict[int, tuple[Slice, ...]] = field(default_factory=dict)
-    pending_ends: list[int] = field(default_factory=list)
-    by_ring_id: dict[int, Sequence] = field(default_factory=dict)
+    is_closing: bool = False
     next_batch_id: int = 1
 
 
@@ -138,9 +188,13 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self._ring: _Ring | None = None
+        self._blocks: BlockAllocator | None = None
         self._sequences: dict[SequenceId, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._on_shards: dict[int, Sequence] = {}
+        self._pending_ends: list[int] = []
+        self._recovering: dict[SequenceId, int] = {}
         self._next_ring_id = 1
 
     @property
@@ -157,20 +211,30 @@ class Scheduler:
 
     @property
     def kv_blocks_total(self) -> int:
-        return self._ring.blocks.num_blocks if self._ring else 0
+        return self._blocks.num_blocks if self._blocks else 0
 
     @property
     def kv_blocks_free(self) -> int:
-        return self._ring.blocks.num_free if self._ring else 0
+        return self._blocks.num_free if self._blocks else 0
+
+    @property
+    def alive_ring_ids(self) -> tuple[int, ...]:
+        """Sequences that the shards must not forget."""
+        return tuple(self._on_shards)
+
+    @property
+    def used_block_ids(self) -> tuple[int, ...]:
+        """Cache blocks with content that is needed again."""
+        return tuple(sorted(block for sequence in self._on_shards.values() for block in sequence.block_ids))
 
     def handle(self, event: SchedulerEvent) -> list[SchedulerAction]:
         actions: list[SchedulerAction] = []
         match event:
             case RingOpened(geometry):
-                self._set_back(list(self._running))
-                self._ring = _Ring(geometry, BlockAllocator(geometry.num_kv_blocks, geometry.kv_block_tokens))
+                actions += self._open(geometry)
+            case RingClosing():
+                actions += self._start_closing()
             case RingClosed():
-                self._set_back(list(self._running))
                 self._ring = None
             case GenerationRequested(sequence_id, request):
                 actions += self._request(sequence_id, request)
@@ -178,7 +242,62 @@ class Scheduler:
                 self._drop(sequence_id)
             case BatchCompleted():
                 actions += self._complete(event)
-        return actions + [SendBatch(batch) for batch in self._fill_ring()]
+        return [*actions, *map(SendBatch, self._fill_ring()), *self._note_recovered()]
+
+    # Changes of plan
+
+    def _open(self, geometry: RingGeometry) -> list[SchedulerAction]:
+        if self._blocks is None:
+            self._blocks = BlockAllocator(geometry.num_kv_blocks, geometry.kv_block_tokens)
+        before = list(self._running)
+        lost = [s for s in before if s.holdings is None or max(s.block_ids, default=0) >= geometry.num_kv_blocks]
+        all_work = sum(s.num_completed for s in before) * geometry.placement[-1].units.stop
+        restarted_work = sum(s.num_completed for s in lost) * geometry.placement[-1].units.stop
+        self._set_back(lost)
+        self._blocks.resize(geometry.num_kv_blocks)
+        self._ring = _Ring(geometry)
+        for sequence in self._running:
+            self._trim(sequence)
+            sequence.resume(geometry.placement, geometry.transferred)
+        if not before:
+            return []
+        self._recovering = {s.id: s.num_completed for s in before}
+        replays = [(s.num_completed, s.replay) for s in self._running if s.replay]
+        work = restarted_work + sum(rows * (replay.end_unit - replay.first_unit) for rows, replay in replays)
+        return [ReportRecovery(len(self._running) - len(replays), len(replays), len(lost), work, all_work)]
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Free the blocks of rows that were on their way when the ring broke."""
+        blocks = self._held_blocks()
+        keep = blocks.blocks_for(sequence.num_completed)
+        blocks.free(sequence.block_ids[keep:])
+        del sequence.block_ids[keep:]
+
+    def _start_closing(self) -> list[SchedulerAction]:
+        if self._ring is None:
+            return [ReportDrained()]
+        self._ring.is_closing = True
+        return self._note_drained(self._ring)
+
+    def _note_drained(self, ring: _Ring) -> list[SchedulerAction]:
+        return [ReportDrained()] if ring.is_closing and not ring.in_flight else []
+
+    def _note_recovered(self) -> list[SchedulerAction]:
+        if not self._recovering or self._ring is None:
+            return []
+        alive = {number: self._sequences[number] for number in self._recovering if number in self._sequences}
+        self._recovering = {
+            number: self._recovering[number]
+            for number, sequence in alive.items()
+            if sequence.num_completed <= self._recovering[number] or sequence.replay is not None
+        }
+        return [] if self._recovering else [ReportRecovered()]
+
+    def _held_blocks(self) -> BlockAllocator:
+        assert self._blocks is not None, "sequences hold blocks only once a ring was open"
+        return self._blocks
+
+    # Sequences
 
     def _request(self, sequence_id: SequenceId, request: GenerationRequest) -> list[SchedulerAction]:
         room = self.limits.context_length - len(request.prompt_ids)
@@ -205,10 +324,10 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         """Give its blocks back. Shards process frames in order, so blocks may be reused by any later frame."""
-        if self._ring is not None and sequence.ring_id is not None:
-            self._ring.blocks.free(sequence.block_ids)
-            if self._ring.by_ring_id.pop(sequence.ring_id, None) is not None:
-                self._ring.pending_ends.append(sequence.ring_id)
+        if sequence.ring_id is not None:
+            self._held_blocks().free(sequence.block_ids)
+            del self._on_shards[sequence.ring_id]
+            self._pending_ends.append(sequence.ring_id)
         sequence.restart()
 
     def _set_back(self, sequences: Iterable[Sequence]) -> None:
@@ -218,19 +337,38 @@ class Scheduler:
             self._release(sequence)
             self._waiting.appendleft(sequence)
 
+    # Frames that come back
+
     def _complete(self, event: BatchCompleted) -> list[SchedulerAction]:
         ring = self._ring
         if ring is None or event.epoch != ring.geometry.epoch or event.batch_id not in ring.in_flight:
             return []
-        slices = {piece.ring_id: piece for piece in ring.in_flight.pop(event.batch_id)}
+        results = {result.ring_id: result for result in event.results}
         actions: list[SchedulerAction] = []
-        for result in event.results:
-            sequence = ring.by_ring_id.get(result.ring_id)
-            if sequence is not None and result.ring_id in slices:
-                actions += self._accept(sequence, slices[result.ring_id], result)
-        return actions
+        for piece in ring.in_flight.pop(event.batch_id):
+            sequence = self._on_shards.get(piece.ring_id)
+            if sequence is not None:
+                actions += self._accept(ring, sequence, piece, results.get(piece.ring_id, SliceResult(piece.ring_id, None, ())))
+        return actions + self._note_drained(ring)
 
-    def _accept(self, sequence: Sequence, piece: Slice, result: SliceResult) -> Iterator[EmitEvent]:
+    def _accept(self, ring: _Ring, sequence: Sequence, piece: Slice, result: SliceResult) -> list[SchedulerAction]:
+        if result.failure:
+            self._drop(sequence.id)
+            return [FailSequence(sequence.id, result.failure)]
+        if result.replay_failed:
+            self._set_back([sequence])
+            return []
+        if piece.replay is not None:
+            sequence.complete_replay(piece.stop)
+            return []
+        sequence.complete_rows(piece.stop, ring.geometry.placement)
+        events = self._events_of(sequence, piece, result)
+        if any(isinstance(event, GenerationFinished) for event in events):
+            self._drop(sequence.id)
+        return [EmitEvent(sequence.id, event) for event in events]
+
+    @staticmethod
+    def _events_of(sequence: Sequence, piece: Slice, result: SliceResult) -> list[GenerationEvent]:
         events: list[GenerationEvent] = []
         if piece.score_targets:
             events += sequence.accept_scores(result.scores)
@@ -238,12 +376,12 @@ class Scheduler:
             events += sequence.accept_token(result.sampled)
         elif not sequence.samples:
             events += sequence.finish_without_sample()
-        if any(isinstance(event, GenerationFinished) for event in events):
-            self._drop(sequence.id)
-        return (EmitEvent(sequence.id, event) for event in events)
+        return events
+
+    # Frames to send
 
     def _fill_ring(self) -> Iterator[Batch]:
-        while self._ring is not None:
+        while self._ring is not None and not self._ring.is_closing:
             batch = self._next_batch(self._ring)
             if batch is None:
                 return
@@ -256,75 +394,111 @@ class Scheduler:
         slices: list[Slice] = []
         begins: list[Begin] = []
         if free_slots > 0:
-            slices += self._decode_slices(ring)
+            self._add_decode_slices(ring, slices, begins)
         if free_slots > 0 or not self._any_decoding():
             self._add_prompt_slices(ring, slices, begins)
-        if not slices and not (ring.pending_ends and free_slots > 0):
+        if not slices and not (self._pending_ends and free_slots > 0):
             return None
         # A sequence can be set back to make room for one that comes after it in this very frame.
-        alive = ring.by_ring_id
-        kept = tuple(piece for piece in slices if piece.ring_id in alive)
-        batch = Batch(
-            ring.geometry.epoch, ring.next_batch_id, tuple(b for b in begins if b.ring_id in alive), kept, self._take_ends(ring, begins)
-        )
+        kept = tuple(piece for piece in slices if piece.ring_id in self._on_shards)
+        begun = tuple(begin for begin in begins if begin.ring_id in self._on_shards)
+        batch = Batch(ring.geometry.epoch, ring.next_batch_id, begun, kept, tuple(self._pending_ends))
+        self._pending_ends.clear()
         ring.next_batch_id += 1
         ring.in_flight[batch.batch_id] = kept
         return batch
 
-    def _take_ends(self, ring: _Ring, begins: list[Begin]) -> tuple[int, ...]:
-        """Ring ids to end. One that would have begun in this frame never existed for the shards."""
-        unborn = {begin.ring_id for begin in begins} - ring.by_ring_id.keys()
-        ends = tuple(ring_id for ring_id in ring.pending_ends if ring_id not in unborn)
-        ring.pending_ends.clear()
-        return ends
-
     def _any_decoding(self) -> bool:
         return any(sequence.is_decoding for sequence in self._running)
 
-    def _decode_slices(self, ring: _Ring) -> list[Slice]:
+    def _add_decode_slices(self, ring: _Ring, slices: list[Slice], begins: list[Begin]) -> None:
         decoding = [s for s in self._running if s.is_decoding]
         ready = [s for s in decoding if not s.awaits_sample]
         share = min(-(-len(decoding) // ring.geometry.num_stages), self.limits.max_batch_rows)
-        slices = []
         for sequence in ready[:share]:
-            if sequence.ring_id is not None and self._reserve(ring, sequence, 1):
-                slices.append(self._send_rows(ring, sequence, 1))
-        return slices
+            self._add_rows(sequence, 1, slices, begins)
 
     def _add_prompt_slices(self, ring: _Ring, slices: list[Slice], begins: list[Begin]) -> None:
         budget = self.limits.chunk_rows_while_decoding if self._any_decoding() else self.limits.max_batch_rows
         budget = min(budget, self.limits.max_batch_rows - sum(len(piece.token_ids) for piece in slices))
-        for sequence in [s for s in self._running if not s.is_decoding and s.num_unsent > 0]:
-            budget = self._add_chunk(ring, sequence, budget, slices)
+        for sequence in [s for s in self._running if not s.is_decoding]:
+            if sequence.num_unreplayed > 0:
+                budget -= self._add_replay(sequence, budget, slices, begins)
+            else:
+                budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
+        blocks = self._held_blocks()
         while budget > 0 and self._waiting and len(self._running) < self.limits.max_running:
             sequence = self._waiting[0]
-            if ring.blocks.blocks_for(len(sequence.tokens)) > ring.blocks.num_free:
+            if blocks.blocks_for(len(sequence.tokens)) > blocks.num_free:
                 return
             self._waiting.popleft()
-            begins.append(self._begin(ring, sequence))
-            budget = self._add_chunk(ring, sequence, budget, slices)
+            self._start(ring, sequence)
+            budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
 
-    def _begin(self, ring: _Ring, sequence: Sequence) -> Begin:
+    def _start(self, ring: _Ring, sequence: Sequence) -> None:
         sequence.ring_id = self._next_ring_id
         self._next_ring_id += 1
+        sequence.begins = True
         if sequence.rounding_points is None:
             sequence.rounding_points = ring.geometry.rounding_points
-        ring.by_ring_id[sequence.ring_id] = sequence
+        self._on_shards[sequence.ring_id] = sequence
         self._running.append(sequence)
-        return Begin(sequence.ring_id, sequence.prompt_length, sequence.request.sampling, sequence.rounding_points)
 
-    def _add_chunk(self, ring: _Ring, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
-        rows = min(budget, sequence.num_unsent)
-        if rows > 0 and sequence.ring_id is not None and self._reserve(ring, sequence, rows):
-            slices.append(self._send_rows(ring, sequence, rows))
-            return budget - rows
-        return budget
+    def _begin(self, sequence: Sequence, first_position: int, begins: list[Begin]) -> None:
+        """Tell the shards of it, if they do not know: the blocks of what they have computed, and the tokens before its next slice."""
+        if not sequence.begins:
+            return
+        sequence.begins = False
+        assert sequence.ring_id is not None
+        assert sequence.rounding_points is not None
+        begins.append(
+            Begin(
+                sequence.ring_id,
+                sequence.prompt_length,
+                sequence.request.sampling,
+                sequence.rounding_points,
+                tuple(sequence.block_ids[: self._held_blocks().blocks_for(sequence.num_completed)]),
+                tuple(sequence.tokens[:first_position]),
+            )
+        )
 
-    def _reserve(self, ring: _Ring, sequence: Sequence, rows: int) -> bool:
+    def _add_replay(self, sequence: Sequence, budget: int, slices: list[Slice], begins: list[Begin]) -> int:
+        rows = min(budget, sequence.num_unreplayed)
+        if rows <= 0 or sequence.ring_id is None:
+            return 0
+        start = sequence.num_replayed
+        sequence.num_replayed += rows
+        self._begin(sequence, start, begins)
+        token_ids = tuple(sequence.tokens[start : start + rows])
+        slices.append(Slice(sequence.ring_id, start, token_ids, (), False, (), sequence.replay))
+        return rows
+
+    def _add_rows(self, sequence: Sequence, rows: int, slices: list[Slice], begins: list[Begin]) -> int:
+        """The next rows of the sequence, if there is room for them in the cache; the number that was added."""
+        if rows <= 0 or sequence.ring_id is None or not self._reserve(sequence, rows):
+            return 0
+        start, stop = sequence.num_sent, sequence.num_sent + rows
+        self._begin(sequence, start, begins)
+        sequence.num_sent = stop
+        sequence.awaits_sample = sequence.samples and stop == len(sequence.tokens)
+        slices.append(
+            Slice(
+                ring_id=sequence.ring_id,
+                first_position=start,
+                token_ids=tuple(sequence.tokens[start:stop]),
+                new_block_ids=tuple(sequence.block_ids[self._held_blocks().blocks_for(start) :]),
+                sample=sequence.awaits_sample,
+                score_targets=sequence.score_targets(start, stop) if sequence.wants_scores and start < sequence.prompt_length - 1 else (),
+            )
+        )
+        return rows
+
+    def _reserve(self, sequence: Sequence, rows: int) -> bool:
         """Make room in the cache for its next rows, if need be by setting back younger sequences, or itself."""
+        blocks = self._held_blocks()
         while True:
-            needed = ring.blocks.blocks_for(sequence.num_sent + rows) - len(sequence.block_ids)
-            new = ring.blocks.allocate(needed)
+            needed = blocks.blocks_for(sequence.num_sent + rows) - len(sequence.block_ids)
+            new = blocks.allocate(needed)
             if new is not None:
                 sequence.block_ids.extend(new)
                 return True
@@ -332,18 +506,3 @@ class Scheduler:
             self._set_back([victim])
             if victim is sequence:
                 return False
-
-    def _send_rows(self, ring: _Ring, sequence: Sequence, rows: int) -> Slice:
-        start, stop = sequence.num_sent, sequence.num_sent + rows
-        first_new_block = ring.blocks.blocks_for(start)
-        sequence.num_sent = stop
-        sequence.awaits_sample = sequence.samples and stop == len(sequence.tokens)
-        assert sequence.ring_id is not None
-        return Slice(
-            ring_id=sequence.ring_id,
-            first_position=start,
-            token_ids=tuple(sequence.tokens[start:stop]),
-            new_block_ids=tuple(sequence.block_ids[first_new_block:]),
-            sample=sequence.awaits_sample,
-            score_targets=sequence.score_targets(start, stop) if sequence.wants_scores and start < sequence.prompt_length - 1 else (),
-        )

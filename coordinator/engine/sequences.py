@@ -1,13 +1,15 @@
 """One sequence on its way from request to last token.
 
-A sequence knows all its tokens: prompt and answer. How many of them have been sent around the ring (`num_sent`) is all that
-must be forgotten when the plan changes or its cache blocks are taken away: it then restarts, and because a row's bits do not
-depend on how it was batched or cut, and randomness is counted by position, its next token is the one that it would have been.
+A sequence knows all its tokens: prompt and answer. Rows up to `num_completed` have come back from the ring, rows up to `num_sent`
+are on their way. When the ring breaks, it resumes from `num_completed`, after a replay of what was lost (see `recovery`); when its
+cache blocks are taken away, it restarts from nothing. Because a row's bits do not depend on when or with what it is computed, and
+randomness is counted by position, its next token is the one that it would have been.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dairllm.coordinator.engine.recovery import Holdings, Placement, Replay, plan_replay
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -21,7 +23,11 @@ from dairllm.coordinator.engine.requests import (
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """rounding_points: unit boundary -> wire encoding, fixed when the sequence first begins (docs/architecture.md, 'Rounding points')."""
+    """rounding_points: unit boundary -> wire encoding, fixed when the sequence first begins (docs/architecture.md, 'Rounding points').
+
+    holdings: where its computed past lies; None before it is complete anywhere: in the middle of a replay, or before the first row.
+    replay: what is computed again before it goes on. begins: the shards must be told of it with its next slice.
+    """
 
     id: SequenceId
     request: GenerationRequest
@@ -30,8 +36,14 @@ class Sequence:
     rounding_points: Mapping[int, str] | None = None
     ring_id: int | None = None
     block_ids: list[int] = field(default_factory=list)
+    begins: bool = False
     num_sent: int = 0
+    num_completed: int = 0
     awaits_sample: bool = False
+    holdings: Holdings | None = None
+    replay: Replay | None = None
+    num_replayed: int = 0
+    _holdings_after_replay: Holdings | None = None
     _scores: list[TokenScore] = field(default_factory=list)
     _prompt_is_scored: bool = field(init=False)
 
@@ -50,7 +62,11 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """Exactly the newest token is unsent, or its successor is being computed."""
-        return self.awaits_sample or (self.num_unsent == 1 and self.num_sent > 0)
+        return self.awaits_sample or (self.num_unsent == 1 and self.num_sent > 0 and self.num_unreplayed == 0)
+
+    @property
+    def num_unreplayed(self) -> int:
+        return 0 if self.replay is None else self.num_completed - self.num_replayed
 
     @property
     def wants_scores(self) -> bool:
@@ -64,9 +80,33 @@ class Sequence:
         """Forget what the shards know of it. The caller frees the blocks."""
         self.ring_id = None
         self.block_ids = []
-        self.num_sent = 0
+        self.begins = False
+        self.num_sent = self.num_completed = self.num_replayed = 0
         self.awaits_sample = False
+        self.holdings = self._holdings_after_replay = self.replay = None
         self._scores = []
+
+    def resume(self, placement: Placement, transferred: frozenset[int]) -> None:
+        """Go on under a new plan from what is completed. The caller has freed the blocks beyond it."""
+        assert self.holdings is not None
+        self.begins = True
+        self.num_sent = self.num_completed
+        self.num_replayed = 0
+        self.awaits_sample = False
+        self.replay = plan_replay(self.holdings, placement, transferred)
+        self._holdings_after_replay = self.holdings.after(placement, self.replay)
+        self.holdings = None if self.replay else self._holdings_after_replay
+
+    def complete_rows(self, stop: int, placement: Placement) -> None:
+        """Rows before position `stop` have come back."""
+        self.num_completed = max(self.num_completed, stop)
+        if self.holdings is None and self.replay is None:
+            self.holdings = Holdings.of(placement)
+
+    def complete_replay(self, stop: int) -> None:
+        """Replayed rows before position `stop` have come back."""
+        if stop >= self.num_completed:
+            self.holdings, self.replay = self._holdings_after_replay, None
 
     def score_targets(self, start: int, stop: int) -> tuple[int, ...]:
         """The token after each of the rows [start, stop), as far as the prompt goes; a row beyond it repeats its last token."""

@@ -1,144 +1,106 @@
 """The scheduler against a ring that checks everything a real one would, driven by hypothesis through cancellations and lost plans."""
 
-import hashlib
-from collections import deque
-from dataclasses import dataclass, field
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dairllm.coordinator.engine.requests import (
-    GenerationFinished,
-    GenerationRequest,
-    PromptScored,
-    SequenceId,
-    TokenGenerated,
-    TokenScore,
-)
+from dairllm.coordinator.engine.recovery import Holder, Placement, StagePlace
+from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
 from dairllm.coordinator.engine.scheduler import (
-    Batch,
-    BatchCompleted,
     EmitEvent,
     GenerationCancelled,
     GenerationRequested,
+    ReportDrained,
+    ReportRecovered,
+    ReportRecovery,
     RingClosed,
+    RingClosing,
     RingGeometry,
     RingOpened,
     Scheduler,
     SchedulerAction,
     SchedulerLimits,
     SendBatch,
-    SliceResult,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.engine.simulated_shards import SimulatedRing, next_token
 
 BLOCK_TOKENS = 4
 END_ID = 7
-
-
-def next_token(tokens: list[int]) -> int:
-    """Stands for the model: depends on every token before."""
-    return hashlib.sha256(repr(tokens).encode()).digest()[0] % 64
 
 
 def expected_answer(request: GenerationRequest, context_length: int) -> list[int]:
     tokens = list(request.prompt_ids)
     limit = context_length if request.max_tokens is None else min(context_length, len(tokens) + request.max_tokens)
     while len(tokens) < limit:
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tuple(tokens)))
         if tokens[-1] in request.end_ids:
             break
     return tokens[len(request.prompt_ids) :]
 
 
-@dataclass
-class CheckedRing:
-    """Holds what the shards would hold: per position of each block the token written there."""
-
-    geometry: RingGeometry
-    cells: dict[tuple[int, int], int] = field(default_factory=dict)
-    tables: dict[int, list[int]] = field(default_factory=dict)
-    lengths: dict[int, int] = field(default_factory=dict)
-    queue: deque[Batch] = field(default_factory=deque)
-
-    def send(self, batch: Batch) -> None:
-        assert batch.epoch == self.geometry.epoch
-        self.queue.append(batch)
-        assert len(self.queue) <= self.geometry.num_stages + 1
-
-    def compute(self) -> BatchCompleted:
-        batch = self.queue.popleft()
-        for begin in batch.begins:
-            assert begin.ring_id not in self.tables
-            self.tables[begin.ring_id], self.lengths[begin.ring_id] = [], 0
-        results = []
-        for piece in batch.slices:
-            results.append(self._compute_slice(piece))
-        for ring_id in batch.ends:
-            del self.tables[ring_id], self.lengths[ring_id]
-        return BatchCompleted(batch.epoch, batch.batch_id, tuple(results))
-
-    def _compute_slice(self, piece) -> SliceResult:
-        table = self.tables[piece.ring_id]
-        assert piece.first_position == self.lengths[piece.ring_id]
-        table.extend(piece.new_block_ids)
-        assert all(0 <= block < self.geometry.num_kv_blocks for block in table)
-        end = piece.first_position + len(piece.token_ids)
-        assert len(table) == -(-end // BLOCK_TOKENS)
-        for position, token in enumerate(piece.token_ids, piece.first_position):
-            self.cells[table[position // BLOCK_TOKENS], position % BLOCK_TOKENS] = token
-        self.lengths[piece.ring_id] = end
-        seen = [self.cells[table[p // BLOCK_TOKENS], p % BLOCK_TOKENS] for p in range(end)]
-        sampled = TokenScore(next_token(seen), -1.0) if piece.sample else None
-        scores = tuple(TokenScore(target, float(-target)) for target in piece.score_targets)
-        assert len(scores) in (0, len(piece.token_ids))
-        return SliceResult(piece.ring_id, sampled, scores)
+NUM_UNITS = 8
 
 
-def geometry(epoch: int, stages: int, blocks: int) -> RingGeometry:
-    return RingGeometry(epoch, stages, blocks, BLOCK_TOKENS, {1: "Q8_0"} if stages > 1 else {})
+def placement(*stages: tuple[str, int]) -> Placement:
+    """Stages as (name and boot in two letters, last boundary)."""
+    starts = [0, *(stop for _, stop in stages)]
+    return tuple(StagePlace(Holder(who[0], who[1:]), range(start, stop)) for start, (who, stop) in zip(starts, stages, strict=False))
+
+
+def even_placement(stages: int) -> Placement:
+    return placement(*((f"{'abcd'[i]}1", NUM_UNITS * (i + 1) // stages) for i in range(stages)))
+
+
+def geometry(epoch: int, stages: int | Placement, blocks: int, transferred: frozenset[int] = frozenset()) -> RingGeometry:
+    where = even_placement(stages) if isinstance(stages, int) else stages
+    return RingGeometry(epoch, where, blocks, BLOCK_TOKENS, {1: "Q8_0"} if len(where) > 1 else {}, transferred)
 
 
 class Harness:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.scheduler = Scheduler(limits)
-        self.ring: CheckedRing | None = None
+        self.ring = SimulatedRing()
         self.events: dict[int, list[object]] = {}
-        self.max_in_flight = 0
+        self.reports: list[SchedulerAction] = []
 
     def apply(self, actions: list[SchedulerAction]) -> None:
         for action in actions:
             match action:
                 case SendBatch(batch):
-                    assert self.ring is not None
                     assert 0 < batch.num_rows <= self.scheduler.limits.max_batch_rows or batch.ends
                     self.ring.send(batch)
-                    self.max_in_flight = max(self.max_in_flight, len(self.ring.queue))
                 case EmitEvent(sequence_id, event):
                     self.events.setdefault(sequence_id, []).append(event)
+                case other:
+                    self.reports.append(other)
 
     def open_ring(self, ring_geometry: RingGeometry) -> None:
-        self.ring = CheckedRing(ring_geometry)
+        self.ring.open(ring_geometry, self.scheduler.alive_ring_ids)
         self.apply(self.scheduler.handle(RingOpened(ring_geometry)))
 
     def close_ring(self) -> None:
-        self.ring = None
+        self.ring.close()
         self.apply(self.scheduler.handle(RingClosed()))
 
     def request(self, number: int, request: GenerationRequest) -> None:
         self.apply(self.scheduler.handle(GenerationRequested(SequenceId(number), request)))
 
     def step(self) -> None:
-        if self.ring is not None and self.ring.queue:
+        if self.ring.queue:
             self.apply(self.scheduler.handle(self.ring.compute()))
 
     def run(self, limit: int = 20_000) -> None:
         for _ in range(limit):
-            if self.ring is None or not self.ring.queue:
+            if not self.ring.queue:
                 return
             self.step()
         raise AssertionError("the scheduler never came to rest")
 
     def answer(self, number: int) -> list[int]:
         return [event.token.token_id for event in self.events.get(number, []) if isinstance(event, TokenGenerated)]
+
+    @property
+    def known_on_shards(self) -> set[int]:
+        return {ring_id for shard in self.ring.shards.values() for ring_id in shard.sequences}
 
 
 def limits(**changes: int) -> SchedulerLimits:
@@ -154,7 +116,7 @@ def test_one_sequence_gets_every_token_and_a_finish() -> None:
     assert harness.answer(1) == expected_answer(request, 64)
     assert harness.events[1][-1] == GenerationFinished("length")
     assert harness.scheduler.kv_blocks_free == 16
-    assert not harness.ring.tables
+    assert not harness.known_on_shards
 
 
 def test_as_many_frames_are_in_flight_as_there_are_stages() -> None:
@@ -222,21 +184,90 @@ requests = st.builds(
     end_ids=st.sampled_from([frozenset(), frozenset({END_ID})]),
     score_prompt=st.booleans(),
 )
+
+
+def test_a_lost_shard_costs_a_replay_of_its_layers_only() -> None:
+    harness = Harness(limits())
+    three = placement(("a1", 3), ("b1", 5), ("c1", 8))
+    harness.open_ring(geometry(1, three, 64))
+    request = GenerationRequest(tuple(range(1, 40)), max_tokens=10)
+    harness.request(1, request)
+    for _ in range(7):
+        harness.step()
+    done = len(harness.answer(1))
+    assert done > 0
+    harness.close_ring()
+    harness.open_ring(geometry(2, placement(("a1", 5), ("c1", 8)), 64))
+    harness.run()
+    assert harness.answer(1) == expected_answer(request, 64)
+    report = next(report for report in harness.reports if isinstance(report, ReportRecovery))
+    assert (report.num_kept, report.num_replayed, report.num_restarted) == (0, 1, 0)
+    assert report.replayed_work * NUM_UNITS == report.all_work * 2, "two of eight units compute again"
+    assert isinstance(harness.reports[-1], ReportRecovered)
+
+
+def test_transferred_layers_cost_nothing() -> None:
+    harness = Harness(limits())
+    before, after = placement(("a1", 8)), placement(("a1", 5), ("b1", 8))
+    harness.open_ring(geometry(1, before, 64))
+    requests = [GenerationRequest((number, 2, 3), max_tokens=12) for number in range(3)]
+    for number, request in enumerate(requests):
+        harness.request(number, request)
+    for _ in range(6):
+        harness.step()
+    harness.apply(harness.scheduler.handle(RingClosing()))
+    harness.run()
+    assert isinstance(harness.reports[-1], ReportDrained)
+    moved = frozenset({5, 6})
+    harness.ring.transfer(after, moved, before)
+    harness.close_ring()
+    harness.open_ring(geometry(2, after, 64, moved))
+    assert harness.ring.replayed_rows == 0
+    harness.run()
+    assert [harness.answer(number) for number in range(3)] == [expected_answer(request, 64) for request in requests]
+    assert harness.ring.replayed_rows == 0
+
+
+def test_lost_records_mean_a_restart() -> None:
+    harness = Harness(limits())
+    harness.open_ring(geometry(1, placement(("a1", 3), ("b1", 8)), 64))
+    request = GenerationRequest(tuple(range(1, 30)), max_tokens=8)
+    harness.request(1, request)
+    for _ in range(5):
+        harness.step()
+    next(iter(harness.ring.shards.values())).records.clear()
+    harness.close_ring()
+    harness.open_ring(geometry(2, placement(("a1", 3), ("c1", 8)), 64))
+    harness.run()
+    assert harness.answer(1) == expected_answer(request, 64)
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> Placement:
+    names = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4, unique=True))
+    cuts = draw(st.lists(st.integers(1, NUM_UNITS - 1), min_size=len(names) - 1, max_size=len(names) - 1, unique=True))
+    boots = [draw(st.sampled_from("112")) for _ in names]
+    return placement(*((n + b, stop) for n, b, stop in zip(names, boots, [*sorted(cuts), NUM_UNITS], strict=True)))
+
+
 stimuli = st.one_of(
     st.tuples(st.just("request"), requests),
     st.tuples(st.just("cancel"), st.integers(0, 10)),
     st.tuples(st.just("step"), st.integers(1, 10)),
-    st.tuples(st.just("reopen"), st.integers(1, 4), st.integers(16, 40)),
+    st.tuples(st.just("break"), st.integers(0, 4), placements(), st.integers(16, 40)),
+    st.tuples(st.just("move"), placements(), st.integers(16, 40), st.sets(st.integers(1, NUM_UNITS - 2))),
     st.tuples(st.just("close"), st.none()),
+    st.tuples(st.just("forget records"), st.none()),
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(stimuli, min_size=1, max_size=40))
 def test_every_answer_is_right_whatever_happens(script: list[tuple]) -> None:
     harness = Harness(limits())
     epoch = 1
-    harness.open_ring(geometry(epoch, 2, 16))
+    now = even_placement(2)
+    harness.open_ring(geometry(epoch, now, 16))
     asked: dict[int, GenerationRequest] = {}
     cancelled: set[int] = set()
     for kind, *rest in script:
@@ -245,16 +276,31 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple]) -> None:
                 asked[len(asked)] = rest[0]
                 harness.request(len(asked) - 1, rest[0])
             case "cancel":
-                cancelled.add(rest[0]) if rest[0] in asked else None
+                if rest[0] in asked:
+                    cancelled.add(rest[0])
                 harness.apply(harness.scheduler.handle(GenerationCancelled(SequenceId(rest[0]))))
             case "step":
                 for _ in range(rest[0]):
                     harness.step()
-            case "reopen":
-                epoch += 1
-                harness.open_ring(geometry(epoch, rest[0], rest[1]))
+            case "break":
+                if harness.ring.geometry is not None:
+                    harness.ring.compute_partly(rest[0])
+                harness.close_ring()
+                epoch, now = epoch + 1, rest[1]
+                harness.open_ring(geometry(epoch, now, rest[2]))
+            case "move":
+                harness.apply(harness.scheduler.handle(RingClosing()))
+                harness.run()
+                transferred = frozenset(rest[2]) & _held(harness, now)
+                harness.ring.transfer(rest[0], transferred, now)
+                harness.close_ring()
+                epoch, now = epoch + 1, rest[0]
+                harness.open_ring(geometry(epoch, now, rest[1], transferred))
             case "close":
                 harness.close_ring()
+            case "forget records":
+                for shard in harness.ring.shards.values():
+                    shard.records.clear()
     harness.open_ring(geometry(epoch + 1, 2, 16))
     harness.run()
     for number, request in asked.items():
@@ -268,4 +314,9 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple]) -> None:
         assert sum(isinstance(event, PromptScored) for event in harness.events[number]) == request.score_prompt
     assert harness.scheduler.kv_blocks_free == 16
     assert harness.scheduler.num_running == harness.scheduler.num_waiting == 0
-    assert not harness.ring.tables, "nothing is left on the shards"
+    assert not harness.known_on_shards, "nothing is left on the shards"
+
+
+def _held(harness: Harness, now: Placement) -> frozenset[int]:
+    """Units whose owner still lives."""
+    return frozenset(unit for stage in now if stage.holder in harness.ring.shards for unit in stage.units)
