@@ -4,20 +4,50 @@ Nothing is awaited: what comes of an action returns as an event.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, Peer
+from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId, Peer
 from dairllm.coordinator.planner import Plan
 from dairllm.mesh.errors import DairllmError
 
 
+class EventKind(StrEnum):
+    """What is counted in metrics; the values are the `kind` of ClusterEvent in cluster.proto."""
+
+    JOINED = "joined"
+    REFUSED = "refused"
+    RECONNECTED = "reconnected"
+    LOST = "lost"
+    LEAVING = "leaving"
+    LEFT = "left"
+    CORDONED = "cordoned"
+    CONFIGURED = "configured"
+    SPEED_CHANGED = "speed_changed"
+    LEFT_OUT = "left_out"
+    PLAN = "plan"
+    PREPARING = "preparing"
+    CANDIDATE_DROPPED = "candidate_dropped"
+    LOADED = "loaded"
+    LOAD_FAILED = "load_failed"
+    SET_ASIDE = "set_aside"
+    SWITCHING = "switching"
+    TRANSFER_INCOMPLETE = "transfer_incomplete"
+    SERVING = "serving"
+    SWITCHED = "switched"
+    RECOVERED = "recovered"
+    RETRY = "retry"
+    WAITING = "waiting"
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterEventRecord:
-    """Something that happened, in plain words. shard: whom it is about, '' if all."""
+    """Something that happened, in plain words. shard: whom it is about, '' if all. duration_s: how long it took, 0 if it took no time."""
 
     time_s: float
-    kind: str
+    kind: EventKind
     shard: str
     text: str
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +81,11 @@ class EndLease:
 
 @dataclass(frozen=True, slots=True)
 class AssignUnits:
-    """Send the Assignment. next: the member that follows, None for the coordinator. The same epoch may be assigned again."""
+    """Send the Assignment: prepare the stage, change nothing else. next: the member that follows, None for the coordinator.
+
+    exclusive: the shard may free units that are not among these first; only sent while the ring is closed. The same epoch may be assigned
+    again, also as exclusive what was not before.
+    """
 
     name: str
     boot_id: str
@@ -62,33 +96,89 @@ class AssignUnits:
     kv_block_tokens: int
     context_length: int
     max_batch_rows: int
+    exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The KV cache of these layer units lies with another shard, which lives."""
+
+    units: range
+    source: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateStage:
+    """Send ActivateStage, with the cache blocks that are in use and the sequences that are alive. StageActivated is expected.
+
+    Sent to all shards of a plan at once, when all have loaded and nothing is in flight.
+    """
+
+    name: str
+    boot_id: str
+    epoch: Epoch
+    moves: tuple[Move, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseShard:
-    """Send the Release: the plan of this epoch has no part for the shard."""
+    """Send the Release: the plan of this epoch has no part for the shard. leave: it asked to leave, and may end now."""
 
     name: str
     boot_id: str
     epoch: Epoch
     reason: str
+    leave: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRing:
-    """All stages are loaded: dial the first shard, then report RingOpened or RingBroken. first: where it is."""
+    """All stages are active: dial the first shard, then report RingOpened or RingBroken.
+
+    first: where it is. holders: the shards of the plan's stages, in ring order, with their boots.
+    kept, transferred: layer units whose owner has the KV cache of everything that was computed up to the end of the last ring that
+    opened. kept: it had them in that ring, too, and never gave them up; transferred: it has taken them over since. The cache of all
+    other layers is empty, whoever owned them before, and must be rebuilt.
+    """
 
     epoch: Epoch
     plan: Plan
     first: Peer
+    holders: tuple[Holder, ...]
+    kept: frozenset[int]
+    transferred: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class CloseRing:
-    """Send nothing more in this epoch; unfinished sequences wait for the next."""
+    """Send nothing more in this epoch; unfinished sequences wait for the next.
+
+    graceful: first wait until nothing is in flight, for a moment at most, then report RingDrained. Otherwise drop what is in flight now;
+    no answer is needed. The second may follow the first for the same epoch.
+    """
 
     epoch: Epoch
     reason: str
+    graceful: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskToDrain:
+    """Send Drain: the shard answers Leaving with `drain`, which is ShardLeaving, and goes on until it is released."""
+
+    name: str
+    boot_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureLimits:
+    """Send Configure: the shard applies the limits that are not None, and answers CapabilitiesChanged."""
+
+    name: str
+    boot_id: str
+    memory_budget_bytes: int | None
+    num_threads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +188,16 @@ class RecordEvent:
     record: ClusterEventRecord
 
 
-Action = AdmitShard | RefuseShard | EndLease | AssignUnits | ReleaseShard | OpenRing | CloseRing | RecordEvent
+Action = (
+    AdmitShard
+    | RefuseShard
+    | EndLease
+    | AssignUnits
+    | ActivateStage
+    | ReleaseShard
+    | OpenRing
+    | CloseRing
+    | AskToDrain
+    | ConfigureLimits
+    | RecordEvent
+)

@@ -1,12 +1,12 @@
 """What happens to a cluster. Events of a lease, a boot or an epoch that is past change nothing.
 
-name and boot_id say which process of which machine; lease says which of its streams. Every event but JoinRequested is about an
-admitted shard or a plan; one about an unknown shard is ignored.
+name and boot_id say which process of which machine; lease says which of its streams. What people want names a shard only. Every event
+but JoinRequested is about an admitted shard or a plan; one about an unknown shard is ignored.
 """
 
 from dataclasses import dataclass
 
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.planner import ModelDemand
 
 
@@ -45,12 +45,54 @@ class LeaseBroken:
 
 @dataclass(frozen=True, slots=True)
 class ShardLeft:
-    """The shard said that it is going."""
+    """The shard said that it is going, and is gone: Leaving without `drain`."""
 
     name: str
     boot_id: str
     lease: LeaseId
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLeaving:
+    """The shard wants to go, and waits until it is released: Leaving with `drain`."""
+
+    name: str
+    boot_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """A person wants the shard to hand over its layers and leave. force: also if the others do not suffice."""
+
+    name: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CordonRequested:
+    """A person wants the shard not to be planned for, or (cordoned=False) to be used again. force: also if the others do not suffice."""
+
+    name: str
+    cordoned: bool
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureRequested:
+    """A person changes limits of a shard; None leaves one as it is."""
+
+    name: str
+    memory_budget_bytes: int | None = None
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilitiesChanged:
+    name: str
+    boot_id: str
+    capabilities: ShardCapabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +114,31 @@ class StageLoaded:
 
 
 @dataclass(frozen=True, slots=True)
+class StageActivated:
+    """transferred_units: those of the moves whose KV cache it has now. seconds: what it took. note: why not all, '' if all."""
+
+    name: str
+    boot_id: str
+    epoch: Epoch
+    transferred_units: frozenset[int]
+    transferred_bytes: int
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StageLoadFailed:
+    """A stage could not be loaded, or one that was loaded does not work.
+
+    needs_exclusive: it would fit, but not beside what the shard holds for the plan that is active.
+    """
+
     name: str
     boot_id: str
     epoch: Epoch
     message: str
     retryable: bool
+    needs_exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +159,13 @@ class RingOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class RingDrained:
+    """After a graceful CloseRing: nothing is in flight any more, or it was waited for long enough."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
 class RingBroken:
     """The ring could not be opened, broke at the coordinator's end, or did not answer in time."""
 
@@ -107,7 +175,7 @@ class RingBroken:
 
 @dataclass(frozen=True, slots=True)
 class StepMeasured:
-    """A micro-batch of one row took step_s: on one shard, or on the whole ring if shard is None."""
+    """A micro-batch of one row took step_s: computing on one shard, or the whole ring if shard is None. Comes about once a second."""
 
     epoch: Epoch
     shard: str | None
@@ -125,11 +193,18 @@ Event = (
     | HeartbeatReceived
     | LeaseBroken
     | ShardLeft
+    | ShardLeaving
+    | DrainRequested
+    | CordonRequested
+    | ConfigureRequested
+    | CapabilitiesChanged
     | LoadProgressed
     | StageLoaded
     | StageLoadFailed
+    | StageActivated
     | EdgeBroken
     | RingOpened
+    | RingDrained
     | RingBroken
     | StepMeasured
     | TimePassed

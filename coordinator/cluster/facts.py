@@ -1,13 +1,20 @@
 """What shards tell about themselves, and names of things in the cluster. Plain values: protobuf stops at the servicer."""
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 
 LeaseId = NewType("LeaseId", int)
 """One Join stream. The shell numbers the streams, so that the end of a replaced stream is not taken for the end of its successor."""
 
 Epoch = NewType("Epoch", int)
 """Number of a plan; 0 is before the first."""
+
+
+class Holder(NamedTuple):
+    """One life of a shard: after a restart it holds nothing of what it held."""
+
+    name: str
+    boot_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +35,23 @@ class ShardCapabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldUnits:
+    """Weights that a shard has in memory."""
+
+    model_digest: bytes
+    units: frozenset[int]
+
+
+NOTHING_HELD = HeldUnits(b"", frozenset())
+
+
+@dataclass(frozen=True, slots=True)
 class ShardHello:
-    """The first message of a shard. addresses: "host:port", best first, the observed one included."""
+    """The first message of a shard.
+
+    addresses: "host:port", best first, the observed one included. held: what it still has from before. last_epoch: the largest that it has
+    seen.
+    """
 
     name: str
     boot_id: str
@@ -39,6 +61,8 @@ class ShardHello:
     protocol_major: int
     protocol_minor: int
     software_version: str
+    held: HeldUnits = NOTHING_HELD
+    last_epoch: Epoch = Epoch(0)
 
 
 @dataclass(frozen=True, slots=True)
