@@ -187,16 +187,18 @@ class MicroBatchResult(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., results: _Optional[_Iterable[_Union[SequenceResult, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class SequenceResult(_message.Message):
-    __slots__ = ("sequence_id", "sampled", "scores", "replay_failed")
+    __slots__ = ("sequence_id", "sampled", "scores", "replay_failed", "failure")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FAILED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     sampled: TokenLogprobs
     scores: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
     replay_failed: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., sampled: _Optional[_Union[TokenLogprobs, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., replay_failed: bool = ...) -> None: ...
+    failure: str
+    def __init__(self, sequence_id: _Optional[int] = ..., sampled: _Optional[_Union[TokenLogprobs, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., replay_failed: bool = ..., failure: _Optional[str] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("token_id", "logprob", "top")
