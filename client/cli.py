@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dairllm.client.chat import chat
+from dairllm.client.doctor import doctor
+from dairllm.client.events import events
+from dairllm.client.operate import configure, cordon, drain, uncordon
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
 from dairllm.client.status import status
 from dairllm.mesh.protocol import software_version
@@ -75,8 +78,9 @@ def dairllm(
 
 
 def add_commands() -> None:
-    for command in (chat, status, models, tokenize):
+    for command in (chat, status, events, models, tokenize, drain, cordon, uncordon, doctor):
         app.command(cls=settings_command("client"))(command)
+    app.command("set", cls=settings_command("client"))(configure)
     for entry in sorted(entry_points(group="dairllm.commands"), key=lambda entry: entry.name):
         app.command(entry.name, cls=settings_command("client"))(entry.load())
 

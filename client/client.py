@@ -7,7 +7,7 @@ with Client("192.168.1.10:7070") as client:
         print(piece, end="", flush=True)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -203,9 +203,12 @@ class Client:
             raise DairllmError("the coordinator ended WatchCluster without a message; expected one") from None
         return state
 
-    def watch_cluster(self) -> Iterator[cluster_pb2.ClusterState]:
-        """The state now and after every change, until the iterator is closed or the connection breaks."""
-        call = self._cluster.WatchCluster(cluster_pb2.WatchClusterRequest())
+    def watch_cluster(self, timeout_s: float | None = None) -> Generator[cluster_pb2.ClusterState, None, None]:
+        """The state now and after every change, until the iterator is closed or the connection breaks.
+
+        Raises DeadlineExceeded after timeout_s.
+        """
+        call = self._cluster.WatchCluster(cluster_pb2.WatchClusterRequest(), timeout=timeout_s)
         try:
             for response in call:
                 yield response.state
@@ -213,6 +216,19 @@ class Client:
             raise error_from_rpc(error, self._peer) from None
         finally:
             call.cancel()
+
+    def drain_shard(self, name: str, *, force: bool = False) -> None:
+        """Ask a shard to hand over its layers and leave; `watch_cluster` shows it go. force: also if the model is not served without it."""
+        self._call(self._cluster.DrainShard, cluster_pb2.DrainShardRequest(name=name, force=force))
+
+    def cordon_shard(self, name: str, cordoned: bool = True, *, force: bool = False) -> None:
+        """Exclude a shard from planning, or admit it again; it stays a member."""
+        self._call(self._cluster.CordonShard, cluster_pb2.CordonShardRequest(name=name, cordoned=cordoned, force=force))
+
+    def configure_shard(self, name: str, *, memory_budget_bytes: int | None = None, num_threads: int | None = None) -> None:
+        """Change limits of a running shard; None leaves one as it is."""
+        request = cluster_pb2.ConfigureShardRequest(name=name, memory_budget_bytes=memory_budget_bytes, num_threads=num_threads)
+        self._call(self._cluster.ConfigureShard, request)
 
     def _start(
         self,

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dairllm.client.events import NUM_RECENT, event_line
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
 from dairllm.mesh.settings import ConfigFile, format_size
 from dairllm.v1 import cluster_pb2, model_pb2
@@ -28,7 +29,7 @@ def status(
 ) -> None:
     """Show the machines of the cluster, what each computes, and how fast."""
     with connect(coordinator, cluster) as client:
-        states = client.watch_cluster() if watch else iter([client.cluster()])
+        states: Iterable[cluster_pb2.ClusterState] = client.watch_cluster() if watch else [client.cluster()]
         show = show_json if as_json else show_tables
         try:
             show(states)
@@ -90,7 +91,10 @@ def render(state: cluster_pb2.ClusterState) -> RenderableType:
     for shard in in_ring_order:
         table.add_row(*_shard_row(shard, state.num_layers))
     shards = table if state.shards else Text("no shards yet", style="dim")
-    return Group(_headline(state), _speed_line(state), Text(""), shards)
+    parts: list[RenderableType] = [_headline(state), _speed_line(state), Text(""), shards]
+    if state.recent_events:
+        parts += [Text(""), *(event_line(event) for event in state.recent_events[-NUM_RECENT:])]
+    return Group(*parts)
 
 
 def _headline(state: cluster_pb2.ClusterState) -> Text:

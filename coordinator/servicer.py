@@ -1,6 +1,8 @@
 """The coordinator's gRPC services that shards and observers call."""
 
 import asyncio
+import time
+
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -31,11 +33,20 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         while True:
             state = self._state()
             if state != last:
-                yield cluster_pb2.WatchClusterResponse(state=state)
+                yield cluster_pb2.WatchClusterResponse(state=state, coordinator=self._identity())
                 last = state
             if request.once:
                 return
             await asyncio.sleep(WATCH_INTERVAL_S)
+
+    def _identity(self) -> cluster_pb2.CoordinatorIdentity:
+        config = self._membership.config
+        return cluster_pb2.CoordinatorIdentity(
+            protocol_major=config.protocol_major,
+            protocol_minor=config.protocol_minor,
+            cluster_hash=config.cluster_hash,
+            time_s=time.time(),
+        )
 
 
 class RingServicer(ring_pb2_grpc.RingServiceServicer):

@@ -1,0 +1,65 @@
+"""`dairllm events`: what has happened to the cluster."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
+from dairllm.mesh.settings import ConfigFile
+from dairllm.v1 import cluster_pb2
+
+NUM_RECENT = 5
+"""So many stand at the end of `dairllm status`."""
+
+_FIELDS = ("time_s", "kind", "shard", "text", "duration_s")
+_RED, _YELLOW, _GREEN = ("lost", "failed"), ("left", "refused", "waiting"), ("serving", "recovered", "opened")
+_STYLES = {**dict.fromkeys(_RED, "red"), **dict.fromkeys(_YELLOW, "yellow"), **dict.fromkeys(_GREEN, "green")}
+"""By words in the kind of an event."""
+
+
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new ones until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+    coordinator: CoordinatorOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    config: ConfigFile = None,
+) -> None:
+    """Show joins, losses, moves and recoveries of late, oldest first. With --json: one object a line."""
+    console = Console(highlight=False, soft_wrap=True)
+    with connect(coordinator, cluster) as client:
+        states: Iterable[cluster_pb2.ClusterState] = client.watch_cluster() if follow else [client.cluster()]
+        try:
+            for event in new_events(state.recent_events for state in states):
+                if as_json:
+                    print(json.dumps({name: getattr(event, name) for name in _FIELDS}), flush=True)
+                else:
+                    console.print(event_line(event))
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def new_events(lists: Iterable[Sequence[cluster_pb2.ClusterEvent]]) -> Iterator[cluster_pb2.ClusterEvent]:
+    """Each event once, of lists that each hold the latest ones, oldest first.
+
+    What a list has in common with the one before stands at the end of that and at its own beginning.
+    """
+    before: list[cluster_pb2.ClusterEvent] = []
+    for latest in map(list, lists):
+        num_known = next(n for n in range(min(len(before), len(latest)), -1, -1) if before[len(before) - n :] == latest[:n])
+        yield from latest[num_known:]
+        before = latest
+
+
+def event_line(event: cluster_pb2.ClusterEvent) -> Text:
+    """Clock time here, what happened, how long it took: '14:03:07.120  shard b has joined'."""
+    when = datetime.fromtimestamp(event.time_s).strftime("%H:%M:%S.%f")[:-3]
+    style = next((style for word, style in _STYLES.items() if word in event.kind), "")
+    line = Text.assemble((when, "dim"), "  ", (event.text, style))
+    if event.duration_s:
+        line.append(f"  ({event.duration_s:.2f} s)", style="dim")
+    return line
