@@ -49,12 +49,11 @@ class LoadedModel:
         part = replace(self.assignment, units=self.assignment.units[span.start : span.stop])
         return build_stage(part, self.units[span.start : span.stop])
 
-    def kv_cache(self, span: range, num_tokens: int) -> KvCache | None:
-        """For the layers of `span`, if there are any, with room for one sequence of this length: see `block_table`."""
+    def kv_caches(self, span: range, num_tokens: int) -> list[KvCache]:
+        """One for each layer of `span`, with room for one sequence of this length: see `block_table`."""
         layers = range(max(span.start - 1, 0), min(span.stop - 1, self.spec.num_layers))
-        if not layers:
-            return None
-        return KvCache(len(layers), len(block_table(num_tokens)), BLOCK_TOKENS, self.spec.num_kv_heads, self.spec.head_dim)
+        num_blocks = len(block_table(num_tokens))
+        return [KvCache(num_blocks, BLOCK_TOKENS, self.spec.num_kv_heads, self.spec.head_dim) for _ in layers]
 
 
 def block_table(num_tokens: int) -> npt.NDArray[np.int32]:

@@ -151,15 +151,15 @@ class Comparison:
     def _hidden(self, token_ids: TokenIds, variant: Variant) -> Iterator[Rows]:
         """What the head sees, in chunks of rows."""
         shards = self._shards[variant.cuts]
-        caches = [self.model.kv_cache(shard.span, len(token_ids)) for shard in shards]
+        caches = [self.model.kv_caches(shard.span, len(token_ids)) for shard in shards]
         table = block_table(len(token_ids))
         for first in range(0, len(token_ids), CHUNK_ROWS):
             rows: TokenIds | Rows = token_ids[first : first + CHUNK_ROWS]
-            for shard, cache in zip(shards, caches, strict=True):
+            for shard, kv in zip(shards, caches, strict=True):
                 if shard.span.start:
                     rows = cross(np.asarray(rows, np.float32), variant.encoding)
                 if shard.parts.body is not None:
-                    rows = shard.parts.body.run(cache, rows, [StageSlice(len(rows), first, table)])
+                    rows = shard.parts.body.run(kv, rows, [StageSlice(len(rows), first, table)])
             yield np.asarray(rows, np.float32)
 
     def _log_probs(self, hidden: Rows) -> LogProbs:

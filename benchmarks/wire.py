@@ -136,9 +136,9 @@ def residual_streams(model: LoadedModel, boundaries: Sequence[int], token_ids: T
     rows: TokenIds | Rows = token_ids
     for start, stop in pairwise((0, *boundaries)):
         span = range(start, stop)
-        body, cache = model.stage(span).body, model.kv_cache(span, len(token_ids))
+        body, kv = model.stage(span).body, model.kv_caches(span, len(token_ids))
         assert body is not None, "units before the head"
-        rows = body.run(cache, rows, [StageSlice(len(token_ids), 0, block_table(len(token_ids)))])
+        rows = body.run(kv, rows, [StageSlice(len(token_ids), 0, block_table(len(token_ids)))])
         streams[stop] = rows
     return streams
 

@@ -136,32 +136,50 @@ class StageSpec:
     def num_layers(self) -> int: ...
 
 class KvCache:
-    """Keys and values of the stage's layers, counted from 0, in blocks of `block_tokens` positions (a multiple of 16). Pages that nothing
-    was written to cost no memory. MemoryError if the address space is refused.
+    """Keys and values of one layer, in blocks of `block_tokens` positions (a multiple of 16). Pages that nothing was written to cost no
+    memory. MemoryError if the address space is refused. RuntimeError for any use while another thread resizes it.
 
     `element_type`: "F16" rounds keys and values to half precision (magnitudes over 65504 saturate), "F32" keeps them as they are."""
 
     def __init__(
         self,
-        num_layers: int,
         num_blocks: int,
         block_tokens: int,
         num_kv_heads: int,
         head_dim: int,
         element_type: Literal["F16", "F32"] = "F16",
     ) -> None: ...
+    def resize(self, num_blocks: int) -> None:
+        """Blocks below both sizes keep their content, and pages that were not written still cost nothing; blocks that are new are zero, the
+        memory of those that go is given back. RuntimeError while a run uses the cache; MemoryError, nothing changed."""
+
+    def read_block(self, block_id: int) -> bytes:
+        """Keys and values of all positions of a block, `block_bytes` long: opaque, the same on every machine, and for caches of equal
+        block_tokens, num_kv_heads, head_dim and element_type to write_block. Their layout changes with the protocol's version only."""
+
+    def write_block(self, block_id: int, data: Buffer) -> None:
+        """What read_block gave. Attention over these positions then has the bits that it has over the cache that they were read from."""
+
+    @property
+    def block_bytes(self) -> int: ...
     @property
     def size_bytes(self) -> int:
         """When every block is written."""
 
     @property
-    def num_layers(self) -> int: ...
+    def resident_bytes(self) -> int:
+        """Of the pages that are in memory now, as the system counts them: those written, and a few that were only read."""
+
     @property
     def num_blocks(self) -> int: ...
     @property
     def element_type(self) -> Literal["F16", "F32"]: ...
     @property
     def block_tokens(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
 
 class Stage:
     """A contiguous run of units (embedding, layers, head) that computes micro-batches of up to `max_rows` rows, at positions below
@@ -174,6 +192,10 @@ class Stage:
 
     @property
     def layers_held(self) -> range: ...
+    @property
+    def units_held(self) -> range:
+        """Unit 0 is the embedding, unit i + 1 layer i, unit num_layers + 1 the head."""
+
     def set_embedding(self, table: PackedMatrix) -> None:
         """Unit 0: [vocabulary, hidden]."""
 
@@ -188,17 +210,21 @@ class Stage:
 
     def run(
         self,
-        kv: KvCache | None,
+        kv: Sequence[KvCache] | None,
         inputs: NDArray[np.integer] | NDArray[np.float32],
         slices: Sequence[StageSlice],
         logits_rows: NDArray[np.integer] | None = None,
+        units: range | None = None,
     ) -> NDArray[np.float32]:
-        """All units over one micro-batch, in one call without the GIL. A second call on the same stage waits.
+        """All units, or those of `units` (a part of units_held), over one micro-batch, in one call without the GIL. A second call on the same
+        stage waits.
 
-        `inputs`: token ids [n] if the stage has the embedding, else the residual stream [n, hidden]; the rows of the slices follow one
-        another. Returns the residual stream [n, hidden], or, with the head, the logits [m, vocabulary] of `logits_rows` (m may be 0).
+        `kv`: one cache per layer that the stage holds, in order, whichever of them are computed, and all of one geometry; not looked at if no
+        layer is computed. They can't be resized during the call: RuntimeError there, and here while one is being resized.
+        `inputs`: token ids [n] if unit 0 is computed, else the residual stream [n, hidden]; the rows of the slices follow one another.
+        Returns the residual stream [n, hidden], or, if the head is computed, the logits [m, vocabulary] of `logits_rows` (m may be 0).
         Keys and values of all rows are stored before any row attends, so slices may be consecutive chunks of one sequence; slices that
-        write the same block at the same positions are the caller's mistake. Rounding points between two units of this stage are applied
+        write the same block at the same positions are the caller's mistake. Rounding points between two units of the run are applied
         as encode_rows and decode_rows would. A row's bits depend on its sequence only."""
 
 def memory_read_bandwidth(size_bytes: int, passes: int = 5) -> float:

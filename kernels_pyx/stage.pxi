@@ -1,7 +1,7 @@
 # Stages and their KV caches. Included by _kernels.pyx.
 import math
 from libc.stdint cimport int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 
 cdef extern from "c/kv_cache.h" nogil:
@@ -11,14 +11,17 @@ cdef extern from "c/kv_cache.h" nogil:
         KV_F32
     ctypedef struct kv_cache:
         kv_type type
-        int num_layers
         int num_blocks
         int block_tokens
         int num_kv_heads
         int head_dim
+        size_t block_bytes
         size_t size_bytes
-    int kv_cache_create(kv_cache* cache, kv_type type, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim)
+    int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int head_dim)
+    int kv_cache_resize(kv_cache* cache, int num_blocks)
     void kv_cache_free(kv_cache* cache)
+    size_t kv_cache_resident_bytes(const kv_cache* cache)
+    uint8_t* kv_cache_block(const kv_cache* cache, int block)
 
 cdef extern from "c/attention.h" nogil:
     enum: MAX_HEAD_DIM
@@ -59,7 +62,9 @@ cdef extern from "c/stage.h" nogil:
         const uint8_t* boundary_encodings
 
     ctypedef struct stage_batch:
-        const kv_cache* cache
+        int first_unit
+        int end_unit
+        const kv_cache* const* caches
         const int32_t* token_ids
         const float* hidden
         const stage_slice* slices
@@ -172,41 +177,113 @@ cdef tuple KV_ELEMENT_TYPES = ("F16", "F32")
 
 cdef class KvCache:
     cdef kv_cache cache
+    cdef int num_users  # runs in progress, under the GIL; -1 while it is resized
 
-    def __cinit__(self, num_layers: int, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, element_type: str = "F16"):
+    def __cinit__(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, element_type: str = "F16"):
         if element_type not in KV_ELEMENT_TYPES:
             raise ValueError(f"element_type is {element_type!r}, expected one of {', '.join(KV_ELEMENT_TYPES)}")
-        for name, value in (("num_layers", num_layers), ("num_blocks", num_blocks), ("block_tokens", block_tokens), ("num_kv_heads", num_kv_heads)):
+        for name, value in (("num_blocks", num_blocks), ("block_tokens", block_tokens), ("num_kv_heads", num_kv_heads)):
             require_within(name, value, 1, 1 << 24)
         require_within("head_dim", head_dim, 2, MAX_HEAD_DIM)
         if block_tokens % KEY_GROUP:
             raise ValueError(f"block_tokens is {block_tokens}, expected a multiple of {KEY_GROUP}")
         cdef kv_type c_type = <kv_type><int>KV_ELEMENT_TYPES.index(element_type)
-        if kv_cache_create(&self.cache, c_type, num_layers, num_blocks, block_tokens, num_kv_heads, head_dim) != 0:
-            raise MemoryError(f"no memory for a KV cache of {num_layers} layers x {num_blocks} blocks of {block_tokens} tokens")
+        if kv_cache_create(&self.cache, c_type, num_blocks, block_tokens, num_kv_heads, head_dim) != 0:
+            raise MemoryError(f"no memory for a KV cache of {num_blocks} blocks of {block_tokens} tokens")
 
     def __dealloc__(self):
         kv_cache_free(&self.cache)
+
+    def resize(self, num_blocks: int) -> None:
+        require_within("num_blocks", num_blocks, 1, 1 << 24)
+        self.require_settled()
+        if self.num_users > 0:
+            raise RuntimeError("the KV cache is used by a run in progress and can't be resized until that has ended")
+        cdef int c_blocks = num_blocks, status
+        self.num_users = -1
+        with nogil:
+            status = kv_cache_resize(&self.cache, c_blocks)
+        self.num_users = 0
+        if status != 0:
+            raise MemoryError(f"no memory for a KV cache of {num_blocks} blocks of {self.cache.block_tokens} tokens")
+
+    def read_block(self, block_id: int) -> bytes:
+        return (<char*>self.block(block_id))[: self.cache.block_bytes]
+
+    def write_block(self, block_id: int, const uint8_t[::1] data not None) -> None:
+        cdef uint8_t* block = self.block(block_id)
+        if <size_t>data.shape[0] != self.cache.block_bytes:
+            raise ValueError(f"data has {data.shape[0]} bytes, expected {self.cache.block_bytes}, the size of a block")
+        memcpy(block, &data[0], self.cache.block_bytes)
+
+    cdef uint8_t* block(self, object block_id) except NULL:
+        """Its memory, which stays where it is for as long as the GIL is held."""
+        self.require_settled()
+        require_within("block_id", block_id, 0, self.cache.num_blocks - 1)
+        return kv_cache_block(&self.cache, block_id)
+
+    cdef int require_settled(self) except -1:
+        if self.num_users < 0:
+            raise RuntimeError("the KV cache is being resized by another thread and can't be used until that has ended")
+        return 0
+
+    @property
+    def resident_bytes(self) -> int:
+        self.require_settled()
+        cdef size_t resident
+        self.num_users += 1
+        with nogil:
+            resident = kv_cache_resident_bytes(&self.cache)
+        self.num_users -= 1
+        return resident
 
     @property
     def size_bytes(self) -> int:
         return self.cache.size_bytes
 
     @property
-    def num_layers(self) -> int:
-        return self.cache.num_layers
+    def block_bytes(self) -> int:
+        return self.cache.block_bytes
 
     @property
     def num_blocks(self) -> int:
         return self.cache.num_blocks
 
     @property
+    def block_tokens(self) -> int:
+        return self.cache.block_tokens
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.cache.num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.cache.head_dim
+
+    @property
     def element_type(self) -> str:
         return KV_ELEMENT_TYPES[self.cache.type]
 
-    @property
-    def block_tokens(self) -> int:
-        return self.cache.block_tokens
+
+cdef bint same_geometry(const kv_cache* a, const kv_cache* b) noexcept:
+    return a.type == b.type and a.num_blocks == b.num_blocks and a.block_tokens == b.block_tokens
+
+
+cdef int hold_caches(tuple caches) except -1:
+    """Until release_caches none of them is resized: a run needs them where and as large as they are."""
+    cdef KvCache cache
+    for cache in caches:
+        cache.require_settled()
+    for cache in caches:
+        cache.num_users += 1
+    return 0
+
+
+cdef void release_caches(tuple caches) noexcept:
+    cdef KvCache cache
+    for cache in caches:
+        cache.num_users -= 1
 
 
 cdef dict LAYER_BIASES = {"q_bias": "q", "k_bias": "k", "v_bias": "v", "attention_output_bias": "attention_output"}
@@ -217,6 +294,7 @@ cdef class Stage:
     cdef stage_spec spec
     cdef object owned_spec, embedding, head_norm, head
     cdef dict layers  # global index -> weights; keeps them alive
+    cdef readonly object layers_held
     cdef int max_rows, max_context
 
     def __cinit__(self, StageSpec spec not None, *, max_rows: int, max_context: int):
@@ -228,6 +306,7 @@ cdef class Stage:
         self.spec = spec.spec
         self.owned_spec = spec
         self.layers = {}
+        self.layers_held = range(0)
         self.stage = stage_create(&self.spec, self.max_rows, self.max_context)
         if self.stage == NULL:
             raise MemoryError("no memory for a stage")
@@ -240,8 +319,13 @@ cdef class Stage:
         return stage_scratch_bytes(self.stage)
 
     @property
-    def layers_held(self) -> range:
-        return range(min(self.layers), max(self.layers) + 1) if self.layers else range(0)
+    def units_held(self) -> range:
+        layers, num_layers = self.layers_held, self.spec.num_layers
+        if self.embedding is None and self.head is None and not layers:
+            return range(0)
+        first = 0 if self.embedding is not None else layers.start + 1 if layers else num_layers + 1
+        end = num_layers + 2 if self.head is not None else layers.stop + 1 if layers else 1
+        return range(first, end)
 
     # ---- weights ----
 
@@ -301,6 +385,7 @@ cdef class Stage:
         with nogil:
             stage_add_layer(self.stage, c_index, &layer)
         self.layers[index] = kept | {name: weights[name] for name in shapes}
+        self.layers_held = range(min(self.layers), max(self.layers) + 1)
 
     cdef int point_at_matrices(self, int index, object weights, dict shapes, stage_layer* layer) except -1:
         cdef const packed_matrix* matrix
@@ -325,29 +410,52 @@ cdef class Stage:
     # ---- running ----
 
     cdef int check_units(self) except -1:
-        if self.embedding is None and self.head is None and not self.layers:
+        layers = self.layers_held
+        if self.embedding is None and self.head is None and not layers:
             raise ValueError("the stage is empty: add an embedding, layers or a head first")
-        follows = not self.layers or min(self.layers) == 0
-        leads = not self.layers or max(self.layers) == self.spec.num_layers - 1
-        if self.embedding is not None and (not follows or (self.head is not None and not self.layers)):
+        follows = not layers or layers.start == 0
+        leads = not layers or layers.stop == self.spec.num_layers
+        if self.embedding is not None and (not follows or (self.head is not None and not layers)):
             raise ValueError("the stage's units are not contiguous: layer 0 must follow its embedding")
         if self.head is not None and not leads:
             raise ValueError(f"the stage's units are not contiguous: layer {self.spec.num_layers - 1} must precede its head")
         return 0
 
-    cdef int check_cache(self, KvCache kv) except -1:
-        if not self.layers:
-            return 0
-        if kv is None:
-            raise ValueError("kv is None, expected a KvCache, since the stage has layers")
-        held = (kv.cache.num_layers, kv.cache.num_kv_heads, kv.cache.head_dim)
-        expected = (len(self.layers), self.spec.num_kv_heads, self.spec.head_dim)
-        if held != expected:
-            raise ValueError(f"kv is for (layers, kv heads, head_dim) {held}, expected {expected}")
+    cdef int find_units(self, object units, stage_batch* batch) except -1:
+        """What a run computes: `units`, or all that are held."""
+        held = self.units_held
+        span = held if units is None else units
+        if not isinstance(span, range) or span.step != 1 or not held.start <= span.start < span.stop <= held.stop:
+            raise ValueError(f"units is {units!r}, expected a part of {held}, the units of the stage, with one unit or more")
+        batch.first_unit, batch.end_unit = span.start, span.stop
         return 0
 
-    cdef object checked_inputs(self, object inputs):
-        if self.embedding is None:
+    cdef tuple checked_caches(self, object kv, const stage_batch* batch):
+        """Of all layers that are held, if any layer is computed."""
+        cdef KvCache first, cache
+        if batch.end_unit == 1 or batch.first_unit > self.spec.num_layers:
+            return ()
+        if kv is None:
+            raise ValueError("kv is None, expected a KvCache for each layer of the stage")
+        caches = tuple(kv)
+        if len(caches) != len(self.layers) or len(set(caches)) != len(caches):
+            raise ValueError(f"kv has {len(set(caches))} different caches of {len(caches)}, expected {len(self.layers)}, one for each layer of the stage")
+        first = caches[0]
+        for cache in caches:
+            if cache.cache.num_kv_heads != self.spec.num_kv_heads or cache.cache.head_dim != self.spec.head_dim:
+                raise ValueError(
+                    f"a cache is for {cache.cache.num_kv_heads} kv heads of {cache.cache.head_dim} numbers, "
+                    f"expected {self.spec.num_kv_heads} of {self.spec.head_dim}"
+                )
+            if not same_geometry(&cache.cache, &first.cache):
+                raise ValueError(
+                    f"a cache has {cache.num_blocks} blocks of {cache.block_tokens} tokens in {cache.element_type}, "
+                    f"expected {first.num_blocks} of {first.block_tokens} in {first.element_type}, as the first has"
+                )
+        return caches
+
+    cdef object checked_inputs(self, object inputs, const stage_batch* batch):
+        if batch.first_unit > 0:
             array = f32_array(inputs, 2, "inputs")
             if array.shape[1] != self.spec.hidden_size:
                 raise ValueError(f"inputs have {array.shape[1]} columns, expected {self.spec.hidden_size}, the hidden size")
@@ -357,8 +465,8 @@ cdef class Stage:
             raise ValueError(f"inputs have {array.shape[0]} rows, expected 1 to {self.max_rows}, the most that this stage was made for")
         return array
 
-    cdef object checked_slice(self, KvCache kv, object part, stage_slice* out):
-        """Fills `out`; returns the arrays that it points into."""
+    cdef object checked_slice(self, KvCache cache, object part, stage_slice* out):
+        """Fills `out`; returns the arrays that it points into. cache: of any layer, None if no layer is computed."""
         num_rows, first_position, block_table, boundary_encodings = part
         require_within("num_rows of a slice", num_rows, 1, self.max_rows)
         require_within("first_position of a slice", first_position, 0, self.max_context - 1)
@@ -369,9 +477,9 @@ cdef class Stage:
         cdef const int32_t[::1] blocks
         cdef const uint8_t[::1] encodings
         table = None
-        if self.layers:
-            table = index_array(block_table, "block_table", kv.cache.num_blocks)
-            needed = (first_position + num_rows + kv.cache.block_tokens - 1) // kv.cache.block_tokens
+        if cache is not None:
+            table = index_array(block_table, "block_table", cache.cache.num_blocks)
+            needed = (first_position + num_rows + cache.cache.block_tokens - 1) // cache.cache.block_tokens
             if table.shape[0] < needed:
                 raise ValueError(f"block_table has {table.shape[0]} blocks, expected {needed} for positions up to {first_position + num_rows - 1}")
             blocks = table
@@ -394,46 +502,57 @@ cdef class Stage:
             raise ValueError(f"the hidden size is {self.spec.hidden_size}, expected at most {MAX_OUTLIER_WIDTH} for Q8_0_OUTLIERS")
         return np.ascontiguousarray(encodings)
 
-    def run(self, KvCache kv, inputs, slices, logits_rows=None):
+    def run(self, kv, inputs, slices, logits_rows=None, units=None):
+        cdef stage_batch batch
+        memset(&batch, 0, sizeof(batch))
         self.check_units()
-        self.check_cache(kv)
-        array = self.checked_inputs(inputs)
-        slices = list(slices)
+        self.find_units(units, &batch)
+        caches = self.checked_caches(kv, &batch)
+        hold_caches(caches)
+        try:
+            return self.run_held(caches, inputs, list(slices), logits_rows, &batch)
+        finally:
+            release_caches(caches)
+
+    cdef object run_held(self, tuple caches, object inputs, list slices, object logits_rows, stage_batch* batch):
+        array = self.checked_inputs(inputs, batch)
         if not slices:
             raise ValueError("slices is empty, expected at least one slice")
         total = sum(part[0] for part in slices)
         if total != array.shape[0]:
             raise ValueError(f"the slices have {total} rows, expected {array.shape[0]}, the rows of inputs")
         cdef stage_slice* parts = <stage_slice*>malloc(len(slices) * sizeof(stage_slice))
-        if parts == NULL:
-            raise MemoryError(f"no memory for {len(slices)} slices")
+        cdef const kv_cache** pointers = <const kv_cache**>malloc((len(caches) + 1) * sizeof(kv_cache*))
+        cdef KvCache cache = caches[0] if caches else None
         try:
-            kept = [self.checked_slice(kv, part, &parts[i]) for i, part in enumerate(slices)]
-            return self.run_checked(kv, array, parts, len(kept), self.checked_logits_rows(logits_rows, array.shape[0]))
+            if parts == NULL or pointers == NULL:
+                raise MemoryError(f"no memory for {len(slices)} slices")
+            kept = [self.checked_slice(cache, part, &parts[i]) for i, part in enumerate(slices)]
+            for i, cache in enumerate(caches):
+                pointers[i] = &cache.cache
+            batch.caches, batch.slices, batch.num_slices = <const kv_cache* const*>pointers, parts, len(kept)
+            return self.run_checked(array, self.checked_logits_rows(logits_rows, array.shape[0], batch), batch)
         finally:
             free(parts)
+            free(pointers)
 
-    cdef object checked_logits_rows(self, object logits_rows, Py_ssize_t rows):
-        if self.head is None:
+    cdef object checked_logits_rows(self, object logits_rows, Py_ssize_t rows, const stage_batch* batch):
+        if batch.end_unit < self.spec.num_layers + 2:
             if logits_rows is not None:
-                raise ValueError("logits_rows is given, expected None, since the stage has no head")
+                raise ValueError("logits_rows is given, expected None, since no head is computed")
             return None
         if logits_rows is None:
-            raise ValueError("logits_rows is None, expected the rows whose logits are wanted, since the stage has the head")
+            raise ValueError("logits_rows is None, expected the rows whose logits are wanted, since the head is computed")
         array = index_array(logits_rows, "logits_rows", rows)
         if array.shape[0] > self.max_rows:
             raise ValueError(f"logits_rows has {array.shape[0]} rows, expected at most {self.max_rows}")
         return array
 
-    cdef object run_checked(self, KvCache kv, object inputs, const stage_slice* parts, int num_slices, object logits_rows):
-        cdef stage_batch batch
-        memset(&batch, 0, sizeof(batch))
+    cdef object run_checked(self, object inputs, object logits_rows, stage_batch* batch):
         cdef const float[:, ::1] hidden
         cdef const int32_t[::1] tokens, wanted
-        batch.slices, batch.num_slices, batch.num_rows = parts, num_slices, inputs.shape[0]
-        if self.layers:
-            batch.cache = &kv.cache
-        if self.embedding is None:
+        batch.num_rows = inputs.shape[0]
+        if batch.first_unit > 0:
             hidden = inputs
             batch.hidden = &hidden[0, 0]
         else:
@@ -452,7 +571,7 @@ cdef class Stage:
             batch.out = &out[0, 0]
         cdef int status
         with nogil:
-            status = stage_run(self.stage, &batch)
+            status = stage_run(self.stage, batch)
         if status != 0:
             raise MemoryError(f"no memory for {self.scratch_bytes} bytes of scratch")
         return result

@@ -64,14 +64,14 @@ def scratch_bytes(assignment: AssignmentFacts, parts: StageParts) -> int:
 
 
 class ComputeStage:
-    """Computes frames of one epoch, in order. A frame that is refused changes nothing."""
+    """Computes frames of one epoch, in order. A frame that is refused changes nothing. kv: one cache per layer of the assignment."""
 
-    def __init__(self, assignment: AssignmentFacts, parts: StageParts, kv_cache: KvCache | None, shard_name: str) -> None:
+    def __init__(self, assignment: AssignmentFacts, parts: StageParts, kv: Sequence[KvCache], shard_name: str) -> None:
         self._assignment = assignment
         self._body = parts.body
         boundary = assignment.model.num_layers + 1
         self._head = head.Head(parts.head, boundary if parts.body else None) if parts.head else None
-        self._kv_cache = kv_cache
+        self._kv = kv
         self._shard_name = shard_name
         self.sequences = SequenceTable(assignment.model, assignment.geometry)
 
@@ -121,7 +121,7 @@ class ComputeStage:
             for part, sequence, block_table in checked.slices
         ]
         try:
-            return self._body.run(self._kv_cache, inputs, slices)
+            return self._body.run(self._kv, inputs, slices)
         except ValueError as error:
             raise DairllmError(f"the kernels refused the frame: {error}") from error
 

@@ -139,7 +139,7 @@ class _LoadedStage:
         assignment = whole_model(path, manifest, geometry)
         self.weights_bytes, self._parts = asyncio.run(_load(path, assignment))
         spec = manifest.spec
-        self._kv_cache = KvCache(spec.num_layers, geometry.num_blocks, BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim)
+        self._kv = [KvCache(geometry.num_blocks, BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
         numbers = np.random.default_rng(RANDOM_SEED)
         shape = (workload.sequences, workload.context_length)
         self._token_ids = numbers.integers(0, spec.vocab_size, shape, dtype=np.int32)
@@ -175,7 +175,7 @@ class _LoadedStage:
         body, head = self._parts
         assert body is not None, "a whole model has layers"
         assert head is not None, "a whole model has a head"
-        hidden = body.run(self._kv_cache, np.ascontiguousarray(token_ids), slices)
+        hidden = body.run(self._kv, np.ascontiguousarray(token_ids), slices)
         for first in range(0, len(logits_rows), MAX_HEAD_ROWS):
             rows = np.ascontiguousarray(hidden[logits_rows[first : first + MAX_HEAD_ROWS]])
             whole = StageSlice(len(rows), 0, np.empty(0, np.int32), None)

@@ -12,7 +12,7 @@ enum { MAX_HEAD_DIM = 256, MAX_QUERIES_AT_ONCE = 8 };
 typedef struct attention_task {
     const kv_cache* cache;
     const int32_t* block_table;
-    int layer, kv_head;
+    int kv_head;
     int num_rows, num_heads, first_position; /* row r is at first_position + r and sees positions 0 to its own */
     float scale;
     const float* queries; /* of (row, head) at row * ld + head * head_dim; `out` alike */

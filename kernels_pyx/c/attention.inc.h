@@ -61,7 +61,7 @@ typedef struct {
 } query_batch;
 
 LANES const uint8_t* head_of_position(const attention_task* task, int position) {
-    return kv_cache_head(task->cache, task->layer, task->block_table[position / task->cache->block_tokens], task->kv_head);
+    return kv_cache_head(task->cache, task->block_table[position / task->cache->block_tokens], task->kv_head);
 }
 
 LANES const uint8_t* keys_of_group(kv_type type, const attention_task* task, int group) {
@@ -253,13 +253,13 @@ LANES void store_f32(float* head, size_t key, size_t value, const float* keys, c
     f32x16_store(head + value, f32x16_load_partial(values, n));
 }
 
-/* One position's keys and values of one layer into the cache. */
-static void store_position(const kv_cache* cache, int layer, int block, int within, const float* keys, const float* values) {
+/* One position's keys and values into the cache of their layer. */
+static void store_position(const kv_cache* cache, int block, int within, const float* keys, const float* values) {
     const int head_dim = cache->head_dim;
     const size_t first_key = (size_t)(within / KEY_GROUP) * KEY_GROUP * (size_t)head_dim + (size_t)(within % KEY_GROUP);
     const size_t first_value = kv_cache_value_offset(cache) + (size_t)within * (size_t)cache->value_stride;
     for (int head = 0; head < cache->num_kv_heads; head++, keys += head_dim, values += head_dim) {
-        uint8_t* memory = kv_cache_head(cache, layer, block, head);
+        uint8_t* memory = kv_cache_head(cache, block, head);
         for (int d = 0; d < head_dim; d += 16) {
             const int n = head_dim - d < 16 ? head_dim - d : 16;
             const size_t key = first_key + (size_t)d * KEY_GROUP, value = first_value + (size_t)d;

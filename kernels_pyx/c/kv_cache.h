@@ -1,8 +1,8 @@
-/* Keys and values of past positions, f16 or f32, in blocks of `block_tokens` positions that a sequence's block table names.
+/* Keys and values of past positions of one layer, f16 or f32, in blocks of `block_tokens` positions that a sequence's block table names.
 
-   Within a layer: block after block, in each head after head: first the keys, in groups of 16 positions [head_dim][16], so that positions lie
-   across lanes; then the values, [block_tokens][value_stride], so that the head's numbers lie across lanes (value_stride is head_dim rounded up
-   to 16; what is past head_dim stays zero). */
+   Block after block, in each head after head: first the keys, in groups of 16 positions [head_dim][16], so that positions lie across lanes;
+   then the values, [block_tokens][value_stride], so that the head's numbers lie across lanes (value_stride is head_dim rounded up to 16; what
+   is past head_dim counts for nothing). Blocks travel between machines in this form: whoever changes it changes the protocol's version. */
 #ifndef DAIRLLM_KV_CACHE_H
 #define DAIRLLM_KV_CACHE_H
 
@@ -17,20 +17,26 @@ static inline size_t kv_element_bytes(kv_type type) { return type == KV_F32 ? si
 
 typedef struct kv_cache {
     kv_type type;
-    int num_layers, num_blocks, block_tokens, num_kv_heads, head_dim, value_stride;
-    size_t head_bytes, block_bytes, layer_bytes, size_bytes;
+    int num_blocks, block_tokens, num_kv_heads, head_dim, value_stride;
+    size_t head_bytes, block_bytes, size_bytes;
     uint8_t* memory;
 } kv_cache;
 
 /* 0, or -1 if there is no memory. block_tokens is a multiple of 16. Pages are zero and cost no memory until they are written. */
-int kv_cache_create(kv_cache* cache, kv_type type, int num_layers, int num_blocks, int block_tokens, int num_kv_heads, int head_dim);
+int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int head_dim);
+/* 0, or -1 if there is no memory, the cache being as before. Blocks below both sizes keep their content, new ones are zero; `memory` may move. */
+int kv_cache_resize(kv_cache* cache, int num_blocks);
 void kv_cache_free(kv_cache* cache);
+/* Of the pages that are in memory now. */
+size_t kv_cache_resident_bytes(const kv_cache* cache);
 
 /* In elements. */
 static inline size_t kv_cache_value_offset(const kv_cache* cache) { return (size_t)cache->block_tokens * (size_t)cache->head_dim; }
 
-static inline uint8_t* kv_cache_head(const kv_cache* cache, int layer, int block, int kv_head) {
-    return cache->memory + (size_t)layer * cache->layer_bytes + (size_t)block * cache->block_bytes + (size_t)kv_head * cache->head_bytes;
+static inline uint8_t* kv_cache_block(const kv_cache* cache, int block) { return cache->memory + (size_t)block * cache->block_bytes; }
+
+static inline uint8_t* kv_cache_head(const kv_cache* cache, int block, int kv_head) {
+    return kv_cache_block(cache, block) + (size_t)kv_head * cache->head_bytes;
 }
 
 #endif

@@ -229,8 +229,8 @@ typedef struct {
     const kernel_table* kernels;
     const stage_batch* batch;
     const stage_layer* layer;
-    int local_layer;
-    int boundary;                 /* in front of the unit that runs; 0 if it is the first of the stage */
+    const kv_cache* cache;        /* the layer's */
+    int boundary;                 /* in front of the unit that runs */
     int num_rows;                 /* of the current phase */
     const int32_t* rows;          /* its rows of x, NULL: all */
     const float* norm;            /* its weights */
@@ -420,7 +420,7 @@ static void rotate_and_store_rows(void* context, int chunk) {
     const stage_spec* spec = &p->s->spec;
     const scratch_parts* scratch = &p->s->scratch;
     const int q_width = spec->num_heads * spec->head_dim, k_width = spec->num_kv_heads * spec->head_dim, half = spec->rope_dim / 2;
-    const int end = chunk_begin(p->num_rows, chunk + 1, p->num_chunks), block_tokens = p->batch->cache->block_tokens;
+    const int end = chunk_begin(p->num_rows, chunk + 1, p->num_chunks), block_tokens = p->cache->block_tokens;
     for (int row = chunk_begin(p->num_rows, chunk, p->num_chunks); row < end; row++) {
         float *q = scratch->q + (size_t)row * (size_t)q_width, *k = scratch->k + (size_t)row * (size_t)k_width;
         float* v = scratch->v + (size_t)row * (size_t)k_width;
@@ -432,7 +432,7 @@ static void rotate_and_store_rows(void* context, int chunk) {
         p->kernels->rope_row(k, spec->num_kv_heads, spec->head_dim, spec->rope_dim, spec->rope_interleaved, cosines, sines);
         const int position = scratch->row_position[row];
         const int block = p->batch->slices[scratch->row_slice[row]].block_table[position / block_tokens];
-        p->kernels->store_position(p->batch->cache, p->local_layer, block, position % block_tokens, k, v);
+        p->kernels->store_position(p->cache, block, position % block_tokens, k, v);
     }
 }
 
@@ -446,9 +446,8 @@ static void attend(void* context, int chunk) {
     const size_t offset = (size_t)group->first_row * (size_t)width + (size_t)head * (size_t)spec->head_dim;
     const size_t ld_scores = (size_t)(p->s->max_context + 15) / 16 * 16;
     const attention_task task = {
-        .cache = p->batch->cache,
+        .cache = p->cache,
         .block_table = p->batch->slices[group->slice].block_table,
-        .layer = p->local_layer,
         .kv_head = head / (spec->num_heads / spec->num_kv_heads),
         .num_rows = group->num_rows,
         .num_heads = heads_per_part,
@@ -493,9 +492,10 @@ static int has_rounding(const stage_batch* batch, int boundary) {
     return 0;
 }
 
+/* The boundary in front of the first unit is its caller's to round at. */
 static void cross_boundary(phase* p, int boundary) {
     p->boundary = boundary;
-    if (has_rounding(p->batch, boundary)) {
+    if (boundary > p->batch->first_unit && has_rounding(p->batch, boundary)) {
         run_rows(p, round_rows);
     }
 }
@@ -534,16 +534,14 @@ static void run_feed_forward(phase* p) {
     run_phase(p, matmul_chunks(p, num_tiles(layer->down)), multiply_and_add);
 }
 
-static void run_layers(phase* p) {
+static void run_layers(phase* p, int first_unit, int end_unit) {
     stage* s = p->s;
     run_rows(p, find_angles);
-    for (int i = 0; i < s->num_layers; i++) {
-        const int unit = s->first_layer + i + 1;
-        if (i > 0 || s->embedding) {
-            cross_boundary(p, unit);
-        }
-        p->layer = &s->layers[i];
-        p->local_layer = i;
+    for (int unit = first_unit; unit < end_unit; unit++) {
+        const int local = unit - 1 - s->first_layer;
+        cross_boundary(p, unit);
+        p->layer = &s->layers[local];
+        p->cache = p->batch->caches[local];
         run_attention(p);
         run_feed_forward(p);
     }
@@ -551,9 +549,7 @@ static void run_layers(phase* p) {
 
 static void run_head(phase* p) {
     stage* s = p->s;
-    if (s->num_layers || s->embedding) {
-        cross_boundary(p, s->spec.num_layers + 1);
-    }
+    cross_boundary(p, s->spec.num_layers + 1);
     p->rows = p->batch->logits_rows;
     p->num_rows = p->batch->num_logits_rows;
     if (p->num_rows == 0) {
@@ -569,16 +565,17 @@ static void run_head(phase* p) {
 static void run_units(stage* s, const stage_batch* batch) {
     phase p = {.s = s, .kernels = active_kernels(), .batch = batch, .num_rows = batch->num_rows};
     const size_t bytes = (size_t)batch->num_rows * (size_t)s->spec.hidden_size * sizeof(float);
+    const int head = s->spec.num_layers + 1, first_layer = batch->first_unit ? batch->first_unit : 1, end_layer = min_int(batch->end_unit, head);
     describe_rows(s, batch, &p);
-    if (s->embedding) {
+    if (batch->first_unit == 0) {
         run_rows(&p, embed_rows);
     } else {
         memcpy(s->scratch.x, batch->hidden, bytes);
     }
-    if (s->num_layers) {
-        run_layers(&p);
+    if (first_layer < end_layer) {
+        run_layers(&p, first_layer, end_layer);
     }
-    if (s->head) {
+    if (batch->end_unit > head) {
         run_head(&p);
     } else {
         memcpy(batch->out, s->scratch.x, bytes);

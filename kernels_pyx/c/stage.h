@@ -28,12 +28,13 @@ typedef struct stage_slice {
 } stage_slice;
 
 typedef struct stage_batch {
-    const kv_cache* cache;          /* NULL if the stage has no layers */
-    const int32_t* token_ids;       /* [rows], if the stage has the embedding */
+    int first_unit, end_unit;       /* what to compute, of the units that the stage has: 0 embedding, then the layers, num_layers + 1 head */
+    const kv_cache* const* caches;  /* one per layer of the stage, if layers are computed */
+    const int32_t* token_ids;       /* [rows], if the embedding is computed */
     const float* hidden;            /* [rows, hidden_size], else */
     const stage_slice* slices;
     int num_slices, num_rows;
-    const int32_t* logits_rows;     /* if the stage has the head */
+    const int32_t* logits_rows;     /* if the head is computed */
     int num_logits_rows;
     float* out;                     /* [rows, hidden_size], or [num_logits_rows, vocabulary] */
 } stage_batch;

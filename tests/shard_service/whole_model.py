@@ -19,7 +19,7 @@ class WholeModel:
         for index, layer in enumerate(weights[1:-1]):
             self._stage.add_layer(index, layer)
         self._stage.set_head(weights[-1]["output_norm"], weights[-1]["output"])
-        self._cache = KvCache(spec.num_layers, KV_BLOCKS, KV_BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim)
+        self._kv = [KvCache(KV_BLOCKS, KV_BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         tokens: list[int] = []
@@ -27,7 +27,7 @@ class WholeModel:
         table = np.arange(KV_BLOCKS, dtype=np.int32)
         while len(tokens) < count:
             ids = np.array(pending, np.int32)
-            logits = self._stage.run(self._cache, ids, [StageSlice(len(ids), position, table, None)], np.array([len(ids) - 1], np.int32))
+            logits = self._stage.run(self._kv, ids, [StageSlice(len(ids), position, table, None)], np.array([len(ids) - 1], np.int32))
             position += len(ids)
             tokens.append(int(logits[0].argmax()))
             pending = [tokens[-1]]
