@@ -24,6 +24,7 @@ from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.planner import Plan
 from dairllm.coordinator.reachability import Place, addresses_from
 from dairllm.coordinator.ring import COORDINATOR_NAME, Ring
+from dairllm.mesh.cache_types import cache_type_to_proto
 from dairllm.mesh.errors import DairllmError, InvalidRequest, NameTaken, PeerUnreachable, RequestLost
 from dairllm.mesh.protocol import software_version
 from dairllm.v1 import cluster_pb2
@@ -109,7 +110,7 @@ class Membership:
     async def run(self) -> None:
         """Tell the machine the time, until cancelled."""
         context_length = self.config.context_length or self._model.manifest.spec.context_length
-        self.handle(on.ModelRegistered(self._model.demand(context_length)))
+        self.handle(on.ModelRegistered(self._model.demand(context_length, self.config.kv_cache)))
         while True:
             await asyncio.sleep(TICK_S)
             self.handle(on.TimePassed())
@@ -196,6 +197,7 @@ class Membership:
             kv_block_tokens=action.kv_block_tokens,
             context_length=action.context_length,
             max_batch_rows=action.max_batch_rows,
+            kv_cache_type=cache_type_to_proto(self.config.kv_cache),
         )
         self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 

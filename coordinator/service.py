@@ -83,6 +83,7 @@ class CoordinatorSettings:
     min_shards: int
     context_length: int | None
     kv_tokens: int | None
+    kv_cache: str
     max_running: int
     max_waiting: int
     local_shard: tuple[str, ...] | None
@@ -161,6 +162,7 @@ class Coordinator:
             max_batch_rows=self._limits.max_batch_rows,
             target_kv_tokens=settings.kv_tokens or CONTEXTS_IN_CACHE * self._limits.context_length,
             wire=settings.wire,
+            kv_cache=settings.kv_cache,
         )
         addresses = advertised(["127.0.0.1", *hosts], grpc_port)
         return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._ring_opened, self._engine.close_ring)

@@ -51,6 +51,7 @@ class CacheShape:
     block_tokens: int
     num_kv_heads: int
     head_dim: int
+    element_type: str
 
 
 class StageHost:
@@ -233,8 +234,8 @@ class StageHost:
             return None
         shape = _cache_shape(assignment)
         if self._kv_cache is None or self._kv_cache[0] != shape:
-            cache = KvCache(len(shape.layers), shape.num_blocks, shape.block_tokens, shape.num_kv_heads, shape.head_dim)
-            self._kv_cache = shape, cache
+            sizes = len(shape.layers), shape.num_blocks, shape.block_tokens, shape.num_kv_heads, shape.head_dim
+            self._kv_cache = shape, KvCache(*sizes, shape.element_type)
         return self._kv_cache[1]
 
     def _start(self, assignment: AssignmentFacts, stage: ComputeStage) -> None:
@@ -297,7 +298,14 @@ class _ProgressReport:
 
 def _cache_shape(assignment: AssignmentFacts) -> CacheShape:
     model, geometry = assignment.model, assignment.geometry
-    return CacheShape(assignment.layers, geometry.num_blocks, geometry.block_tokens, model.num_kv_heads, model.head_dim)
+    return CacheShape(
+        layers=assignment.layers,
+        num_blocks=geometry.num_blocks,
+        block_tokens=geometry.block_tokens,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        element_type=geometry.element_type,
+    )
 
 
 def _text_of(span: range) -> str:
