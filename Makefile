@@ -48,7 +48,7 @@ types: build ## mypy --strict over every package
 	@for name in kernels_pyx model_files mesh shard_service coordinator client; do ln -s ../../$$name .typing/dairllm/$$name; done
 	@ln -s ../../protos/dairllm/v1 .typing/dairllm/v1
 	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases -p dairllm
-	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases deploy/demo.py setup.py protos/generate.py .ci/requirements.py
+	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases deploy/demo.py setup.py protos/generate.py .ci/requirements.py .ci/install.py
 
 protos: .venv-protos/installed ## Generate the Python code of the .proto files
 	.venv-protos/bin/python protos/generate.py
@@ -69,7 +69,7 @@ bench: build ## One stage without network on this machine: prefill and decode sp
 	$(BIN)/dairllm bench --model smollm2:135m --prompt 512 --generate 64 --repeat 5
 
 clean: ## Remove everything that the other targets have made
-	rm -rf $(VENV) .venv-protos .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-protos .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis deploy/clients/node/node_modules
 	rm -f kernels_pyx/*.so kernels_pyx/_kernels.c
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -83,7 +83,7 @@ $(STAMPS)/environment: pyproject.toml .ci/check-machine
 
 $(STAMPS)/build: $(STAMPS)/environment setup.py $(KERNEL_SOURCES)
 	@echo "==> compiling the kernels and installing dairllm into $(VENV) (about a minute)"
-	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable .
+	@$(BIN)/python .ci/install.py
 	@touch $@
 
 .venv-protos/installed: protos/generate.py

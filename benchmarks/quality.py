@@ -169,7 +169,8 @@ class Comparison:
         whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
         logits = head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32)).astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        log_probs: LogProbs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return log_probs
 
 
 def shards_of(model: LoadedModel, cuts: Sequence[int]) -> tuple[Shard, ...]:
@@ -182,7 +183,7 @@ def cross(rows: Rows, encoding: str) -> Rows:
     """What comes out at the other end of the wire."""
     if encoding == SMALLEST_CHANGE:
         return np.nextafter(rows, np.float32(np.inf))
-    return decode_rows(encode_rows(rows, encoding), *rows.shape, encoding)
+    return decode_rows(encode_rows(rows, encoding), len(rows), rows.shape[1], encoding)
 
 
 def equal_cuts(num_layers: int, num_shards: int) -> tuple[int, ...]:

@@ -149,7 +149,7 @@ def measure_errors(streams: dict[int, Rows]) -> list[EncodingError]:
 
 def _error(boundary: int, encoding: str, rows: Rows) -> EncodingError:
     exact = rows.astype(np.float64)
-    error = decode_rows(encode_rows(rows, encoding), *rows.shape, encoding).astype(np.float64) - exact
+    error = decode_rows(encode_rows(rows, encoding), len(rows), rows.shape[1], encoding).astype(np.float64) - exact
     ordinary = np.ones(rows.shape, bool)
     np.put_along_axis(ordinary, np.argpartition(np.abs(exact), -NUM_OUTLIERS, axis=1)[:, -NUM_OUTLIERS:], False, axis=1)
     return EncodingError(
@@ -184,7 +184,7 @@ def measure_speed(stream: Rows) -> list[Speed]:
 def _speed(encoding: str, rows: Rows) -> Speed:
     data = encode_rows(rows, encoding)
     encode_s = seconds_per_call(lambda: encode_rows(rows, encoding))
-    decode_s = seconds_per_call(lambda: decode_rows(data, *rows.shape, encoding))
+    decode_s = seconds_per_call(lambda: decode_rows(data, len(rows), rows.shape[1], encoding))
     per_row_us, gigabytes = 1e6 / len(rows), rows.nbytes / 1e9
     return Speed(encoding, len(rows), encode_s * per_row_us, decode_s * per_row_us, gigabytes / encode_s, gigabytes / decode_s)
 
@@ -396,7 +396,7 @@ def wire(
     speeds = measure_speed(streams[chosen[len(chosen) // 2]])
     costs = measure_messages(control_messages(loaded))
     if as_json:
-        parts = {"sizes": sizes, "errors": errors, "speeds": speeds, "messages": costs}
+        parts: dict[str, Sequence[Any]] = {"sizes": sizes, "errors": errors, "speeds": speeds, "messages": costs}
         results = {name: [asdict(row) for row in rows] for name, rows in parts.items()}
         print(json.dumps({"model": loaded.spec.name, "hidden_size": loaded.spec.hidden_size, **results}))
         return

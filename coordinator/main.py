@@ -8,8 +8,9 @@ import typer
 
 from dairllm.coordinator.local_shard import LOCAL_SHARD_NAME
 from dairllm.coordinator.service import CoordinatorSettings, run_coordinator
-from dairllm.kernels_pyx import WIRE_ENCODINGS
+from dairllm.kernels_pyx import KV_ELEMENT_TYPES, WIRE_ENCODINGS
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
+from dairllm.mesh.cache_types import DEFAULT_CACHE_TYPE, parse_cache_type
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME
 from dairllm.mesh.encodings import encoding_name, parse_encoding
 from dairllm.mesh.errors import InvalidSetting
@@ -42,6 +43,9 @@ def coordinator(
         int | None,
         typer.Option(min=1, help="Tokens in the cache, of all requests together, where memory allows. Default: 4 contexts."),
     ] = None,
+    kv_cache: Annotated[
+        str, typer.Option(help=f"What keys and values are kept in: {' or '.join(KV_ELEMENT_TYPES)}. F32 takes twice the memory.")
+    ] = DEFAULT_CACHE_TYPE,
     max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
     local_shard: Annotated[bool, typer.Option("--local-shard/--no-local-shard", help="Compute on this machine, too.")] = True,
@@ -74,6 +78,7 @@ def coordinator(
         min_shards=min_shards,
         context_length=context_length,
         kv_tokens=kv_tokens,
+        kv_cache=parse_cache_type(kv_cache),
         max_running=max_running,
         max_waiting=max_waiting,
         local_shard=_local_shard_arguments(memory, threads, log_level, log_json) if local_shard else None,

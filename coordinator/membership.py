@@ -23,7 +23,8 @@ from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.planner import Plan
 from dairllm.coordinator.reachability import Place, addresses_from
-from dairllm.coordinator.ring import COORDINATOR_NAME, Ring
+from dairllm.coordinator.ring import COORDINATOR_NAME, Ring, first_request
+from dairllm.mesh.cache_types import cache_type_to_proto
 from dairllm.mesh.errors import DairllmError, InvalidRequest, NameTaken, PeerUnreachable, RequestLost
 from dairllm.mesh.protocol import software_version
 from dairllm.v1 import cluster_pb2
@@ -109,7 +110,7 @@ class Membership:
     async def run(self) -> None:
         """Tell the machine the time, until cancelled."""
         context_length = self.config.context_length or self._model.manifest.spec.context_length
-        self.handle(on.ModelRegistered(self._model.demand(context_length)))
+        self.handle(on.ModelRegistered(self._model.demand(context_length, self.config.kv_cache)))
         while True:
             await asyncio.sleep(TICK_S)
             self.handle(on.TimePassed())
@@ -196,6 +197,8 @@ class Membership:
             kv_block_tokens=action.kv_block_tokens,
             context_length=action.context_length,
             max_batch_rows=action.max_batch_rows,
+            kv_cache_type=cache_type_to_proto(self.config.kv_cache),
+            ring_key=self._ring.key_of(action.epoch),
         )
         self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 
@@ -248,9 +251,7 @@ class Membership:
 
     async def join(self, requests: AsyncIterator[cluster_pb2.JoinRequest], observed_host: str) -> AsyncIterator[cluster_pb2.JoinResponse]:
         """Serve ClusterService.Join. Raises the DairllmError that ends the lease."""
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "hello":
-            raise InvalidRequest("the first message of a Join stream was not `hello`")
+        first = await first_request(requests, "hello")
         lease = self._new_lease(first.hello, observed_host)
         reader = asyncio.create_task(self._read(lease, requests), name=f"lease-{lease.name}")
         try:

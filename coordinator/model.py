@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dairllm.coordinator.planner import ModelDemand
 from dairllm.coordinator.text import ServedModel
+from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.mesh.errors import InvalidModel
 from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
 from dairllm.model_files.errors import InvalidTemplate, ModelFileError, UnsupportedModel
@@ -18,9 +19,6 @@ from dairllm.model_files.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-KV_ELEMENT_BYTES = 2
-"""Keys and values are cached in half precision."""
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -28,14 +26,15 @@ class LoadedModel:
     manifest: Manifest
     served: ServedModel
 
-    def demand(self, context_length: int) -> ModelDemand:
+    def demand(self, context_length: int, kv_cache: str) -> ModelDemand:
+        """kv_cache: element type of keys and values in the cache."""
         spec, units = self.manifest.spec, self.manifest.units
         return ModelDemand(
             name=self.served.name,
             digest=bytes.fromhex(self.manifest.model_digest),
             unit_sizes_bytes=tuple(unit.size_bytes for unit in units),
             tied_bytes=_tied_bytes(units[0], units[-1]),
-            kv_bytes_per_token_per_layer=2 * spec.num_kv_heads * spec.head_dim * KV_ELEMENT_BYTES,
+            kv_bytes_per_token_per_layer=2 * spec.num_kv_heads * spec.head_dim * BLOCK_FORMATS[kv_cache].block_bytes,
             num_layers=spec.num_layers,
             architecture=spec.architecture,
             block_formats=frozenset(tensor.block_format for unit in units for tensor in unit.tensors),

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -52,6 +55,7 @@ class Ring:
         self.cluster_hash = cluster_hash
         self._on_result = on_result
         self._on_broken = on_broken
+        self._secret = secrets.token_bytes(32)
         self._epoch = 0
         self._first_shard = ""
         self._outgoing: asyncio.Queue[ring_pb2.MicroBatch] | None = None
@@ -61,6 +65,10 @@ class Ring:
     def epoch(self) -> int:
         """The open epoch; 0 while closed."""
         return self._epoch
+
+    def key_of(self, epoch: int) -> bytes:
+        """What members of this epoch's ring show each other. Epochs of another run of the coordinator have other keys."""
+        return hashlib.blake2b(epoch.to_bytes(8, "big"), key=self._secret, digest_size=16).digest()
 
     async def open(self, epoch: int, first_shard: str, addresses: Sequence[str]) -> None:
         """Dial the first shard at any of `addresses` and wait until it accepts the epoch.
@@ -122,7 +130,13 @@ class Ring:
         self, epoch: int, channel: grpc.aio.Channel, outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
     ) -> None:
         call = ring_pb2_grpc.RingServiceStub(channel).Forward()
-        opening = ring_pb2.EdgeOpen(cluster_hash=self.cluster_hash, epoch=epoch, sender=COORDINATOR_NAME, receiver=self._first_shard)
+        opening = ring_pb2.EdgeOpen(
+            cluster_hash=self.cluster_hash,
+            epoch=epoch,
+            sender=COORDINATOR_NAME,
+            receiver=self._first_shard,
+            ring_key=self.key_of(epoch),
+        )
         credits = asyncio.Semaphore(0)
         writer = asyncio.create_task(self._write(call, opening, outgoing, credits))
         try:
@@ -171,6 +185,8 @@ class Ring:
         if opening.receiver != COORDINATOR_NAME:
             raise WrongEpoch(f"{opening.sender!r} meant to reach {opening.receiver!r}, and reached the coordinator")
         self._check_epoch(opening.epoch)
+        if not hmac.compare_digest(opening.ring_key, self.key_of(opening.epoch)):
+            raise WrongEpoch(f"{opening.sender!r} does not have the key of epoch {opening.epoch}")
         yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=RESULT_CREDITS))
         async for request in requests:
             if request.WhichOneof("message") != "result":

@@ -83,6 +83,7 @@ class CoordinatorSettings:
     min_shards: int
     context_length: int | None
     kv_tokens: int | None
+    kv_cache: str
     max_running: int
     max_waiting: int
     local_shard: tuple[str, ...] | None
@@ -120,7 +121,10 @@ class Coordinator:
             stack.callback(self._engine.shut_down)
             if settings.discovery:
                 await stack.enter_async_context(Announcer(self._announcement(grpc_port)))
-            await self._serve(app, stop, grpc_port, stack)
+            try:
+                await self._serve(app, stop, grpc_port, stack)
+            except ExceptionGroup as group:
+                raise _expected_error(group) or group from None
 
     async def _serve(self, app: FastAPI, stop: asyncio.Event, grpc_port: int, stack: contextlib.AsyncExitStack) -> None:
         settings = self._settings
@@ -161,6 +165,7 @@ class Coordinator:
             max_batch_rows=self._limits.max_batch_rows,
             target_kv_tokens=settings.kv_tokens or CONTEXTS_IN_CACHE * self._limits.context_length,
             wire=settings.wire,
+            kv_cache=settings.kv_cache,
         )
         addresses = advertised(["127.0.0.1", *hosts], grpc_port)
         return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._ring_opened, self._engine.close_ring)
@@ -255,6 +260,11 @@ def _event_json(event: ClusterEventRecord) -> dict[str, str]:
     seconds_ago = asyncio.get_running_loop().time() - event.time_s
     when = datetime.now(UTC) - timedelta(seconds=seconds_ago)
     return {"time": when.isoformat(timespec="milliseconds"), "kind": event.kind, "shard": event.shard, "text": event.text}
+
+
+def _expected_error(group: ExceptionGroup[Exception]) -> DairllmError | None:
+    """What the tasks failed with, if it is one of our own errors: such as a port in use."""
+    return next((error for error in group.exceptions if isinstance(error, DairllmError)), None)
 
 
 def _dialable(host: str) -> str:

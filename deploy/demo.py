@@ -160,9 +160,8 @@ def run(demo: Demo, model: str, question: str) -> None:
     with httpx.Client(base_url=f"http://{facts['http']}", timeout=ANSWER_TIMEOUT_S, trust_env=False) as client:
         step("they find each other by mDNS (nobody was told an address)")
         joined = demo.wait("both shards have joined", START_TIMEOUT_S, lambda: shards_of(get_json(client, "/api/cluster"), 2))
-        console.print(
-            f"    {', '.join(sorted(shard['name'] for shard in joined))} joined, {time.monotonic() - began:.1f} s after the start"
-        )
+        names = " and ".join(sorted(shard["name"] for shard in joined))
+        console.print(f"    {names} joined, {time.monotonic() - began:.1f} s after the start")
         step("the planner divides the model; the shards load their parts")
         demo.wait("the model is served", SERVE_TIMEOUT_S, lambda: get_json(client, "/readyz"))
         state = get_json(client, "/api/cluster")

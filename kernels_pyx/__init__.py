@@ -2,6 +2,7 @@
 
 from dairllm.kernels_pyx._kernels import (
     BLOCK_FORMATS,
+    KV_ELEMENT_TYPES,
     WIRE_ENCODINGS,
     BlockFormat,
     KvCache,
@@ -26,6 +27,7 @@ from dairllm.kernels_pyx._kernels import (
 
 __all__ = [
     "BLOCK_FORMATS",
+    "KV_ELEMENT_TYPES",
     "WIRE_ENCODINGS",
     "BlockFormat",
     "KvCache",

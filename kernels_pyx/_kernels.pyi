@@ -1,7 +1,7 @@
 """The interface of the extension. Mistakes in arguments raise ValueError with one sentence; no call keeps the GIL while it computes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ BLOCK_FORMATS: Mapping[str, BlockFormat]
 
 WIRE_ENCODINGS: tuple[str, ...]
 """F32, F16, Q8_0, Q8_0_OUTLIERS: the place in the tuple is the encoding's id, and the protocol's enum value less one."""
+
+KV_ELEMENT_TYPES: tuple[str, ...]
+"""F16, F32: what a KvCache may hold."""
 
 def optimization_info() -> dict[str, object]:
     """What the kernels use: `isa` in use, `isa_available` (slowest first), `isa_cap` (DAIRLLM_ISA or None), `cpu_features`, `compiler`."""
@@ -147,7 +150,7 @@ class KvCache:
         block_tokens: int,
         num_kv_heads: int,
         head_dim: int,
-        element_type: Literal["F16", "F32"] = "F16",
+        element_type: str = "F16",
     ) -> None: ...
     def resize(self, num_blocks: int) -> None:
         """Blocks below both sizes keep their content, and pages that were not written still cost nothing; blocks that are new are zero, the
@@ -173,7 +176,7 @@ class KvCache:
     @property
     def num_blocks(self) -> int: ...
     @property
-    def element_type(self) -> Literal["F16", "F32"]: ...
+    def element_type(self) -> str: ...
     @property
     def block_tokens(self) -> int: ...
     @property

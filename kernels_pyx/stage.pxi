@@ -172,7 +172,7 @@ cdef class StageSpec:
 
 
 # The place of a name is its kv_type.
-cdef tuple KV_ELEMENT_TYPES = ("F16", "F32")
+KV_ELEMENT_TYPES = ("F16", "F32")
 
 
 cdef class KvCache:

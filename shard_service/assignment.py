@@ -1,9 +1,10 @@
 """The shard's part of a plan, as facts that were checked where they came in."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dairllm.kernels_pyx import BLOCK_FORMATS
+from dairllm.mesh.cache_types import cache_type_name
 from dairllm.mesh.errors import InvalidModel, Unsupported
 from dairllm.v1 import cluster_pb2, model_pb2
 
@@ -75,6 +76,7 @@ class CacheGeometry:
     block_tokens: int
     context_length: int
     max_batch_rows: int
+    element_type: str = "F16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class AssignmentFacts:
     model_file_size_bytes: int
     next: PeerFacts
     geometry: CacheGeometry
+    ring_key: bytes = field(default=b"", repr=False)
 
     @property
     def span(self) -> range:
@@ -113,8 +116,9 @@ class AssignmentFacts:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Keys and values of every layer in half precision, by the geometry."""
-        per_token = 2 * 2 * self.model.num_kv_heads * self.model.head_dim
+        """Keys and values of every layer, by the geometry."""
+        element_bytes = BLOCK_FORMATS[self.geometry.element_type].block_bytes
+        per_token = 2 * element_bytes * self.model.num_kv_heads * self.model.head_dim
         return len(self.layers) * self.geometry.num_blocks * self.geometry.block_tokens * per_token
 
 
@@ -125,7 +129,7 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
     _require_span(units, model)
     for unit in units:
         _require_unit(unit, model)
-    geometry = CacheGeometry(message.num_kv_blocks, message.kv_block_tokens, message.context_length, message.max_batch_rows)
+    geometry = _geometry_from_proto(message)
     if min(geometry.num_blocks, geometry.block_tokens, geometry.context_length, geometry.max_batch_rows) < 1:
         raise InvalidModel(f"the assignment has the cache geometry {geometry}; expected numbers over 0")
     return AssignmentFacts(
@@ -137,6 +141,17 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         model_file_size_bytes=message.model_file_size_bytes,
         next=PeerFacts(message.next.name, tuple(message.next.addresses)),
         geometry=geometry,
+        ring_key=message.ring_key,
+    )
+
+
+def _geometry_from_proto(message: cluster_pb2.Assignment) -> CacheGeometry:
+    return CacheGeometry(
+        num_blocks=message.num_kv_blocks,
+        block_tokens=message.kv_block_tokens,
+        context_length=message.context_length,
+        max_batch_rows=message.max_batch_rows,
+        element_type=cache_type_name(message.kv_cache_type),
     )
 
 

@@ -59,6 +59,9 @@ def shard(
     if coordinator is not None:
         parse_address(coordinator)
     cluster_hash(cluster)
+    for folder in model_dir or ():
+        if not folder.is_dir():
+            raise InvalidSetting(f"--model-dir {folder} is no folder; expected one with model files")
     settings = ShardSettings(
         cluster=cluster,
         name=name or socket.gethostname(),

@@ -4,6 +4,7 @@ A newer assignment ends the epoch before at once, cancels loading that is under 
 """
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -51,6 +52,7 @@ class CacheShape:
     block_tokens: int
     num_kv_heads: int
     head_dim: int
+    element_type: str
 
 
 class StageHost:
@@ -125,9 +127,12 @@ class StageHost:
             raise WrongCluster(f"{opening.sender!r} belongs to another cluster: its hash is {opening.cluster_hash!r}")
         if opening.receiver and opening.receiver != self._identity.name:
             raise WrongEpoch(f"{opening.sender!r} meant to reach {opening.receiver!r}, and reached {self._identity.name!r}")
-        epoch = None if self.assignment is None else self.assignment.epoch
-        if epoch != opening.epoch:
-            raise WrongEpoch(f"epoch is {opening.epoch}; shard {self._identity.name!r} is at {'none' if epoch is None else epoch}")
+        assignment = self.assignment
+        if assignment is None or assignment.epoch != opening.epoch:
+            own = "none" if assignment is None else assignment.epoch
+            raise WrongEpoch(f"epoch is {opening.epoch}; shard {self._identity.name!r} is at {own}")
+        if not hmac.compare_digest(opening.ring_key, assignment.ring_key):
+            raise WrongEpoch(f"{opening.sender!r} does not have the key of epoch {opening.epoch}")
         if self._run is None:
             raise WrongEpoch(f"shard {self._identity.name!r} is not ready for epoch {opening.epoch} yet")
         return self._run.incoming
@@ -233,13 +238,17 @@ class StageHost:
             return None
         shape = _cache_shape(assignment)
         if self._kv_cache is None or self._kv_cache[0] != shape:
-            cache = KvCache(len(shape.layers), shape.num_blocks, shape.block_tokens, shape.num_kv_heads, shape.head_dim)
-            self._kv_cache = shape, cache
+            sizes = len(shape.layers), shape.num_blocks, shape.block_tokens, shape.num_kv_heads, shape.head_dim
+            self._kv_cache = shape, KvCache(*sizes, shape.element_type)
         return self._kv_cache[1]
 
     def _start(self, assignment: AssignmentFacts, stage: ComputeStage) -> None:
         opening = ring_pb2.EdgeOpen(
-            cluster_hash=self._identity.cluster_hash, epoch=assignment.epoch, sender=self._identity.name, receiver=assignment.next.name
+            cluster_hash=self._identity.cluster_hash,
+            epoch=assignment.epoch,
+            sender=self._identity.name,
+            receiver=assignment.next.name,
+            ring_key=assignment.ring_key,
         )
         outgoing = OutgoingEdge(assignment.next, opening)
         self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._report_edge_lost)
@@ -297,7 +306,14 @@ class _ProgressReport:
 
 def _cache_shape(assignment: AssignmentFacts) -> CacheShape:
     model, geometry = assignment.model, assignment.geometry
-    return CacheShape(assignment.layers, geometry.num_blocks, geometry.block_tokens, model.num_kv_heads, model.head_dim)
+    return CacheShape(
+        layers=assignment.layers,
+        num_blocks=geometry.num_blocks,
+        block_tokens=geometry.block_tokens,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        element_type=geometry.element_type,
+    )
 
 
 def _text_of(span: range) -> str:

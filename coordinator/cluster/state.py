@@ -26,6 +26,7 @@ class ClusterConfig:
     context_length: None for the model's; never more than the model's.
     target_kv_tokens: tokens that the KV cache should hold where memory allows, for all sequences together.
     wire: name of the encoding between shards, for the snapshot.
+    kv_cache: element type of the KV cache on every shard.
     settle_s: how long after a join planning waits, so that machines that start together are planned together.
     hop_s: what an edge of the ring costs a step until the shard's round trip is known.
     grace_s: how long after a broken edge membership has time to notice that a shard is lost; doubles with every failure in a
@@ -45,6 +46,7 @@ class ClusterConfig:
     kv_block_tokens: int = 32
     target_kv_tokens: int = 0
     wire: str = "Q8_0_OUTLIERS"
+    kv_cache: str = "F16"
     heartbeat_interval_s: float = 1.0
     lease_timeout_s: float = 5.0
     settle_s: float = 0.5

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dairllm.kernels_pyx import (
+    KV_ELEMENT_TYPES,
     WIRE_ENCODINGS,
     KvCache,
     PackedMatrix,
@@ -34,8 +35,6 @@ from dairllm.kernels_pyx import (
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-ElementType = Literal["F16", "F32"]
-ELEMENT_TYPES: tuple[ElementType, ...] = ("F16", "F32")
 TINY = Path(__file__).parents[1] / "data" / "tiny"
 BLOCK_TOKENS = 16
 AVAILABLE_ISAS = [str(name) for name in _kernels.optimization_info()["isa_available"]]  # type: ignore[attr-defined]
@@ -105,7 +104,7 @@ class Model:
                 stage.set_head(self.dense["norm"], self.packed["output"])
         return stage
 
-    def cache(self, num_layers: int | None = None, num_blocks: int = 24, element_type: ElementType = "F16") -> KvCache:
+    def cache(self, num_layers: int | None = None, num_blocks: int = 24, element_type: str = "F16") -> KvCache:
         shape = self.shape
         return KvCache(num_layers or shape.num_layers, num_blocks, BLOCK_TOKENS, shape.kv_heads, shape.head_dim, element_type)
 
@@ -168,10 +167,10 @@ def rotate64(x: Doubles, shape: Shape) -> Doubles:
     return result
 
 
-KV_NUMPY_TYPES: dict[ElementType, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32}
+KV_NUMPY_TYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32}
 
 
-def attention64(model: Model, layer: int, x: Doubles, element_type: ElementType) -> Doubles:
+def attention64(model: Model, layer: int, x: Doubles, element_type: str) -> Doubles:
     shape, n = model.shape, x.shape[0]
     q, k, v = (
         multiply64(model, x, f"{layer}.{name}").reshape(n, heads, shape.head_dim)
@@ -186,7 +185,7 @@ def attention64(model: Model, layer: int, x: Doubles, element_type: ElementType)
     return multiply64(model, mixed, f"{layer}.attention_output")
 
 
-def logits64(model: Model, ids: NDArray[np.integer], element_type: ElementType = "F16") -> Doubles:
+def logits64(model: Model, ids: NDArray[np.integer], element_type: str = "F16") -> Doubles:
     x = model.dense["embedding"][ids].astype(np.float64)
     for i in range(model.shape.num_layers):
         x = x + attention64(model, i, norm64(model, x, f"{i}.attention_norm"), element_type)
@@ -211,9 +210,7 @@ def every_row(count: int) -> NDArray[np.int32]:
     return np.arange(count, dtype=np.int32)
 
 
-def run_alone(
-    model: Model, ids: NDArray[np.int32], encodings: NDArray[np.uint8] | None = None, element_type: ElementType = "F16"
-) -> Floats:
+def run_alone(model: Model, ids: NDArray[np.int32], encodings: NDArray[np.uint8] | None = None, element_type: str = "F16") -> Floats:
     cache = model.cache(element_type=element_type)
     return model.stage().run(cache, ids, [whole_slice(len(ids), encodings=encodings)], every_row(len(ids)))
 
@@ -241,9 +238,9 @@ def instruction_set(name: str) -> Iterator[None]:
 # ---- right ----
 
 
-@pytest.mark.parametrize("element_type", ELEMENT_TYPES)
+@pytest.mark.parametrize("element_type", KV_ELEMENT_TYPES)
 @pytest.mark.parametrize("name", ODD_SHAPES)
-def test_float32_stage_agrees_with_float64(name: str, element_type: ElementType, isa: str) -> None:
+def test_float32_stage_agrees_with_float64(name: str, element_type: str, isa: str) -> None:
     model = random_model(ODD_SHAPES[name])
     ids = random_ids(model.shape, 37)
     tolerance = 1e-3 if element_type == "F16" else 5e-5
@@ -344,9 +341,9 @@ RULE_3_MODELS = [
     random_model(Shape(heads=5, kv_heads=1, head_dim=18, rope_dim=18, interleaved=False, hidden=40), seed=3),
 ]
 RULE_3_IDS = [random_ids(model.shape, 45, seed=5) for model in RULE_3_MODELS]
-RULE_3_LOGITS_OF: dict[ElementType, list[Floats]] = {
+RULE_3_LOGITS_OF: dict[str, list[Floats]] = {
     element_type: [run_alone(model, ids, element_type=element_type) for model, ids in zip(RULE_3_MODELS, RULE_3_IDS, strict=True)]
-    for element_type in ELEMENT_TYPES
+    for element_type in KV_ELEMENT_TYPES
 }
 RULE_3_LOGITS = RULE_3_LOGITS_OF["F16"]
 
@@ -356,7 +353,7 @@ RULE_3_LOGITS = RULE_3_LOGITS_OF["F16"]
 def test_bits_depend_on_the_sequence_alone(data: st.DataObject) -> None:
     """Two sequences in chunks of any sizes, several chunks per run, in scattered blocks of a cache that was used before."""
     which = data.draw(st.integers(0, len(RULE_3_MODELS) - 1))
-    element_type = data.draw(st.sampled_from(ELEMENT_TYPES))
+    element_type = data.draw(st.sampled_from(KV_ELEMENT_TYPES))
     model, ids, expected = RULE_3_MODELS[which], RULE_3_IDS[which], RULE_3_LOGITS_OF[element_type][which]
     other = random_ids(model.shape, data.draw(st.integers(1, 60)), seed=data.draw(st.integers(0, 3)))
     blocks = np.array(data.draw(st.permutations(range(16))), np.int32)
@@ -513,7 +510,7 @@ def test_mistakes_in_a_cache() -> None:
     with pytest.raises(MemoryError, match="no memory for a KV cache"):
         KvCache(1 << 24, 1 << 24, 1 << 20, 1 << 20, 256)
     with pytest.raises(ValueError, match="element_type is 'Q8_0', expected one of F16, F32"):
-        KvCache(1, 1, 16, 1, 16, "Q8_0")  # type: ignore[arg-type]
+        KvCache(1, 1, 16, 1, 16, "Q8_0")
 
 
 def test_cache_says_its_size_and_type() -> None:

@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CacheType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CACHE_TYPE_UNSPECIFIED: _ClassVar[CacheType]
+    CACHE_TYPE_F16: _ClassVar[CacheType]
+    CACHE_TYPE_F32: _ClassVar[CacheType]
+
 class ClusterPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CLUSTER_PHASE_UNSPECIFIED: _ClassVar[ClusterPhase]
@@ -21,6 +27,9 @@ class ShardPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SHARD_PHASE_LOADING: _ClassVar[ShardPhase]
     SHARD_PHASE_READY: _ClassVar[ShardPhase]
     SHARD_PHASE_FAILED: _ClassVar[ShardPhase]
+CACHE_TYPE_UNSPECIFIED: CacheType
+CACHE_TYPE_F16: CacheType
+CACHE_TYPE_F32: CacheType
 CLUSTER_PHASE_UNSPECIFIED: ClusterPhase
 CLUSTER_PHASE_WAITING: ClusterPhase
 CLUSTER_PHASE_LOADING: ClusterPhase
@@ -182,7 +191,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "exclusive")
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +203,8 @@ class Assignment(_message.Message):
     KV_BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    RING_KEY_FIELD_NUMBER: _ClassVar[int]
     EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model_digest: bytes
@@ -206,8 +217,10 @@ class Assignment(_message.Message):
     kv_block_tokens: int
     context_length: int
     max_batch_rows: int
+    kv_cache_type: CacheType
+    ring_key: bytes
     exclusive: bool
-    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., exclusive: bool = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ...) -> None: ...
 
 class ActivateStage(_message.Message):
     __slots__ = ("epoch", "transfers", "alive_sequences")

@@ -39,16 +39,18 @@ class ForwardResponse(_message.Message):
     def __init__(self, accepted: _Optional[_Union[EdgeAccepted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., refused: _Optional[_Union[FrameRefused, _Mapping]] = ...) -> None: ...
 
 class EdgeOpen(_message.Message):
-    __slots__ = ("cluster_hash", "epoch", "sender", "receiver")
+    __slots__ = ("cluster_hash", "epoch", "sender", "receiver", "ring_key")
     CLUSTER_HASH_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    RING_KEY_FIELD_NUMBER: _ClassVar[int]
     cluster_hash: str
     epoch: int
     sender: str
     receiver: str
-    def __init__(self, cluster_hash: _Optional[str] = ..., epoch: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ...) -> None: ...
+    ring_key: bytes
+    def __init__(self, cluster_hash: _Optional[str] = ..., epoch: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., ring_key: _Optional[bytes] = ...) -> None: ...
 
 class EdgeAccepted(_message.Message):
     __slots__ = ("credits",)

@@ -52,7 +52,7 @@ class RingServiceServicer(object):
         the order in which they are sent. A sender has at most `credits` frames outstanding; nothing is dropped silently:
         a frame that can't be processed is answered by `refused` and changes nothing.
 
-        Errors: FAILED_PRECONDITION wrong or unknown epoch or receiver in `open`; PERMISSION_DENIED other cluster; INVALID_ARGUMENT `open` missing
+        Errors: FAILED_PRECONDITION wrong or unknown epoch, ring key or receiver in `open`; PERMISSION_DENIED other cluster; INVALID_ARGUMENT `open` missing
         or a malformed frame; RESOURCE_EXHAUSTED more frames than credits; UNAVAILABLE the member is shutting down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
