@@ -74,7 +74,7 @@ class StageHost:
         self.compute_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.loader_threads = ThreadPoolExecutor(3, thread_name_prefix="loader")
         self._store = LayerStore(self.loader_threads)
-        self._kv_cache: tuple[CacheShape, KvCache] | None = None
+        self._kv: tuple[CacheShape, list[KvCache]] | None = None
         self._scratch_bytes = 0
         self._run: EpochRun | None = None
         self._change: asyncio.Task[None] | None = None
@@ -142,7 +142,7 @@ class StageHost:
 
     @property
     def kv_cache_bytes(self) -> int:
-        return 0 if self._kv_cache is None else self._kv_cache[1].size_bytes
+        return 0 if self._kv is None else sum(cache.size_bytes for cache in self._kv[1])
 
     def usage(self) -> cluster_pb2.ShardUsage:
         counted = self.counters
@@ -184,7 +184,7 @@ class StageHost:
 
     async def _free(self) -> None:
         self._store.keep_only(None)
-        self._kv_cache = None
+        self._kv = None
         self._scratch_bytes = 0
 
     async def _serve(self, assignment: AssignmentFacts) -> None:
@@ -210,15 +210,15 @@ class StageHost:
         self._make_room(assignment, demand)
         units = await self._load_units(assignment)
         self._store.keep_only(assignment)
-        kv_cache = await self._in_compute_thread(lambda: self._cache_for(assignment))
+        kv = await self._in_compute_thread(lambda: self._caches_for(assignment))
         parts = await self._in_compute_thread(lambda: build_stage(assignment, units))
         self._scratch_bytes = scratch_bytes(assignment, parts)
-        return ComputeStage(assignment, parts, kv_cache, self._identity.name)
+        return ComputeStage(assignment, parts, kv, self._identity.name)
 
     def _make_room(self, assignment: AssignmentFacts, demand: MemoryDemand) -> None:
         """Free what the new part does not need; units that there is room for stay until it is loaded, in case the plan changes back."""
-        if self._kv_cache is not None and self._kv_cache[0] != _cache_shape(assignment):
-            self._kv_cache = None
+        if self._kv is not None and self._kv[0] != _cache_shape(assignment):
+            self._kv = None
         besides = self._store.bytes_besides(assignment)
         if self._budget.missing_bytes(replace(demand, weights_bytes=demand.weights_bytes + besides)):
             self._store.keep_only(assignment)
@@ -233,14 +233,13 @@ class StageHost:
         finally:
             await remote.close()
 
-    def _cache_for(self, assignment: AssignmentFacts) -> KvCache | None:
-        if not assignment.layers:
-            return None
+    def _caches_for(self, assignment: AssignmentFacts) -> list[KvCache]:
+        """One for each layer."""
         shape = _cache_shape(assignment)
-        if self._kv_cache is None or self._kv_cache[0] != shape:
-            sizes = len(shape.layers), shape.num_blocks, shape.block_tokens, shape.num_kv_heads, shape.head_dim
-            self._kv_cache = shape, KvCache(*sizes, shape.element_type)
-        return self._kv_cache[1]
+        if self._kv is None or self._kv[0] != shape:
+            sizes = shape.num_blocks, shape.block_tokens, shape.num_kv_heads, shape.head_dim
+            self._kv = shape, [KvCache(*sizes, shape.element_type) for _ in shape.layers]
+        return self._kv[1]
 
     def _start(self, assignment: AssignmentFacts, stage: ComputeStage) -> None:
         opening = ring_pb2.EdgeOpen(
