@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-
 from collections.abc import AsyncIterator, Callable
 
 import grpc
