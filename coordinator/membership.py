@@ -9,8 +9,9 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import grpc
 
@@ -20,8 +21,9 @@ from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.engine.recovery import StagePlace
+from dairllm.coordinator.engine.scheduler import RingGeometry
 from dairllm.coordinator.model import LoadedModel
-from dairllm.coordinator.planner import Plan
 from dairllm.coordinator.reachability import Place, addresses_from
 from dairllm.coordinator.ring import COORDINATOR_NAME, Ring, first_request
 from dairllm.mesh.cache_types import cache_type_to_proto
@@ -32,6 +34,7 @@ from dairllm.v1 import cluster_pb2
 logger = logging.getLogger("dairllm.cluster")
 
 TICK_S = 0.2
+DRAIN_LIMIT_S = 2.0
 MAX_QUEUED_RESPONSES = 64
 """A shard that does not read for so long that this fills up is cut off; it joins again."""
 
@@ -65,11 +68,29 @@ class _Lease:
         self.responses.put_nowait(error)
 
 
-class Membership:
-    """own_addresses: the coordinator's "host:port", loopback included; own_hosts: addresses of this machine.
+class RingUser(Protocol):
+    """Who sends frames around the ring: the engine."""
 
-    on_ring_opened is called with epoch and plan when frames may be sent, on_ring_closed when they may not any more.
-    """
+    @property
+    def alive_ring_ids(self) -> Sequence[int]:
+        """Sequences that the shards must not forget."""
+
+    @property
+    def used_block_ids(self) -> Sequence[int]:
+        """Cache blocks with content that is needed again."""
+
+    def open_ring(self, geometry: RingGeometry) -> None:
+        """Frames may be sent."""
+
+    def drain_ring(self) -> None:
+        """Send nothing more; Membership.drained is called once nothing is in flight."""
+
+    def close_ring(self) -> None:
+        """Frames may not be sent any more, and what is in flight does not come back."""
+
+
+class Membership:
+    """own_addresses: the coordinator's "host:port", loopback included; own_hosts: addresses of this machine."""
 
     def __init__(
         self,
@@ -78,8 +99,7 @@ class Membership:
         ring: Ring,
         own_addresses: tuple[str, ...],
         own_hosts: Collection[str],
-        on_ring_opened: Callable[[int, Plan], None],
-        on_ring_closed: Callable[[], None],
+        engine: RingUser,
     ) -> None:
         self.config = config
         self._model = model
@@ -87,13 +107,13 @@ class Membership:
         self._ring = ring
         self._own_place = Place(own_addresses, "127.0.0.1")
         self._own_hosts = own_hosts
-        self._on_ring_opened = on_ring_opened
-        self._on_ring_closed = on_ring_closed
+        self._engine = engine
         self._leases: dict[LeaseId, _Lease] = {}
         self._holders: dict[str, _Lease] = {}
         self._lease_ids = itertools.count(1)
         self._opening: asyncio.Task[None] | None = None
-        self._ring_plan: Plan | None = None
+        self._is_ring_open = False
+        self._draining: Epoch | None = None
         self._closed_at_s = 0.0
         self._pending: deque[on.Event] = deque()
         self._is_handling = False
@@ -101,11 +121,6 @@ class Membership:
     @property
     def machine(self) -> ClusterMachine:
         return self._machine
-
-    @property
-    def open_plan(self) -> Plan | None:
-        """The plan whose ring is open."""
-        return self._ring_plan
 
     async def run(self) -> None:
         """Tell the machine the time, until cancelled."""
@@ -145,12 +160,21 @@ class Membership:
                 self._end(lease, RequestLost(f"the lease of shard {name!r} ended: {reason}; join again"))
             case do.AssignUnits():
                 self._assign(action)
-            case do.ReleaseShard(name=name, epoch=epoch, reason=reason):
-                self._send(name, cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=epoch, reason=reason)))
-            case do.OpenRing(epoch=epoch, plan=plan):
-                self._start_opening(epoch, plan)
+            case do.ActivateStage():
+                self._activate(action)
+            case do.ReleaseShard(name=name, epoch=epoch, reason=reason, leave=leave):
+                self._send(name, cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=epoch, reason=reason, leave=leave)))
+            case do.OpenRing():
+                self._start_opening(action)
+            case do.CloseRing(graceful=True, epoch=epoch):
+                self._drain_ring(epoch)
             case do.CloseRing():
                 self._close_ring()
+            case do.AskToDrain(name=name, reason=reason):
+                self._send(name, cluster_pb2.JoinResponse(drain=cluster_pb2.Drain(reason=reason)))
+            case do.ConfigureLimits(name=name, memory_budget_bytes=memory_budget_bytes, num_threads=num_threads):
+                limits = cluster_pb2.Configure(memory_budget_bytes=memory_budget_bytes, num_threads=num_threads)
+                self._send(name, cluster_pb2.JoinResponse(configure=limits))
 
     def _send(self, name: str, response: cluster_pb2.JoinResponse) -> None:
         lease = self._holders.get(name)
@@ -197,41 +221,87 @@ class Membership:
             kv_block_tokens=action.kv_block_tokens,
             context_length=action.context_length,
             max_batch_rows=action.max_batch_rows,
+            exclusive=action.exclusive,
             kv_cache_type=cache_type_to_proto(self.config.kv_cache),
             ring_key=self._ring.key_of(action.epoch),
         )
         self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 
+    def _activate(self, action: do.ActivateStage) -> None:
+        block_ids = self._engine.used_block_ids if action.moves else ()
+        activation = cluster_pb2.ActivateStage(
+            epoch=action.epoch,
+            transfers=[self._transfer(action.name, move, block_ids) for move in action.moves],
+            alive_sequences=self._engine.alive_ring_ids,
+        )
+        self._send(action.name, cluster_pb2.JoinResponse(activate_stage=activation))
+
+    def _transfer(self, name: str, move: do.Move, block_ids: Sequence[int]) -> cluster_pb2.KvTransfer:
+        addresses = addresses_from(self._place(name), self._place(move.source.name), self._own_hosts)
+        transfer = cluster_pb2.KvTransfer(first_unit=move.units.start, end_unit=move.units.stop, block_ids=block_ids)
+        getattr(transfer, "from").CopyFrom(cluster_pb2.Peer(name=move.source.name, addresses=addresses))
+        return transfer
+
     # The ring
 
-    def _start_opening(self, epoch: int, plan: Plan) -> None:
-        first = plan.stages[0].shard
-        addresses = addresses_from(self._own_place, self._place(first), self._own_hosts)
+    def _start_opening(self, action: do.OpenRing) -> None:
+        addresses = addresses_from(self._own_place, self._place(action.first.name), self._own_hosts)
         previous, self._opening = self._opening, None
-        self._opening = asyncio.create_task(self._open(previous, epoch, plan, first, addresses), name=f"open-ring-{epoch}")
+        self._opening = asyncio.create_task(self._open(previous, action, addresses), name=f"open-ring-{action.epoch}")
 
-    async def _open(self, previous: asyncio.Task[None] | None, epoch: int, plan: Plan, first: str, addresses: tuple[str, ...]) -> None:
+    async def _open(self, previous: asyncio.Task[None] | None, action: do.OpenRing, addresses: tuple[str, ...]) -> None:
         if previous is not None:
             previous.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await previous
         try:
-            await self._ring.open(epoch, first, addresses)
+            await self._ring.open(action.epoch, action.first.name, addresses)
         except PeerUnreachable as error:
-            self.handle(on.RingBroken(Epoch(epoch), str(error)))
+            self.handle(on.RingBroken(action.epoch, str(error)))
             return
-        self._ring_plan = plan
-        self.handle(on.RingOpened(Epoch(epoch)))
-        if self._ring_plan is plan:
-            self._on_ring_opened(epoch, plan)
+        self._is_ring_open = True
+        self.handle(on.RingOpened(action.epoch))
+        if self._ring.epoch == action.epoch:
+            self._engine.open_ring(self._geometry(action))
+
+    def _geometry(self, action: do.OpenRing) -> RingGeometry:
+        placement = tuple(StagePlace(holder, stage.units) for holder, stage in zip(action.holders, action.plan.stages, strict=True))
+        boundaries = [stage.units.start for stage in placement[1:]]
+        return RingGeometry(
+            epoch=action.epoch,
+            placement=placement,
+            num_kv_blocks=action.plan.num_kv_blocks,
+            kv_block_tokens=self.config.kv_block_tokens,
+            rounding_points={} if self.config.wire == "F32" else dict.fromkeys(boundaries, self.config.wire),
+            present=action.kept | action.transferred,
+        )
+
+    def _drain_ring(self, epoch: Epoch) -> None:
+        self._draining = epoch
+        asyncio.get_running_loop().call_later(DRAIN_LIMIT_S, self._end_draining, epoch)
+        self._engine.drain_ring()
+
+    def drained(self) -> None:
+        """Nothing is in flight any more in the ring that was asked to drain."""
+        if self._draining is not None:
+            self._end_draining(self._draining)
+
+    def _end_draining(self, epoch: Epoch) -> None:
+        """Also when time is up: what is still in flight is given up, and computed again."""
+        if self._draining != epoch:
+            return
+        self._draining = None
+        self._close_ring()
+        self.handle(on.RingDrained(epoch))
 
     def _close_ring(self) -> None:
+        self._draining = None
         if self._opening is not None:
             self._opening.cancel()
-        if self._ring_plan is not None:
-            self._ring_plan = None
+        if self._is_ring_open:
+            self._is_ring_open = False
             self._closed_at_s = asyncio.get_running_loop().time()
-            self._on_ring_closed()
+            self._engine.close_ring()
         self._ring.shut()
 
     async def _stop_opening(self) -> None:
@@ -243,7 +313,7 @@ class Membership:
 
     def closed_for_s(self) -> float | None:
         """How long ago an open ring was closed: 0 while one is open, None if none ever was."""
-        if self._ring_plan is not None:
+        if self._is_ring_open:
             return 0.0
         return asyncio.get_running_loop().time() - self._closed_at_s if self._closed_at_s else None
 
@@ -305,10 +375,24 @@ class Membership:
                 self.handle(on.StageLoaded(name, boot_id, Epoch(ready.epoch), ready.weights_bytes, ready.kv_cache_bytes, ready.load_s))
             case "stage_failed":
                 failed = request.stage_failed
-                self.handle(on.StageLoadFailed(name, boot_id, Epoch(failed.epoch), failed.message, failed.retryable))
+                self.handle(
+                    on.StageLoadFailed(name, boot_id, Epoch(failed.epoch), failed.message, failed.retryable, failed.needs_exclusive)
+                )
             case "edge_lost":
                 lost = request.edge_lost
                 self.handle(on.EdgeBroken(Epoch(lost.epoch), name, lost.peer, lost.message))
+            case "stage_activated":
+                activated = request.stage_activated
+                units = frozenset(activated.transferred_units)
+                event = on.StageActivated(
+                    name, boot_id, Epoch(activated.epoch), units, activated.transferred_bytes, activated.seconds, activated.note
+                )
+                self.handle(event)
+            case "capabilities_changed":
+                capabilities = capabilities_from_proto(request.capabilities_changed.capabilities)
+                self.handle(on.CapabilitiesChanged(name, boot_id, capabilities))
+            case "leaving" if request.leaving.drain:
+                self.handle(on.ShardLeaving(name, boot_id, request.leaving.reason))
             case "leaving":
                 self.handle(on.ShardLeft(name, boot_id, lease.id, request.leaving.reason))
                 lease.end(None)

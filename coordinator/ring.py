@@ -228,11 +228,17 @@ def _begin_to_proto(begin: Begin) -> ring_pb2.SequenceBegin:
         prompt_length=begin.prompt_length,
         sampling=begin.sampling.to_proto(),
         rounding_points={boundary: parse_encoding(name) for boundary, name in begin.rounding_points.items()},
+        block_ids=begin.block_ids,
+        token_ids=begin.token_ids,
     )
 
 
 def _slice_to_proto(piece: Slice) -> ring_pb2.SequenceSlice:
+    first_unit, end_unit, replay_at = piece.replay or (0, 0, "")
     return ring_pb2.SequenceSlice(
+        first_unit=first_unit,
+        end_unit=end_unit,
+        replay_at=replay_at,
         sequence_id=piece.ring_id,
         first_position=piece.first_position,
         token_ids=piece.token_ids,
@@ -249,7 +255,8 @@ def result_from_proto(message: ring_pb2.MicroBatchResult) -> BatchCompleted:
 
 def _slice_result(message: ring_pb2.SequenceResult) -> SliceResult:
     sampled = _token_score(message.sampled) if message.HasField("sampled") else None
-    return SliceResult(message.sequence_id, sampled, tuple(_token_score(score) for score in message.scores))
+    scores = tuple(_token_score(score) for score in message.scores)
+    return SliceResult(message.sequence_id, sampled, scores, message.replay_failed, message.failure)
 
 
 def _token_score(message: ring_pb2.TokenLogprobs) -> TokenScore:

@@ -22,14 +22,13 @@ from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, EngineLoad
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.engine.engine import Engine
-from dairllm.coordinator.engine.scheduler import BatchCompleted, RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.scheduler import BatchCompleted, SchedulerLimits
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.server import serve
 from dairllm.coordinator.inference_servicer import InferenceServicer
 from dairllm.coordinator.local_shard import LocalShard
 from dairllm.coordinator.membership import Membership
 from dairllm.coordinator.model import LoadedModel, load_model
-from dairllm.coordinator.planner import Plan
 from dairllm.coordinator.reachability import advertised
 from dairllm.coordinator.ring import Ring, StageTiming
 from dairllm.coordinator.servicer import ClusterServicer, RingServicer
@@ -103,7 +102,15 @@ class Coordinator:
             context_length=context_length_of(settings, model), max_running=settings.max_running, max_waiting=settings.max_waiting
         )
         self._ring = Ring(self._cluster_hash, self._complete, self._ring_broken)
-        self._engine = Engine(self._limits, model.manifest.spec.vocab_size, self._ring.send, self.why_unready, RECOVERY_LIMIT_S)
+        self._engine = Engine(
+            self._limits,
+            model.manifest.spec.vocab_size,
+            self._ring.send,
+            self.why_unready,
+            RECOVERY_LIMIT_S,
+            lambda: self._membership.drained(),
+            self._recovered,
+        )
         self._membership: Membership
         self._http_port = 0
 
@@ -168,7 +175,7 @@ class Coordinator:
             kv_cache=settings.kv_cache,
         )
         addresses = advertised(["127.0.0.1", *hosts], grpc_port)
-        return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._ring_opened, self._engine.close_ring)
+        return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._engine)
 
     async def _start_grpc(self, server: grpc.aio.Server, latency: LatencyObserver) -> None:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
@@ -201,12 +208,17 @@ class Coordinator:
 
     # The ring and the engine
 
-    def _ring_opened(self, epoch: int, plan: Plan) -> None:
-        boundaries = [stage.units.start for stage in plan.stages[1:]]
-        wire = self._settings.wire
-        points: Mapping[int, str] = {} if wire == "F32" else dict.fromkeys(boundaries, wire)
-        config = self._membership.config
-        self._engine.open_ring(RingGeometry(epoch, len(plan.stages), plan.num_kv_blocks, config.kv_block_tokens, points))
+    def _recovered(self, report: ReportRecovery, duration_s: float) -> None:
+        share = report.replayed_work / report.all_work if report.all_work else 0.0
+        logger.info(
+            "%d answers went on after %.2f s: %d at once, %d after a replay, %d from their beginning; %.0f %% of a whole prefill was computed again",
+            report.num_kept + report.num_replayed + report.num_restarted,
+            duration_s,
+            report.num_kept,
+            report.num_replayed,
+            report.num_restarted,
+            100 * share,
+        )
 
     def _ring_broken(self, epoch: int, message: str) -> None:
         self._membership.handle(on.RingBroken(Epoch(epoch), message))

@@ -19,6 +19,7 @@
     ├── NotReady                  no plan serves the model now
     │   └── NotEnoughMemory       the shards together hold too little memory
     ├── RequestLost               the answer could not be continued
+    ├── GenerationFailed          the model itself gave nothing that an answer can be made of
     ├── WeightsDiffer             bytes do not have the digest of the manifest
     ├── PeerUnreachable           another process does not answer
     └── DeadlineExceeded          something took longer than allowed
@@ -141,6 +142,10 @@ class RequestLost(DairllmError):
     pass
 
 
+class GenerationFailed(DairllmError):
+    pass
+
+
 class WeightsDiffer(DairllmError):
     pass
 
@@ -173,6 +178,7 @@ MEANINGS: dict[type[DairllmError], Meaning] = {
     Busy: Meaning(_S.RESOURCE_EXHAUSTED, 429, "rate_limit_error", True),
     NotReady: Meaning(_S.UNAVAILABLE, 503, _SERVER, True),
     RequestLost: Meaning(_S.ABORTED, 503, _SERVER, True),
+    GenerationFailed: Meaning(_S.INTERNAL, 500, _SERVER, False),
     WeightsDiffer: Meaning(_S.DATA_LOSS, 500, _SERVER, False),
     PeerUnreachable: Meaning(_S.UNAVAILABLE, 503, _SERVER, True),
     DeadlineExceeded: Meaning(_S.DEADLINE_EXCEEDED, 504, _SERVER, True),

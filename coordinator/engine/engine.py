@@ -18,9 +18,14 @@ from dairllm.coordinator.engine.scheduler import (
     Batch,
     BatchCompleted,
     EmitEvent,
+    FailSequence,
     GenerationCancelled,
     GenerationRequested,
+    ReportDrained,
+    ReportRecovered,
+    ReportRecovery,
     RingClosed,
+    RingClosing,
     RingGeometry,
     RingOpened,
     Scheduler,
@@ -29,7 +34,7 @@ from dairllm.coordinator.engine.scheduler import (
     SendBatch,
 )
 from dairllm.coordinator.ring import StageTiming
-from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, InvalidRequest, NotReady, RequestLost
+from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, GenerationFailed, InvalidRequest, NotReady, RequestLost
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +92,8 @@ class Engine:
 
     send: puts a batch on the ring. why_unready: None while a plan serves or is about to serve again, else what
     requests fail with.
-    recovery_limit_s: how long running answers wait for a new ring before they fail with NotReady.
+    recovery_limit_s: how long running answers wait for a new ring before they fail with NotReady. on_drained: nothing is in flight any more
+    after drain_ring. on_recovered: every answer that was running when the ring before closed, so many seconds ago, has gone on or ended.
     """
 
     def __init__(
@@ -97,12 +103,18 @@ class Engine:
         send: Callable[[Batch], None],
         why_unready: Callable[[], DairllmError | None],
         recovery_limit_s: float,
+        on_drained: Callable[[], None],
+        on_recovered: Callable[[ReportRecovery, float], None],
     ) -> None:
         self._scheduler = Scheduler(limits)
         self._vocab_size = vocab_size
         self._send = send
         self._why_unready = why_unready
         self._recovery_limit_s = recovery_limit_s
+        self._on_drained = on_drained
+        self._on_recovered = on_recovered
+        self._recovery: ReportRecovery | None = None
+        self._closed_at_s = 0.0
         self._ids = itertools.count(1)
         self._streams: dict[SequenceId, asyncio.Queue[Item]] = {}
         self._flights: dict[tuple[int, int], _Flight] = {}
@@ -194,6 +206,16 @@ class Engine:
                     f"{param} has token id {token_id}, which is not in the vocabulary; expected 0 to {self._vocab_size - 1}", param
                 )
 
+    @property
+    def alive_ring_ids(self) -> tuple[int, ...]:
+        """Sequences that the shards must not forget."""
+        return self._scheduler.alive_ring_ids
+
+    @property
+    def used_block_ids(self) -> tuple[int, ...]:
+        """Cache blocks with content that is needed again."""
+        return self._scheduler.used_block_ids
+
     def open_ring(self, geometry: RingGeometry) -> None:
         if self._giving_up is not None:
             self._giving_up.cancel()
@@ -203,7 +225,13 @@ class Engine:
         self._measured.decode_step_s = 0.0
         self._handle(RingOpened(geometry))
 
+    def drain_ring(self) -> None:
+        """Send nothing more; on_drained is called once nothing is in flight."""
+        self._handle(RingClosing())
+
     def close_ring(self) -> None:
+        """What is in flight is given up. Answers wait for the next ring, for as long as the recovery limit."""
+        self._closed_at_s = asyncio.get_running_loop().time()
         self._flights.clear()
         self._handle(RingClosed())
         if self._giving_up is None:
@@ -253,9 +281,25 @@ class Engine:
                     self._send(batch)
                 case EmitEvent(sequence_id, item):
                     self._measured.generated_tokens += isinstance(item, TokenGenerated)
-                    stream = self._streams.get(sequence_id)
-                    if stream is not None:
-                        stream.put_nowait(item)
+                    self._deliver(sequence_id, item)
+                case FailSequence(sequence_id, reason):
+                    self._deliver(sequence_id, GenerationFailed(reason))
+                case ReportDrained():
+                    self._on_drained()
+                case ReportRecovery():
+                    self._recovery = action
+                case ReportRecovered():
+                    self._report_recovered()
+
+    def _deliver(self, sequence_id: SequenceId, item: Item) -> None:
+        stream = self._streams.get(sequence_id)
+        if stream is not None:
+            stream.put_nowait(item)
+
+    def _report_recovered(self) -> None:
+        assert self._recovery is not None
+        self._on_recovered(self._recovery, asyncio.get_running_loop().time() - self._closed_at_s)
+        self._recovery = None
 
 
 def _smooth(average: float, value: float) -> float:

@@ -7,15 +7,9 @@ A row's bits do not depend on when it is computed (docs/architecture.md, 'The sa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
-
-class Holder(NamedTuple):
-    """One life of a shard: after a restart it holds nothing of what it held."""
-
-    name: str
-    boot_id: str
+from dairllm.coordinator.cluster.facts import Holder
 
 
 class StagePlace(NamedTuple):
@@ -35,48 +29,39 @@ class Replay(NamedTuple):
     replay_at: str
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """Where a sequence's past lies. cache: who holds the KV of each unit; records: who has sent all its rows at a boundary."""
-
-    cache: Mapping[int, Holder]
-    records: Mapping[int, Holder]
-
-    @classmethod
-    def of(cls, placement: Placement) -> "Holdings":
-        """Of a sequence whose every row was computed under this placement."""
-        return cls(owners(placement), {stage.units.stop: stage.holder for stage in placement[:-1]})
-
-    def after(self, placement: Placement, replay: Replay | None) -> "Holdings":
-        """What holds once the sequence goes on under the placement, after the replay.
-
-        A shard's records at a boundary stay complete while it goes on sending there; where a replay passes a boundary, they are made anew.
-        """
-        now = Holdings.of(placement)
-        records = {boundary: holder for boundary, holder in now.records.items() if self.records.get(boundary) == holder}
-        if replay is not None:
-            records |= {b: holder for b, holder in now.records.items() if replay.first_unit < b <= replay.end_unit}
-        return Holdings(now.cache, records)
+Records = Mapping[int, Holder]
+"""Of one sequence: boundary -> the shard that has recorded every row it sent there."""
 
 
-def owners(placement: Placement) -> dict[int, Holder]:
-    return {unit: stage.holder for stage in placement for unit in stage.units}
+def records_of(placement: Placement) -> Records:
+    """Of a sequence whose every row was computed under this placement."""
+    return {stage.units.stop: stage.holder for stage in placement[:-1]}
 
 
-def plan_replay(holdings: Holdings, placement: Placement, transferred: frozenset[int]) -> Replay | None:
+def records_after(records: Records, placement: Placement, replay: Replay | None) -> Records:
+    """Of a sequence that goes on under the placement, after the replay.
+
+    A shard's records at a boundary stay complete while it goes on sending there; where a replay passes a boundary, they are made anew.
+    """
+    now = records_of(placement)
+    kept = {boundary: holder for boundary, holder in now.items() if records.get(boundary) == holder}
+    if replay is not None:
+        kept |= {boundary: holder for boundary, holder in now.items() if replay.first_unit < boundary <= replay.end_unit}
+    return kept
+
+
+def plan_replay(records: Records, placement: Placement, present: frozenset[int]) -> Replay | None:
     """The cheapest replay that leaves every layer's cache with its owner under the placement; None if it is there already.
 
-    transferred: units whose cache the new owner has taken over from the old.
+    present: layer units whose owner has the cache of all that was computed: it kept it, or has taken it over from the owner before.
     """
     num_units = placement[-1].units.stop
-    now = owners(placement)
-    layers = range(1, num_units - 1)
-    missing = [unit for unit in layers if holdings.cache.get(unit) != now[unit] and unit not in transferred]
+    missing = [unit for unit in range(1, num_units - 1) if unit not in present]
     if not missing:
         return None
-    usable = [b for b, holder in holdings.records.items() if b <= missing[0] and _can_send(holder, b, placement)]
+    usable = [boundary for boundary, holder in records.items() if boundary <= missing[0] and _can_send(holder, boundary, placement)]
     boundary = max(usable, default=0)
-    return Replay(boundary, missing[-1] + 1, holdings.records[boundary].name if boundary else "")
+    return Replay(boundary, missing[-1] + 1, records[boundary].name if boundary else "")
 
 
 def _can_send(holder: Holder, boundary: int, placement: Placement) -> bool:

@@ -37,8 +37,8 @@ class SchedulerLimits(NamedTuple):
 class RingGeometry:
     """What the scheduler must know of a plan.
 
-    rounding_points: unit boundary -> encoding, for sequences that begin under this plan. transferred: units whose KV cache new owners have
-    taken over from the old.
+    rounding_points: unit boundary -> encoding, for sequences that begin under this plan. present: layer units whose owner has the cache of
+    all that was computed when the last ring closed.
     """
 
     epoch: int
@@ -46,7 +46,7 @@ class RingGeometry:
     num_kv_blocks: int
     kv_block_tokens: int
     rounding_points: Mapping[int, str]
-    transferred: frozenset[int] = frozenset()
+    present: frozenset[int] = frozenset()
 
     @property
     def num_stages(self) -> int:
@@ -250,7 +250,7 @@ class Scheduler:
         if self._blocks is None:
             self._blocks = BlockAllocator(geometry.num_kv_blocks, geometry.kv_block_tokens)
         before = list(self._running)
-        lost = [s for s in before if s.holdings is None or max(s.block_ids, default=0) >= geometry.num_kv_blocks]
+        lost = [s for s in before if s.records is None or max(s.block_ids, default=0) >= geometry.num_kv_blocks]
         all_work = sum(s.num_completed for s in before) * geometry.placement[-1].units.stop
         restarted_work = sum(s.num_completed for s in lost) * geometry.placement[-1].units.stop
         self._set_back(lost)
@@ -258,7 +258,7 @@ class Scheduler:
         self._ring = _Ring(geometry)
         for sequence in self._running:
             self._trim(sequence)
-            sequence.resume(geometry.placement, geometry.transferred)
+            sequence.resume(geometry.placement, geometry.present)
         if not before:
             return []
         self._recovering = {s.id: s.num_completed for s in before}

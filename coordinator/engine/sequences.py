@@ -9,7 +9,7 @@ randomness is counted by position, its next token is the one that it would have 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dairllm.coordinator.engine.recovery import Holdings, Placement, Replay, plan_replay
+from dairllm.coordinator.engine.recovery import Placement, Records, Replay, plan_replay, records_after, records_of
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -25,8 +25,8 @@ from dairllm.coordinator.engine.requests import (
 class Sequence:
     """rounding_points: unit boundary -> wire encoding, fixed when the sequence first begins (docs/architecture.md, 'Rounding points').
 
-    holdings: where its computed past lies; None before it is complete anywhere: in the middle of a replay, or before the first row.
-    replay: what is computed again before it goes on. begins: the shards must be told of it with its next slice.
+    records: where its past rows were recorded; None while the shards do not hold all of its past: before the first row, and in the
+    middle of a replay. replay: what is computed again before it goes on. begins: the shards must be told of it with its next slice.
     """
 
     id: SequenceId
@@ -40,10 +40,10 @@ class Sequence:
     num_sent: int = 0
     num_completed: int = 0
     awaits_sample: bool = False
-    holdings: Holdings | None = None
+    records: Records | None = None
     replay: Replay | None = None
     num_replayed: int = 0
-    _holdings_after_replay: Holdings | None = None
+    _records_after_replay: Records | None = None
     _scores: list[TokenScore] = field(default_factory=list)
     _prompt_is_scored: bool = field(init=False)
 
@@ -83,30 +83,30 @@ class Sequence:
         self.begins = False
         self.num_sent = self.num_completed = self.num_replayed = 0
         self.awaits_sample = False
-        self.holdings = self._holdings_after_replay = self.replay = None
+        self.records = self._records_after_replay = self.replay = None
         self._scores = []
 
-    def resume(self, placement: Placement, transferred: frozenset[int]) -> None:
+    def resume(self, placement: Placement, present: frozenset[int]) -> None:
         """Go on under a new plan from what is completed. The caller has freed the blocks beyond it."""
-        assert self.holdings is not None
+        assert self.records is not None
         self.begins = True
         self.num_sent = self.num_completed
         self.num_replayed = 0
         self.awaits_sample = False
-        self.replay = plan_replay(self.holdings, placement, transferred)
-        self._holdings_after_replay = self.holdings.after(placement, self.replay)
-        self.holdings = None if self.replay else self._holdings_after_replay
+        self.replay = plan_replay(self.records, placement, present)
+        self._records_after_replay = records_after(self.records, placement, self.replay)
+        self.records = None if self.replay else self._records_after_replay
 
     def complete_rows(self, stop: int, placement: Placement) -> None:
         """Rows before position `stop` have come back."""
         self.num_completed = max(self.num_completed, stop)
-        if self.holdings is None and self.replay is None:
-            self.holdings = Holdings.of(placement)
+        if self.records is None and self.replay is None:
+            self.records = records_of(placement)
 
     def complete_replay(self, stop: int) -> None:
         """Replayed rows before position `stop` have come back."""
         if stop >= self.num_completed:
-            self.holdings, self.replay = self._holdings_after_replay, None
+            self.records, self.replay = self._records_after_replay, None
 
     def score_targets(self, start: int, stop: int) -> tuple[int, ...]:
         """The token after each of the rows [start, stop), as far as the prompt goes; a row beyond it repeats its last token."""

@@ -8,7 +8,8 @@ import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 
-from dairllm.coordinator.engine.recovery import Holder, Placement
+from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.engine.recovery import Placement
 from dairllm.coordinator.engine.requests import TokenScore
 from dairllm.coordinator.engine.scheduler import Batch, BatchCompleted, RingGeometry, Slice, SliceResult
 
@@ -102,10 +103,17 @@ class SimulatedRing:
         self.shards: dict[Holder, SimulatedShard] = {}
         self.geometry: RingGeometry | None = None
         self.queue: deque[Batch] = deque()
+        self.before: Placement = ()
+        self.transferred: set[tuple[Holder, int]] = set()
         self.replayed_rows = 0
         self.failed_replays: set[int] = set()
 
-    def open(self, geometry: RingGeometry, alive: tuple[int, ...]) -> None:
+    def open(self, geometry: RingGeometry, alive: tuple[int, ...]) -> frozenset[int]:
+        """Layer units whose owner has their cache: it had them under the plan before, or they were transferred to it."""
+        owned = {(stage.holder, unit) for stage in self.before if stage.holder in self.shards for unit in stage.units}
+        owned |= self.transferred
+        present = frozenset(unit for stage in geometry.placement for unit in stage.units if (stage.holder, unit) in owned)
+        self.before, self.transferred = geometry.placement, set()
         self.queue.clear()
         for holder in [holder for holder in self.shards if holder not in {stage.holder for stage in geometry.placement}]:
             del self.shards[holder]
@@ -115,10 +123,12 @@ class SimulatedRing:
                 shard.forget(ring_id)
             shard.cells = {cell: row for cell, row in shard.cells.items() if cell[0] in stage.units and cell[1] < geometry.num_kv_blocks}
         self.geometry = geometry
+        return present
 
     def transfer(self, now: Placement, units: frozenset[int], old: Placement) -> None:
         """Hand the cache of these units over to their new owners."""
         new_owner = {unit: stage.holder for stage in now for unit in stage.units}
+        self.transferred = {(new_owner[unit], unit) for unit in units}
         for stage in old:
             source = self.shards.get(stage.holder)
             for cell, row in list(source.cells.items()) if source else []:

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.coordinator.engine.recovery import Holder, Holdings, Placement, Replay, StagePlace, plan_replay
+from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.engine.recovery import Placement, Replay, StagePlace, plan_replay, records_after, records_of
 
 A, B, C, D = (Holder(name, "1") for name in "abcd")
 
@@ -17,50 +18,55 @@ def placement(*stages: tuple[Holder, int]) -> Placement:
 THREE = placement((A, 11), (B, 21), (C, 32))
 
 
+LAYERS = frozenset(range(1, 31))
+
+
+def replay(before: Placement, now: Placement, transferred: frozenset[int] = frozenset()) -> Replay | None:
+    """With shards that kept what they have in both placements."""
+    kept = {unit for stage in now for other in before if other.holder == stage.holder for unit in stage.units if unit in other.units}
+    return plan_replay(records_of(before), now, LAYERS & (kept | transferred))
+
+
 def test_nothing_moved() -> None:
-    assert plan_replay(Holdings.of(THREE), THREE, frozenset()) is None
+    assert replay(THREE, THREE) is None
 
 
 def test_neighbours_that_share_a_lost_shards_layers_replay_its_input() -> None:
-    assert plan_replay(Holdings.of(THREE), placement((A, 16), (C, 32)), frozenset()) == Replay(11, 21, "a")
+    assert replay(THREE, placement((A, 16), (C, 32))) == Replay(11, 21, "a")
 
 
 def test_a_new_shard_in_the_place_of_the_lost_one_gets_its_input() -> None:
-    assert plan_replay(Holdings.of(THREE), placement((A, 11), (D, 21), (C, 32)), frozenset()) == Replay(11, 21, "a")
+    assert replay(THREE, placement((A, 11), (D, 21), (C, 32))) == Replay(11, 21, "a")
 
 
 def test_the_coordinator_replays_token_ids_for_a_lost_first_shard() -> None:
-    assert plan_replay(Holdings.of(THREE), placement((B, 21), (C, 32)), frozenset()) == Replay(0, 11, "")
+    assert replay(THREE, placement((B, 21), (C, 32))) == Replay(0, 11, "")
 
 
 def test_a_lost_last_shard() -> None:
-    assert plan_replay(Holdings.of(THREE), placement((A, 11), (B, 32)), frozenset()) == Replay(21, 31, "b")
+    assert replay(THREE, placement((A, 11), (B, 32))) == Replay(21, 31, "b")
 
 
 def test_two_neighbours_lost() -> None:
     four = placement((A, 8), (B, 16), (C, 24), (D, 32))
-    assert plan_replay(Holdings.of(four), placement((A, 20), (D, 32)), frozenset()) == Replay(8, 24, "a")
+    assert replay(four, placement((A, 20), (D, 32))) == Replay(8, 24, "a")
 
 
 def test_a_restarted_shard_holds_nothing() -> None:
     again = Holder("b", "2")
-    assert plan_replay(Holdings.of(THREE), placement((A, 11), (again, 21), (C, 32)), frozenset()) == Replay(11, 21, "a")
+    assert replay(THREE, placement((A, 11), (again, 21), (C, 32))) == Replay(11, 21, "a")
 
 
 def test_handed_over_layers_need_no_replay() -> None:
-    moved = placement((A, 16), (B, 21), (C, 32))
-    assert plan_replay(Holdings.of(THREE), moved, frozenset(range(11, 16))) is None
+    assert replay(THREE, placement((A, 16), (B, 21), (C, 32)), frozenset(range(11, 16))) is None
 
 
 def test_records_are_of_no_use_where_their_owner_is_elsewhere_in_the_ring() -> None:
-    assert plan_replay(Holdings.of(THREE), placement((B, 15), (A, 32)), frozenset()) == Replay(0, 31, "")
+    assert replay(THREE, placement((B, 15), (A, 32))) == Replay(0, 31, "")
 
 
 def test_only_the_embedding_moved() -> None:
-    assert plan_replay(Holdings.of(placement((A, 1), (B, 32))), placement((B, 32)), frozenset()) is None
-
-
-HOLDERS = [Holder(name, boot) for name in "abcd" for boot in "12"]
+    assert replay(placement((A, 1), (B, 32)), placement((B, 32))) is None
 
 
 @st.composite
@@ -106,15 +112,15 @@ class World:
 
 @given(placements(), st.lists(st.tuples(placements(), st.sets(st.integers(1, 6))), max_size=6))
 def test_every_change_leaves_every_cache_with_its_owner(first: Placement, changes: list[tuple[Placement, set[int]]]) -> None:
-    world, holdings = World(first), Holdings.of(first)
-    for now, offered in changes:
-        transferred = {unit for unit in offered if (holdings.cache[unit], unit) in world.cache}
+    world, records = World(first), records_of(first)
+    for now, transferred in changes:
         for stage in now:
             world.cache |= {(stage.holder, unit) for unit in stage.units if unit in transferred}
-        replay = plan_replay(holdings, now, frozenset(transferred))
-        if replay is not None:
-            world.compute(now, replay)
+        present = frozenset(unit for stage in now for unit in stage.units if (stage.holder, unit) in world.cache)
+        needed = plan_replay(records, now, present)
+        if needed is not None:
+            world.compute(now, needed)
         assert all((stage.holder, unit) in world.cache for stage in now for unit in stage.units if 1 <= unit <= 6)
-        holdings = holdings.after(now, replay)
+        records = records_after(records, now, needed)
         world.go_on(now)
-        assert all((holder, boundary) in world.records for boundary, holder in holdings.records.items())
+        assert all((holder, boundary) in world.records for boundary, holder in records.items())

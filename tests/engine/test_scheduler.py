@@ -1,9 +1,12 @@
 """The scheduler against a ring that checks everything a real one would, driven by hypothesis through cancellations and lost plans."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dairllm.coordinator.engine.recovery import Holder, Placement, StagePlace
+from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.engine.recovery import Placement, StagePlace
 from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
 from dairllm.coordinator.engine.scheduler import (
     EmitEvent,
@@ -50,9 +53,9 @@ def even_placement(stages: int) -> Placement:
     return placement(*((f"{'abcd'[i]}1", NUM_UNITS * (i + 1) // stages) for i in range(stages)))
 
 
-def geometry(epoch: int, stages: int | Placement, blocks: int, transferred: frozenset[int] = frozenset()) -> RingGeometry:
+def geometry(epoch: int, stages: int | Placement, blocks: int) -> RingGeometry:
     where = even_placement(stages) if isinstance(stages, int) else stages
-    return RingGeometry(epoch, where, blocks, BLOCK_TOKENS, {1: "Q8_0"} if len(where) > 1 else {}, transferred)
+    return RingGeometry(epoch, where, blocks, BLOCK_TOKENS, {1: "Q8_0"} if len(where) > 1 else {})
 
 
 class Harness:
@@ -74,7 +77,7 @@ class Harness:
                     self.reports.append(other)
 
     def open_ring(self, ring_geometry: RingGeometry) -> None:
-        self.ring.open(ring_geometry, self.scheduler.alive_ring_ids)
+        ring_geometry = replace(ring_geometry, present=self.ring.open(ring_geometry, self.scheduler.alive_ring_ids))
         self.apply(self.scheduler.handle(RingOpened(ring_geometry)))
 
     def close_ring(self) -> None:
@@ -221,7 +224,7 @@ def test_transferred_layers_cost_nothing() -> None:
     moved = frozenset({5, 6})
     harness.ring.transfer(after, moved, before)
     harness.close_ring()
-    harness.open_ring(geometry(2, after, 64, moved))
+    harness.open_ring(geometry(2, after, 64))
     assert harness.ring.replayed_rows == 0
     harness.run()
     assert [harness.answer(number) for number in range(3)] == [expected_answer(request, 64) for request in requests]
@@ -295,7 +298,7 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple]) -> None:
                 harness.ring.transfer(rest[0], transferred, now)
                 harness.close_ring()
                 epoch, now = epoch + 1, rest[0]
-                harness.open_ring(geometry(epoch, now, rest[1], transferred))
+                harness.open_ring(geometry(epoch, now, rest[1]))
             case "close":
                 harness.close_ring()
             case "forget records":
