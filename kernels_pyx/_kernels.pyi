@@ -219,10 +219,10 @@ class Stage:
         logits_rows: NDArray[np.integer] | None = None,
         units: range | None = None,
     ) -> NDArray[np.float32]:
-        """All units, or those of `units` (a part of units_held), over one micro-batch, in one call without the GIL. A second call on the same
-        stage waits.
+        """All units, or those of `units` (a part of units_held), over one micro-batch, in one call without the GIL. A second call on the
+        same stage waits.
 
-        `kv`: one cache per layer that the stage holds, in order, whichever of them are computed, and all of one geometry; not looked at if no
+        `kv`: one cache per layer that the stage holds, in order, whichever of them are computed, all of one geometry; not looked at if no
         layer is computed. They can't be resized during the call: RuntimeError there, and here while one is being resized.
         `inputs`: token ids [n] if unit 0 is computed, else the residual stream [n, hidden]; the rows of the slices follow one another.
         Returns the residual stream [n, hidden], or, if the head is computed, the logits [m, vocabulary] of `logits_rows` (m may be 0).

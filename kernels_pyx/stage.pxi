@@ -230,12 +230,7 @@ cdef class KvCache:
     @property
     def resident_bytes(self) -> int:
         self.require_settled()
-        cdef size_t resident
-        self.num_users += 1
-        with nogil:
-            resident = kv_cache_resident_bytes(&self.cache)
-        self.num_users -= 1
-        return resident
+        return kv_cache_resident_bytes(&self.cache)
 
     @property
     def size_bytes(self) -> int:

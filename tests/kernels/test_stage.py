@@ -104,9 +104,10 @@ class Model:
                 stage.set_head(self.dense["norm"], self.packed["output"])
         return stage
 
-    def cache(self, num_layers: int | None = None, num_blocks: int = 24, element_type: str = "F16") -> KvCache:
+    def caches(self, num_layers: int | None = None, num_blocks: int = 24, element_type: str = "F16") -> list[KvCache]:
         shape = self.shape
-        return KvCache(num_layers or shape.num_layers, num_blocks, BLOCK_TOKENS, shape.kv_heads, shape.head_dim, element_type)
+        layers = range(shape.num_layers if num_layers is None else num_layers)
+        return [KvCache(num_blocks, BLOCK_TOKENS, shape.kv_heads, shape.head_dim, element_type) for _ in layers]
 
 
 def quantise(weights: Floats, block_format: str) -> bytes:
@@ -211,8 +212,8 @@ def every_row(count: int) -> NDArray[np.int32]:
 
 
 def run_alone(model: Model, ids: NDArray[np.int32], encodings: NDArray[np.uint8] | None = None, element_type: str = "F16") -> Floats:
-    cache = model.cache(element_type=element_type)
-    return model.stage().run(cache, ids, [whole_slice(len(ids), encodings=encodings)], every_row(len(ids)))
+    kv = model.caches(element_type=element_type)
+    return model.stage().run(kv, ids, [whole_slice(len(ids), encodings=encodings)], every_row(len(ids)))
 
 
 @contextmanager
@@ -324,11 +325,11 @@ def test_golden_logits(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "llama3-rope"])
 def test_golden_greedy_tokens(name: str) -> None:
     model, golden = golden_model(TINY / name), np.load(TINY / name / "golden.npz")
-    stage, cache, ids = model.stage(), model.cache(), golden["input_ids"]
-    tokens = [int(stage.run(cache, ids, [whole_slice(len(ids))], np.array([len(ids) - 1]))[0].argmax())]
+    stage, kv, ids = model.stage(), model.caches(), golden["input_ids"]
+    tokens = [int(stage.run(kv, ids, [whole_slice(len(ids))], np.array([len(ids) - 1]))[0].argmax())]
     while len(tokens) < len(golden["greedy"]):
         part = StageSlice(1, len(ids) + len(tokens) - 1, np.arange(8, dtype=np.int32))
-        tokens.append(int(stage.run(cache, np.array(tokens[-1:]), [part], np.array([0]))[0].argmax()))
+        tokens.append(int(stage.run(kv, np.array(tokens[-1:]), [part], np.array([0]))[0].argmax()))
     assert tokens == golden["greedy"].tolist()
 
 
@@ -358,10 +359,10 @@ def test_bits_depend_on_the_sequence_alone(data: st.DataObject) -> None:
     other = random_ids(model.shape, data.draw(st.integers(1, 60)), seed=data.draw(st.integers(0, 3)))
     blocks = np.array(data.draw(st.permutations(range(16))), np.int32)
     sequences = [(ids, blocks[:8]), (other, blocks[8:])]
-    stage, cache = model.stage(max_rows=128), model.cache(num_blocks=16, element_type=element_type)
+    stage, kv = model.stage(max_rows=128), model.caches(num_blocks=16, element_type=element_type)
     got: dict[int, Floats] = {}
     with threads(data.draw(st.integers(1, 3))), instruction_set(data.draw(st.sampled_from(AVAILABLE_ISAS))):
-        stage.run(cache, random_ids(model.shape, 100), [StageSlice(100, 0, np.arange(16, dtype=np.int32))], every_row(1))
+        stage.run(kv, random_ids(model.shape, 100), [StageSlice(100, 0, np.arange(16, dtype=np.int32))], every_row(1))
         done = [0, 0]
         while done[0] < len(ids):
             parts: list[StageSlice] = []
@@ -377,7 +378,7 @@ def test_bits_depend_on_the_sequence_alone(data: st.DataObject) -> None:
                     done[number] += count
             if parts:
                 inputs = np.concatenate(rows)
-                for (number, position), logits in zip(positions, stage.run(cache, inputs, parts, every_row(len(inputs))), strict=True):
+                for (number, position), logits in zip(positions, stage.run(kv, inputs, parts, every_row(len(inputs))), strict=True):
                     if number == 0:
                         got[position] = logits
     assert np.array_equal(np.stack([got[i] for i in range(len(ids))]), expected)
@@ -391,11 +392,11 @@ def run_over_stages(
     rows: NDArray[np.int32] | Floats = ids
     for begin, end in pairwise(edges):
         num_layers = len(range(max(begin, 1), min(end, model.shape.num_layers + 1)))
-        cache = model.cache(num_layers) if num_layers else None
+        kv = model.caches(num_layers) if num_layers else None
         if begin:
             rows = decode_rows(encode_rows(np.asarray(rows, np.float32), encoding), len(ids), model.shape.hidden, encoding)
         wanted = every_row(len(ids)) if end == edges[-1] else None
-        rows = model.stage(range(begin, end)).run(cache, rows, [whole_slice(len(ids), encodings=encodings)], wanted)
+        rows = model.stage(range(begin, end)).run(kv, rows, [whole_slice(len(ids), encodings=encodings)], wanted)
     return np.asarray(rows, np.float32)
 
 
@@ -419,9 +420,50 @@ def test_rounding_points_belong_to_their_slice_alone() -> None:
     model, ids = RULE_3_MODELS[0], RULE_3_IDS[0][:20]
     encodings = np.array([0, 2, 3, 1], np.uint8)
     parts = [whole_slice(20), whole_slice(20, 8, encodings)]
-    both = model.stage().run(model.cache(), np.tile(ids, 2), parts, every_row(40))
+    both = model.stage().run(model.caches(), np.tile(ids, 2), parts, every_row(40))
     assert np.array_equal(both[:20], RULE_3_LOGITS[0][:20])
     assert np.array_equal(both[20:], run_alone(model, ids, encodings))
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_parts_of_a_stage_in_turn_give_the_bits_of_the_whole(data: st.DataObject) -> None:
+    """Chunk by chunk, each over parts of the units of its own; what is rounded between parts is rounded by hand."""
+    which = data.draw(st.integers(0, len(RULE_3_MODELS) - 1))
+    model, ids = RULE_3_MODELS[which], RULE_3_IDS[which]
+    num_units, width = model.shape.num_layers + 2, model.shape.hidden
+    encodings = np.array([0, *data.draw(st.lists(st.integers(0, 3), min_size=num_units - 1, max_size=num_units - 1))], np.uint8)
+    stage, kv, done = model.stage(), model.caches(), 0
+    got: list[Floats] = []
+    while done < len(ids):
+        count = data.draw(st.integers(1, len(ids) - done))
+        part = StageSlice(count, done, np.arange(8, dtype=np.int32), encodings)
+        cuts = sorted(data.draw(st.sets(st.integers(1, num_units - 1))))
+        rows: NDArray[np.int32] | Floats = ids[done : done + count]
+        for begin, end in pairwise([0, *cuts, num_units]):
+            if begin:
+                encoding = WIRE_ENCODINGS[encodings[begin]]
+                rows = decode_rows(encode_rows(np.asarray(rows, np.float32), encoding), count, width, encoding)
+            rows = stage.run(kv, rows, [part], every_row(count) if end == num_units else None, range(begin, end))
+        got.append(np.asarray(rows, np.float32))
+        done += count
+    assert np.array_equal(np.concatenate(got), run_alone(model, ids, encodings))
+
+
+def test_parts_without_layers_need_no_cache() -> None:
+    model, ids = RULE_3_MODELS[0], RULE_3_IDS[0]
+    embedded = model.stage().run(None, ids, [whole_slice(len(ids))], units=range(0, 1))
+    assert np.array_equal(embedded, model.packed["embedding"].dequantize_rows(ids))
+    hidden = model.stage().run(model.caches(), ids, [whole_slice(len(ids))], units=range(0, 3))
+    logits = model.stage().run(None, hidden, [whole_slice(len(ids))], every_row(len(ids)), units=range(3, 4))
+    assert np.array_equal(logits, RULE_3_LOGITS[0])
+
+
+def test_units_held() -> None:
+    model = RULE_3_MODELS[0]
+    for units in (range(0, 4), range(0, 1), range(0, 2), range(1, 3), range(2, 3), range(2, 4), range(3, 4)):
+        assert model.stage(units).units_held == units
+    assert len(model.stage(range(0)).units_held) == 0
 
 
 def test_replaced_weights_are_used() -> None:
@@ -432,7 +474,7 @@ def test_replaced_weights_are_used() -> None:
     for index in range(model.shape.num_layers):
         stage.add_layer(index, model.layer(index))
     ids = RULE_3_IDS[0]
-    assert np.array_equal(stage.run(model.cache(), ids, [whole_slice(len(ids))], every_row(len(ids))), RULE_3_LOGITS[0])
+    assert np.array_equal(stage.run(model.caches(), ids, [whole_slice(len(ids))], every_row(len(ids))), RULE_3_LOGITS[0])
 
 
 # ---- the interface ----
@@ -440,10 +482,10 @@ def test_replaced_weights_are_used() -> None:
 
 def test_logits_of_the_rows_that_were_asked_for() -> None:
     model, ids = RULE_3_MODELS[0], RULE_3_IDS[0]
-    stage, cache = model.stage(), model.cache()
+    stage, kv = model.stage(), model.caches()
     part = whole_slice(len(ids))
-    assert stage.run(cache, ids, [part], np.array([], np.int32)).shape == (0, model.shape.vocabulary)
-    assert np.array_equal(stage.run(cache, ids, [part], np.array([44, 3])), RULE_3_LOGITS[0][[44, 3]])
+    assert stage.run(kv, ids, [part], np.array([], np.int32)).shape == (0, model.shape.vocabulary)
+    assert np.array_equal(stage.run(kv, ids, [part], np.array([44, 3])), RULE_3_LOGITS[0][[44, 3]])
 
 
 def test_scratch_counts_rows_and_context() -> None:
@@ -477,7 +519,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("inputs", "slices", "wanted", "message"), MISTAKES, ids=[mistake[3] for mistake in MISTAKES])
 def test_mistakes_in_a_run(inputs: NDArray[np.int32], slices: list[StageSlice], wanted: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MODEL.stage().run(MODEL.cache(), inputs, slices, None if wanted is None else np.array(wanted))
+        MODEL.stage().run(MODEL.caches(), inputs, slices, None if wanted is None else np.array(wanted))
 
 
 def test_mistakes_in_units() -> None:
@@ -487,15 +529,26 @@ def test_mistakes_in_units() -> None:
     stage = MODEL.stage(range(2, 3))
     stage.set_embedding(MODEL.packed["embedding"])
     with pytest.raises(ValueError, match="layer 0 must follow its embedding"):
-        stage.run(MODEL.cache(1), IDS, part)
+        stage.run(MODEL.caches(1), IDS, part)
     stage = MODEL.stage(range(1, 2))
     stage.set_head(MODEL.dense["norm"], MODEL.packed["output"])
     with pytest.raises(ValueError, match="layer 1 must precede its head"):
-        stage.run(MODEL.cache(1), np.zeros((3, 96), np.float32), part, IDS)
+        stage.run(MODEL.caches(1), np.zeros((3, 96), np.float32), part, IDS)
     with pytest.raises(ValueError, match="kv is None"):
         MODEL.stage().run(None, IDS, part, TABLE)
-    with pytest.raises(ValueError, match="kv is for"):
-        MODEL.stage().run(MODEL.cache(1), IDS, part, TABLE)
+    with pytest.raises(ValueError, match="kv has 1 different caches of 1, expected 2"):
+        MODEL.stage().run(MODEL.caches(1), IDS, part, TABLE)
+    with pytest.raises(ValueError, match="kv has 1 different caches of 2, expected 2"):
+        MODEL.stage().run(MODEL.caches(1) * 2, IDS, part, TABLE)
+    with pytest.raises(ValueError, match="a cache is for 3 kv heads of 20 numbers, expected 2 of 20"):
+        MODEL.stage().run([KvCache(24, BLOCK_TOKENS, 3, 20) for _ in range(2)], IDS, part, TABLE)
+    with pytest.raises(ValueError, match="a cache has 9 blocks of 16 tokens in F16, expected 24 of 16 in F16"):
+        MODEL.stage().run([*MODEL.caches(1), *MODEL.caches(1, 9)], IDS, part, TABLE)
+    for units in (range(0), range(1, 5), range(-1, 2), range(0, 4, 2), range(3, 1)):
+        with pytest.raises(ValueError, match=r"units is range\(.*\), expected a part of range\(0, 4\)"):
+            MODEL.stage().run(MODEL.caches(), IDS, part, TABLE, units)
+    with pytest.raises(ValueError, match="logits_rows is given, expected None, since no head is computed"):
+        MODEL.stage().run(MODEL.caches(), IDS, part, TABLE, range(0, 3))
     with pytest.raises(ValueError, match="layer 0 lacks the weights \\['q'\\] and has the unknown weights \\['qq'\\]"):
         MODEL.stage(range(0)).add_layer(0, {("qq" if name == "q" else name): weight for name, weight in MODEL.layer(0).items()})
     with pytest.raises(ValueError, match="k of layer 0 is a matrix of 160 x 96, expected 40 x 96"):
@@ -506,14 +559,14 @@ def test_mistakes_in_units() -> None:
 
 def test_mistakes_in_a_cache() -> None:
     with pytest.raises(ValueError, match="block_tokens is 24, expected a multiple of 16"):
-        KvCache(1, 1, 24, 1, 16)
+        KvCache(1, 24, 1, 16)
     with pytest.raises(MemoryError, match="no memory for a KV cache"):
-        KvCache(1 << 24, 1 << 24, 1 << 20, 1 << 20, 256)
+        KvCache(1 << 24, 1 << 24, 1 << 20, 256)
     with pytest.raises(ValueError, match="element_type is 'Q8_0', expected one of F16, F32"):
-        KvCache(1, 1, 16, 1, 16, "Q8_0")
+        KvCache(1, 16, 1, 16, "Q8_0")
 
 
 def test_cache_says_its_size_and_type() -> None:
-    half, single = KvCache(2, 3, 16, 5, 64), KvCache(2, 3, 16, 5, 64, "F32")
-    assert (half.element_type, half.size_bytes) == ("F16", 2 * 3 * 16 * 5 * 64 * 2 * 2)
-    assert (single.element_type, single.size_bytes) == ("F32", 2 * 3 * 16 * 5 * 64 * 2 * 4)
+    half, single = KvCache(3, 16, 5, 64), KvCache(3, 16, 5, 64, "F32")
+    assert (half.element_type, half.size_bytes) == ("F16", 3 * 16 * 5 * 64 * 2 * 2)
+    assert (single.element_type, single.size_bytes) == ("F32", 3 * 16 * 5 * 64 * 2 * 4)
