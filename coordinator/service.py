@@ -22,7 +22,7 @@ from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, EngineLoad
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.engine.engine import Engine
-from dairllm.coordinator.engine.scheduler import BatchCompleted, SchedulerLimits
+from dairllm.coordinator.engine.scheduler import BatchCompleted, ReportRecovery, SchedulerLimits
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.server import serve
 from dairllm.coordinator.inference_servicer import InferenceServicer
@@ -211,7 +211,7 @@ class Coordinator:
     def _recovered(self, report: ReportRecovery, duration_s: float) -> None:
         share = report.replayed_work / report.all_work if report.all_work else 0.0
         logger.info(
-            "%d answers went on after %.2f s: %d at once, %d after a replay, %d from their beginning; %.0f %% of a whole prefill was computed again",
+            "%d answers went on after %.2f s: %d at once, %d after a replay, %d from their beginning; %.0f %% of their work was done again",
             report.num_kept + report.num_replayed + report.num_restarted,
             duration_s,
             report.num_kept,
