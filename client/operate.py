@@ -11,7 +11,7 @@ from rich.console import Console
 from dairllm.client.client import Client
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, connect
 from dairllm.client.status import describe_units
-from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest
+from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, PeerUnreachable
 from dairllm.mesh.settings import ConfigFile, format_size, parse_size
 from dairllm.v1 import cluster_pb2
 
@@ -93,6 +93,7 @@ def _is_typed(context: typer.Context, parameter: str) -> bool:
 def departure(client: Client, name: str, timeout_s: float) -> Iterator[str]:
     """One line whenever something changes about a shard that leaves, until it is gone. Raises DeadlineExceeded."""
     last = ""
+    hint = f"`dairllm status` shows it, `dairllm drain {name}` waits again"
     try:
         with closing(client.watch_cluster(timeout_s)) as states:
             for state in states:
@@ -103,8 +104,8 @@ def departure(client: Client, name: str, timeout_s: float) -> Iterator[str]:
                 if line != last:
                     yield line
                 last = line
+        raise PeerUnreachable(f"the coordinator stopped telling about shard {name!r}, which may still be leaving; {hint}")
     except DeadlineExceeded:
-        hint = f"`dairllm status` shows it, `dairllm drain {name}` waits again"
         raise DeadlineExceeded(f"shard {name!r} has not left within {timeout_s:g} s ({last}); {hint}") from None
 
 
