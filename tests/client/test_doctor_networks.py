@@ -17,6 +17,7 @@ from tests.instruments.processes import ManagedProcess
 from tests.tiny_gguf import write_tiny_llama
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.namespaces,
     pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason())),
 ]
@@ -75,7 +76,7 @@ def network(model: Path) -> Iterator[Namespaces]:
         program = [sys.executable, "-m", "dairllm.coordinator.main", "--model", str(model), "--memory", "256MiB", "--threads", "1"]
         with hosts.managed("a", [*program, "--ready-file", "{ready_file}"]) as coordinator:
             coordinator.wait_ready()
-            coordinator.wait_output("serves")
+            coordinator.wait_output("serving with plan")
             yield hosts
 
 
@@ -141,7 +142,10 @@ def test_two_different_files_of_one_model(network: Namespaces, tmp_path: Path, m
     found = diagnose(network, "b", "--model-dir", str(tmp_path), cache=tmp_path / "cache")
     assert (found.exit_code, found.reason["check"]) == (1, "model_file")
     assert str(mine) in found.reason["seen"]
-    same = diagnose(network, "b", "--model-dir", str(model.parent), cache=tmp_path / "cache")
+
+
+def test_a_file_with_the_content_that_is_served(network: Namespaces, tmp_path: Path, model: Path) -> None:
+    same = diagnose(network, "b", "--model-dir", str(model.parent), cache=tmp_path)
     assert (same.exit_code, same.finding("model_file")["status"]) == (0, "ok")
 
 
