@@ -94,6 +94,7 @@ class Examination:
         reaches, answer = await self._coordinator(browsing)
         direct = await self._ask_directly(answer)
         browsed, multicast = await browsing, await listening
+        announced = [address for coordinator in browsed.own for address in coordinator.addresses]
         members = await self._members(answer)
         return [
             *judge.judge_interfaces(interfaces),
@@ -101,7 +102,7 @@ class Examination:
             *await local,
             *(judge.judge_multicast(entry) for entry in multicast),
             *judge.judge_discovery(self._wanted, browsed, multicast, answer, direct),
-            *judge.judge_reach(reaches, "the coordinator", COORDINATOR, "coordinator_port"),
+            *judge.judge_reach(reaches, "the coordinator", COORDINATOR, "coordinator_port", announced),
             *self._judge_answer(answer),
             *members,
         ]

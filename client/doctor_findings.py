@@ -171,11 +171,11 @@ def _unheard(address: str, direct: bool | None, others: Sequence[str]) -> Findin
     return Finding(DISCOVERY, "multicast_blocked", _PROBLEM, seen, matters, advice)
 
 
-def judge_reach(reaches: Sequence[Reach], who: str, group: str, check: str) -> list[Finding]:
-    """One of a machine's addresses suffices; those that do not work cost time, unless all fail."""
+def judge_reach(reaches: Sequence[Reach], who: str, group: str, check: str, announced: Sequence[str] = ()) -> list[Finding]:
+    """One of a machine's addresses suffices. announced: other addresses that it might be meant by."""
     open_ones = [reach for reach in reaches if reach.outcome is Outcome.OPEN]
     if not open_ones:
-        return [_unreachable(reach, who, group, check) for reach in reaches]
+        return [_unreachable(reach, who, group, check, announced) for reach in reaches]
     findings = [Finding(group, check, _OK, f"{who}: {', '.join(reach.address for reach in open_ones)} can be reached")]
     closed = [reach for reach in reaches if reach.outcome is not Outcome.OPEN]
     if closed:
@@ -185,9 +185,11 @@ def judge_reach(reaches: Sequence[Reach], who: str, group: str, check: str) -> l
     return findings
 
 
-def _unreachable(reach: Reach, who: str, group: str, check: str) -> Finding:
+def _unreachable(reach: Reach, who: str, group: str, check: str, announced: Sequence[str]) -> Finding:
     program = "dairllm-coordinator" if check == "coordinator_port" else "dairllm-shard"
     advice = _ADVICE[reach.outcome].format(program, reach.address)
+    if announced and reach.address not in announced:
+        advice = f"use {' or '.join(announced)} instead, where a coordinator of this cluster announces itself; otherwise {advice}"
     seen = f"{who}: {_SEEN[reach.outcome].format(reach.address)}"
     return Finding(group, check, _PROBLEM, seen, "machines of a cluster talk to each other by TCP", advice)
 
@@ -240,9 +242,9 @@ def judge_versions(identity: cluster_pb2.CoordinatorIdentity | None, theirs: str
 
 
 def judge_clock(ahead_s: float) -> Finding:
-    seen = f"the coordinator's clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
     if abs(ahead_s) <= CLOCK_TOLERANCE_S:
-        return Finding(COORDINATOR, "clock", _OK, seen)
+        return Finding(COORDINATOR, "clock", _OK, f"the clocks of the two machines differ by {abs(ahead_s):.2f} s")
+    seen = f"the coordinator's clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
     matters = "only the times in logs and events are hard to compare: nothing else depends on clocks"
     return Finding(COORDINATOR, "clock", _WARNING, seen, matters, "let both machines set their clocks by NTP (`timedatectl set-ntp true`)")
 

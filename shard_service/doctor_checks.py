@@ -62,7 +62,7 @@ def judge_cores(cores: Cores) -> list[Finding]:
         matters, advice = "a CPU quota of the container or service allows no more", "raise it if all cores are to help"
         findings = [Finding(MACHINE, "cores", Status.WARNING, seen, matters, advice)]
     if cores.load > _BUSY_SHARE * cores.usable:
-        seen = f"other programs keep {cores.load:.1f} of {cores.usable} cores busy"
+        seen = f"the load of this machine is {cores.load:.1f} with {cores.usable} cores: other programs compute here"
         advice = "end them, or give the shard fewer --threads"
         findings.append(Finding(MACHINE, "load", Status.WARNING, seen, "a shard here would be slow, and the answers with it", advice))
     return findings

@@ -108,6 +108,7 @@ def test_port_closed(network: Namespaces, tmp_path: Path) -> None:
     found = diagnose(network, "b", "--coordinator", f"{network.address('a')}:1234", cache=tmp_path)
     assert (found.exit_code, found.reason["check"]) == (1, "coordinator_port")
     assert "refuses connections" in found.reason["seen"]
+    assert f"use {network.address('a')}:{PORT} instead" in found.reason["advice"]
 
 
 def test_firewall_that_drops(network: Namespaces, tmp_path: Path) -> None:
@@ -120,6 +121,7 @@ def test_firewall_that_drops(network: Namespaces, tmp_path: Path) -> None:
         assert network.run("a", ["ip", "route", "delete", *route[3:]]).wait(10) == 0
     assert (found.exit_code, found.reason["check"]) == (1, "coordinator_port")
     assert "does not answer at all" in found.reason["seen"]
+    assert "instead" not in found.reason["advice"]
 
 
 @pytest.mark.parametrize(("address", "words"), [("10.99.0.1:7117", "no route"), ("nosuch.invalid:7117", "unknown")])

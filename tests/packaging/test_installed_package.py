@@ -70,6 +70,12 @@ def test_the_bench_is_a_command_of_another_package() -> None:
     assert callable(bench.load())
 
 
+def test_the_doctor_finds_the_checks_of_other_packages() -> None:
+    checks = {entry.name: entry.load() for entry in entry_points(group="dairllm.doctor")}
+    assert set(checks) == {"machine", "models"}
+    assert all(map(callable, checks.values()))
+
+
 def test_the_client_imports_only_the_wire_and_the_mesh() -> None:
     """A program that talks to a cluster must not load kernels, models or services."""
     program = """
