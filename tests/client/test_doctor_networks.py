@@ -57,7 +57,7 @@ def diagnose(network: Namespaces, host: str, *arguments: str, cache: Path) -> Di
 
 @contextlib.contextmanager
 def scripted(network: Namespaces, host: str, **script: Any) -> Iterator[ManagedProcess]:
-    facts = {"cluster": "dairllm", "protocol": f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}", "software": software_version()}
+    facts: dict[str, Any] = {"cluster": "dairllm", "protocol": f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}", "software": software_version()}
     facts |= {"port": PORT, "announce": True, **script}
     with network.managed(host, [sys.executable, str(SCRIPTED), "{ready_file}", json.dumps(facts)]) as process:
         process.wait_ready()
