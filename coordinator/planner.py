@@ -18,18 +18,23 @@ The search knows three levels:
 3. all memory that is left gives KV blocks, up to the target.
 
 Moving layers costs time. A unit that is not where it was counts HYSTERESIS dearer, and a previous plan that is still possible
-stays unless the new one is faster by more than HYSTERESIS. Times are added as whole picoseconds, so that sums do not depend on
+stays unless the new one is faster by more than HYSTERESIS. An urgent plan, while no answers come, moves as little as possible,
+whatever that costs: a better one may be prepared once it serves. Times are added as whole picoseconds, so that sums do not depend on
 their order and ties are exact; ties go to the name that sorts first.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 EXACT_SHARDS = 6
 HYSTERESIS = 0.2
+URGENT_SURCHARGE = 10.0
+"""How much dearer a unit counts that is moved while no answers come."""
+EXPLAINED_SHARDS = 16
+"""For so many unused shards of a large cluster it is worked out what they would do to the answers."""
 BALANCE_SLACK = 0.1
 NOTICEABLE = 0.005
 """Gains below it are none, for people."""
@@ -40,7 +45,6 @@ BALANCE_WORK = 40_000
 ASSUMED_DECODE_S_PER_BYTE = 1e-10
 """For a shard that has not measured itself: 10 GB/s, a slow desktop."""
 
-_TOO_LITTLE = f"moving layers for it would gain less than {HYSTERESIS:.0%}"
 _PICOSECONDS = 1e12
 _NEVER = 1 << 100
 
@@ -83,6 +87,15 @@ class ModelDemand:
         """Bytes of the weights of a run of units."""
         shared = self.tied_bytes if len(units) == self.num_units else 0
         return sum(self.unit_sizes_bytes[units.start : units.stop]) - shared
+
+    def weights_bytes_of_both(self, one: range, other: range) -> int:
+        """Bytes of the weights of two runs in one memory."""
+        shared = self.tied_bytes if self.num_units in (len(one), len(other)) else 0
+        return sum(self.unit_sizes_bytes[unit] for unit in {*one, *other}) - shared
+
+    def bytes_read_per_step(self, units: range) -> int:
+        """Bytes of weights that a step of one row reads: of the embedding it is next to nothing."""
+        return sum(self.unit_sizes_bytes[unit] for unit in units if unit > 0)
 
     def layers_in(self, units: range) -> int:
         return min(units.stop, self.num_layers + 1) - max(units.start, 1) if units else 0
@@ -134,7 +147,7 @@ class Stage:
 
 
 class LeftOut(NamedTuple):
-    """A shard without a part in the plan. The reason is a clause for people: 'it does not know …'."""
+    """A shard without a part in the plan. The reason is a predicate for people: 'does not know …'."""
 
     shard: str
     reason: str
@@ -150,6 +163,11 @@ class Plan:
     predicted_step_s: float
     fastest_step_s: float
     left_out: tuple[LeftOut, ...] = ()
+
+    @classmethod
+    def of_placement(cls, placement: Mapping[str, range]) -> "Plan":
+        """What lies where, without numbers: a previous plan of which nothing else is known."""
+        return cls(tuple(Stage(shard, units, 0, 0, 0.0) for shard, units in placement.items()), 0, 0.0, 0.0)
 
     @property
     def predicted_decode_tok_s(self) -> float:
@@ -192,11 +210,13 @@ def make_plan(
     min_shards: int = 1,
     previous: Plan | None = None,
     kv: KvDemand | None = None,
+    held: Mapping[str, Set[int]] | None = None,
+    urgent: bool = False,
 ) -> Plan | Infeasible:
     """Plan the model onto the shards.
 
     offers: one per shard, names unique. min_shards: at least that many shards get units. previous: the plan before, also if some
-    of its shards are gone.
+    of its shards are gone. held: units that shards have in memory, by name. urgent: no answers come, so move as little as possible.
     """
     kv = kv or KvDemand()
     able, left_out = _split_by_ability(demand, offers)
@@ -204,19 +224,19 @@ def make_plan(
         return _too_few(len(able), min_shards, left_out)
     if min_shards > demand.num_units:
         return Infeasible(f"the model has {demand.num_units} parts, too few for {min_shards} shards", 0, left_out)
-    problem = _Problem(demand, kv, able, previous.placement if previous else {})
+    problem = _Problem(demand, kv, able, previous.placement if previous else {}, held or {}, URGENT_SURCHARGE if urgent else HYSTERESIS)
     cover = problem.find_cover(min_shards)
     if cover is None:
         return problem.explain_lack(min_shards, left_out)
     plan = problem.plan_of(problem.balance(cover, min_shards), cover)
     kept = problem.keep(previous, min_shards) if previous else None
-    if kept and kept.predicted_step_s <= plan.predicted_step_s * (1 + HYSTERESIS):
+    if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + HYSTERESIS)):
         return replace(kept, left_out=left_out + problem.explain_kept(kept, plan))
     return replace(plan, left_out=left_out + problem.explain_unused(plan))
 
 
 def _too_few(count: int, min_shards: int, left_out: tuple[LeftOut, ...]) -> Infeasible:
-    unable = f" ({'; '.join(f'{name}: {reason}' for name, reason in left_out[:3])})" if left_out else ""
+    unable = f" ({'; '.join(f'{name} {reason}' for name, reason in left_out[:3])})" if left_out else ""
     return Infeasible(f"{count} shard{'s' if count != 1 else ''} of {max(1, min_shards)}{unable}", 0, left_out)
 
 
@@ -225,9 +245,9 @@ def _split_by_ability(demand: ModelDemand, offers: Iterable[ShardOffer]) -> tupl
     for offer in sorted(offers, key=lambda offer: offer.name):
         missing = sorted(demand.block_formats - offer.block_formats)
         if demand.architecture not in offer.architectures:
-            left_out.append(LeftOut(offer.name, f"it does not know the architecture '{demand.architecture}'"))
+            left_out.append(LeftOut(offer.name, f"does not know the architecture '{demand.architecture}'"))
         elif missing:
-            left_out.append(LeftOut(offer.name, f"it cannot compute with {', '.join(missing)}"))
+            left_out.append(LeftOut(offer.name, f"cannot compute with {', '.join(missing)}"))
         else:
             able.append(offer)
     return able, tuple(left_out)
@@ -271,7 +291,15 @@ class _Candidate:
 class _Problem:
     """One call of `make_plan`, with the sums that it needs."""
 
-    def __init__(self, demand: ModelDemand, kv: KvDemand, offers: Sequence[ShardOffer], placement: dict[str, range]) -> None:
+    def __init__(
+        self,
+        demand: ModelDemand,
+        kv: KvDemand,
+        offers: Sequence[ShardOffer],
+        placement: Mapping[str, range],
+        held: Mapping[str, Set[int]],
+        move_surcharge: float,
+    ) -> None:
         self._demand = demand
         self._kv = kv
         self._num_units = demand.num_units
@@ -280,6 +308,8 @@ class _Problem:
         needs = [size + (kv_layer_bytes if unit in layers else 0) for unit, size in enumerate(demand.unit_sizes_bytes)]
         self._need = [0, *accumulate(needs)]
         self._placement = placement
+        self._held = held
+        self._move_surcharge = move_surcharge
         self._candidates = [self._candidate(offer) for offer in offers]
 
     # -- what each shard can do
@@ -288,8 +318,9 @@ class _Problem:
         rate_ps = (offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * _PICOSECONDS
         sizes = self._demand.unit_sizes_bytes
         times = [0, *(round(size * rate_ps) for size in sizes[1:])]
-        held = self._placement.get(offer.name, range(0))
-        surcharge = [round(time * HYSTERESIS) if self._placement and unit not in held else 0 for unit, time in enumerate(times)]
+        there: Collection[int] = {*self._placement.get(offer.name, ()), *self._held.get(offer.name, ())}
+        first_load = not self._placement and not self._held
+        surcharge = [0 if first_load or unit in there else round(time * self._move_surcharge) for unit, time in enumerate(times)]
         costs = [time + extra for time, extra in zip(times, surcharge, strict=True)]
         hop_ps = max(1, round(offer.hop_s * _PICOSECONDS))
         candidate = _Candidate(offer, hop_ps, [0, *accumulate(times)], [0, *accumulate(costs)])
@@ -416,7 +447,8 @@ class _Problem:
 
     def _most_allowed(self, cover: _Cover, min_shards: int) -> int:
         alone = [s.cost(0, self._num_units) for s in self._candidates if s.furthest[0] == self._num_units and min_shards <= 1]
-        return min([round(_cost_of(cover) * (1 + BALANCE_SLACK)), *alone])
+        slack = round(sum(run.shard.seconds(run.start, run.stop) for run in cover) * BALANCE_SLACK)
+        return min([_cost_of(cover) + slack, *alone])
 
     def _in_order(self, order: Sequence[_Candidate], limit_ps: int) -> _Cover | None:
         """The cheapest cover by exactly these stages in this order, none slower than the limit."""
@@ -482,34 +514,41 @@ class _Problem:
         """Why each shard without units has none; with numbers where an exact search is cheap."""
         used = [shard for shard in self._candidates if shard.name in plan.placement]
         unused = [shard for shard in self._candidates if shard.name not in plan.placement]
-        return tuple(LeftOut(shard.name, self._why_unused(shard, used, plan)) for shard in unused)
+        explained = EXPLAINED_SHARDS if len(used) >= EXACT_SHARDS else EXACT_SHARDS
+        return tuple(LeftOut(shard.name, self._why_unused(shard, used, plan, i < explained)) for i, shard in enumerate(unused))
 
     def explain_kept(self, kept: Plan, better: Plan) -> tuple[LeftOut, ...]:
         """Why each shard without units has none in a plan that stays although `better` is possible."""
-        gain = kept.predicted_step_s / better.predicted_step_s - 1
-        if gain < NOTICEABLE:
-            return self.explain_unused(kept)
-        return tuple(LeftOut(shard.name, _TOO_LITTLE) for shard in self._candidates if shard.name not in kept.placement)
+        in_better = {name for name in better.placement if kept.predicted_step_s > better.predicted_step_s * (1 + NOTICEABLE)}
+        reason = _comparison(kept.predicted_step_s, better.predicted_step_s)
+        others = (left for left in self.explain_unused(kept) if left.shard not in in_better)
+        unused = (shard.name for shard in self._candidates if shard.name in in_better and shard.name not in kept.placement)
+        return (*(LeftOut(name, reason) for name in unused), *others)
 
-    def _why_unused(self, shard: _Candidate, used: list[_Candidate], plan: Plan) -> str:
+    def _why_unused(self, shard: _Candidate, used: list[_Candidate], plan: Plan, explained: bool) -> str:
         if all(stop == start for start, stop in enumerate(shard.furthest)):
-            return f"its {format_bytes(shard.offer.room_bytes)} hold no part of the model"
-        faster = "one machine is faster" if len(used) == 1 else f"{len(used)} machines are faster"
-        with_it_s = self._step_of_all([*used, shard]) if len(self._candidates) <= EXACT_SHARDS else None
+            return f"has room for {format_bytes(shard.offer.room_bytes)}, which hold no part of the model"
+        with_it_s = self._step_with(shard, used, plan) if explained else None
         if with_it_s is None:
-            return f"{faster} without it"
-        gain = plan.predicted_step_s / with_it_s - 1
-        if abs(gain) < NOTICEABLE:
-            return "with it the model is no faster"
-        if gain > 0:
-            return _TOO_LITTLE
-        return f"{faster} without it (expected {format_speed(plan.predicted_decode_tok_s)} tok/s instead of {format_speed(1 / with_it_s)})"
+            return f"is not needed: {len(used)} machine{'s are' if len(used) != 1 else ' is'} faster without it"
+        return _comparison(plan.predicted_step_s, with_it_s)
 
-    def _step_of_all(self, shards: list[_Candidate]) -> float | None:
-        """The least step in which all of these have a part, wherever the layers are now."""
-        fresh = _Problem(self._demand, self._kv, sorted((s.offer for s in shards), key=lambda offer: offer.name), {})
-        cover = fresh.find_cover(len(shards))
-        return sum(run.shard.seconds(run.start, run.stop) for run in cover) / _PICOSECONDS if cover else None
+    def _step_with(self, shard: _Candidate, used: list[_Candidate], plan: Plan) -> float | None:
+        """About the least step in which this shard has a part beside those of the plan, wherever the layers are now."""
+        if len(used) < EXACT_SHARDS:
+            offers = sorted((s.offer for s in [*used, shard]), key=lambda offer: offer.name)
+            cover = _Problem(self._demand, self._kv, offers, {}, {}, 0.0).find_cover(len(offers))
+            return sum(run.shard.seconds(run.start, run.stop) for run in cover) / _PICOSECONDS if cover else None
+        by_name = {s.name: s for s in used}
+        changes = (self._change_by(shard, by_name[stage.shard], stage.units) for stage in plan.stages)
+        least = min((change for change in changes if change is not None), default=None)
+        return plan.predicted_step_s + least / _PICOSECONDS if least is not None else None
+
+    @staticmethod
+    def _change_by(shard: _Candidate, owner: _Candidate, units: range) -> int | None:
+        """What a step gains or loses at least if the shard takes the last of these units; None if it cannot."""
+        starts = (start for start in range(units.start + 1, units.stop) if shard.furthest[start] >= units.stop)
+        return min((shard.seconds(start, units.stop) + owner.hop_ps - owner.seconds(start, units.stop) for start in starts), default=None)
 
     def explain_lack(self, min_shards: int, left_out: tuple[LeftOut, ...]) -> Infeasible:
         """Why there is no cover, and how many bytes would help."""
@@ -533,6 +572,16 @@ class _Problem:
             if reached < self._num_units:
                 reached = shard.furthest[reached]
         return reached
+
+
+def _comparison(without_s: float, with_it_s: float) -> str:
+    gain = without_s / with_it_s - 1
+    figures = f"expected {format_speed(1 / with_it_s)} tok/s with it, {format_speed(1 / without_s)} without"
+    if abs(gain) < NOTICEABLE:
+        return f"would not make the answers faster: {figures}"
+    if gain < 0:
+        return f"would slow the answers down: {figures}"
+    return f"would gain less than the {HYSTERESIS:.0%} for which layers are moved: {figures}"
 
 
 def _unused(candidates: Sequence[_Candidate], used: int) -> list[tuple[int, _Candidate]]:

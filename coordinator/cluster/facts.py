@@ -7,7 +7,9 @@ LeaseId = NewType("LeaseId", int)
 """One Join stream. The shell numbers the streams, so that the end of a replaced stream is not taken for the end of its successor."""
 
 Epoch = NewType("Epoch", int)
-"""Number of a plan; 0 is before the first."""
+"""Number of a plan."""
+NO_EPOCH = Epoch(0)
+"""Before the first plan."""
 
 
 class Holder(NamedTuple):
@@ -62,7 +64,7 @@ class ShardHello:
     protocol_minor: int
     software_version: str
     held: HeldUnits = NOTHING_HELD
-    last_epoch: Epoch = Epoch(0)
+    last_epoch: Epoch = NO_EPOCH
 
 
 @dataclass(frozen=True, slots=True)

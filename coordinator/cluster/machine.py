@@ -3,34 +3,43 @@
 It holds no clock, no sockets and no tasks, so that a cluster of a thousand shards with faults runs in a unit test, in simulated
 time; equal events at equal times give equal actions. A lost shard is an event like any other.
 
-A plan has an epoch, which only grows. A new plan closes the ring of the old epoch, assigns units, waits until every stage has
-loaded them, and opens the ring. Phases and their successors stand in `state.Phase`; when an event of a plan counts, in
-`state.COUNTS_IN`. Joins settle for a moment and change a running plan only if the planner finds it worth while. A lost shard
-is replaced at once. A broken edge is usually the first sign of a lost shard, so planning pauses for `grace_s`; if all are alive
-after it, the same plan starts again with a new epoch, after pauses that double. A shard that keeps failing is set aside for a
-while if the others suffice; one whose stage can never load (too little memory, weights that differ) is used again only after a restart.
+A plan has an epoch, which only grows, over restarts of the coordinator too. Every change of plan has two parts. First the candidate
+is prepared: shards load what they lack, beside the plan that is active and goes on answering. When all are ready, the ring empties, the
+shards activate their new stages and fetch the KV cache of layers that moved, and the ring of the new epoch opens: only this is a pause
+for those who wait for answers. A shard whose memory cannot hold the old and the new part together frees the old one first; it is told to
+only when all others are ready and the ring is closed. Phases and their successors stand in `state.Phase`; when an event of a plan counts,
+in `state.COUNTS_FOR_CANDIDATE` and `state.COUNTS_FOR_ACTIVE`.
+
+While answers come, plans change only for a gain over the planner's hysteresis, or because a shard leaves, is cordoned or has other
+limits. While none come, a plan moves as little as possible: a lost shard is replaced in the same call that reports it, and what is
+better can be prepared later. A broken edge is usually the first sign of a lost shard, so planning pauses for `grace_s`; if all are alive
+after it, the same plan starts again with a new epoch, after pauses that double. A shard that keeps failing is set aside for a while if the
+others suffice; one whose stage can never load (too little memory, weights that differ) is used again only after a restart, or for what
+it has.
 """
 
 import math
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from itertools import pairwise
 
 from dairllm.coordinator.cluster.actions import (
     Action,
-    AdmitShard,
+    ActivateStage,
+    AskToDrain,
     AssignUnits,
     CloseRing,
-    ClusterEventRecord,
-    EndLease,
+    ConfigureLimits,
+    EventKind,
+    Move,
     OpenRing,
-    RecordEvent,
-    RefuseShard,
     ReleaseShard,
 )
-from dairllm.coordinator.cluster.admission import refusal_of
+from dairllm.coordinator.cluster.cache_places import CachePlaces
 from dairllm.coordinator.cluster.events import (
+    CapabilitiesChanged,
+    ConfigureRequested,
+    CordonRequested,
+    DrainRequested,
     EdgeBroken,
     Event,
     HeartbeatReceived,
@@ -39,365 +48,544 @@ from dairllm.coordinator.cluster.events import (
     LoadProgressed,
     ModelRegistered,
     RingBroken,
+    RingDrained,
     RingOpened,
+    ShardLeaving,
     ShardLeft,
+    StageActivated,
     StageLoaded,
     StageLoadFailed,
     StepMeasured,
     TimePassed,
 )
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardHello
-from dairllm.coordinator.cluster.snapshot import NO_LOAD, ClusterSnapshot, EngineLoad, ShardSnapshot
-from dairllm.coordinator.cluster.state import COUNTS_IN, SUCCESSORS, ClusterConfig, Member, Phase, ShardPhase
-from dairllm.coordinator.cluster.words import describe_join, describe_plan, describe_units
-from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan, format_bytes, make_plan
-from dairllm.mesh.errors import DairllmError, NameTaken
+from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId, LoadProgress, ShardCapabilities, ShardHello
+from dairllm.coordinator.cluster.invariants import check_state
+from dairllm.coordinator.cluster.journal import Journal
+from dairllm.coordinator.cluster.placement import needs_exclusive, placement_of_held
+from dairllm.coordinator.cluster.roster import Joining, Roster
+from dairllm.coordinator.cluster.snapshot import NO_LOAD, ClusterSnapshot, EngineLoad, take_snapshot
+from dairllm.coordinator.cluster.speeds import calibration_of
+from dairllm.coordinator.cluster.state import (
+    ANSWERING,
+    COUNTS_FOR_ACTIVE,
+    COUNTS_FOR_CANDIDATE,
+    RING_IN_USE,
+    STAGES_IN_USE,
+    SUCCESSORS,
+    Candidate,
+    ClusterConfig,
+    ClusterState,
+    Deployment,
+    Member,
+    Phase,
+)
+from dairllm.coordinator.cluster.words import describe_moves, describe_plan, describe_units
+from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan, Stage, format_bytes, make_plan
 
-MAX_RECORDS = 200
 MEASURED_WEIGHT = 0.1
-"""Weight of the newest step in the moving average."""
+"""Weight of the newest step in the moving average that people see."""
+CORDONED = "cordoned: it is not used"
 
 
 class ClusterMachine:
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
-        self._model: ModelDemand | None = None
-        self._members: dict[str, Member] = {}
-        self._phase = Phase.WAITING
-        self._reason = "no model is registered yet"
-        self._missing_bytes = 0
-        self._epoch = Epoch(0)
-        self._plan: Plan | None = None
-        self._last_plan: Plan | None = None
-        self._plan_due_s: float | None = None
-        self._plan_forced = False
-        self._failures = 0
-        self._phase_from_s = 0.0
-        self._steps_s: dict[str | None, float] = {}
-        self._records: deque[ClusterEventRecord] = deque(maxlen=MAX_RECORDS)
-        self._now_s: float | None = None
-        self._actions: list[Action] = []
+        self._journal = Journal()
+        self._members = Roster(config, self._journal)
+        self._state = ClusterState()
+        self._cache = CachePlaces()
+
+    # -- what it is now
 
     @property
     def epoch(self) -> Epoch:
-        return self._epoch
+        """Of the plan that is active; while no ring is open, of the one that is being prepared."""
+        return self._state.epoch
+
+    @property
+    def candidate_epoch(self) -> Epoch | None:
+        return self._state.candidate.epoch if self._state.candidate else None
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of this epoch, serving or not yet."""
-        return self._plan
+        """The plan of this epoch, serving or not yet; None while waiting."""
+        return self._state.plan
 
     @property
     def phase(self) -> Phase:
-        return self._phase
+        return self._state.phase
 
     @property
     def reason(self) -> str:
         """Why it is not serving; '' while it is."""
-        return self._reason
+        return self._state.reason
 
     @property
     def missing_bytes(self) -> int:
         """Memory that is missing for any plan; 0 if nothing or something else is missing."""
-        return self._missing_bytes
+        return self._state.missing_bytes
+
+    def has_member(self, name: str) -> bool:
+        return name in self._members
+
+    def can_do_without(self, name: str) -> Infeasible | None:
+        """None if the others can serve the model without this shard, or if the model is not served with it either; else what is missing."""
+        state = self._state
+        if state.model is None or name not in self._members or state.phase is Phase.WAITING:
+            return None
+        outcome = self._find_plan(state.model, state.active.plan if state.active else None, without=frozenset({name}))
+        return outcome if isinstance(outcome, Infeasible) else None
+
+    def snapshot(self, now_s: float, load: EngineLoad = NO_LOAD) -> ClusterSnapshot:
+        """Everything that people may want to know, now. load: what the engine says, which the machine does not know."""
+        return take_snapshot(self._config, self._state, self._members, tuple(self._journal.records), now_s, load)
+
+    def check_invariants(self) -> None:
+        """What holds between any two events. For tests: it costs time, and raises AssertionError."""
+        check_state(self._config, self._state, self._members)
+
+    # -- time and routing
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take an event and return the actions, in order. now_s: any clock that does not run backwards."""
-        self._actions = []
-        self._advance_to(now_s)
+        self._members.stand_still(self._journal.begin(now_s))
         self._note_life(event)
         if self._counts(event):
             self._dispatch(event)
         self._run_timers()
-        return self._actions
-
-    # -- time and routing
+        return self._journal.actions
 
     @property
     def _now(self) -> float:
-        assert self._now_s is not None, "only within handle"
-        return self._now_s
-
-    def _advance_to(self, now_s: float) -> None:
-        """If the coordinator itself stood still (a suspended laptop), nobody's silence in that time counts."""
-        before_s = now_s if self._now_s is None else self._now_s
-        self._now_s = max(now_s, before_s)
-        gap_s = self._now_s - before_s
-        if gap_s > self._config.lease_timeout_s / 2:
-            for member in self._members.values():
-                member.lease_from_s += gap_s
+        return self._journal.now_s
 
     def _note_life(self, event: Event) -> None:
         """Every word of a shard renews its lease, also one that comes too late for its plan."""
         match event:
-            case HeartbeatReceived() | LoadProgressed() | StageLoaded() | StageLoadFailed():
-                if self._is_current(event.name, event.boot_id):
-                    self._members[event.name].heard(self._now)
+            case HeartbeatReceived() | LoadProgressed() | StageLoaded() | StageLoadFailed() | StageActivated():
+                self._members.hear(event.name, event.boot_id)
+            case ShardLeaving() | CapabilitiesChanged():
+                self._members.hear(event.name, event.boot_id)
 
     def _counts(self, event: Event) -> bool:
         """Whether the event is about this lease, boot and epoch."""
         match event:
             case LeaseBroken() | ShardLeft():
-                member = self._members.get(event.name)
-                return member is not None and (member.boot_id, member.lease) == (event.boot_id, event.lease)
-            case HeartbeatReceived():
-                return self._is_current(event.name, event.boot_id)
-            case LoadProgressed() | StageLoaded() | StageLoadFailed():
-                in_plan = self._plan is not None and event.name in self._plan.placement
-                return in_plan and self._is_current(event.name, event.boot_id) and self._is_in_time(event, event.epoch)
-            case EdgeBroken() | RingOpened() | RingBroken() | StepMeasured():
+                return self._members.has_lease(event.name, event.boot_id, event.lease)
+            case HeartbeatReceived() | ShardLeaving() | CapabilitiesChanged():
+                return self._members.is_current(event.name, event.boot_id)
+            case DrainRequested() | CordonRequested() | ConfigureRequested():
+                return event.name in self._members
+            case LoadProgressed() | StageLoaded() | StageLoadFailed() | StageActivated():
+                return self._members.is_current(event.name, event.boot_id) and self._is_in_time(event, event.epoch, event.name)
+            case EdgeBroken() | RingOpened() | RingDrained() | RingBroken() | StepMeasured():
                 return self._is_in_time(event, event.epoch)
             case ModelRegistered() | JoinRequested() | TimePassed():
                 return True
 
-    def _is_current(self, name: str, boot_id: str) -> bool:
-        return name in self._members and self._members[name].boot_id == boot_id
+    def _is_in_time(self, event: Event, epoch: Epoch, name: str | None = None) -> bool:
+        return self._is_for_candidate(event, epoch, name) or self._is_for_active(event, epoch, name)
 
-    def _is_in_time(self, event: Event, epoch: Epoch) -> bool:
-        return epoch == self._epoch and self._phase in COUNTS_IN[type(event)]
+    def _is_for_candidate(self, event: Event, epoch: Epoch, name: str | None) -> bool:
+        candidate = self._state.candidate
+        if candidate is None or candidate.epoch != epoch or self._state.phase not in COUNTS_FOR_CANDIDATE.get(type(event), ()):
+            return False
+        return name in candidate.assigned
+
+    def _is_for_active(self, event: Event, epoch: Epoch, name: str | None) -> bool:
+        active = self._state.active
+        if active is None or active.epoch != epoch or self._state.phase not in COUNTS_FOR_ACTIVE.get(type(event), ()):
+            return False
+        return name is None or name in active.plan.placement
 
     def _dispatch(self, event: Event) -> None:
         match event:
             case ModelRegistered():
                 self._on_model(event.model)
-            case JoinRequested():
-                self._on_join(event.lease, event.hello)
-            case HeartbeatReceived():
-                self._on_heartbeat(event)
-            case LeaseBroken():
-                self._lose({event.name: f"is lost: its connection broke: {event.reason}"})
-            case ShardLeft():
-                self._end_lease(self._members[event.name], event.reason)
-                self._lose({event.name: f"left: {event.reason}"})
+            case JoinRequested() | HeartbeatReceived() | LeaseBroken() | ShardLeft() | TimePassed():
+                self._on_membership(event)
+            case ShardLeaving() | DrainRequested() | CordonRequested() | ConfigureRequested() | CapabilitiesChanged():
+                self._on_wish(event)
             case LoadProgressed():
                 self._on_progress(self._members[event.name], event.progress)
             case StageLoaded():
                 self._on_loaded(event)
             case StageLoadFailed():
-                self._on_load_failed(self._members[event.name], event.message, event.retryable)
+                self._on_load_failed(event)
+            case StageActivated():
+                self._on_activated(event)
             case EdgeBroken():
                 self._blame(event.peer if event.peer in self._members else event.reporter)
                 self._pause(f"the connection from {event.reporter} to {event.peer} broke: {event.message}")
             case RingOpened():
                 self._on_opened()
+            case RingDrained():
+                self._go_on_with_closed_ring()
             case RingBroken():
                 self._on_ring_broken(event.message)
             case StepMeasured():
                 self._on_step(event.shard, event.step_s)
+
+    def _on_membership(self, event: JoinRequested | HeartbeatReceived | LeaseBroken | ShardLeft | TimePassed) -> None:
+        match event:
+            case JoinRequested():
+                self._on_join(event.lease, event.hello)
+            case HeartbeatReceived():
+                self._members.beat(event)
+            case LeaseBroken():
+                self._lose({event.name: f"is lost: its connection broke: {event.reason}"})
+            case ShardLeft():
+                self._members.end_lease(self._members[event.name], event.reason)
+                self._lose({event.name: f"left: {event.reason}"})
             case TimePassed():
-                self._expire_leases()
+                self._lose({name: f"is lost: {reason}" for name, reason in self._members.expire().items()})
+
+    def _on_wish(self, event: ShardLeaving | DrainRequested | CordonRequested | ConfigureRequested | CapabilitiesChanged) -> None:
+        member = self._members[event.name]
+        match event:
+            case ShardLeaving():
+                self._on_leaving(member, event.reason)
+            case DrainRequested():
+                member.is_forced = member.is_forced or event.force
+                self._journal.do(AskToDrain(member.name, member.boot_id, "it was asked to hand over its layers and leave"))
+                self._on_leaving(member, "it was asked to")
+            case CordonRequested():
+                self._on_cordon(member, event.cordoned, event.force)
+            case ConfigureRequested():
+                limits = event.memory_budget_bytes, event.num_threads
+                self._journal.do(ConfigureLimits(member.name, member.boot_id, *limits))
+            case CapabilitiesChanged():
+                self._on_capabilities(member, event.capabilities)
 
     def _run_timers(self) -> None:
         self._welcome_back_set_aside()
-        if self._plan_due_s is not None and self._now >= self._plan_due_s:
+        self._forget_old_speeds()
+        due = self._state.plan_due_s is not None and self._now >= self._state.plan_due_s
+        if due and (self._state.is_plan_urgent or self._state.phase in {Phase.WAITING, *ANSWERING}):
             self._replan()
         self._retry_loads()
         self._notice_stalls()
         self._forget_failures()
 
-    # -- membership
+    # -- members come and go
 
     def _on_join(self, lease: LeaseId, hello: ShardHello) -> None:
-        error = refusal_of(hello, self._config.expectation)
-        present = None if error else self._members.get(hello.name)
-        if present and present.boot_id != hello.boot_id:
-            error = self._name_taken(present)
-        if error:
-            self._refuse(lease, hello, error)
-        elif present:
-            self._replace(present, lease, hello)
-        else:
-            self._admit(lease, hello)
-            self._settle()
-
-    def _name_taken(self, present: Member) -> DairllmError | None:
-        silent_s = self._now - present.last_seen_s
-        if silent_s > 2 * self._config.heartbeat_interval_s:
-            return None
-        return NameTaken(
-            f"a living shard is named '{present.name}' (heard of {silent_s:.1f} s ago at {present.hello.addresses[0]}): "
-            "start this one with --name and another name",
-            "name",
-            self._config.lease_timeout_s,
-        )
-
-    def _refuse(self, lease: LeaseId, hello: ShardHello, error: DairllmError) -> None:
-        self._actions.append(RefuseShard(hello.name, hello.boot_id, lease, error))
-        self._record("refused", "", f"a shard was refused: {error}")
-
-    def _admit(self, lease: LeaseId, hello: ShardHello) -> None:
-        self._members[hello.name] = Member(hello, lease, self._now, self._now)
-        self._actions.append(AdmitShard(hello.name, hello.boot_id, lease))
-        self._record("joined", hello.name, describe_join(hello))
-
-    def _replace(self, present: Member, lease: LeaseId, hello: ShardHello) -> None:
-        if present.boot_id == hello.boot_id:
-            self._reconnect(present, lease, hello)
+        before = self._members.get(hello.name)
+        capabilities = before.hello.capabilities if before else None
+        outcome = self._members.join(lease, hello)
+        if outcome is Joining.REFUSED:
             return
-        self._end_lease(present, "the shard has joined again after a restart")
-        self._record("lost", present.name, f"shard {present.name} has restarted")
-        del self._members[present.name]
-        self._admit(lease, hello)
-        if self._plan and hello.name in self._plan.placement:
-            self._close_ring(f"shard {hello.name} has restarted")
-            self._schedule_plan(self._now, forced=True)
+        member = self._members[hello.name]
+        if hello.name in self._state.cordoned:
+            member.is_cordoned, member.note = True, CORDONED
+        if self._state.model and hello.held.model_digest == self._state.model.digest:
+            member.held = member.held | hello.held.units
+        if outcome is Joining.RECONNECTED:
+            self._repeat_orders(member)
+            if capabilities != hello.capabilities:
+                self._schedule_plan(self._now)
+        elif outcome is Joining.RESTARTED and before is not None and self._cares_for(hello.name):
+            self._go_on_without({hello.name: before.holder}, "has restarted")
+        elif self._is_whole_again():
+            self._schedule_plan(self._now, urgent=True)
         else:
-            self._settle()
+            self._settle(member)
 
-    def _settle(self) -> None:
-        """Wait a little for shards that start together."""
-        if self._phase is Phase.WAITING and self._model:
-            self._enter(Phase.WAITING, "shards are joining")
-        self._schedule_plan(self._now + self._config.settle_s)
-
-    def _reconnect(self, member: Member, lease: LeaseId, hello: ShardHello) -> None:
-        """The process lives and keeps what it has; only what was sent on the old stream may be lost."""
-        self._end_lease(member, "the shard has joined again on a new connection")
-        changed = member.hello.capabilities != hello.capabilities
-        member.hello, member.lease = hello, lease
-        member.heard(self._now)
-        self._actions.append(AdmitShard(member.name, member.boot_id, lease))
-        self._record("joined", member.name, f"shard {member.name} is back on a new connection")
-        if self._phase is Phase.LOADING and member.phase is ShardPhase.LOADING:
+    def _repeat_orders(self, member: Member) -> None:
+        """What was sent on the stream that broke may be lost, and is understood twice."""
+        state = self._state
+        if state.candidate and member.name in state.candidate.assigned and member.name not in state.candidate.ready:
             self._assign(member)
-        if changed:
-            self._settle()
+        if state.phase is Phase.ACTIVATING and member.name in state.unactivated:
+            assert state.active is not None
+            self._journal.do(ActivateStage(member.name, member.boot_id, state.active.epoch, self._moves_to(member)))
 
-    def _on_heartbeat(self, event: HeartbeatReceived) -> None:
-        member = self._members[event.name]
-        member.usage = event.usage
-        if event.round_trip_us > 0:
-            member.round_trip_us = event.round_trip_us
-            member.least_round_trip_us = min(member.least_round_trip_us or event.round_trip_us, event.round_trip_us)
+    def _is_whole_again(self) -> bool:
+        """Whether a plan is loaded because of a loss that has turned out to be none: all shards of the last one are back as they were."""
+        active = self._state.active
+        return self._state.phase is Phase.LOADING and active is not None and all(self._has(active, holder) for holder in active.holders)
 
-    def _expire_leases(self) -> None:
-        expired = [m for m in self._members.values() if self._now - m.lease_from_s > self._config.lease_timeout_s]
-        reasons = {m.name: f"nothing was heard of it for {self._now - m.last_seen_s:.1f} s" for m in expired}
-        for member in expired:
-            self._end_lease(member, reasons[member.name])
-        if expired:
-            self._lose({name: f"is lost: {reason}" for name, reason in reasons.items()})
+    def _has(self, deployment: Deployment, holder: Holder) -> bool:
+        units = deployment.plan.placement[holder.name]
+        return self._members.lives(holder) and self._members[holder.name].held.issuperset(units)
 
-    def _end_lease(self, member: Member, reason: str) -> None:
-        self._actions.append(EndLease(member.name, member.boot_id, member.lease, reason))
+    def _settle(self, member: Member) -> None:
+        """Wait a little for shards that start together; for those with parts of the model, a little more."""
+        state = self._state
+        if state.phase is Phase.WAITING and state.model:
+            self._enter(Phase.WAITING, "shards are joining")
+        settled_s = self._now + self._config.settle_s
+        if state.active is None and state.model and any(m.held for m in self._members):
+            state.held_from_s = self._now if state.held_from_s is None else state.held_from_s
+            is_covered = len(frozenset[int]().union(*(m.held for m in self._members))) == state.model.num_units
+            latest_s = state.held_from_s + self._config.held_settle_s
+            state.plan_due_s = settled_s if is_covered else max(settled_s, latest_s)
+        else:
+            self._schedule_plan(settled_s)
 
     def _lose(self, reasons: dict[str, str]) -> None:
         """reasons: by name, what happened: 'left: …', 'is lost: …'."""
+        lost: dict[str, Holder] = {}
         for name, reason in reasons.items():
-            self._record("lost", name, f"shard {name} {reason}")
-            del self._members[name]
-        if self._plan and any(name in self._plan.placement for name in reasons):
-            self._close_ring(" and ".join(f"shard {name} is gone" for name in reasons if name in self._plan.placement))
-            self._schedule_plan(self._now, forced=True)
-        elif self._phase is Phase.WAITING:
+            member = self._members.remove(name)
+            lost[name] = member.holder
+            kind = EventKind.LEFT if member.is_leaving or reason.startswith("left") else EventKind.LOST
+            self._journal.record(kind, name, f"shard {name} {reason}")
+        if lost:
+            self._go_on_without(lost, "was lost")
+
+    def _go_on_without(self, lost: Mapping[str, Holder], what: str) -> None:
+        """A new plan at once if one that is in use or in the making needs them.
+
+        What the cache's places say of them stays: a process that lost only its connection may come back with it.
+        """
+        state = self._state
+        reason = " and ".join(f"shard {name} {what}" for name in lost if self._cares_for(name))
+        in_active = state.active is not None and any(name in state.active.plan.placement for name in lost)
+        if (in_active and state.phase in STAGES_IN_USE) or (reason and state.phase in (Phase.LOADING, Phase.DRAINING, Phase.RETRYING)):
+            self._interrupt(reason)
+            self._schedule_plan(self._now, urgent=True)
+        elif reason and state.phase is Phase.PREPARING:
+            self._stop_preparing(reason)
             self._schedule_plan(self._now)
+        elif state.phase is Phase.WAITING:
+            self._schedule_plan(self._now)
+
+    def _cares_for(self, name: str) -> bool:
+        """Whether the shard has a part in what is active or prepared."""
+        state = self._state
+        in_candidate = state.candidate is not None and name in state.candidate.plan.placement
+        return in_candidate or (state.active is not None and state.phase is not Phase.WAITING and name in state.active.plan.placement)
+
+    # -- what shards and people want
+
+    def _on_leaving(self, member: Member, reason: str) -> None:
+        if not member.is_leaving:
+            lack = None if member.is_forced else self.can_do_without(member.name)
+            member.is_leaving = True
+            until = f"; it goes on for now, since without it {lack.reason}" if lack else ""
+            member.note = f"wants to leave: {reason}{until}"
+            self._journal.record(EventKind.LEAVING, member.name, f"shard {member.name} {member.note}")
+        self._schedule_plan(self._now)
+        self._release_idle_leaver(member)
+
+    def _release_idle_leaver(self, member: Member) -> None:
+        if member.is_leaving and not self._cares_for(member.name):
+            self._release(member, "it has asked to leave")
+
+    def _on_cordon(self, member: Member, cordoned: bool, force: bool) -> None:
+        if member.is_cordoned != cordoned:
+            member.is_cordoned, member.note = cordoned, CORDONED if cordoned else ""
+            self._state.cordoned ^= {member.name}
+            self._journal.record(
+                EventKind.CORDONED, member.name, f"shard {member.name} is {'cordoned' if cordoned else 'admitted to plans again'}"
+            )
+        member.is_forced = cordoned and force
+        self._schedule_plan(self._now)
+
+    def _on_capabilities(self, member: Member, capabilities: ShardCapabilities) -> None:
+        room_bytes = member.room_bytes
+        member.configure(capabilities)
+        text = f"shard {member.name} has {format_bytes(member.room_bytes)} for the model (before: {format_bytes(room_bytes)})"
+        self._journal.record(EventKind.CONFIGURED, member.name, f"{text} and {capabilities.num_threads} threads")
+        if member.has_failed:
+            member.has_failed, member.unused_until_s, member.note = False, -math.inf, ""
+        self._schedule_plan(self._now)
 
     # -- planning
 
     def _on_model(self, model: ModelDemand) -> None:
+        state = self._state
         limit = self._config.context_length or model.context_length
-        self._model = replace(model, context_length=min(limit, model.context_length))
-        self._close_ring(f"the model {model.name} is served from now on")
-        self._last_plan = None
-        self._wait(Infeasible("shards are joining" if self._members else "no shard has joined yet"))
-        if self._members:
-            self._schedule_plan(self._now + self._config.settle_s)
+        reason = f"the model {model.name} is served from now on"
+        self._close_ring(reason)
+        self._drop_candidate(reason)
+        state.model = replace(model, context_length=min(limit, model.context_length))
+        state.active, state.held_from_s, self._cache = None, None, CachePlaces()
+        for member in self._members:
+            member.held = member.hello.held.units if member.hello.held.model_digest == model.digest else frozenset()
+        self._wait(Infeasible("shards are joining" if len(self._members) else "no shard has joined yet"))
+        for member in self._members:
+            self._settle(member)
 
-    def _schedule_plan(self, at_s: float, forced: bool = False) -> None:
-        """forced: a new epoch is needed, whatever the planner says. What is due already is not put off, nor hurried by a join."""
-        if forced or self._plan_due_s is None:
-            self._plan_due_s = at_s
-            self._plan_forced = forced
+    def _schedule_plan(self, at_s: float, urgent: bool = False) -> None:
+        """urgent: no ring is open, and one is needed with a new epoch, whatever the planner says. Nothing else cuts a pause short."""
+        state = self._state
+        if urgent:
+            state.plan_due_s, state.is_plan_urgent = at_s, True
+        elif not state.is_plan_urgent:
+            state.plan_due_s = at_s if state.plan_due_s is None else min(at_s, state.plan_due_s)
 
     def _replan(self) -> None:
-        forced, self._plan_due_s, self._plan_forced = self._plan_forced, None, False
-        if self._model is None:
+        state = self._state
+        state.plan_due_s, state.is_plan_urgent = None, False
+        if state.model is None:
             return
-        outcome = self._find_plan(self._model)
+        if state.phase in ANSWERING:
+            self._replan_beside(state.model)
+        else:
+            self._replan_closed(state.model)
+
+    def _replan_closed(self, model: ModelDemand) -> None:
+        self._drop_candidate("another plan is made")
+        previous = self._what_is_left(self._state.active) if self._state.active else self._held_before(model)
+        outcome = self._find_plan(model, previous, urgent=previous is not None)
+        if isinstance(outcome, Infeasible):
+            self._wait(outcome)
+        else:
+            self._start(outcome, Phase.LOADING, "the shards load their layers")
+
+    def _what_is_left(self, active: Deployment) -> Plan:
+        living = {holder.name for holder in active.holders if self._members.lives(holder)}
+        if len(living) == len(active.holders):
+            return active.plan
+        return Plan.of_placement({name: units for name, units in active.plan.placement.items() if name in living})
+
+    def _held_before(self, model: ModelDemand) -> Plan | None:
+        """What a coordinator that was started again finds."""
+        placement = placement_of_held({member.name: member.held for member in self._members}, model.num_units)
+        return Plan.of_placement(placement) if placement else None
+
+    def _replan_beside(self, model: ModelDemand) -> None:
+        """Answers come. Prepare another plan if it is worth it, or if the active one is not wanted any more."""
+        state = self._state
+        assert state.active is not None
+        outcome = self._find_plan(model, state.active.plan)
         if isinstance(outcome, Infeasible):
             self._close_ring(outcome.reason)
+            self._drop_candidate(outcome.reason)
             self._wait(outcome)
-        elif forced or self._plan is None or not outcome.same_work_as(self._plan):
-            self._start(outcome)
-        else:
+        elif outcome.same_work_as(state.active.plan):
+            self._stop_preparing("the plan that serves is good enough")
             self._leave_out(outcome)
+        elif self._now < state.beside_not_before_s:
+            self._schedule_plan(state.beside_not_before_s)
+        elif not self._is_candidate_still_good(model):
+            self._drop_candidate("another plan is better")
+            self._start(outcome, Phase.PREPARING, "")
 
-    def _find_plan(self, model: ModelDemand) -> Plan | Infeasible:
-        """Shards that are set aside are used only if the others do not suffice."""
-        usable = [m for m in self._members.values() if m.unused_until_s < math.inf]
-        preferred = [m for m in usable if m.unused_until_s <= self._now]
-        outcome = self._make_plan(model, preferred)
-        return self._make_plan(model, usable) if isinstance(outcome, Infeasible) and len(usable) > len(preferred) else outcome
+    def _is_candidate_still_good(self, model: ModelDemand) -> bool:
+        candidate = self._state.candidate
+        if candidate is None:
+            return False
+        outcome = self._find_plan(model, candidate.plan)
+        return isinstance(outcome, Plan) and outcome.same_work_as(candidate.plan)
 
-    def _make_plan(self, model: ModelDemand, members: Iterable[Member]) -> Plan | Infeasible:
-        offers = [member.offer(self._config.hop_s) for member in members]
-        return make_plan(model, offers, min_shards=self._config.min_shards, previous=self._plan or self._last_plan, kv=self._config.kv)
+    def _find_plan(
+        self, model: ModelDemand, previous: Plan | None, urgent: bool = False, without: Collection[str] = frozenset()
+    ) -> Plan | Infeasible:
+        outcome: Plan | Infeasible = Infeasible("no shard has joined yet")
+        calibration = calibration_of([member.speed for member in self._members])
+        for members in self._choices(without):
+            outcome = make_plan(
+                model,
+                [member.offer(self._config.hop_s, calibration, self._now_or_start) for member in members],
+                min_shards=self._config.min_shards,
+                previous=previous,
+                kv=self._config.kv,
+                held={member.name: member.held for member in members if member.held},
+                urgent=urgent,
+            )
+            if isinstance(outcome, Plan):
+                break
+        return outcome
+
+    @property
+    def _now_or_start(self) -> float:
+        return self._journal.now_s if len(self._members) else 0.0
+
+    def _choices(self, without: Collection[str]) -> Iterator[list[Member]]:
+        """Who may be planned for. If they do not suffice, also shards that are set aside, and those that want to leave but have a part."""
+        usable = [m for m in self._members if m.unused_until_s < math.inf and m.name not in without]
+        willing = [m for m in usable if m.is_willing]
+        yield [m for m in willing if m.unused_until_s <= self._now]
+        if any(m.unused_until_s > self._now for m in willing):
+            yield willing
+        if any(not m.is_willing and not m.is_forced and self._cares_for(m.name) for m in usable):
+            yield [m for m in usable if m.is_willing or (not m.is_forced and self._cares_for(m.name))]
 
     def _wait(self, lack: Infeasible) -> None:
-        failed = [f"{m.name} failed: {m.note}" for m in self._sorted_members() if m.phase is ShardPhase.FAILED]
+        state = self._state
+        failed = [f"{m.name} failed: {m.note}" for m in self._members if m.has_failed]
         reason = "; ".join([lack.reason, *failed])
-        if self._phase is not Phase.WAITING or reason != self._reason:
-            self._record("waiting", "", f"waiting: {reason}")
-        self._plan = None
+        if state.phase is not Phase.WAITING or reason != state.reason:
+            self._journal.record(EventKind.WAITING, "", f"waiting: {reason}")
         self._enter(Phase.WAITING, reason, lack.missing_bytes)
         reasons = dict(lack.left_out)
-        for member in self._members.values():
-            self._idle(member, reasons.get(member.name, ""))
+        for member in self._members:
+            self._note(member, reasons.get(member.name, ""))
+            self._release_idle_leaver(member)
 
-    def _start(self, plan: Plan) -> None:
-        assert self._model is not None
-        self._close_ring("another plan begins")
-        self._epoch = Epoch(self._epoch + 1)
-        self._plan = self._last_plan = plan
-        self._steps_s = {}
-        self._record("plan", "", describe_plan(self._epoch, plan, self._model.num_layers))
-        self._enter(Phase.LOADING, "the shards load their layers")
-        for stage in plan.stages:
-            member = self._members[stage.shard]
-            member.phase, member.note, member.retry_at_s = ShardPhase.LOADING, "", None
-            member.load, member.load_moved_s = LoadProgress(), self._now
-            self._assign(member)
-        self._leave_out(plan, new=True)
-
-    def _assign(self, member: Member) -> None:
-        assert self._plan is not None
-        assert self._model is not None
-        shards = list(self._plan.placement)
-        position = shards.index(member.name)
-        following = self._members[shards[position + 1]].peer if position + 1 < len(shards) else None
-        self._actions.append(
-            AssignUnits(
-                member.name,
-                member.boot_id,
-                self._epoch,
-                self._plan.stages[position].units,
-                following,
-                self._plan.num_kv_blocks,
-                self._config.kv_block_tokens,
-                self._model.context_length,
-                self._config.max_batch_rows,
-            )
-        )
-
-    def _leave_out(self, plan: Plan, new: bool = False) -> None:
-        """Tell the shards without a part why, those that have not been told."""
+    def _leave_out(self, plan: Plan) -> None:
+        """Tell why shards have no part, those for whom it has changed."""
         reasons = dict(plan.left_out)
-        for member in self._sorted_members():
+        for member in self._members:
             if member.name in plan.placement:
+                self._note(member, "")
+                continue
+            if self._is_in_use(member.name):
                 continue
             before, reason = member.note, reasons.get(member.name) or member.note
-            self._idle(member, reason)
-            if new or reason != before:
-                self._actions.append(ReleaseShard(member.name, member.boot_id, self._epoch, reason))
-            if reason != before:
-                self._record("left_out", member.name, f"shard {member.name} left out: {reason}")
+            self._note(member, reason)
+            if member.note != before:
+                self._journal.record(EventKind.LEFT_OUT, member.name, f"shard {member.name} {reason}")
 
-    def _idle(self, member: Member, note: str) -> None:
-        member.retry_at_s = None
-        if member.phase is not ShardPhase.FAILED:
-            member.phase, member.note = ShardPhase.JOINED, note
+    @staticmethod
+    def _note(member: Member, note: str) -> None:
+        """Failures, and what people wanted, are not forgotten for a plan."""
+        if not member.has_failed and member.is_willing:
+            member.note = note
 
-    # -- loading
+    # -- preparing
+
+    def _start(self, plan: Plan, phase: Phase, reason: str) -> None:
+        state, model = self._state, self._state.model
+        assert model is not None
+        state.newest_epoch = Epoch(max(state.newest_epoch, self._members.last_epoch) + 1)
+        deployment = Deployment(state.newest_epoch, plan, tuple(self._members[stage.shard].holder for stage in plan.stages))
+        exclusive = {stage.shard for stage in plan.stages if self._must_free_first(model, stage, plan.num_kv_blocks)}
+        state.candidate = Candidate(deployment, self._now, exclusive)
+        self._enter(phase, reason)
+        kind, begin = (EventKind.PLAN, "") if phase is Phase.LOADING else (EventKind.PREPARING, "preparing ")
+        self._journal.record(kind, "", begin + describe_plan(deployment.epoch, plan, model.num_layers))
+        for stage in plan.stages:
+            member = self._members[stage.shard]
+            member.load, member.load_moved_s = LoadProgress(), self._now
+            if phase is Phase.LOADING or stage.shard not in exclusive:
+                self._assign(member)
+        self._leave_out(plan)
+        self._advance_candidate()
+
+    def _must_free_first(self, model: ModelDemand, stage: Stage, num_kv_blocks: int) -> bool:
+        active = self._state.active
+        if active is None or stage.shard not in active.plan.placement or not self._members.lives(self._holder_in(active, stage.shard)):
+            return False
+        room_bytes, block_tokens = self._members[stage.shard].room_bytes, self._config.kv_block_tokens
+        units, num_blocks = active.plan.placement[stage.shard], active.plan.num_kv_blocks
+        return needs_exclusive(model, block_tokens, units, num_blocks, stage.units, num_kv_blocks, room_bytes)
+
+    @staticmethod
+    def _holder_in(deployment: Deployment, name: str) -> Holder:
+        return next(holder for holder in deployment.holders if holder.name == name)
+
+    def _assign(self, member: Member) -> None:
+        state, candidate, model = self._state, self._state.candidate, self._state.model
+        assert candidate is not None
+        assert model is not None
+        shards = list(candidate.plan.placement)
+        position = shards.index(member.name)
+        units = candidate.plan.stages[position].units
+        following = self._members[shards[position + 1]].peer if position + 1 < len(shards) else None
+        exclusive = member.name in candidate.exclusive
+        assert not (exclusive and state.phase in ANSWERING), "nothing is freed that is in use"
+        candidate.assigned[member.name] = exclusive
+        candidate.retry_at_s.pop(member.name, None)
+        member.load_moved_s = self._now
+        if exclusive:
+            self._cache.narrow(member.holder, units)
+            member.held = member.held & frozenset(units)
+        geometry = candidate.plan.num_kv_blocks, self._config.kv_block_tokens, model.context_length, self._config.max_batch_rows
+        self._journal.do(AssignUnits(member.name, member.boot_id, candidate.epoch, units, following, *geometry, exclusive))
 
     def _on_progress(self, member: Member, progress: LoadProgress) -> None:
         if progress.loaded_bytes != member.load.loaded_bytes:
@@ -405,201 +593,352 @@ class ClusterMachine:
         member.load = progress
 
     def _on_loaded(self, event: StageLoaded) -> None:
-        assert self._plan is not None
-        assert self._model is not None
-        member = self._members[event.name]
-        if member.phase is ShardPhase.READY:
+        candidate, model = self._state.candidate, self._state.model
+        assert candidate is not None
+        assert model is not None
+        if event.name in candidate.ready:
             return
-        member.phase, member.note, member.retry_at_s = ShardPhase.READY, "", None
-        units = describe_units(self._plan.placement[event.name], self._model.num_layers)
-        self._record("loaded", event.name, f"shard {event.name} holds {units}: {format_bytes(event.weights_bytes)} in {event.load_s:.1f} s")
-        if all(self._members[name].phase is ShardPhase.READY for name in self._plan.placement):
-            self._enter(Phase.OPENING, "the ring is being opened")
-            first = self._members[self._plan.stages[0].shard].peer
-            self._actions.append(OpenRing(self._epoch, self._plan, first))
+        member, units = self._members[event.name], candidate.plan.placement[event.name]
+        candidate.ready.add(event.name)
+        candidate.retry_at_s.pop(event.name, None)
+        member.held = member.held | frozenset(units)
+        self._note(member, "")
+        what = describe_units(units, model.num_layers)
+        words = f"shard {event.name} holds {what}: {format_bytes(event.weights_bytes)} in {event.load_s:.1f} s"
+        self._journal.record(EventKind.LOADED, event.name, words, event.load_s)
+        self._advance_candidate()
 
-    def _on_load_failed(self, member: Member, message: str, retryable: bool) -> None:
-        self._record("failed", member.name, f"shard {member.name} could not load its part: {message}")
-        if not retryable:
-            member.phase, member.note, member.unused_until_s = ShardPhase.FAILED, message, math.inf
-            self._close_ring(f"shard {member.name} failed")
-            self._schedule_plan(self._now, forced=True)
+    def _advance_candidate(self) -> None:
+        """If all who were told are ready: close the ring, tell the rest, or switch."""
+        candidate = self._state.candidate
+        if candidate is None or candidate.is_waiting:
             return
-        self._blame(member.name)
-        member.note = member.note or message
-        if self._phase is Phase.LOADING and member.unused_until_s <= self._now:
-            member.phase = ShardPhase.LOADING
-            member.retry_at_s = self._now + self._config.pause_s(member.failures)
+        if self._state.phase is Phase.PREPARING:
+            self._close_ring(f"plan {candidate.epoch} is ready", graceful=True)
+            self._enter(Phase.DRAINING, f"the ring empties, to go on with plan {candidate.epoch}")
+        elif self._state.phase is Phase.LOADING:
+            self._go_on_with_closed_ring()
+
+    def _go_on_with_closed_ring(self) -> None:
+        candidate = self._state.candidate
+        assert candidate is not None
+        if candidate.unassigned:
+            self._enter(Phase.LOADING, "some shards have to free layers before they can load others")
+            for name in candidate.unassigned:
+                self._assign(self._members[name])
+        elif candidate.is_waiting:
+            self._enter(Phase.LOADING, "the shards load their layers")
+        else:
+            self._activate(candidate)
+
+    def _stop_preparing(self, reason: str) -> None:
+        if self._state.phase is Phase.PREPARING:
+            self._drop_candidate(reason)
+            self._enter(Phase.SERVING, "")
+
+    def _drop_candidate(self, reason: str) -> None:
+        """Leaves the phase to the caller. Shards that only the candidate needed are released, unless no ring is open: the next plan may
+        need what they have."""
+        state, candidate = self._state, self._state.candidate
+        if candidate is None:
+            return
+        state.candidate = None
+        spent_s = self._now - candidate.from_s
+        self._journal.record(EventKind.CANDIDATE_DROPPED, "", f"plan {candidate.epoch} is given up: {reason}", spent_s)
+        for name in candidate.assigned:
+            member = self._members.get(name)
+            if member and state.phase in ANSWERING and state.active and name not in state.active.plan.placement:
+                self._release(member, f"plan {candidate.epoch} is given up: {reason}", candidate.epoch)
+
+    # -- the switch
+
+    def _activate(self, candidate: Candidate) -> None:
+        state = self._state
+        state.candidate, state.active = None, candidate.deployment
+        self._enter(Phase.ACTIVATING, f"the shards switch to plan {candidate.epoch}")
+        members = [self._members[stage.shard] for stage in candidate.plan.stages]
+        moves = [self._moves_to(member) for member in members]
+        state.unactivated = {member.name for member in members}
+        for member, fetched in zip(members, moves, strict=True):
+            units = candidate.plan.placement[member.name]
+            self._cache.narrow(member.holder, units)
+            member.speed.interrupt()
+            self._journal.do(ActivateStage(member.name, member.boot_id, candidate.epoch, fetched))
+
+    def _moves_to(self, member: Member) -> tuple[Move, ...]:
+        active = self._state.active
+        assert active is not None
+        layers = [unit for unit, owner in active.owners.items() if owner == member.holder]
+        fetches = self._cache.fetches(member.holder, layers, {other.holder for other in self._members})
+        return tuple(Move(units, self._members[holder.name].peer) for units, holder in fetches)
+
+    def _on_activated(self, event: StageActivated) -> None:
+        state = self._state
+        assert state.active is not None
+        if event.name not in state.unactivated:
+            return
+        state.unactivated.discard(event.name)
+        member = self._members[event.name]
+        moved = {unit for move in self._moves_to(member) for unit in move.units}
+        self._cache.transfer(member.holder, moved & event.transferred_units)
+        member.held = frozenset(state.active.plan.placement[event.name])
+        if event.note:
+            words = f"shard {event.name} could not take over the cache of all layers, they are computed again: {event.note}"
+            self._journal.record(EventKind.TRANSFER_INCOMPLETE, event.name, words, event.seconds)
+        if not state.unactivated:
+            self._open_ring(state.active)
+
+    def _open_ring(self, active: Deployment) -> None:
+        self._enter(Phase.OPENING, "the ring is being opened")
+        intact = self._cache.intact(active.owners)
+        first = self._members[active.plan.stages[0].shard].peer
+        self._journal.do(OpenRing(active.epoch, active.plan, first, active.holders, intact.kept, intact.transferred))
+        self._leave_out(active.plan)
+        for member in self._members:
+            if member.name not in active.plan.placement:
+                reason = "the others serve without it" if member.is_leaving else member.note or "it has no part in the plan"
+                self._release(member, reason)
+
+    def _release(self, member: Member, reason: str, epoch: Epoch | None = None) -> None:
+        """Those who have nothing are told once."""
+        if not (member.held or member.is_leaving or member.told_note != reason):
+            return
+        member.held, member.told_note = frozenset(), reason
+        self._cache.forget(member.holder)
+        self._journal.do(ReleaseShard(member.name, member.boot_id, epoch or self._state.epoch, reason, member.is_leaving))
+
+    def _on_opened(self) -> None:
+        state = self._state
+        assert state.active is not None
+        self._enter(Phase.SERVING, "")
+        self._cache.serve(state.active.owners)
+        self._record_serving(state.active)
+        state.before = state.active
+        # What was urgent may have a better successor.
+        self._schedule_plan(self._now + self._config.settle_s)
+
+    def _record_serving(self, active: Deployment) -> None:
+        """What it is depends on why the ring was closed."""
+        state = self._state
+        pause_s = 0.0 if state.closed_at_s is None else self._now - state.closed_at_s
+        moves = describe_moves(state.before.plan.placement, active.plan.placement) if state.before else ""
+        details = "".join(f", {part}" for part in (moves,) if part)
+        if state.closed_at_s is None:
+            self._journal.record(EventKind.SERVING, "", f"serving with plan {active.epoch}")
+        elif state.is_switch:
+            self._journal.record(EventKind.SWITCHED, "", f"plan {active.epoch} serves{details}, pause {pause_s:.2f} s", pause_s)
+        else:
+            words = f"plan {active.epoch} serves{details}, {pause_s:.2f} s after {state.closed_why}"
+            self._journal.record(EventKind.RECOVERED, "", words, pause_s)
+        state.closed_at_s, state.closed_why, state.is_switch = None, "", False
+
+    # -- failures
+
+    def _on_load_failed(self, event: StageLoadFailed) -> None:
+        member = self._members[event.name]
+        candidate = self._state.candidate
+        if candidate is None or candidate.epoch != event.epoch:
+            self._journal.record(EventKind.LOAD_FAILED, member.name, f"the stage of shard {member.name} failed: {event.message}")
+            self._blame(member.name)
+            self._pause(f"the stage of shard {member.name} failed: {event.message}")
+        elif event.needs_exclusive and not candidate.assigned[event.name]:
+            self._assign_exclusively(candidate, member, event.message)
+        elif event.retryable:
+            self._on_retryable(candidate, member, event.message)
+        else:
+            self._on_hopeless(candidate, member, event.message)
+
+    def _assign_exclusively(self, candidate: Candidate, member: Member, message: str) -> None:
+        words = f"shard {member.name} has to free layers before it can load others: {message}"
+        self._journal.record(EventKind.LOAD_FAILED, member.name, words)
+        candidate.exclusive.add(member.name)
+        candidate.ready.discard(member.name)
+        candidate.retry_at_s.pop(member.name, None)
+        del candidate.assigned[member.name]
+        if self._state.phase is Phase.LOADING:
+            self._assign(member)
+        self._advance_candidate()
+
+    def _on_hopeless(self, candidate: Candidate, member: Member, message: str) -> None:
+        """It cannot load this part; if it has another one already, it may keep that."""
+        self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        if not self._limit_to_present(member, math.inf):
+            member.has_failed, member.note, member.unused_until_s = True, message, math.inf
+            member.is_forced = False
+        self._give_up_candidate(f"shard {member.name} failed")
+
+    def _on_retryable(self, candidate: Candidate, member: Member, message: str) -> None:
+        self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        is_beside = self._state.phase is not Phase.LOADING
+        self._blame(member.name, is_beside)
+        self._note(member, member.note or message)
+        candidate.ready.discard(member.name)
+        if member.failures % self._config.set_aside_after:
+            candidate.retry_at_s[member.name] = self._now + self._config.pause_s(member.failures)
+        elif is_beside:
+            self._limit_to_present(member, self._now + self._config.set_aside_s)
+            self._give_up_candidate(f"shard {member.name} could not load its part: {message}")
         else:
             self._pause(f"shard {member.name} could not load its part: {message}")
 
+    def _limit_to_present(self, member: Member, until_s: float) -> bool:
+        """Plan no more for it than it has now. False if it has nothing."""
+        active = self._state.active
+        stages = active.plan.stages if active and self._members.lives(member.holder) and member.holder in active.holders else ()
+        stage = next((stage for stage in stages if stage.shard == member.name), None)
+        if stage is None or not member.held.issuperset(stage.units) or member.limit_until_s > self._now:
+            return False
+        member.limit_bytes, member.limit_until_s = stage.weights_bytes + stage.kv_cache_bytes, until_s
+        return True
+
+    def _give_up_candidate(self, reason: str) -> None:
+        state = self._state
+        if state.phase is Phase.PREPARING:
+            state.failures_beside += 1
+            state.beside_not_before_s = self._now + self._config.pause_beside_s(state.failures_beside)
+            self._stop_preparing(reason)
+            self._schedule_plan(self._now)
+        else:
+            self._interrupt(reason)
+            self._schedule_plan(self._now, urgent=True)
+
     def _retry_loads(self) -> None:
-        for member in self._sorted_members():
-            if member.retry_at_s is not None and self._now >= member.retry_at_s:
-                member.retry_at_s, member.load_moved_s = None, self._now
-                self._assign(member)
+        candidate = self._state.candidate
+        for name, at_s in sorted(candidate.retry_at_s.items()) if candidate else ():
+            if self._now >= at_s and name in self._members:
+                self._assign(self._members[name])
 
     def _notice_stalls(self) -> None:
-        if self._phase is Phase.OPENING and self._now - self._phase_from_s > self._config.open_timeout_s:
-            self._on_ring_broken(f"it did not open within {self._config.open_timeout_s:g} s")
-        for member in self._sorted_members():
-            loading = self._phase is Phase.LOADING and member.phase is ShardPhase.LOADING and member.retry_at_s is None
-            if loading and self._now - member.load_moved_s > self._config.load_stall_s:
-                self._on_load_failed(member, f"no progress for {self._config.load_stall_s:g} s", retryable=True)
+        state, config = self._state, self._config
+        since_s = self._now - state.phase_from_s
+        if state.phase is Phase.OPENING and since_s > config.open_timeout_s:
+            self._on_ring_broken(f"it did not open within {config.open_timeout_s:g} s")
+        elif state.phase is Phase.DRAINING and since_s > config.drain_timeout_s:
+            self._go_on_with_closed_ring()
+        elif state.phase is Phase.ACTIVATING and since_s > config.activate_timeout_s:
+            for name in sorted(state.unactivated):
+                self._blame(name)
+            self._pause(f"{' and '.join(sorted(state.unactivated))} did not switch within {config.activate_timeout_s:g} s")
+        candidate = state.candidate
+        for name in sorted(candidate.assigned) if candidate else ():
+            if state.candidate is candidate and candidate is not None and self._has_stalled(candidate, name):
+                self._on_retryable(candidate, self._members[name], f"no progress for {config.load_stall_s:g} s")
 
-    # -- the ring
-
-    def _on_opened(self) -> None:
-        self._enter(Phase.SERVING, "")
-        self._record("serving", "", f"serving with plan {self._epoch}")
+    def _has_stalled(self, candidate: Candidate, name: str) -> bool:
+        is_loading = name not in candidate.ready and name not in candidate.retry_at_s
+        return is_loading and self._now - self._members[name].load_moved_s > self._config.load_stall_s
 
     def _on_ring_broken(self, message: str) -> None:
-        assert self._plan is not None
-        if self._phase is Phase.OPENING:
-            self._blame(self._plan.stages[0].shard)
+        state = self._state
+        assert state.active is not None
+        if state.phase is Phase.DRAINING:
+            self._go_on_with_closed_ring()
+            return
+        if state.phase is Phase.OPENING:
+            self._blame(state.active.plan.stages[0].shard)
         self._pause(f"the ring broke: {message}")
 
-    def _on_step(self, shard: str | None, step_s: float) -> None:
-        before_s = self._steps_s.get(shard, step_s)
-        self._steps_s[shard] = before_s + MEASURED_WEIGHT * (step_s - before_s)
-
-    def _close_ring(self, reason: str) -> None:
+    def _close_ring(self, reason: str, graceful: bool = False) -> None:
         """Leaves the phase to the caller, who must enter another: usually at the end of this very event."""
-        if self._phase in (Phase.OPENING, Phase.SERVING):
-            self._actions.append(CloseRing(self._epoch, reason))
-            self._enter(Phase.RETRYING, reason)
+        state = self._state
+        if state.phase not in RING_IN_USE:
+            return
+        assert state.active is not None
+        self._journal.do(CloseRing(state.active.epoch, reason, graceful))
+        if state.closed_at_s is None and state.phase is not Phase.OPENING:
+            state.closed_at_s = self._now
+        state.closed_why, state.is_switch = reason, graceful
+        if graceful:
+            self._journal.record(EventKind.SWITCHING, "", f"the ring of plan {state.active.epoch} empties: {reason}")
+
+    def _interrupt(self, reason: str) -> None:
+        """No ring, no candidate; the caller schedules a plan."""
+        self._close_ring(reason)
+        if self._state.is_switch:
+            self._state.is_switch, self._state.closed_why = False, reason
+        self._enter(Phase.RETRYING, reason)
+        self._drop_candidate(reason)
 
     def _pause(self, reason: str) -> None:
         """Close the ring; after the grace plan anew, with whoever is left."""
-        self._close_ring(reason)
-        self._failures += 1
-        pause_s = self._config.pause_s(self._failures)
-        self._enter(Phase.RETRYING, reason)
-        self._record("retry", "", f"{reason}; planning again in {pause_s:g} s")
-        self._schedule_plan(self._now + pause_s, forced=True)
-        for member in self._members.values():
-            member.retry_at_s = None
+        state = self._state
+        self._interrupt(reason)
+        state.failures += 1
+        pause_s = self._config.pause_s(state.failures)
+        self._journal.record(EventKind.RETRY, "", f"{reason}; planning again in {pause_s:g} s", pause_s)
+        self._schedule_plan(self._now + pause_s, urgent=True)
 
-    # -- failures in a row
-
-    def _blame(self, name: str) -> None:
+    def _blame(self, name: str, is_beside: bool = False) -> None:
+        """is_beside: it still does well what it does now."""
         member = self._members.get(name)
         if member is None:
             return
         member.failures += 1
-        if member.failures >= self._config.set_aside_after:
+        if member.failures >= self._config.set_aside_after and not (is_beside and self._is_in_use(name)):
             member.unused_until_s = self._now + self._config.set_aside_s
-            member.note = f"set aside after {member.failures} failures in a row"
-            self._record("set_aside", name, f"shard {name} is {member.note}; the others try without it")
+            self._note(member, f"set aside after {member.failures} failures in a row")
+            words = f"shard {name} is set aside after {member.failures} failures in a row; the others try without it"
+            self._journal.record(EventKind.SET_ASIDE, name, words)
+
+    def _is_in_use(self, name: str) -> bool:
+        active = self._state.active
+        return active is not None and self._state.phase in STAGES_IN_USE and name in active.plan.placement
 
     def _welcome_back_set_aside(self) -> None:
-        for member in self._members.values():
+        for member in self._members:
             if -math.inf < member.unused_until_s <= self._now:
                 member.unused_until_s = -math.inf
                 self._schedule_plan(self._now)
 
     def _forget_failures(self) -> None:
         """Failures are in a row until it has served for a while."""
-        if self._phase is Phase.SERVING and self._now - self._phase_from_s >= self._config.longest_pause_s:
-            self._failures = 0
-            for member in self._members.values():
-                if self._plan and member.name in self._plan.placement:
+        state = self._state
+        if state.phase is Phase.SERVING and self._now - state.phase_from_s >= self._config.longest_pause_s:
+            state.failures = 0
+            for member in self._members:
+                if state.active and member.name in state.active.plan.placement:
                     member.failures = 0
+
+    # -- measured speeds
+
+    def _on_step(self, shard: str | None, step_s: float) -> None:
+        state = self._state
+        before_s = state.steps_s.get(shard, step_s)
+        state.steps_s[shard] = before_s + MEASURED_WEIGHT * (step_s - before_s)
+        assert state.active is not None
+        assert state.model is not None
+        member = self._members.get(shard) if shard in state.active.plan.placement and shard is not None else None
+        if member is None or step_s <= 0:
+            return
+        read_bytes = state.model.bytes_read_per_step(state.active.plan.placement[member.name])
+        before_rate_s = member.speed.adopted_s or member.speed.expected_s
+        if read_bytes and member.speed.measure(step_s / read_bytes, self._now):
+            self._tell_speed(member, before_rate_s)
+
+    def _tell_speed(self, member: Member, before_s: float) -> None:
+        after_s = member.speed.adopted_s or member.speed.expected_s
+        words = f"shard {member.name} computes at {1e-9 / after_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s were expected"
+        self._journal.record(EventKind.SPEED_CHANGED, member.name, words)
+        self._plan_for_speeds()
+
+    def _plan_for_speeds(self) -> None:
+        state = self._state
+        at_s = max(self._now, state.speeds_planned_s + self._config.speed_plan_interval_s)
+        state.speeds_planned_s = at_s
+        self._schedule_plan(at_s)
+
+    def _forget_old_speeds(self) -> None:
+        for member in self._members:
+            if not self._cares_for(member.name) and member.speed.expire(self._now):
+                self._plan_for_speeds()
 
     # -- the books
 
     def _enter(self, phase: Phase, reason: str, missing_bytes: int = 0) -> None:
-        assert phase in SUCCESSORS[self._phase] or phase is self._phase, (self._phase, phase)
-        self._phase, self._reason, self._missing_bytes, self._phase_from_s = phase, reason, missing_bytes, self._now
-
-    def _record(self, kind: str, shard: str, text: str) -> None:
-        record = ClusterEventRecord(self._now, kind, shard, text)
-        self._records.append(record)
-        self._actions.append(RecordEvent(record))
-
-    def _sorted_members(self) -> list[Member]:
-        return [self._members[name] for name in sorted(self._members)]
-
-    def snapshot(self, now_s: float, load: EngineLoad = NO_LOAD) -> ClusterSnapshot:
-        """Everything that people may want to know, now. load: what the engine says, which the machine does not know."""
-        model, plan = self._model, self._plan
-        step_s = self._steps_s.get(None, 0.0)
-        return ClusterSnapshot(
-            coordinator_id=self._config.coordinator_id,
-            software_version=self._config.software_version,
-            model=model.name if model else "",
-            model_digest=model.digest if model else b"",
-            num_layers=model.num_layers if model else 0,
-            model_size_bytes=model.size_bytes if model else 0,
-            wire=self._config.wire,
-            phase=self._phase,
-            reason=self._reason,
-            missing_bytes=self._missing_bytes,
-            epoch=self._epoch,
-            shards=tuple(self._shard_snapshot(member, now_s) for member in self._in_ring_order()),
-            predicted_decode_tok_s=plan.predicted_decode_tok_s if plan else 0.0,
-            measured_decode_tok_s=1 / step_s if step_s > 0 else 0.0,
-            running_sequences=load.running_sequences,
-            waiting_sequences=load.waiting_sequences,
-            kv_blocks_total=plan.num_kv_blocks if plan else 0,
-            kv_blocks_free=load.kv_blocks_free,
-            events=tuple(self._records),
-        )
-
-    def _in_ring_order(self) -> list[Member]:
-        positions = list(self._plan.placement) if self._plan else []
-        present = [name for name in positions if name in self._members]
-        return [self._members[name] for name in [*present, *(name for name in sorted(self._members) if name not in positions)]]
-
-    def _shard_snapshot(self, member: Member, now_s: float) -> ShardSnapshot:
-        stages = self._plan.stages if self._plan else ()
-        position = next((i for i, stage in enumerate(stages) if stage.shard == member.name), None)
-        return ShardSnapshot(
-            name=member.name,
-            addresses=member.hello.addresses,
-            phase=member.phase,
-            stage=position,
-            units=stages[position].units if position is not None else range(0),
-            capabilities=member.hello.capabilities,
-            usage=member.usage,
-            load=member.load,
-            round_trip_us=member.round_trip_us,
-            last_seen_s=max(0.0, now_s - member.last_seen_s),
-            predicted_step_s=stages[position].predicted_step_s if position is not None else 0.0,
-            measured_step_s=self._steps_s.get(member.name, 0.0),
-            note=member.note,
-            software_version=member.hello.software_version,
-        )
-
-    def check_invariants(self) -> None:
-        """What holds between any two events. For tests: it costs time, and raises AssertionError."""
-        leases = [member.lease for member in self._members.values()]
-        assert len(set(leases)) == len(leases), "one shard per lease"
-        assert all(name == member.name for name, member in self._members.items())
-        assert (self._plan is None) == (self._phase is Phase.WAITING), "waiting means no plan"
-        assert (self._reason == "") == (self._phase is Phase.SERVING), "not serving has a reason"
-        assert self._missing_bytes == 0 or self._phase is Phase.WAITING
-        assert self._phase is not Phase.RETRYING or (self._plan_due_s is not None and self._plan_forced), "a pause ends"
-        assert len(self._records) <= MAX_RECORDS
-        placement = self._plan.placement if self._plan else {}
-        for member in self._members.values():
-            assert member.name in placement or member.phase in (ShardPhase.JOINED, ShardPhase.FAILED), "only stages load"
-            assert member.retry_at_s is None or self._phase is Phase.LOADING
-        if self._plan:
-            self._check_plan(self._plan)
-
-    def _check_plan(self, plan: Plan) -> None:
-        assert self._model is not None
-        assert self._epoch > 0
-        assert (plan.stages[0].units.start, plan.stages[-1].units.stop) == (0, self._model.num_units), "every unit"
-        assert all(a.units.stop == b.units.start for a, b in pairwise(plan.stages)), "once"
-        assert len(plan.placement) == len(plan.stages) >= self._config.min_shards
-        assert plan.num_kv_blocks * self._config.kv_block_tokens >= self._model.context_length, "room for one context"
-        for stage in plan.stages:
-            assert stage.shard in self._members, "only members have a part"
-            member = self._members[stage.shard]
-            assert stage.units, "no empty stage"
-            assert stage.weights_bytes + stage.kv_cache_bytes <= member.offer(0).room_bytes, "memory is a budget"
-            assert member.unused_until_s < math.inf, "a failed shard has no part"
-            ready = {ShardPhase.READY} if self._phase in (Phase.OPENING, Phase.SERVING) else {ShardPhase.READY, ShardPhase.LOADING}
-            assert member.phase in ready, "the ring opens when all are ready"
+        state = self._state
+        assert phase in SUCCESSORS[state.phase] or phase is state.phase, (state.phase, phase)
+        state.phase, state.reason, state.missing_bytes, state.phase_from_s = phase, reason, missing_bytes, self._now
+        if phase is not Phase.ACTIVATING:
+            state.unactivated.clear()
+        if phase not in {Phase.DRAINING, *ANSWERING}:
+            state.steps_s.clear()

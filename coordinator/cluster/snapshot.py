@@ -1,17 +1,22 @@
 """The state of the cluster as people see it: what ClusterState of cluster.proto holds, and recent events."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.facts import Epoch, LoadProgress, ShardCapabilities, ShardUsage
-from dairllm.coordinator.cluster.state import Phase, ShardPhase
+from dairllm.coordinator.cluster.roster import Roster
+from dairllm.coordinator.cluster.state import STAGES_IN_USE, ClusterConfig, ClusterState, Member, Phase, ShardPhase
 
 _PUBLIC_PHASES = {
     Phase.WAITING: "waiting",
     Phase.LOADING: "loading",
-    Phase.OPENING: "loading",
     Phase.SERVING: "serving",
+    Phase.PREPARING: "serving",
+    Phase.DRAINING: "serving",
+    Phase.ACTIVATING: "loading",
+    Phase.OPENING: "loading",
     Phase.RETRYING: "loading",
 }
 
@@ -28,13 +33,17 @@ NO_LOAD = EngineLoad()
 
 @dataclass(frozen=True, slots=True)
 class ShardSnapshot:
-    """See ShardState in cluster.proto. stage: position in the ring or None; units: empty if it has none."""
+    """See ShardState in cluster.proto. stage: position in the ring or None; units: empty if it has none.
+
+    next_units: of the plan that is prepared.
+    """
 
     name: str
     addresses: tuple[str, ...]
     phase: ShardPhase
     stage: int | None
     units: range
+    next_units: range
     capabilities: ShardCapabilities
     usage: ShardUsage
     load: LoadProgress
@@ -56,6 +65,8 @@ class ShardSnapshot:
             "stage": self.stage,
             "first_unit": self.units.start,
             "end_unit": self.units.stop,
+            "next_first_unit": self.next_units.start,
+            "next_end_unit": self.next_units.stop,
             "capabilities": capabilities,
             "usage": asdict(self.usage),
             "load": asdict(self.load),
@@ -70,7 +81,10 @@ class ShardSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """See ClusterState in cluster.proto. shards: those of the plan in ring order, then the others by name. events: oldest first."""
+    """See ClusterState in cluster.proto. shards: those of the plan in ring order, then the others by name. events: oldest first.
+
+    next_epoch: of the plan that is prepared, 0 if none is.
+    """
 
     coordinator_id: str
     software_version: str
@@ -83,6 +97,7 @@ class ClusterSnapshot:
     reason: str
     missing_bytes: int
     epoch: Epoch
+    next_epoch: Epoch
     shards: tuple[ShardSnapshot, ...]
     predicted_decode_tok_s: float
     measured_decode_tok_s: float
@@ -111,6 +126,7 @@ class ClusterSnapshot:
             "reason": self.reason,
             "missing_bytes": self.missing_bytes,
             "epoch": self.epoch,
+            "next_epoch": self.next_epoch,
             "shards": [shard.to_json() for shard in self.shards],
             "predicted_decode_tok_s": self.predicted_decode_tok_s,
             "measured_decode_tok_s": self.measured_decode_tok_s,
@@ -120,3 +136,71 @@ class ClusterSnapshot:
             "kv_blocks_free": self.kv_blocks_free,
             "events": [asdict(event) for event in self.events],
         }
+
+
+def take_snapshot(
+    config: ClusterConfig, state: ClusterState, members: Roster, events: tuple[ClusterEventRecord, ...], now_s: float, load: EngineLoad
+) -> ClusterSnapshot:
+    model, plan = state.model, state.plan
+    step_s = state.steps_s.get(None, 0.0)
+    return ClusterSnapshot(
+        coordinator_id=config.coordinator_id,
+        software_version=config.software_version,
+        model=model.name if model else "",
+        model_digest=model.digest if model else b"",
+        num_layers=model.num_layers if model else 0,
+        model_size_bytes=model.size_bytes if model else 0,
+        wire=config.wire,
+        phase=state.phase,
+        reason=state.reason,
+        missing_bytes=state.missing_bytes,
+        epoch=state.epoch,
+        next_epoch=state.candidate.epoch if state.candidate else Epoch(0),
+        shards=tuple(_shard_snapshot(state, member, now_s) for member in _in_ring_order(state, members)),
+        predicted_decode_tok_s=plan.predicted_decode_tok_s if plan else 0.0,
+        measured_decode_tok_s=1 / step_s if step_s > 0 else 0.0,
+        running_sequences=load.running_sequences,
+        waiting_sequences=load.waiting_sequences,
+        kv_blocks_total=plan.num_kv_blocks if plan else 0,
+        kv_blocks_free=load.kv_blocks_free,
+        events=events,
+    )
+
+
+def _in_ring_order(state: ClusterState, members: Roster) -> Iterator[Member]:
+    placement = state.plan.placement if state.plan else {}
+    yield from (members[name] for name in placement if name in members)
+    yield from (member for member in members if member.name not in placement)
+
+
+def _shard_snapshot(state: ClusterState, member: Member, now_s: float) -> ShardSnapshot:
+    stages = state.plan.stages if state.plan else ()
+    position = next((i for i, stage in enumerate(stages) if stage.shard == member.name), None)
+    candidate = state.candidate
+    return ShardSnapshot(
+        name=member.name,
+        addresses=member.hello.addresses,
+        phase=_shard_phase(state, member, position is not None),
+        stage=position,
+        units=stages[position].units if position is not None else range(0),
+        next_units=candidate.plan.placement.get(member.name, range(0)) if candidate else range(0),
+        capabilities=member.hello.capabilities,
+        usage=member.usage,
+        load=member.load,
+        round_trip_us=member.round_trip_us,
+        last_seen_s=max(0.0, now_s - member.last_seen_s),
+        predicted_step_s=stages[position].predicted_step_s if position is not None else 0.0,
+        measured_step_s=state.steps_s.get(member.name, 0.0),
+        note=member.note,
+        software_version=member.hello.software_version,
+    )
+
+
+def _shard_phase(state: ClusterState, member: Member, has_part: bool) -> ShardPhase:
+    if member.has_failed:
+        return ShardPhase.FAILED
+    if has_part and state.phase in STAGES_IN_USE:
+        return ShardPhase.READY
+    if state.candidate and member.name in state.candidate.plan.placement:
+        return ShardPhase.READY if member.name in state.candidate.ready else ShardPhase.LOADING
+    return ShardPhase.JOINED

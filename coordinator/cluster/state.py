@@ -1,7 +1,7 @@
 """The state of the cluster machine: settings, phases, members. Only the machine changes it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from dairllm.coordinator.cluster.admission import Expectation
@@ -10,13 +10,26 @@ from dairllm.coordinator.cluster.events import (
     Event,
     LoadProgressed,
     RingBroken,
+    RingDrained,
     RingOpened,
+    StageActivated,
     StageLoaded,
     StageLoadFailed,
     StepMeasured,
 )
-from dairllm.coordinator.cluster.facts import LeaseId, LoadProgress, Peer, ShardHello, ShardUsage
-from dairllm.coordinator.planner import KvDemand, ShardOffer
+from dairllm.coordinator.cluster.facts import (
+    NO_EPOCH,
+    Epoch,
+    Holder,
+    LeaseId,
+    LoadProgress,
+    Peer,
+    ShardCapabilities,
+    ShardHello,
+    ShardUsage,
+)
+from dairllm.coordinator.cluster.speeds import SpeedEstimate
+from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,10 @@ class ClusterConfig:
         row, up to longest_pause_s.
     load_stall_s: a stage that reports no progress for this long has failed.
     set_aside_s: how long a shard that failed set_aside_after times in a row is not used, if the others suffice.
+    held_settle_s: after a restart of the coordinator, how long the first plan waits for shards that hold the rest of the model.
+    drain_timeout_s, activate_timeout_s: how long a graceful end of a ring, and a switch with its transfers, may take.
+    beside_pause_s: pause after a plan that could not be prepared beside the one that serves; doubles, up to longest_beside_pause_s.
+    speed_plan_interval_s: least time between two plans because of measured speeds.
     """
 
     cluster_hash: str
@@ -57,6 +74,12 @@ class ClusterConfig:
     open_timeout_s: float = 10.0
     set_aside_after: int = 3
     set_aside_s: float = 60.0
+    held_settle_s: float = 2.0
+    drain_timeout_s: float = 3.0
+    activate_timeout_s: float = 30.0
+    beside_pause_s: float = 5.0
+    longest_beside_pause_s: float = 300.0
+    speed_plan_interval_s: float = 30.0
 
     @property
     def expectation(self) -> Expectation:
@@ -70,43 +93,69 @@ class ClusterConfig:
         """Pause after so many failures in a row (1 or more)."""
         return min(self.longest_pause_s, self.grace_s * 2.0 ** min(failures - 1, 20))
 
+    def pause_beside_s(self, failures: int) -> float:
+        """Pause before the next plan beside the one that serves, after so many that failed in a row (1 or more)."""
+        return min(self.longest_beside_pause_s, self.beside_pause_s * 2.0 ** min(failures - 1, 20))
+
 
 class Phase(Enum):
     """
-    WAITING    no plan is possible, or the first one settles          plan found -> LOADING
-    LOADING    the shards of a plan load their units                  all loaded -> OPENING
-    OPENING    the coordinator dials the first shard                  opened -> SERVING
-    SERVING    answers come
-    RETRYING   the ring is closed; a pause, then a plan of a new epoch
+    WAITING     no plan is possible, or the first one settles           plan found -> LOADING
+    LOADING     no ring is open; a plan is prepared                     all loaded -> ACTIVATING
+    SERVING     answers come                                            better plan -> PREPARING
+    PREPARING   answers come; another plan is prepared beside           all loaded -> DRAINING, no use any more -> SERVING
+    DRAINING    the ring of the old plan empties                        drained -> ACTIVATING, or LOADING for what did not fit beside
+    ACTIVATING  shards build the stages of the new plan                 all done -> OPENING
+    OPENING     the coordinator dials the first shard                   opened -> SERVING
+    RETRYING    the ring is closed; a pause, then a plan of a new epoch
 
-    A lost shard of the plan leads from every phase to LOADING, or to WAITING if the rest does not suffice.
+    A lost shard of the plan leads from every phase to LOADING, or to WAITING if the rest does not suffice. The plan that is being prepared
+    is the candidate: there is one in LOADING, PREPARING and DRAINING. With ACTIVATING it becomes the active plan.
     """
 
     WAITING = "waiting"
     LOADING = "loading"
-    OPENING = "opening"
     SERVING = "serving"
+    PREPARING = "preparing"
+    DRAINING = "draining"
+    ACTIVATING = "activating"
+    OPENING = "opening"
     RETRYING = "retrying"
 
 
+WITH_CANDIDATE = frozenset({Phase.LOADING, Phase.PREPARING, Phase.DRAINING})
+ANSWERING = frozenset({Phase.SERVING, Phase.PREPARING})
+RING_IN_USE = frozenset({Phase.SERVING, Phase.PREPARING, Phase.DRAINING, Phase.OPENING})
+"""Phases with a ring that a CloseRing would end."""
+STAGES_IN_USE = RING_IN_USE | {Phase.ACTIVATING}
+
 SUCCESSORS: dict[Phase, frozenset[Phase]] = {
-    Phase.WAITING: frozenset({Phase.WAITING, Phase.LOADING}),
-    Phase.LOADING: frozenset({Phase.WAITING, Phase.LOADING, Phase.OPENING, Phase.RETRYING}),
-    Phase.OPENING: frozenset({Phase.WAITING, Phase.LOADING, Phase.SERVING, Phase.RETRYING}),
-    Phase.SERVING: frozenset({Phase.WAITING, Phase.LOADING, Phase.RETRYING}),
+    Phase.WAITING: frozenset({Phase.LOADING}),
+    Phase.LOADING: frozenset({Phase.WAITING, Phase.ACTIVATING, Phase.RETRYING}),
+    Phase.SERVING: frozenset({Phase.WAITING, Phase.PREPARING, Phase.RETRYING}),
+    Phase.PREPARING: frozenset({Phase.WAITING, Phase.SERVING, Phase.DRAINING, Phase.RETRYING}),
+    Phase.DRAINING: frozenset({Phase.WAITING, Phase.LOADING, Phase.ACTIVATING, Phase.RETRYING}),
+    Phase.ACTIVATING: frozenset({Phase.WAITING, Phase.OPENING, Phase.RETRYING}),
+    Phase.OPENING: frozenset({Phase.WAITING, Phase.SERVING, Phase.RETRYING}),
     Phase.RETRYING: frozenset({Phase.WAITING, Phase.LOADING}),
 }
+"""A phase may also be entered again."""
 
-COUNTS_IN: dict[type[Event], frozenset[Phase]] = {
-    LoadProgressed: frozenset({Phase.LOADING}),
-    StageLoaded: frozenset({Phase.LOADING}),
-    StageLoadFailed: frozenset({Phase.LOADING, Phase.OPENING, Phase.SERVING}),
-    EdgeBroken: frozenset({Phase.LOADING, Phase.OPENING, Phase.SERVING}),
-    RingOpened: frozenset({Phase.OPENING}),
-    RingBroken: frozenset({Phase.OPENING, Phase.SERVING}),
-    StepMeasured: frozenset({Phase.SERVING}),
+COUNTS_FOR_CANDIDATE: dict[type[Event], frozenset[Phase]] = {
+    LoadProgressed: WITH_CANDIDATE,
+    StageLoaded: WITH_CANDIDATE,
+    StageLoadFailed: WITH_CANDIDATE,
 }
-"""Phases in which an event of the current epoch means something. In all others it is late, and ignored."""
+COUNTS_FOR_ACTIVE: dict[type[Event], frozenset[Phase]] = {
+    StageLoadFailed: STAGES_IN_USE,
+    StageActivated: frozenset({Phase.ACTIVATING}),
+    EdgeBroken: STAGES_IN_USE,
+    RingOpened: frozenset({Phase.OPENING}),
+    RingDrained: frozenset({Phase.DRAINING}),
+    RingBroken: RING_IN_USE,
+    StepMeasured: ANSWERING,
+}
+"""Phases in which an event of the candidate's or the active epoch means something. In all others it is late, and ignored."""
 
 
 class ShardPhase(Enum):
@@ -116,29 +165,87 @@ class ShardPhase(Enum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A plan with the shards as they were when it was made. holders: of its stages, in ring order."""
+
+    epoch: Epoch
+    plan: Plan
+    holders: tuple[Holder, ...]
+
+    @property
+    def owners(self) -> dict[int, Holder]:
+        """Holder by layer unit."""
+        last = self.plan.stages[-1].units.stop - 1
+        pairs = zip(self.plan.stages, self.holders, strict=True)
+        return {unit: holder for stage, holder in pairs for unit in stage.units if 0 < unit < last}
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A plan that is being prepared.
+
+    exclusive: shards that must free units before they can load theirs. assigned: shards that were told, and whether to free first.
+    retry_at_s: when an assignment is sent again.
+    """
+
+    deployment: Deployment
+    from_s: float
+    exclusive: set[str]
+    assigned: dict[str, bool] = field(default_factory=dict)
+    ready: set[str] = field(default_factory=set)
+    retry_at_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.deployment.epoch
+
+    @property
+    def plan(self) -> Plan:
+        return self.deployment.plan
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether some shard that was told has not loaded its part yet."""
+        return any(name not in self.ready for name in self.assigned)
+
+    @property
+    def unassigned(self) -> list[str]:
+        return [name for name in self.plan.placement if name not in self.assigned]
+
+
 @dataclass(slots=True)
 class Member:
     """An admitted shard.
 
     lease_from_s: the lease runs from here; last_seen_s: its last sign of life (they differ after the coordinator itself stood still).
-    retry_at_s: when its assignment is sent again, None if no retry is due.
     failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
+    limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
+    is_leaving: it wants to go; is_cordoned: people want it not to be used. is_forced: also if the others do not suffice.
+    held: units of the present model in its memory. told_note: why it has no part, as it was told.
     """
 
     hello: ShardHello
     lease: LeaseId
     lease_from_s: float
     last_seen_s: float
-    phase: ShardPhase = ShardPhase.JOINED
+    speed: SpeedEstimate
+    has_failed: bool = False
     note: str = ""
     usage: ShardUsage = field(default_factory=ShardUsage)
     round_trip_us: int = 0
     least_round_trip_us: int = 0
     load: LoadProgress = field(default_factory=LoadProgress)
     load_moved_s: float = 0.0
-    retry_at_s: float | None = None
     failures: int = 0
     unused_until_s: float = -math.inf
+    limit_bytes: int = 0
+    limit_until_s: float = -math.inf
+    is_leaving: bool = False
+    is_cordoned: bool = False
+    is_forced: bool = False
+    held: frozenset[int] = frozenset()
+    told_note: str = ""
 
     @property
     def name(self) -> str:
@@ -149,20 +256,88 @@ class Member:
         return self.hello.boot_id
 
     @property
+    def holder(self) -> Holder:
+        return Holder(self.name, self.boot_id)
+
+    @property
+    def is_willing(self) -> bool:
+        return not (self.is_leaving or self.is_cordoned)
+
+    @property
     def peer(self) -> Peer:
         return Peer(self.name, self.hello.addresses)
+
+    @property
+    def room_bytes(self) -> int:
+        capabilities = self.hello.capabilities
+        return max(0, capabilities.memory_budget_bytes - capabilities.reserved_bytes)
 
     def heard(self, now_s: float) -> None:
         self.lease_from_s = self.last_seen_s = now_s
 
-    def offer(self, default_hop_s: float) -> ShardOffer:
+    def configure(self, capabilities: ShardCapabilities) -> None:
+        self.hello = replace(self.hello, capabilities=capabilities)
+        self.speed.probed_s = capabilities.decode_s_per_byte
+        self.limit_until_s = -math.inf
+
+    def offer(self, default_hop_s: float, calibration: float, now_s: float) -> ShardOffer:
         capabilities = self.hello.capabilities
+        limited_bytes = capabilities.reserved_bytes + self.limit_bytes if now_s < self.limit_until_s else capabilities.memory_budget_bytes
         return ShardOffer(
             self.name,
-            capabilities.memory_budget_bytes,
+            min(capabilities.memory_budget_bytes, limited_bytes),
             capabilities.reserved_bytes,
-            capabilities.decode_s_per_byte,
+            self.speed.planned_s(calibration),
             self.least_round_trip_us / 2e6 or default_hop_s,
             capabilities.architectures,
             capabilities.block_formats,
         )
+
+
+@dataclass(slots=True)
+class ClusterState:
+    """Everything but members, cache and journal.
+
+    active: the plan whose stages are in use, or were last. before: the plan whose ring opened last. unactivated: shards that have yet to
+    switch. plan_due_s, is_plan_urgent: when to plan again; urgent: a new epoch is needed. closed_at_s, closed_why, is_switch: of the ring,
+    while answers wait. failures_beside, beside_not_before_s: of plans that were prepared while answers came. held_from_s: when the first
+    shard joined that held a part of the model. cordoned: by name, also of shards that are away. steps_s: measured, by shard, None for the whole ring.
+    """
+
+    model: ModelDemand | None = None
+    phase: Phase = Phase.WAITING
+    reason: str = "no model is registered yet"
+    missing_bytes: int = 0
+    phase_from_s: float = 0.0
+    newest_epoch: Epoch = NO_EPOCH
+    active: Deployment | None = None
+    before: Deployment | None = None
+    candidate: Candidate | None = None
+    unactivated: set[str] = field(default_factory=set)
+    plan_due_s: float | None = None
+    is_plan_urgent: bool = False
+    held_from_s: float | None = None
+    closed_at_s: float | None = None
+    closed_why: str = ""
+    is_switch: bool = False
+    cordoned: set[str] = field(default_factory=set)
+    failures: int = 0
+    failures_beside: int = 0
+    beside_not_before_s: float = -math.inf
+    speeds_planned_s: float = -math.inf
+    steps_s: dict[str | None, float] = field(default_factory=dict)
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """What people should look at: what is active, or else what is loaded."""
+        if self.phase is Phase.WAITING:
+            return None
+        return self.candidate.deployment if self.candidate and self.phase is Phase.LOADING else self.active
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.deployment.epoch if self.deployment else self.newest_epoch
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.deployment.plan if self.deployment else None

@@ -1,5 +1,7 @@
 """What the cluster says about itself, in plain words."""
 
+from collections.abc import Mapping
+
 from dairllm.coordinator.cluster.facts import Epoch, ShardHello
 from dairllm.coordinator.planner import Plan, format_bytes, format_speed
 
@@ -8,7 +10,12 @@ def describe_join(hello: ShardHello) -> str:
     capabilities = hello.capabilities
     room = format_bytes(capabilities.memory_budget_bytes - capabilities.reserved_bytes)
     threads = f"{capabilities.num_threads} thread{'s' if capabilities.num_threads != 1 else ''}"
-    return f"shard {hello.name} joined: {room} for the model, {threads}, {capabilities.isa}"
+    held = f"; it holds {counted(len(hello.held.units), 'part')} of a model" if hello.held.units else ""
+    return f"shard {hello.name} joined: {room} for the model, {threads}, {capabilities.isa}{held}"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def describe_units(units: range, num_layers: int) -> str:
@@ -23,3 +30,16 @@ def describe_units(units: range, num_layers: int) -> str:
 def describe_plan(epoch: Epoch, plan: Plan, num_layers: int) -> str:
     stages = ", ".join(f"{stage.shard} {describe_units(stage.units, num_layers)}" for stage in plan.stages)
     return f"plan {epoch}: {stages}; expected {format_speed(plan.predicted_decode_tok_s)} tok/s"
+
+
+def describe_moves(before: Mapping[str, range], after: Mapping[str, range]) -> str:
+    """'3 parts moved from A to B, 1 from A to C', '' if nothing moved."""
+    owner_before = {unit: shard for shard, units in before.items() for unit in units}
+    counts: dict[tuple[str, str], int] = {}
+    for shard, units in after.items():
+        for unit in units:
+            source = owner_before.get(unit, shard)
+            if source != shard:
+                counts[source, shard] = counts.get((source, shard), 0) + 1
+    moves = [f"{counted(count, 'part')} from {source} to {target}" for (source, target), count in counts.items()]
+    return f"moved {', '.join(moves)}" if moves else ""

@@ -3,28 +3,38 @@
 A command is one line:
     config min_shards=2 settle_s=0             before anything else; fields of ClusterConfig
     model layers=4 layer=1GiB head=512MiB      also: embedding, tied, kv (bytes per token and layer), context
-    join A memory=8GiB speed=20                also: reserved, boot, cluster, protocol, formats, name; speed in GB/s
+    join A memory=8GiB speed=20                also: reserved, boot, cluster, protocol, formats, held=0..3, last_epoch; speed in GB/s
     tick 1.5s                                  time passes in steps of 0.25 s; shards that are not silent send heartbeats
     silence A / speak A                        A hangs: its connection stands but nothing comes
     lost A / leave A                           the connection ends without / with a word
     progress A 50%                             of its assignment
-    loaded A [epoch=N boot=X]                  reports the stage ready, of the epoch that was assigned last unless told otherwise
-    failed A 'message' [retryable]             reports that loading failed
+    loaded [A] [epoch=N boot=X]                reports the stage ready, of the epoch that was assigned last; without names: all do
+    failed A 'message' [retryable|exclusive]   reports that loading failed; exclusive: that it must free layers first
+    drained                                    nothing is in flight any more in the ring that was closed
+    activated A [transferred=2..3]             has switched; without transferred it has taken over all that it should
     edge A B [epoch=N]                         A reports that its stream to B broke
     opened / broken 'message' [epoch=N]        the coordinator's own stream to the first shard
+    switched                                   drained if need be, all activated, opened
+    leaving A / drain A / cordon A / uncordon A [force]   the shard wants to leave; people want it to leave, not to be used, to be used
+    without A                                  whether the others suffice
+    configure A memory=2GiB threads=4          people change limits, and the shard has applied them
     step 0.01 [A]                              measured seconds per token
+    steps A=0.01 B=0.02 8s                     the same every second
     check                                      prints the state
 Actions are printed as they come, events of the log with '#' and the time.
 """
 
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from dairllm.coordinator.cluster.actions import (
     Action,
+    ActivateStage,
     AdmitShard,
+    AskToDrain,
     AssignUnits,
     CloseRing,
+    ConfigureLimits,
     EndLease,
     OpenRing,
     RecordEvent,
@@ -32,6 +42,10 @@ from dairllm.coordinator.cluster.actions import (
     ReleaseShard,
 )
 from dairllm.coordinator.cluster.events import (
+    CapabilitiesChanged,
+    ConfigureRequested,
+    CordonRequested,
+    DrainRequested,
     EdgeBroken,
     Event,
     HeartbeatReceived,
@@ -40,17 +54,20 @@ from dairllm.coordinator.cluster.events import (
     LoadProgressed,
     ModelRegistered,
     RingBroken,
+    RingDrained,
     RingOpened,
+    ShardLeaving,
     ShardLeft,
+    StageActivated,
     StageLoaded,
     StageLoadFailed,
     StepMeasured,
     TimePassed,
 )
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
-from dairllm.coordinator.cluster.state import ClusterConfig
-from dairllm.coordinator.planner import ModelDemand
+from dairllm.coordinator.cluster.state import ClusterConfig, Phase
+from dairllm.coordinator.planner import Infeasible, ModelDemand
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 TICK_S = 0.25
@@ -63,6 +80,14 @@ def size(text: str) -> int:
     return int(text)
 
 
+def units_of(text: str) -> range:
+    """'2..3', or '' for none."""
+    if not text:
+        return range(0)
+    first, last = text.split("..")
+    return range(int(first), int(last) + 1)
+
+
 def hello(
     name: str,
     memory: int = 8 << 30,
@@ -73,11 +98,15 @@ def hello(
     protocol: int = 1,
     formats: str = "Q4_0",
     addresses: tuple[str, ...] | None = None,
+    held: range = range(0),
+    last_epoch: int = 0,
 ) -> ShardHello:
     capabilities = ShardCapabilities(
         memory, reserved, 2, "avx2", "a CPU", 1e-9 / speed if speed else 0.0, 0.0, 0.0, frozenset({"llama"}), frozenset(formats.split(","))
     )
-    return ShardHello(name, boot, (f"{name}:7000",) if addresses is None else addresses, capabilities, cluster, protocol, 0, "0.1.0")
+    at = (f"{name}:7000",) if addresses is None else addresses
+    holding = HeldUnits(b"\1", frozenset(held))
+    return ShardHello(name, boot, at, capabilities, cluster, protocol, 0, "0.1.0", holding, Epoch(last_epoch))
 
 
 class Cluster:
@@ -90,8 +119,11 @@ class Cluster:
         self.now_s = 0.0
         self.streams: dict[str, tuple[str, LeaseId]] = {}
         self.silent: set[str] = set()
+        self.hellos: dict[str, ShardHello] = {}
         self.assigned: dict[str, AssignUnits] = {}
+        self.activating: dict[str, ActivateStage] = {}
         self.open_epoch: Epoch | None = None
+        self.draining_epoch: Epoch | None = None
         self.epochs: list[Epoch] = []
         self._leases = 0
 
@@ -115,20 +147,28 @@ class Cluster:
                 self.streams = {name: stream for name, stream in self.streams.items() if (name, stream) != (action.name, ended)}
             case AssignUnits():
                 assert action.name in self.streams, "only members are assigned units"
-                assert action.epoch == self.machine.epoch
+                assert not (action.exclusive and self.open_epoch), "nothing is freed that is in use"
                 self.assigned[action.name] = action
+            case ActivateStage():
+                assert self.assigned[action.name].epoch == action.epoch, "only what was prepared is activated"
+                assert self.open_epoch is None, "no switch under an open ring"
+                assert all(move.source.name in self.streams and move.source.name != action.name for move in action.moves)
+                self.activating[action.name] = action
             case OpenRing():
                 assert self.open_epoch is None, "one ring at a time"
+                assert not action.kept & action.transferred
                 self.open_epoch = action.epoch
             case CloseRing():
-                assert self.open_epoch == action.epoch, "only an open ring is closed"
+                assert action.epoch in (self.open_epoch, self.draining_epoch), "only an open ring is closed"
+                self.draining_epoch = action.epoch if action.graceful else None
                 self.open_epoch = None
-            case RefuseShard() | ReleaseShard() | RecordEvent():
+            case RefuseShard() | ReleaseShard() | RecordEvent() | AskToDrain() | ConfigureLimits():
                 pass
 
     def join(self, facts: ShardHello) -> list[Action]:
         self._leases += 1
         self.silent.discard(facts.name)
+        self.hellos[facts.name] = facts
         return self.happen(JoinRequested(LeaseId(self._leases), facts))
 
     def lost(self, name: str, polite: bool = False) -> list[Action]:
@@ -139,6 +179,36 @@ class Cluster:
         current = self.streams.get(name, ("gone", 0))[0]
         assignment = self.assigned[name]
         return self.happen(StageLoaded(name, boot or current, Epoch(epoch or assignment.epoch), 1 << 30, 1 << 20, 2.0))
+
+    def drained(self) -> list[Action]:
+        epoch, self.draining_epoch = self.draining_epoch, None
+        return self.happen(RingDrained(epoch)) if epoch is not None else []
+
+    def activated(self, name: str, transferred: range | None = None) -> list[Action]:
+        order = self.activating.pop(name)
+        moved = {unit for move in order.moves for unit in move.units}
+        taken = frozenset(moved if transferred is None else transferred)
+        note = "" if taken >= moved else "the old owner did not answer"
+        current = self.streams.get(name, ("gone", 0))[0]
+        return self.happen(StageActivated(name, current, order.epoch, taken, len(taken) << 20, 0.02, note))
+
+    def switched(self) -> list[Action]:
+        actions = self.drained()
+        for name in sorted(self.activating):
+            if name in self.streams and name in self.activating:
+                actions += self.activated(name)
+        if self.machine.phase is Phase.OPENING and self.open_epoch is not None:
+            actions += self.happen(RingOpened(self.open_epoch))
+        return actions
+
+    def configure(self, name: str, memory: int | None, threads: int | None) -> list[Action]:
+        capabilities = self.hellos[name].capabilities
+        changed = replace(
+            capabilities, memory_budget_bytes=memory or capabilities.memory_budget_bytes, num_threads=threads or capabilities.num_threads
+        )
+        self.hellos[name] = replace(self.hellos[name], capabilities=changed)
+        asked = self.happen(ConfigureRequested(name, memory, threads))
+        return [*asked, *self.happen(CapabilitiesChanged(name, self.streams[name][0], changed))]
 
     def heartbeats(self) -> list[Action]:
         speaking = [(name, boot) for name, (boot, _) in sorted(self.streams.items()) if name not in self.silent]
@@ -165,15 +235,32 @@ def words_of(action: Action) -> str:
         case AssignUnits():
             following = action.next.name if action.next else "coordinator"
             units, cache = action.units, f"{action.num_kv_blocks} x {action.kv_block_tokens} tokens"
-            return f"assign {action.name} epoch {action.epoch}: units {units.start}..{units.stop - 1}, next {following}, cache {cache}"
+            exclusive = ", exclusive" if action.exclusive else ""
+            return f"assign {action.name} epoch {action.epoch}: units {words_of_units(units)}, next {following}, cache {cache}{exclusive}"
+        case ActivateStage():
+            moves = "".join(f", cache of {words_of_units(move.units)} from {move.source.name}" for move in action.moves)
+            return f"activate {action.name} epoch {action.epoch}{moves}"
         case ReleaseShard():
-            return f"release {action.name} epoch {action.epoch}: {action.reason}"
+            return f"release {action.name} epoch {action.epoch}{', it may leave' if action.leave else ''}: {action.reason}"
         case OpenRing():
-            return f"open ring {action.epoch} at {action.first.name}"
+            cache = "".join(
+                f", {word} {','.join(map(str, sorted(units)))}"
+                for word, units in (("kept", action.kept), ("transferred", action.transferred))
+                if units
+            )
+            return f"open ring {action.epoch} at {action.first.name}{cache}"
         case CloseRing():
-            return f"close ring {action.epoch}: {action.reason}"
+            return f"close ring {action.epoch}{' when it is empty' if action.graceful else ''}: {action.reason}"
+        case AskToDrain():
+            return f"ask {action.name} to drain: {action.reason}"
+        case ConfigureLimits():
+            return f"configure {action.name}: memory {action.memory_budget_bytes}, threads {action.num_threads}"
         case RecordEvent():
             return f"# {action.record.time_s:.2f} s {action.record.kind}: {action.record.text}"
+
+
+def words_of_units(units: range) -> str:
+    return f"{units.start}..{units.stop - 1}"
 
 
 class Scenario:
@@ -191,6 +278,9 @@ class Scenario:
             return []
         if words[0] == "check":
             return self._state()
+        if words[0] == "without":
+            lack = self._cluster.machine.can_do_without(plain[0])
+            return [f"without {plain[0]}: {lack.reason if isinstance(lack, Infeasible) else 'fine'}"]
         return [words_of(action) for action in self._do(words[0], plain, options)]
 
     def _do(self, command: str, plain: list[str], options: dict[str, str]) -> list[Action]:
@@ -215,18 +305,51 @@ class Scenario:
                 progress = LoadProgress(int(percent.removesuffix("%")), 100)
                 return cluster.happen(LoadProgressed(name, cluster.streams[name][0], epoch, progress))
             case "loaded", [*names]:
+                newest = max(assignment.epoch for assignment in cluster.assigned.values())
+                names = names or [name for name, assignment in sorted(cluster.assigned.items()) if assignment.epoch == newest]
                 stated = int(options["epoch"]) if "epoch" in options else None
                 return [action for name in names for action in cluster.loaded(name, stated, options.get("boot"))]
             case "failed", [name, message, *rest]:
-                return cluster.happen(StageLoadFailed(name, cluster.streams[name][0], epoch, message, rest == ["retryable"]))
+                assigned = Epoch(int(options.get("epoch", cluster.assigned[name].epoch)))
+                kinds = rest == ["retryable"], rest == ["exclusive"]
+                return cluster.happen(StageLoadFailed(name, cluster.streams[name][0], assigned, message, *kinds))
+            case "drained", []:
+                return cluster.drained()
+            case "activated", [*names]:
+                taken = units_of(options["transferred"]) if "transferred" in options else None
+                return [action for name in names for action in cluster.activated(name, taken)]
+            case "switched", []:
+                return cluster.switched()
             case "edge", [reporter, peer]:
                 return cluster.happen(EdgeBroken(epoch, reporter, peer, "stream reset"))
             case "opened", []:
                 return cluster.happen(RingOpened(epoch))
             case "broken", [message]:
                 return cluster.happen(RingBroken(epoch, message))
+            case "steps", [duration]:
+                actions: list[Action] = []
+                for _ in range(int(duration.removesuffix("s"))):
+                    for shard, seconds in options.items():
+                        actions += cluster.happen(StepMeasured(cluster.machine.epoch, shard, float(seconds)))
+                    actions += cluster.tick(1.0)
+                return actions
             case "step", [seconds, *shard]:
                 return cluster.happen(StepMeasured(epoch, shard[0] if shard else None, float(seconds)))
+            case _:
+                return self._do_as_people(command, plain, options, epoch)
+
+    def _do_as_people(self, command: str, plain: list[str], options: dict[str, str], epoch: Epoch) -> list[Action]:
+        cluster = self._cluster
+        match command, plain:
+            case "leaving", [name]:
+                return cluster.happen(ShardLeaving(name, cluster.streams[name][0], "SIGTERM"))
+            case "drain", [name, *rest]:
+                return cluster.happen(DrainRequested(name, rest == ["force"]))
+            case (("cordon" | "uncordon"), [name, *rest]):
+                return cluster.happen(CordonRequested(name, command == "cordon", rest == ["force"]))
+            case "configure", [name]:
+                memory, threads = options.get("memory"), options.get("threads")
+                return cluster.configure(name, size(memory) if memory else None, int(threads) if threads else None)
         raise ValueError(f"unknown command {command} {plain}")
 
     def _model(self, options: dict[str, str]) -> ModelDemand:
@@ -241,15 +364,17 @@ class Scenario:
     def _hello(self, name: str, options: dict[str, str]) -> ShardHello:
         numbers = {key: size(options[key]) for key in ("memory", "reserved") if key in options}
         texts = {key: options[key] for key in ("boot", "cluster", "formats") if key in options}
+        before = {"held": units_of(options["held"]) if "held" in options else range(0), "last_epoch": int(options.get("last_epoch", "0"))}
         speed, protocol = float(options.get("speed", "20")), int(options.get("protocol", "1"))
-        return hello(name, speed=speed, protocol=protocol, **numbers, **texts)  # type: ignore[arg-type]
+        return hello(name, speed=speed, protocol=protocol, **numbers, **texts, **before)  # type: ignore[arg-type]
 
     def _state(self) -> list[str]:
         state = self._cluster.machine.snapshot(self._cluster.now_s)
         first = f"{state.public_phase}, epoch {state.epoch}" + (f": {state.reason}" if state.reason else "")
         shards = [
             f"  {shard.name} {shard.phase.value}"
-            + (f" units {shard.units.start}..{shard.units.stop - 1}" if shard.units else "")
+            + (f" units {words_of_units(shard.units)}" if shard.units else "")
+            + (f", then {words_of_units(shard.next_units)}" if shard.next_units and shard.next_units != shard.units else "")
             + (f" {shard.load.loaded_bytes} of {shard.load.total_bytes}" if shard.load.total_bytes else "")
             + (f" ({shard.note})" if shard.note else "")
             for shard in state.shards

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dairllm.coordinator.cluster.actions import AdmitShard, AssignUnits, OpenRing, RefuseShard
+from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RefuseShard
 from dairllm.coordinator.cluster.events import (
+    CordonRequested,
+    DrainRequested,
     EdgeBroken,
     HeartbeatReceived,
     JoinRequested,
@@ -13,14 +15,17 @@ from dairllm.coordinator.cluster.events import (
     LoadProgressed,
     ModelRegistered,
     RingBroken,
+    RingDrained,
     RingOpened,
+    ShardLeaving,
+    StageActivated,
     StageLoaded,
     StageLoadFailed,
     StepMeasured,
     TimePassed,
 )
 from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardUsage
-from dairllm.coordinator.cluster.machine import MAX_RECORDS
+from dairllm.coordinator.cluster.journal import MAX_RECORDS
 from dairllm.coordinator.cluster.state import Phase
 from dairllm.coordinator.planner import ModelDemand
 from dairllm.mesh.errors import InvalidRequest
@@ -42,16 +47,20 @@ def cluster_with_model(**settings_: float) -> Cluster:
 
 
 commands = st.one_of(
-    st.tuples(
-        st.just("join"), names, st.sampled_from([GIB, 2 * GIB + (1 << 20), 3 * GIB, 6 * GIB]), st.sampled_from([0.0, 5.0, 20.0, 60.0])
-    ),
+    st.tuples(st.just("join"), names, memories, speeds, st.sampled_from([range(0), range(3), range(3, 6), range(6)])),
     st.tuples(st.just("rejoin"), names),
     st.tuples(st.sampled_from(["lost", "leave", "silence", "stale lease"]), names),
     st.tuples(st.just("loaded"), names, epochs_back),
     st.tuples(st.just("progress"), names, epochs_back),
     st.tuples(st.just("failed"), names, epochs_back, st.booleans()),
     st.tuples(st.just("edge"), names, names, epochs_back),
-    st.tuples(st.sampled_from(["opened", "broken", "step"]), epochs_back),
+    st.tuples(st.just("failed exclusively"), names, epochs_back),
+    st.tuples(st.just("activated"), names, epochs_back, st.booleans()),
+    st.tuples(st.sampled_from(["opened", "drained", "broken", "step"]), epochs_back),
+    st.tuples(st.just("slow"), names, st.sampled_from([0.01, 3.0])),
+    st.tuples(st.sampled_from(["leaving", "drain", "drain force", "cordon", "cordon force", "uncordon"]), names),
+    st.tuples(st.just("configure"), names, memories),
+    st.tuples(st.sampled_from(["load", "switch"])),
     st.tuples(st.just("tick"), st.sampled_from([0.25, 0.5, 1.0, 3.0, 6.0, 61.0])),
     st.tuples(st.just("standstill"), st.sampled_from([3.0, 100.0])),
     st.tuples(st.just("work")),
@@ -62,12 +71,12 @@ def play(cluster: Cluster, command: tuple, boots: dict[str, int]) -> None:  # ty
     """One random command; what a shard can't say (it has no stream) is said with a boot that nobody knows."""
     kind, *rest = command
     boot = cluster.streams[rest[0]][0] if rest and rest[0] in cluster.streams else "unknown"
-    back = rest[-1] if kind in ("opened", "broken", "step", "edge") else rest[1] if kind in ("loaded", "progress", "failed") else 0
-    epoch = Epoch(cluster.machine.epoch - back)
+    back = next((value for value in rest if type(value) is int and 0 <= value <= 2), 0)
+    epoch = Epoch((cluster.machine.candidate_epoch or cluster.machine.epoch) - back)
     match kind:
         case "join":
             boots[rest[0]] = boots.get(rest[0], 0) + 1
-            cluster.join(hello(rest[0], memory=rest[1], speed=rest[2], boot=str(boots[rest[0]])))
+            cluster.join(hello(rest[0], memory=rest[1], speed=rest[2], boot=str(boots[rest[0]]), held=rest[3], last_epoch=boots[rest[0]]))
         case "rejoin" if boot != "unknown":
             cluster.join(hello(rest[0], memory=3 * GIB, boot=boot))
         case "lost" | "leave" if boot != "unknown":
@@ -84,12 +93,40 @@ def play(cluster: Cluster, command: tuple, boots: dict[str, int]) -> None:  # ty
             cluster.happen(StageLoadFailed(rest[0], boot, epoch, "no", rest[2]))
         case "edge":
             cluster.happen(EdgeBroken(epoch, rest[0], rest[1], "reset"))
+        case "failed exclusively":
+            cluster.happen(StageLoadFailed(rest[0], boot, epoch, "no", False, True))
+        case "activated":
+            cluster.happen(StageActivated(rest[0], boot, epoch, frozenset(range(1, 5)) if rest[2] else frozenset(), 1, 0.1))
         case "opened" if cluster.open_epoch is not None:
             cluster.happen(RingOpened(epoch))
+        case "drained":
+            cluster.happen(RingDrained(epoch))
         case "broken":
             cluster.happen(RingBroken(epoch, "reset"))
         case "step":
             cluster.happen(StepMeasured(epoch, None, 0.1))
+        case _:
+            play_people_and_time(cluster, kind, rest, boot)
+
+
+def play_people_and_time(cluster: Cluster, kind: str, rest: list, boot: str) -> None:  # type: ignore[type-arg]
+    match kind:
+        case "slow":
+            for _ in range(12):
+                cluster.happen(StepMeasured(cluster.machine.epoch, rest[0], rest[1]))
+                cluster.tick(1.0)
+        case "leaving":
+            cluster.happen(ShardLeaving(rest[0], boot, "SIGTERM"))
+        case "drain" | "drain force":
+            cluster.happen(DrainRequested(rest[0], kind == "drain force"))
+        case "cordon" | "cordon force" | "uncordon":
+            cluster.happen(CordonRequested(rest[0], kind != "uncordon", kind == "cordon force"))
+        case "configure" if boot != "unknown":
+            cluster.configure(rest[0], rest[1], None)
+        case "load":
+            load(cluster)
+        case "switch":
+            cluster.switched()
         case "tick":
             cluster.tick(rest[0])
         case "standstill":
@@ -100,13 +137,18 @@ def play(cluster: Cluster, command: tuple, boots: dict[str, int]) -> None:  # ty
 
 
 def work(cluster: Cluster) -> None:
-    """Every shard that lives does what it was assigned, and the coordinator opens the ring."""
+    """Every shard that lives does what it was told, and the coordinator opens the ring."""
+    load(cluster)
+    cluster.switched()
+    load(cluster)
+    cluster.switched()
+
+
+def load(cluster: Cluster) -> None:
     for name, assignment in sorted(cluster.assigned.items()):
         stream = cluster.streams.get(name)
         if stream and name not in cluster.silent and assignment.boot_id == stream[0]:
             cluster.happen(StageLoaded(name, stream[0], assignment.epoch, 1, 1, 0.1))
-    if cluster.open_epoch is not None and cluster.machine.phase is Phase.OPENING:
-        cluster.happen(RingOpened(cluster.open_epoch))
 
 
 @settings(deadline=None, max_examples=60)
@@ -120,6 +162,7 @@ def test_any_events_keep_the_invariants_and_enough_living_shards_end_up_serving(
     assert not cluster.streams, "who is silent is no member any more"
     for name in NAMES[:3]:
         cluster.join(hello(name, memory=3 * GIB, boot="final"))
+        cluster.happen(CordonRequested(name, False))
     for _ in range(40):
         cluster.tick(0.5)
         work(cluster)
@@ -263,6 +306,9 @@ def test_a_thousand_shards_join_and_a_hundred_fail_in_simulated_time() -> None:
     for _ in range(10):
         assigned = [action for action in actions if isinstance(action, AssignUnits)]
         actions = [a for one in assigned for a in machine.handle(StageLoaded(one.name, one.boot_id, one.epoch, 1, 1, 0.1), 0.6)]
+        switching = [action for action in actions if isinstance(action, ActivateStage)]
+        switched = [StageActivated(one.name, one.boot_id, one.epoch, frozenset(), 0, 0.01) for one in switching]
+        actions = [a for event in switched for a in machine.handle(event, 0.6)]
         opened += sum(isinstance(action, OpenRing) for action in actions)
         machine.handle(RingOpened(machine.epoch), 0.6)
         lost = machine.plan.stages[3]

@@ -1,0 +1,60 @@
+"""What holds in the cluster machine between any two events."""
+
+import math
+from itertools import pairwise
+
+from dairllm.coordinator.cluster.roster import Roster
+from dairllm.coordinator.cluster.state import (
+    ANSWERING,
+    STAGES_IN_USE,
+    WITH_CANDIDATE,
+    ClusterConfig,
+    ClusterState,
+    Deployment,
+    Phase,
+)
+from dairllm.coordinator.planner import ModelDemand
+
+
+def check_state(config: ClusterConfig, state: ClusterState, members: Roster) -> None:
+    """Raises AssertionError."""
+    leases = [member.lease for member in members]
+    assert len(set(leases)) == len(leases), "one shard per lease"
+    assert (state.candidate is not None) == (state.phase in WITH_CANDIDATE), "a candidate is being prepared"
+    assert (state.reason == "") == (state.phase in ANSWERING), "not answering has a reason"
+    assert state.missing_bytes == 0 or state.phase is Phase.WAITING
+    assert state.phase is not Phase.RETRYING or (state.plan_due_s is not None and state.is_plan_urgent), "a pause ends"
+    assert bool(state.unactivated) == (state.phase is Phase.ACTIVATING), "a switch waits for someone"
+    assert not (state.is_plan_urgent and state.phase in ANSWERING), "nothing is urgent while answers come"
+    _check_deployments(config, state, members)
+
+
+def _check_deployments(config: ClusterConfig, state: ClusterState, members: Roster) -> None:
+    model, active, candidate = state.model, state.active, state.candidate
+    if active and state.phase in STAGES_IN_USE:
+        assert model is not None
+        _check_plan(config, model, active, members)
+    if candidate:
+        assert model is not None
+        assert active is None or active.epoch < candidate.epoch <= state.newest_epoch, "epochs grow"
+        _check_plan(config, model, candidate.deployment, members)
+        assert candidate.ready <= set(candidate.assigned) <= set(candidate.plan.placement)
+        assert not candidate.ready & set(candidate.retry_at_s)
+        if state.phase is Phase.PREPARING:
+            assert candidate.is_waiting, "a prepared plan is used"
+            assert not any(candidate.assigned.values()), "nothing is freed that is in use"
+    for stage in active.plan.stages if active and state.phase in ANSWERING else ():
+        assert members[stage.shard].held.issuperset(stage.units), "who serves has what it needs"
+
+
+def _check_plan(config: ClusterConfig, model: ModelDemand, deployment: Deployment, members: Roster) -> None:
+    plan = deployment.plan
+    assert (plan.stages[0].units.start, plan.stages[-1].units.stop) == (0, model.num_units), "every unit"
+    assert all(a.units.stop == b.units.start for a, b in pairwise(plan.stages)), "once"
+    assert len(plan.placement) == len(plan.stages) >= config.min_shards
+    assert plan.num_kv_blocks * config.kv_block_tokens >= model.context_length, "room for one context"
+    for stage, holder in zip(plan.stages, deployment.holders, strict=True):
+        assert stage.shard == holder.name
+        assert members.lives(holder), "only members have a part, as they were"
+        assert stage.units, "no empty stage"
+        assert members[stage.shard].unused_until_s < math.inf, "a failed shard has no part"

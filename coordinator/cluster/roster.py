@@ -1,0 +1,137 @@
+"""Who is a member: joins, leases, signs of life. What a change of members means for the plan is the machine's business."""
+
+from collections.abc import Iterator
+from enum import Enum
+
+from dairllm.coordinator.cluster.actions import AdmitShard, EndLease, EventKind, RefuseShard
+from dairllm.coordinator.cluster.admission import refusal_of
+from dairllm.coordinator.cluster.events import HeartbeatReceived
+from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId, ShardHello
+from dairllm.coordinator.cluster.journal import Journal
+from dairllm.coordinator.cluster.speeds import SpeedEstimate
+from dairllm.coordinator.cluster.state import ClusterConfig, Member
+from dairllm.coordinator.cluster.words import describe_join
+from dairllm.mesh.errors import DairllmError, NameTaken
+
+
+class Joining(Enum):
+    REFUSED = "refused"
+    NEW = "new"
+    RESTARTED = "restarted"
+    RECONNECTED = "reconnected"
+
+
+class Roster:
+    def __init__(self, config: ClusterConfig, journal: Journal) -> None:
+        self._config = config
+        self._journal = journal
+        self._members: dict[str, Member] = {}
+        self.last_epoch = Epoch(0)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def __getitem__(self, name: str) -> Member:
+        return self._members[name]
+
+    def __iter__(self) -> Iterator[Member]:
+        """By name."""
+        return iter([self._members[name] for name in sorted(self._members)])
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def get(self, name: str) -> Member | None:
+        return self._members.get(name)
+
+    def is_current(self, name: str, boot_id: str) -> bool:
+        return name in self._members and self._members[name].boot_id == boot_id
+
+    def lives(self, holder: Holder) -> bool:
+        return self.is_current(holder.name, holder.boot_id)
+
+    def has_lease(self, name: str, boot_id: str, lease: LeaseId) -> bool:
+        return self.is_current(name, boot_id) and self._members[name].lease == lease
+
+    # -- joins
+
+    def join(self, lease: LeaseId, hello: ShardHello) -> Joining:
+        error = refusal_of(hello, self._config.expectation)
+        present = None if error else self._members.get(hello.name)
+        if present and present.boot_id != hello.boot_id:
+            error = self._name_taken(present)
+        if error:
+            self._journal.do(RefuseShard(hello.name, hello.boot_id, lease, error))
+            self._journal.record(EventKind.REFUSED, "", f"a shard was refused: {error}")
+            return Joining.REFUSED
+        self.last_epoch = max(self.last_epoch, hello.last_epoch)
+        if present and present.boot_id == hello.boot_id:
+            self._reconnect(present, lease, hello)
+            return Joining.RECONNECTED
+        if present:
+            self.end_lease(present, "the shard has joined again after a restart")
+            self._journal.record(EventKind.LOST, present.name, f"shard {present.name} has restarted")
+        self._admit(lease, hello)
+        return Joining.RESTARTED if present else Joining.NEW
+
+    def _name_taken(self, present: Member) -> DairllmError | None:
+        silent_s = self._journal.now_s - present.last_seen_s
+        if silent_s > 2 * self._config.heartbeat_interval_s:
+            return None
+        return NameTaken(
+            f"a living shard is named '{present.name}' (heard of {silent_s:.1f} s ago at {present.hello.addresses[0]}): "
+            "start this one with --name and another name",
+            "name",
+            self._config.lease_timeout_s,
+        )
+
+    def _admit(self, lease: LeaseId, hello: ShardHello) -> None:
+        now_s = self._journal.now_s
+        speed = SpeedEstimate(hello.capabilities.decode_s_per_byte)
+        self._members[hello.name] = Member(hello, lease, now_s, now_s, speed)
+        self._journal.do(AdmitShard(hello.name, hello.boot_id, lease))
+        self._journal.record(EventKind.JOINED, hello.name, describe_join(hello))
+
+    def _reconnect(self, member: Member, lease: LeaseId, hello: ShardHello) -> None:
+        """The process lives and keeps what it has; only what was sent on the old stream may be lost."""
+        self.end_lease(member, "the shard has joined again on a new connection")
+        if hello.capabilities != member.hello.capabilities:
+            member.configure(hello.capabilities)
+        member.hello, member.lease = hello, lease
+        member.heard(self._journal.now_s)
+        self._journal.do(AdmitShard(member.name, member.boot_id, lease))
+        self._journal.record(EventKind.RECONNECTED, member.name, f"shard {member.name} is back on a new connection")
+
+    # -- leases
+
+    def stand_still(self, gap_s: float) -> None:
+        """If the coordinator itself stood still (a suspended laptop), nobody's silence in that time counts."""
+        if gap_s > self._config.lease_timeout_s / 2:
+            for member in self._members.values():
+                member.lease_from_s += gap_s
+
+    def hear(self, name: str, boot_id: str) -> None:
+        if self.is_current(name, boot_id):
+            self._members[name].heard(self._journal.now_s)
+
+    def beat(self, event: HeartbeatReceived) -> None:
+        member = self._members[event.name]
+        member.usage = event.usage
+        if event.round_trip_us > 0:
+            member.round_trip_us = event.round_trip_us
+            member.least_round_trip_us = min(member.least_round_trip_us or event.round_trip_us, event.round_trip_us)
+
+    def expire(self) -> dict[str, str]:
+        """End the leases of those who were silent for too long. Returns what happened, by name; they still have to be removed."""
+        now_s = self._journal.now_s
+        expired = [member for member in self if now_s - member.lease_from_s > self._config.lease_timeout_s]
+        reasons = {member.name: f"nothing was heard of it for {now_s - member.last_seen_s:.1f} s" for member in expired}
+        for member in expired:
+            self.end_lease(member, reasons[member.name])
+        return reasons
+
+    def end_lease(self, member: Member, reason: str) -> None:
+        self._journal.do(EndLease(member.name, member.boot_id, member.lease, reason))
+
+    def remove(self, name: str) -> Member:
+        return self._members.pop(name)
