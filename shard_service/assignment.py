@@ -81,7 +81,7 @@ class CacheGeometry:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentFacts:
-    """units: contiguous, ascending, at least one; unit 0 is the embedding, unit num_layers + 1 the head."""
+    """units: contiguous, ascending, at least one; unit 0 is the embedding, unit num_layers + 1 the head. exclusive: as in cluster.proto."""
 
     epoch: int
     model_digest: bytes
@@ -91,6 +91,7 @@ class AssignmentFacts:
     model_file_size_bytes: int
     next: PeerFacts
     geometry: CacheGeometry
+    exclusive: bool = False
     ring_key: bytes = field(default=b"", repr=False)
 
     @property
@@ -101,6 +102,11 @@ class AssignmentFacts:
     def layers(self) -> range:
         """Indices of its layers, from 0."""
         return range(max(self.span.start - 1, 0), min(self.span.stop - 1, self.model.num_layers))
+
+    @property
+    def layer_units(self) -> range:
+        """Its units that are layers."""
+        return range(self.layers.start + 1, self.layers.stop + 1)
 
     @property
     def has_embedding(self) -> bool:
@@ -141,6 +147,7 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         model_file_size_bytes=message.model_file_size_bytes,
         next=PeerFacts(message.next.name, tuple(message.next.addresses)),
         geometry=geometry,
+        exclusive=message.exclusive,
         ring_key=message.ring_key,
     )
 

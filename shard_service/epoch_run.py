@@ -8,11 +8,11 @@ from concurrent.futures import Executor
 from dairllm.mesh.errors import DairllmError, FrameRejected, WrongEpoch
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.compute_stage import ComputeStage
 from dairllm.shard_service.counters import Counters
 from dairllm.shard_service.frames import forward_request, micro_batch_from_proto
 from dairllm.shard_service.incoming import IncomingEdge, QueuedFrame
 from dairllm.shard_service.outgoing import EdgeLost, OutgoingEdge
-from dairllm.shard_service.stage import ComputeStage
 from dairllm.v1 import ring_pb2
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NewType
 
 import numpy as np
@@ -16,6 +16,10 @@ from dairllm.v1 import model_pb2, ring_pb2
 
 SequenceId = NewType("SequenceId", int)
 TokenIds = npt.NDArray[np.int32]
+
+
+def no_ids() -> TokenIds:
+    return np.empty(0, np.int32)
 
 
 class StageTiming(NamedTuple):
@@ -44,17 +48,25 @@ class TokenScore(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SequenceBegin:
-    """rounding_points: encoding name by boundary (boundary b lies before unit b); boundaries that are not listed are exact."""
+    """rounding_points: encoding name by boundary (boundary b lies before unit b); boundaries that are not listed are exact.
+
+    block_ids, token_ids: of a sequence that goes on after a change of plan, its cache blocks and its tokens before the next slice.
+    """
 
     sequence_id: SequenceId
     prompt_length: int
     sampling: SamplingParams
     rounding_points: Mapping[int, str]
+    block_ids: TokenIds = field(default_factory=no_ids)
+    token_ids: TokenIds = field(default_factory=no_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceSlice:
-    """Consecutive rows of one sequence, one per token. encoding: None where there are no activations."""
+    """Consecutive rows of one sequence, one per token. encoding: None where there are no activations.
+
+    first_unit, end_unit, replay_at, replay_failed: as in ring.proto; 0, 0 for a slice that all units compute.
+    """
 
     sequence_id: SequenceId
     first_position: int
@@ -64,6 +76,10 @@ class SequenceSlice:
     activations: bytes
     sample: bool
     score_targets: TokenIds
+    first_unit: int = 0
+    end_unit: int = 0
+    replay_at: str = ""
+    replay_failed: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -73,8 +89,18 @@ class SequenceSlice:
     def end_position(self) -> int:
         return self.first_position + self.num_rows
 
+    @property
+    def is_replay(self) -> bool:
+        return self.end_unit > 0
+
     def with_activations(self, encoding: str, activations: bytes) -> "SequenceSlice":
         return replace(self, encoding=encoding, activations=activations)
+
+    def without_activations(self) -> "SequenceSlice":
+        return self if self.encoding is None else replace(self, encoding=None, activations=b"")
+
+    def with_failed_replay(self) -> "SequenceSlice":
+        return replace(self, replay_failed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +122,13 @@ class MicroBatch:
 
 
 class SequenceResult(NamedTuple):
+    """failure: why this sequence cannot go on, for people; empty if it can."""
+
     sequence_id: SequenceId
     sampled: TokenScore | None
     scores: tuple[TokenScore, ...]
+    replay_failed: bool = False
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +183,14 @@ def _begin_from_proto(message: ring_pb2.SequenceBegin) -> SequenceBegin:
     except InvalidRequest as error:
         raise MalformedFrame(f"sequence {message.sequence_id} has wrong sampling parameters: {error}") from error
     rounding_points = {boundary: _encoding(message.sequence_id, value) for boundary, value in message.rounding_points.items()}
-    return SequenceBegin(SequenceId(message.sequence_id), message.prompt_length, sampling, rounding_points)
+    return SequenceBegin(
+        sequence_id=SequenceId(message.sequence_id),
+        prompt_length=message.prompt_length,
+        sampling=sampling,
+        rounding_points=rounding_points,
+        block_ids=_ids(message.sequence_id, "block id", message.block_ids),
+        token_ids=_ids(message.sequence_id, "token id", message.token_ids),
+    )
 
 
 def _slice_from_proto(message: ring_pb2.SequenceSlice) -> SequenceSlice:
@@ -167,6 +204,10 @@ def _slice_from_proto(message: ring_pb2.SequenceSlice) -> SequenceSlice:
         activations=message.activations,
         sample=message.sample,
         score_targets=_ids(sequence_id, "score target", message.score_targets),
+        first_unit=message.first_unit,
+        end_unit=message.end_unit,
+        replay_at=message.replay_at,
+        replay_failed=message.replay_failed,
     )
 
 
@@ -178,8 +219,10 @@ def _encoding(sequence_id: int, value: model_pb2.Encoding) -> str:
 
 
 def _ids(sequence_id: int, what: str, values: Sequence[int]) -> TokenIds:
+    if not values:
+        return no_ids()
     ids = np.array(values, dtype=np.uint32)
-    if ids.size and int(ids.max()) >= 2**31:
+    if int(ids.max()) >= 2**31:
         raise MalformedFrame(f"sequence {sequence_id} has {what} {int(ids.max())}; expected less than 2^31")
     return ids.astype(np.int32)
 
@@ -190,6 +233,8 @@ def _begin_to_proto(begin: SequenceBegin) -> ring_pb2.SequenceBegin:
         prompt_length=begin.prompt_length,
         sampling=begin.sampling.to_proto(),
         rounding_points={boundary: parse_encoding(name) for boundary, name in begin.rounding_points.items()},
+        block_ids=begin.block_ids.tolist(),
+        token_ids=begin.token_ids.tolist(),
     )
 
 
@@ -203,6 +248,10 @@ def _slice_to_proto(part: SequenceSlice) -> ring_pb2.SequenceSlice:
         activations=part.activations,
         sample=part.sample,
         score_targets=part.score_targets.tolist(),
+        first_unit=part.first_unit,
+        end_unit=part.end_unit,
+        replay_at=part.replay_at,
+        replay_failed=part.replay_failed,
     )
 
 
@@ -219,6 +268,8 @@ def _sequence_result_to_proto(result: SequenceResult) -> ring_pb2.SequenceResult
         sequence_id=result.sequence_id,
         sampled=None if result.sampled is None else _score_to_proto(result.sampled),
         scores=[_score_to_proto(score) for score in result.scores],
+        replay_failed=result.replay_failed,
+        failure=result.failure,
     )
 
 

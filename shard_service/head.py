@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dairllm.kernels_pyx import Stage, StageSlice, decode_rows, encode_rows
-from dairllm.shard_service.frames import SequenceResult, TokenScore
+from dairllm.mesh.errors import DairllmError
+from dairllm.shard_service.frames import SequenceId, SequenceResult, TokenScore
 from dairllm.shard_service.sampler import sample, score
 from dairllm.shard_service.sequences import EXACT, CheckedSlice
 
@@ -36,6 +37,12 @@ class _Answer:
     def __init__(self) -> None:
         self.sampled: TokenScore | None = None
         self.scores: list[TokenScore] = []
+        self.failure = ""
+
+    def result(self, sequence_id: SequenceId) -> SequenceResult:
+        if self.failure:
+            return SequenceResult(sequence_id, None, (), failure=self.failure)
+        return SequenceResult(sequence_id, self.sampled, tuple(self.scores))
 
 
 class Head:
@@ -46,14 +53,17 @@ class Head:
         self._boundary = boundary
 
     def results(self, slices: Sequence[CheckedSlice], hidden: Rows) -> tuple[SequenceResult, ...]:
-        """One result per slice that asks for one. hidden [rows, width]: the rows of all slices. Raises DairllmError for broken logits."""
+        """One result per slice that asks for one. hidden [rows, width]: the rows of all slices.
+
+        A sequence whose logits are broken fails alone.
+        """
         wanted = list(_wanted_rows(slices))
         answers = {checked.part.sequence_id: _Answer() for _, _, checked in wanted}
         for start in range(0, len(wanted), MAX_ROWS):
             chunk = wanted[start : start + MAX_ROWS]
             for row, logits in zip(chunk, self._logits(chunk, hidden), strict=True):
-                _answer(row, logits, answers[row.checked.part.sequence_id])
-        return tuple(SequenceResult(sequence_id, answer.sampled, tuple(answer.scores)) for sequence_id, answer in answers.items())
+                _answer_or_fail(row, logits, answers[row.checked.part.sequence_id])
+        return tuple(answer.result(sequence_id) for sequence_id, answer in answers.items())
 
     def _logits(self, chunk: Sequence[_WantedRow], hidden: Rows) -> Rows:
         rows = np.ascontiguousarray(hidden[[wanted.row for wanted in chunk]])
@@ -74,6 +84,15 @@ def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:
         for part_row in part_rows:
             yield _WantedRow(first_row + part_row, part_row, checked)
         first_row += part.num_rows
+
+
+def _answer_or_fail(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer) -> None:
+    if answer.failure:
+        return
+    try:
+        _answer(wanted, logits, answer)
+    except DairllmError as error:
+        answer.failure = str(error)
 
 
 def _answer(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer) -> None:

@@ -48,6 +48,7 @@ class Joiner:
         self._make_hello = make_hello
         self._member = member
         self._lease: Lease | None = None
+        self._lease_ended = asyncio.Event()
         self._is_leaving = False
         self.coordinator_addresses: tuple[str, ...] = ()
 
@@ -66,6 +67,11 @@ class Joiner:
         event: Event = Started()
         while not self._is_leaving:
             event = await self._perform(joining.handle(event))
+
+    async def lease_ended(self) -> None:
+        """Waits while the shard is a member."""
+        if self._lease is not None:
+            await self._lease_ended.wait()
 
     async def leave(self, reason: str) -> None:
         self._is_leaving = True
@@ -116,11 +122,13 @@ class Joiner:
             return LeaseLost(error, random.random())
         finally:
             self._lease = None
+            self._lease_ended.set()
             with contextlib.suppress(asyncio.CancelledError):
                 await channel.close()
         raise AssertionError("a lease ends with an error")
 
     def _became_member(self, lease: Lease, addresses: tuple[str, ...]) -> None:
         self._lease = lease
+        self._lease_ended.clear()
         self.coordinator_addresses = addresses
         log.info("joined the cluster", extra=fields(coordinator=", ".join(addresses)))

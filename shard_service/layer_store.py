@@ -46,15 +46,23 @@ class LayerStore:
         sizes = {id(weights): _size_bytes(weights) for unit in self._units.values() for weights in unit.weights.values()}
         return sum(sizes.values())
 
-    def keep_only(self, assignment: AssignmentFacts | None) -> None:
-        """Free all units that the assignment does not have."""
-        wanted = set() if assignment is None else {_key(unit) for unit in assignment.units}
+    def keep_only(self, *assignments: AssignmentFacts) -> None:
+        """Free all units that none of these assignments has."""
+        wanted = {_key(unit) for assignment in assignments for unit in assignment.units}
         self._units = {key: unit for key, unit in self._units.items() if key in wanted}
 
-    def bytes_besides(self, assignment: AssignmentFacts) -> int:
-        """Bytes of units in memory that the assignment does not have."""
-        wanted = {_key(unit) for unit in assignment.units}
+    def bytes_besides(self, *assignments: AssignmentFacts) -> int:
+        """Bytes of units in memory that none of these assignments has."""
+        wanted = {_key(unit) for assignment in assignments for unit in assignment.units}
         return demanded_bytes(tuple(unit.facts for key, unit in self._units.items() if key not in wanted))
+
+    def held_units(self) -> tuple[bytes, list[int]]:
+        """Digest of the model of which most units are here, and their indexes, ascending."""
+        by_model: dict[bytes, set[int]] = {}
+        for unit in self._units.values():
+            by_model.setdefault(unit.model_digest, set()).add(unit.facts.index)
+        digest = max(by_model, key=lambda digest: len(by_model[digest]), default=b"")
+        return digest, sorted(by_model.get(digest, ()))
 
     async def load(self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress) -> tuple[LoadedUnit, ...]:
         """All units of the assignment, in order: from memory, else from the first source that has the right bytes.
@@ -141,6 +149,14 @@ class _Counting:
     def _tell(self) -> None:
         by = self._by_source
         self._report(LoadCounts(self._total_bytes, by["memory"], by["disk"], by["network"]))
+
+
+def bytes_together(*assignments: AssignmentFacts) -> int:
+    """Memory for the weights of all these assignments at once; what two of them share counts once."""
+    by_model: dict[bytes, dict[UnitKey, UnitFacts]] = {}
+    for assignment in assignments:
+        by_model.setdefault(assignment.model_digest, {}).update((_key(unit), unit) for unit in assignment.units)
+    return sum(demanded_bytes(tuple(units.values())) for units in by_model.values())
 
 
 UnitKey = tuple[bytes, tuple[tuple[str, str, tuple[int, ...]], ...]]

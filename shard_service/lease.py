@@ -27,7 +27,10 @@ class Member(Protocol):
 
     def welcomed(self, welcome: cluster_pb2.Welcome) -> None: ...
     def assign(self, message: cluster_pb2.Assignment) -> None: ...
+    def activate(self, message: cluster_pb2.ActivateStage) -> None: ...
     def release(self, message: cluster_pb2.Release) -> None: ...
+    def drain(self, message: cluster_pb2.Drain) -> None: ...
+    def configure(self, message: cluster_pb2.Configure) -> None: ...
     def usage(self) -> cluster_pb2.ShardUsage: ...
 
 
@@ -130,8 +133,14 @@ class Lease:
                     self._round_trip_us = round((self._heard_s - self._beat_sent_s) * 1e6)
             case "assignment":
                 self._member.assign(response.assignment)
+            case "activate_stage":
+                self._member.activate(response.activate_stage)
             case "release":
                 self._member.release(response.release)
+            case "drain":
+                self._member.drain(response.drain)
+            case "configure":
+                self._member.configure(response.configure)
             case other:
                 log.warning("the coordinator sent %s, which this version does not know", other or "an unknown message")
 

@@ -12,12 +12,11 @@ from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.process import run_until_signal
 from dairllm.mesh.settings import ConfigFile, format_size, parse_size, settings_command
 from dairllm.mesh.telemetry import configure_logging
-from dairllm.shard_service.memory import MIB, default_budget_bytes, detect_available_bytes
-from dairllm.shard_service.service import run_shard
+from dairllm.shard_service.memory import SMALLEST_BUDGET_BYTES, default_budget_bytes, detect_available_bytes
+from dairllm.shard_service.service import DRAIN_DEADLINE_S, run_shard
 from dairllm.shard_service.settings import ShardSettings
 
-SMALLEST_BUDGET_BYTES = 128 * MIB
-_STOP_DEADLINE_S = 10.0
+_STOP_DEADLINE_S = DRAIN_DEADLINE_S + 10.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -43,7 +42,7 @@ def shard(
     ] = True,
     parent_pid: Annotated[int | None, typer.Option(hidden=True, help="Process that started this one: end when it ends.")] = None,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Written as soon as the port listens: a JSON object with pid, name, port and boot_id.")
+        Path | None, typer.Option(help="Written as soon as the port listens: a JSON object with pid, grpc (its address), name and boot_id.")
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects instead of text.")] = False,
@@ -51,7 +50,8 @@ def shard(
 ) -> None:
     """Lend this machine to a dairllm cluster: it joins by itself, loads the layers that it is given and computes them.
 
-    Start it on every machine of the cluster but the one where dairllm-coordinator runs. It may be started and stopped at any time.
+    Start it on every machine of the cluster but the one where dairllm-coordinator runs. It may be started and stopped at any time: told to
+    stop (SIGTERM, Ctrl-C), it first hands over what it computes; told a second time, it ends at once.
     """
     configure_logging(log_level, log_json)
     if coordinator is None and not discovery:

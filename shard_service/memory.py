@@ -1,7 +1,7 @@
 """How much memory the shard may use, and what it is used for: an explicit budget, never the page cache's mercy.
 
-The budget covers weights, KV cache, the kernels' scratch and the process itself. `reserved_bytes` is what the coordinator leaves
-free for the last two when it plans; scratch that needs more than its part of it is counted on top.
+The budget covers weights, KV cache, records of what was sent, the kernels' scratch and the process itself. `reserved_bytes` is what the
+coordinator leaves free for the last three when it plans; scratch that needs more than its part of it is counted on top.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,11 @@ from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.mesh.settings import format_size
 
 MIB = 1024**2
+SMALLEST_BUDGET_BYTES = 128 * MIB
 _SMALLEST_RESERVE_BYTES = 100 * MIB
 _LARGEST_RESERVE_BYTES = 256 * MIB
 _PROCESS_BYTES = 72 * MIB  # measured before anything is loaded: 70 MiB, half of it pages of libraries
+_LARGEST_RECORDS_BYTES = 512 * MIB
 DEFAULT_SHARE = 0.8
 
 ReadText = Callable[[str], str | None]
@@ -25,21 +27,28 @@ class MemoryBudget:
     total_bytes: int
 
     @property
+    def records_bytes(self) -> int:
+        """For records of what was sent."""
+        return min(self.total_bytes // 16, _LARGEST_RECORDS_BYTES)
+
+    @property
     def reserved_bytes(self) -> int:
-        return max(_SMALLEST_RESERVE_BYTES, min(self.total_bytes // 16, _LARGEST_RESERVE_BYTES))
+        return self.records_bytes + max(_SMALLEST_RESERVE_BYTES, min(self.total_bytes // 16, _LARGEST_RESERVE_BYTES))
 
     def missing_bytes(self, demand: "MemoryDemand") -> int:
         """By how much the demand exceeds the budget; 0 if it fits."""
-        besides = max(self.reserved_bytes, _PROCESS_BYTES + demand.scratch_bytes)
-        return max(0, demand.weights_bytes + demand.kv_cache_bytes + besides - self.total_bytes)
+        return max(0, demand.weights_bytes + demand.kv_cache_bytes + self._bytes_besides(demand) - self.total_bytes)
 
-    def require(self, demand: "MemoryDemand") -> None:
-        """Raises NotEnoughMemory, with the numbers."""
+    def _bytes_besides(self, demand: "MemoryDemand") -> int:
+        return max(self.reserved_bytes, self.records_bytes + _PROCESS_BYTES + demand.scratch_bytes)
+
+    def require(self, demand: "MemoryDemand", what: str = "the assignment") -> None:
+        """what: what makes the demand. Raises NotEnoughMemory, with the numbers."""
         missing_bytes = self.missing_bytes(demand)
         if missing_bytes:
-            besides = max(self.reserved_bytes, _PROCESS_BYTES + demand.scratch_bytes)
+            besides = self._bytes_besides(demand)
             raise NotEnoughMemory(
-                f"the assignment needs {format_size(demand.weights_bytes)} of weights, {format_size(demand.kv_cache_bytes)} of KV cache "
+                f"{what} needs {format_size(demand.weights_bytes)} of weights, {format_size(demand.kv_cache_bytes)} of KV cache "
                 f"and {format_size(besides)} besides, but the memory budget is {format_size(self.total_bytes)}: "
                 f"{format_size(missing_bytes)} too little"
             )

@@ -4,14 +4,16 @@ Decoding reads every weight once per token, so it is measured on a matrix larger
 measured with many rows on a small one.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +23,8 @@ from dairllm.kernels_pyx import PackedMatrix, get_num_threads, optimization_info
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.telemetry import fields
 
+LOCK_DEADLINE_S = 10.0
+_LOCK_POLL_S = 0.05
 TTL_S = 7 * 24 * 3600.0
 _BLOCK_FORMAT = "Q4_0"
 _INPUTS = 4096
@@ -46,15 +50,62 @@ class Speed:
 
 
 def measure_or_recall(model_dirs: Iterable[Path], cache_folder: Path, now_s: float) -> Speed:
-    """now_s: seconds since the epoch. What can't be written or read in the cache folder is measured again the next time."""
-    path = cache_folder / f"probe-{_fingerprint()}.json"
+    """now_s: seconds since the epoch. What can't be written or read in the cache folder is measured again the next time.
+
+    Processes of this machine measure one after the other, as far as nobody waits longer than LOCK_DEADLINE_S: at once, they would measure
+    each other's load.
+    """
+    path = probe_path(cache_folder)
     speed = recall(path, now_s)
-    if speed is None:
-        started_s = time.perf_counter()
-        speed = Speed(*_measure_kernels(), _measure_disk(model_dirs))
-        remember(path, speed, now_s)
-        log.info("speed measured", extra=fields(seconds=f"{time.perf_counter() - started_s:.2f}", **_for_people(speed)))
+    if speed is not None:
+        return speed
+    with alone(cache_folder / "probe.lock", LOCK_DEADLINE_S):
+        speed = recall(path, now_s)
+        if speed is None:
+            started_s = time.perf_counter()
+            speed = Speed(*_measure_kernels(), _measure_disk(model_dirs))
+            remember(path, speed, now_s)
+            log.info("speed measured", extra=fields(seconds=f"{time.perf_counter() - started_s:.2f}", **_for_people(speed)))
     return speed
+
+
+def scaled(speed: Speed, old_threads: int, new_threads: int) -> Speed:
+    """What another number of threads likely gives, until it is measured: no more than in proportion."""
+    ratio = old_threads / new_threads
+    return replace(speed, decode_s_per_byte=speed.decode_s_per_byte * ratio, prefill_s_per_byte_row=speed.prefill_s_per_byte_row * ratio)
+
+
+def probe_path(cache_folder: Path) -> Path:
+    """Where the result for the present number of threads and kernels is kept."""
+    return cache_folder / f"probe-{_fingerprint()}.json"
+
+
+@contextlib.contextmanager
+def alone(path: Path, deadline_s: float) -> Iterator[None]:
+    """While no other process is in such a block with this file; without that when the deadline has passed or there can be no such file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        log.debug("the probe can't be locked: %s", error)
+        yield
+        return
+    try:
+        _lock(descriptor, deadline_s)
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks it
+
+
+def _lock(descriptor: int, deadline_s: float) -> None:
+    end_s = time.monotonic() + deadline_s
+    while time.monotonic() < end_s:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return
 
 
 def recall(path: Path, now_s: float) -> Speed | None:

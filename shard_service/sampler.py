@@ -34,14 +34,25 @@ class TokenHistory:
     def __init__(self, sampling: SamplingParams, prompt_length: int) -> None:
         self._prompt_length = prompt_length
         self._wanted = has_penalties(sampling)
+        self._token_ids: list[int] = []
         self.all_ids: set[int] = set()
         self.answer_counts: Counter[int] = Counter()
 
     def extend(self, first_position: int, token_ids: TokenIds) -> None:
+        """first_position: at most where the tokens end; those from there on are replaced."""
         if not self._wanted:
             return
-        self.all_ids.update(token_ids.tolist())
-        self.answer_counts.update(token_ids[max(0, self._prompt_length - first_position) :].tolist())
+        if first_position < len(self._token_ids):
+            kept, self._token_ids = self._token_ids[:first_position], []
+            self.all_ids, self.answer_counts = set(), Counter()
+            self._append(kept)
+        self._append(token_ids.tolist())
+
+    def _append(self, token_ids: list[int]) -> None:
+        answer_start = max(0, self._prompt_length - len(self._token_ids))
+        self._token_ids += token_ids
+        self.all_ids.update(token_ids)
+        self.answer_counts.update(token_ids[answer_start:])
 
 
 def has_penalties(sampling: SamplingParams) -> bool:

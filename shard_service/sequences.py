@@ -1,11 +1,14 @@
 """The sequences that run on a shard, and the check of a frame against them.
 
 A frame is checked whole before anything is computed or changed, so that one that is refused leaves no trace.
+
+Sequences outlive plans: after a change of plan a sequence that is known begins once more, and slices may go back behind its end. Every
+shard follows its length, its tokens and its block table, also through slices that are not computed here.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,15 +34,15 @@ class RunningSequence:
     begin: SequenceBegin
     boundary_encodings: npt.NDArray[np.uint8] | None
     history: TokenHistory
-    block_table: BlockTable = field(default_factory=lambda: np.empty(0, np.int32))
-    next_position: int = 0
+    block_table: BlockTable
+    length: int
 
     def encoding_at(self, boundary: int) -> str:
         return self.begin.rounding_points.get(boundary, EXACT)
 
 
 class CheckedSlice(NamedTuple):
-    """block_table: the sequence's, with the slice's new blocks."""
+    """block_table: the sequence's as it is with the slice."""
 
     part: SequenceSlice
     sequence: RunningSequence
@@ -63,34 +66,40 @@ class SequenceTable:
     def __len__(self) -> int:
         return len(self._running)
 
+    def under(self, model: ModelFacts, geometry: CacheGeometry, alive: Collection[int]) -> "SequenceTable":
+        """The sequences of this table that are alive, under another plan for the same model."""
+        table = SequenceTable(model, geometry)
+        table._running = {sequence_id: sequence for sequence_id, sequence in self._running.items() if sequence_id in alive}
+        return table
+
     def check(self, frame: MicroBatch) -> CheckedFrame:
         """Raises MalformedFrame, with the first thing that does not fit. Changes nothing."""
         begun: dict[SequenceId, RunningSequence] = {}
         for begin in frame.begins:
-            if begin.sequence_id in self._running or begin.sequence_id in begun:
-                raise MalformedFrame(f"sequence {begin.sequence_id} begins, but it is running already")
+            if begin.sequence_id in begun:
+                raise MalformedFrame(f"sequence {begin.sequence_id} begins twice in one frame")
             begun[begin.sequence_id] = self._begin(begin)
         _require_once((part.sequence_id for part in frame.slices), "has two slices in one frame")
-        _require_once(frame.ends, "ends twice in one frame")
         if frame.num_rows > self._geometry.max_batch_rows:
             raise MalformedFrame(f"the frame has {frame.num_rows} rows; expected at most {self._geometry.max_batch_rows}")
         known = self._running | begun
-        for sequence_id in (*(part.sequence_id for part in frame.slices), *frame.ends):
-            if sequence_id not in known:
-                raise MalformedFrame(f"sequence {sequence_id} has not begun")
+        for part in frame.slices:
+            if part.sequence_id not in known:
+                raise MalformedFrame(f"sequence {part.sequence_id} has not begun")
         return CheckedFrame(begun, tuple(self._check_slice(part, known[part.sequence_id]) for part in frame.slices), frame.ends)
 
     def advance(self, checked: CheckedFrame) -> None:
-        """The slices were computed: their tokens belong to the sequences."""
+        """The slices were computed, or passed on: their tokens belong to the sequences, in place of those that were there."""
         self._running |= checked.begun
         for part, sequence, block_table in checked.slices:
             sequence.block_table = block_table
-            sequence.next_position = part.end_position
+            sequence.length = part.end_position
             sequence.history.extend(part.first_position, part.token_ids)
 
     def drop(self, ends: Iterable[SequenceId]) -> None:
+        """Unknown ones are passed over."""
         for sequence_id in ends:
-            del self._running[sequence_id]
+            self._running.pop(sequence_id, None)
 
     def _begin(self, begin: SequenceBegin) -> RunningSequence:
         last = self._model.num_layers + 1
@@ -99,14 +108,21 @@ class SequenceTable:
                 raise MalformedFrame(f"sequence {begin.sequence_id} rounds at boundary {boundary}; expected 1 to {last}")
         for token_id in begin.sampling.logit_bias:
             self._require_token(begin.sequence_id, "a logit bias for token", token_id)
-        return RunningSequence(begin, _boundary_encodings(begin, last), TokenHistory(begin.sampling, begin.prompt_length))
+        if len(begin.token_ids) > self._geometry.context_length:
+            raise MalformedFrame(f"sequence {begin.sequence_id} begins with {len(begin.token_ids)} tokens; the context has less")
+        if begin.token_ids.size:
+            self._require_token(begin.sequence_id, "token", int(begin.token_ids.max()))
+        self._require_blocks(begin.sequence_id, begin.block_ids, begin.block_ids)
+        history = TokenHistory(begin.sampling, begin.prompt_length)
+        history.extend(0, begin.token_ids)
+        return RunningSequence(begin, _boundary_encodings(begin, last), history, begin.block_ids, len(begin.token_ids))
 
     def _check_slice(self, part: SequenceSlice, sequence: RunningSequence) -> CheckedSlice:
         who = f"sequence {part.sequence_id}"
         if not part.num_rows:
             raise MalformedFrame(f"{who} has a slice without rows")
-        if part.first_position != sequence.next_position:
-            raise MalformedFrame(f"{who} goes on at position {part.first_position}; expected {sequence.next_position}")
+        if part.first_position > sequence.length:
+            raise MalformedFrame(f"{who} goes on at position {part.first_position}; expected at most {sequence.length}, where it ends")
         if part.end_position > self._geometry.context_length:
             raise MalformedFrame(f"{who} reaches position {part.end_position}; the context has {self._geometry.context_length}")
         if len(part.score_targets) not in (0, part.num_rows):
@@ -121,16 +137,24 @@ class SequenceTable:
             raise MalformedFrame(f"sequence {sequence_id} has {what} {token_id}; expected less than {self._model.vocab_size}")
 
     def _extended_table(self, part: SequenceSlice, sequence: RunningSequence) -> BlockTable:
-        who, new, table = f"sequence {part.sequence_id}", part.new_block_ids, sequence.block_table
-        if new.size:
-            if int(new.max()) >= self._geometry.num_blocks:
-                raise MalformedFrame(f"{who} has cache block {int(new.max())}; expected less than {self._geometry.num_blocks}")
-            table = np.concatenate([table, new])
-            if len(np.unique(table)) < len(table):
-                raise MalformedFrame(f"{who} has a cache block twice")
+        """New blocks follow those of the rows before the slice."""
+        table = sequence.block_table
+        if part.new_block_ids.size:
+            kept = -(-part.first_position // self._geometry.block_tokens)
+            table = np.concatenate([table[:kept], part.new_block_ids])
+            self._require_blocks(part.sequence_id, part.new_block_ids, table)
         if len(table) * self._geometry.block_tokens < part.end_position:
+            who = f"sequence {part.sequence_id}"
             raise MalformedFrame(f"{who} has {len(table)} cache blocks of {self._geometry.block_tokens} tokens for {part.end_position}")
         return table
+
+    def _require_blocks(self, sequence_id: SequenceId, new: BlockTable, table: BlockTable) -> None:
+        if not new.size:
+            return
+        if int(new.max()) >= self._geometry.num_blocks:
+            raise MalformedFrame(f"sequence {sequence_id} has cache block {int(new.max())}; expected less than {self._geometry.num_blocks}")
+        if len(np.unique(table)) < len(table):
+            raise MalformedFrame(f"sequence {sequence_id} has a cache block twice")
 
 
 def _boundary_encodings(begin: SequenceBegin, last: int) -> npt.NDArray[np.uint8] | None:

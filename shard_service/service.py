@@ -19,8 +19,8 @@ from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import ARCHITECTURES
 from dairllm.shard_service.joiner import Joiner
-from dairllm.shard_service.memory import MemoryBudget
-from dairllm.shard_service.probe import cpu_model, default_cache_folder, measure_or_recall
+from dairllm.shard_service.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
+from dairllm.shard_service.probe import Speed, cpu_model, default_cache_folder, measure_or_recall, probe_path, recall, scaled
 from dairllm.shard_service.servicers import RingServicer, ShardServicer, WeightsServicer
 from dairllm.shard_service.settings import ShardSettings
 from dairllm.shard_service.stage_host import Identity, StageHost
@@ -28,28 +28,57 @@ from dairllm.v1 import cluster_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc, we
 
 SERVICES = ("dairllm.v1.RingService", "dairllm.v1.ShardService", "dairllm.v1.WeightsService")
 EVERY_INTERFACE = "0.0.0.0"
+DRAIN_DEADLINE_S = 60.0
 _STOP_GRACE_S = 0.5
 
 log = logging.getLogger(__name__)
 
 
 async def run_shard(settings: ShardSettings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set. Raises InvalidSetting if it can't begin."""
+    """Serve until `stop` is set or the coordinator asks the shard to leave, and it has handed over its part.
+
+    Raises InvalidSetting if it can't begin.
+    """
     shard = Shard(settings)
     async with AsyncExitStack() as stack:
         await shard.start(stack)
         joining = asyncio.create_task(shard.joiner.run(), name="joiner")
         stopping = asyncio.create_task(stop.wait(), name="stop")
+        asked = asyncio.create_task(shard.leaving.asked(), name="drain-request")
         try:
-            await asyncio.wait({joining, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({joining, stopping, asked}, return_when=asyncio.FIRST_COMPLETED)
             if joining.done():
                 joining.result()
+            await shard.hand_over()
             await shard.joiner.leave("the shard was told to stop")
             shard.host.shut_down()
         finally:
-            for task in (joining, stopping):
+            for task in (joining, stopping, asked):
                 task.cancel()
-            await asyncio.gather(joining, stopping, return_exceptions=True)
+            await asyncio.gather(joining, stopping, asked, return_exceptions=True)
+
+
+class Leaving:
+    """Whether the shard was asked to leave, and whether it may."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._released = asyncio.Event()
+        self.reason = "the shard was told to stop"
+
+    def ask(self, reason: str) -> None:
+        self.reason = reason or self.reason
+        self._asked.set()
+
+    def allow(self) -> None:
+        self._released.set()
+        self._asked.set()
+
+    async def asked(self) -> None:
+        await self._asked.wait()
+
+    async def allowed(self) -> None:
+        await self._released.wait()
 
 
 class Shard:
@@ -59,9 +88,11 @@ class Shard:
         self._settings = settings
         self._budget = MemoryBudget(settings.budget_bytes)
         self._identity = Identity(settings.name, uuid.uuid4().hex, cluster_hash(settings.cluster))
-        self._capabilities = cluster_pb2.ShardCapabilities()
         self._coordinator_id = ""
+        self._speed = Speed(0.0, 0.0)
+        self._configuring: asyncio.Task[None] | None = None
         self._port = 0
+        self.leaving = Leaving()
         self.host = StageHost(self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses)
         self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
         coordinator = str(parse_address(settings.coordinator)) if settings.coordinator else None
@@ -70,17 +101,35 @@ class Shard:
     async def start(self, stack: AsyncExitStack) -> None:
         """Everything but joining. What was started ends with the stack."""
         stack.push_async_callback(self.host.close)
+        stack.callback(lambda: self._configuring and self._configuring.cancel())
         if self._settings.threads is not None:
             set_num_threads(self._settings.threads)
         await self._start_server(stack)
-        self._capabilities = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
+        self._speed = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
         if self._browser is not None:
             await stack.enter_async_context(self._browser)
         if self._settings.ready_file is not None:
             stack.callback(remove_ready_file, self._settings.ready_file)
-            facts = {"pid": os.getpid(), "port": self._port, "name": self._identity.name, "boot_id": self._identity.boot_id}
+            facts = {"pid": os.getpid(), "grpc": self._addresses()[0], "name": self._identity.name, "boot_id": self._identity.boot_id}
             write_ready_file(self._settings.ready_file, facts)
         log.info("shard started", extra=fields(name=self._identity.name, port=self._port, memory=format_size(self._budget.total_bytes)))
+
+    async def hand_over(self) -> None:
+        """Stay a member until others have taken over this shard's part: until it is released, the coordinator is gone, or the deadline."""
+        if not self.joiner.is_member:
+            return
+        log.info(
+            "leaving the cluster as soon as others have taken over; told once more, it ends at once",
+            extra=fields(reason=self.leaving.reason),
+        )
+        self._send(cluster_pb2.JoinRequest(leaving=cluster_pb2.Leaving(reason=self.leaving.reason, drain=True)))
+        ends = {asyncio.create_task(self.leaving.allowed()), asyncio.create_task(self.joiner.lease_ended())}
+        done, pending = await asyncio.wait(ends, timeout=DRAIN_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            log.warning("nobody has taken over within %g s; it ends now", DRAIN_DEADLINE_S)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
 
     # lease.Member
 
@@ -92,8 +141,19 @@ class Shard:
     def assign(self, message: cluster_pb2.Assignment) -> None:
         self.host.assign(message)
 
+    def activate(self, message: cluster_pb2.ActivateStage) -> None:
+        self.host.activate(message)
+
     def release(self, message: cluster_pb2.Release) -> None:
         self.host.release(message)
+        if message.leave:
+            self.leaving.allow()
+
+    def drain(self, message: cluster_pb2.Drain) -> None:
+        self.leaving.ask(message.reason)
+
+    def configure(self, message: cluster_pb2.Configure) -> None:
+        self._configuring = asyncio.create_task(self._configure(message, self._configuring), name="configure")
 
     def usage(self) -> cluster_pb2.ShardUsage:
         return self.host.usage()
@@ -106,7 +166,7 @@ class Shard:
     async def _start_server(self, stack: AsyncExitStack) -> None:
         server = create_server()
         ring_pb2_grpc.add_RingServiceServicer_to_server(RingServicer(self.host), server)
-        shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(self._stats), server)
+        shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(self.host, self._stats), server)
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self.host, self.host.loader_threads), server)
         health = add_standard_services(server, SERVICES)
         host = self._settings.host or EVERY_INTERFACE
@@ -115,17 +175,52 @@ class Shard:
         stack.push_async_callback(server.stop, _STOP_GRACE_S)
         await health.set_serving(True)
 
-    def _measure(self) -> cluster_pb2.ShardCapabilities:
-        speed = measure_or_recall(self._settings.model_dirs, default_cache_folder(), time.time())
+    async def _configure(self, message: cluster_pb2.Configure, before: "asyncio.Task[None] | None") -> None:
+        """Limits that make no sense are passed over; the answer says what is in force."""
+        if before is not None:
+            await asyncio.wait({before})
+        if message.HasField("memory_budget_bytes"):
+            self._limit_memory(message.memory_budget_bytes)
+        if message.HasField("num_threads"):
+            loop = asyncio.get_running_loop()
+            self._speed = await loop.run_in_executor(self.host.compute_thread, self._use_threads, message.num_threads)
+        log.info("configured", extra=fields(memory=format_size(self._budget.total_bytes), threads=get_num_threads()))
+        self._send(cluster_pb2.JoinRequest(capabilities_changed=cluster_pb2.CapabilitiesChanged(capabilities=self._capabilities())))
+
+    def _limit_memory(self, budget_bytes: int) -> None:
+        if budget_bytes < SMALLEST_BUDGET_BYTES:
+            log.warning(
+                "a memory budget of %s is too small; expected at least %s", format_size(budget_bytes), format_size(SMALLEST_BUDGET_BYTES)
+            )
+            return
+        self._budget = MemoryBudget(budget_bytes)
+        self.host.limit(self._budget)
+
+    def _use_threads(self, num_threads: int) -> Speed:
+        """In the compute thread, where nothing else runs. Measuring takes a second, which running answers are not made to wait."""
+        before = get_num_threads()
+        try:
+            set_num_threads(num_threads)
+        except ValueError as error:
+            log.warning("the number of threads stays %d: %s", before, error)
+            return self._speed
+        if self.host.assignment is None:
+            return self._measure()
+        return recall(probe_path(default_cache_folder()), time.time()) or scaled(self._speed, before, num_threads)
+
+    def _measure(self) -> Speed:
+        return measure_or_recall(self._settings.model_dirs, default_cache_folder(), time.time())
+
+    def _capabilities(self) -> cluster_pb2.ShardCapabilities:
         return cluster_pb2.ShardCapabilities(
             memory_budget_bytes=self._budget.total_bytes,
             reserved_bytes=self._budget.reserved_bytes,
             num_threads=get_num_threads(),
             isa=str(optimization_info()["isa"]),
             cpu_model=cpu_model(),
-            decode_s_per_byte=speed.decode_s_per_byte,
-            prefill_s_per_byte_row=speed.prefill_s_per_byte_row,
-            disk_bytes_per_s=speed.disk_bytes_per_s,
+            decode_s_per_byte=self._speed.decode_s_per_byte,
+            prefill_s_per_byte_row=self._speed.prefill_s_per_byte_row,
+            disk_bytes_per_s=self._speed.disk_bytes_per_s,
             architectures=ARCHITECTURES,
             block_formats=list(BLOCK_FORMATS),
         )
@@ -144,7 +239,9 @@ class Shard:
             name=self._identity.name,
             boot_id=self._identity.boot_id,
             addresses=self._addresses(),
-            capabilities=self._capabilities,
+            capabilities=self._capabilities(),
+            held=self.host.held_units(),
+            last_epoch=self.host.last_epoch,
         )
 
     def _stats(self) -> shard_pb2.GetStatsResponse:
@@ -156,7 +253,7 @@ class Shard:
             epoch=0 if assignment is None else assignment.epoch,
             first_unit=span.start,
             end_unit=span.stop,
-            capabilities=self._capabilities,
+            capabilities=self._capabilities(),
             usage=self.host.usage(),
             coordinator=self._coordinator_id if self.joiner.is_member else "",
         )

@@ -11,7 +11,7 @@ from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame
 from dairllm.mesh.protocol import software_version
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.reader import FileSource
-from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts
+from dairllm.shard_service.assignment import UnitFacts
 from dairllm.shard_service.incoming import IncomingEdge, IncomingStream
 from dairllm.shard_service.sources import find_local_files
 from dairllm.shard_service.stage_host import StageHost
@@ -77,7 +77,8 @@ async def _first_to_end(*works: Coroutine[Any, Any, None]) -> None:
 class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
     """make_stats: all of GetStatsResponse but the version."""
 
-    def __init__(self, make_stats: Callable[[], shard_pb2.GetStatsResponse]) -> None:
+    def __init__(self, host: StageHost, make_stats: Callable[[], shard_pb2.GetStatsResponse]) -> None:
+        self._host = host
         self._make_stats = make_stats
 
     async def GetStats(self, request: shard_pb2.GetStatsRequest, context: Context) -> shard_pb2.GetStatsResponse:
@@ -90,6 +91,10 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             raise InvalidRequest(f"reply_size_bytes is {request.reply_size_bytes}; expected at most {MAX_ECHO_BYTES}", "reply_size_bytes")
         return shard_pb2.EchoResponse(payload=bytes(request.reply_size_bytes))
 
+    async def FetchKv(self, request: shard_pb2.FetchKvRequest, context: Context) -> AsyncIterator[shard_pb2.FetchKvResponse]:
+        async for piece in self._host.kv_pieces(request):
+            yield piece
+
 
 class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
     """Serves the units that this shard is assigned, from a local file of the model. Who receives them verifies them."""
@@ -99,7 +104,8 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         self._threads = threads
 
     async def FetchUnit(self, request: weights_pb2.FetchUnitRequest, context: Context) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
-        assignment, unit = self._find(request)
+        assignment, unit = self._host.find_unit(request.model_digest, request.unit_index)
+        _require_offset(request.offset_bytes, unit)
         loop = asyncio.get_running_loop()
         paths = await loop.run_in_executor(self._threads, find_local_files, assignment, self._host.model_dirs)
         if not paths:
@@ -111,16 +117,6 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
                 except CorruptModelFile as error:
                     raise WeightsDiffer(str(error)) from error
                 yield weights_pb2.FetchUnitResponse(offset_bytes=offset, data=data)
-
-    def _find(self, request: weights_pb2.FetchUnitRequest) -> tuple[AssignmentFacts, UnitFacts]:
-        assignment = self._host.assignment
-        if assignment is None or assignment.model_digest != request.model_digest:
-            raise UnknownModel(f"this shard has no part of the model {request.model_digest.hex()[:16]}")
-        for unit in assignment.units:
-            if unit.index == request.unit_index:
-                _require_offset(request.offset_bytes, unit)
-                return assignment, unit
-        raise UnknownModel(f"this shard has no unit {request.unit_index} of the model")
 
 
 def _require_offset(offset_bytes: int, unit: UnitFacts) -> None:

@@ -1,38 +1,41 @@
-"""What the shard holds and computes: it follows the coordinator's assignments, the newest of which is in force.
+"""What the shard holds and computes: it prepares the coordinator's assignments, and switches to one when it is told to.
 
-A newer assignment ends the epoch before at once, cancels loading that is under way, and keeps what both have in common.
+    assign ──► preparing, beside the active epoch ──► prepared ──activate──► active, until the next activation or a release
+
+A newer assignment takes the place of one that was not activated. Sequences, their KV cache in layers that stay, and records outlive the
+switch.
 """
 
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from dairllm.kernels_pyx import KvCache
-from dairllm.mesh.errors import DairllmError, DeadlineExceeded, NotEnoughMemory, NotReady, PeerUnreachable, WrongCluster, WrongEpoch
-from dairllm.mesh.settings import format_size
+from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongCluster, WrongEpoch
 from dairllm.mesh.telemetry import fields
-from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
+from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts, assignment_from_proto
+from dairllm.shard_service.compute_stage import ComputeStage
 from dairllm.shard_service.counters import Counters
 from dairllm.shard_service.epoch_run import EpochRun
 from dairllm.shard_service.incoming import IncomingEdge
-from dairllm.shard_service.layer_store import LayerStore, LoadCounts
-from dairllm.shard_service.memory import MemoryBudget, MemoryDemand, resident_bytes
+from dairllm.shard_service.kv_caches import KvCaches
+from dairllm.shard_service.kv_transfer import TransferOutcome, kv_pieces, take_over, transfer_from_proto
+from dairllm.shard_service.layer_store import LayerStore
+from dairllm.shard_service.memory import MemoryBudget, resident_bytes
 from dairllm.shard_service.outgoing import OutgoingEdge
-from dairllm.shard_service.sources import LocalFile, RemoteMember, UnitSource, find_local_files
-from dairllm.shard_service.stage import ComputeStage, build_stage, empty_stage, scratch_bytes
-from dairllm.shard_service.unit_assembler import LoadedUnit, demanded_bytes
-from dairllm.v1 import cluster_pb2, ring_pb2
-
-PROGRESS_INTERVAL_S = 0.2
+from dairllm.shard_service.preparation import Prepared, Preparer, make_loader_threads
+from dairllm.shard_service.records import RecordStore
+from dairllm.shard_service.reports import Reports, Send
+from dairllm.shard_service.sequences import SequenceTable
+from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[cluster_pb2.JoinRequest], None]
 T = TypeVar("T")
 
 
@@ -43,16 +46,13 @@ class Identity:
     cluster_hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """Caches of equal shape can take each other's place."""
+class _Memory:
+    """What outlives an epoch besides the KV caches, of one model."""
 
-    layers: range
-    num_blocks: int
-    block_tokens: int
-    num_kv_heads: int
-    head_dim: int
-    element_type: str
+    def __init__(self, assignment: AssignmentFacts, records_bytes: int) -> None:
+        self.model_digest = assignment.model_digest
+        self.sequences = SequenceTable(assignment.model, assignment.geometry)
+        self.records = RecordStore(assignment.model.hidden_size, records_bytes)
 
 
 class StageHost:
@@ -69,58 +69,98 @@ class StageHost:
         self._identity = identity
         self._budget = budget
         self.model_dirs = model_dirs
-        self._send = send
-        self._coordinator_addresses = coordinator_addresses
+        self._reports = Reports(send)
         self.compute_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self.loader_threads = ThreadPoolExecutor(3, thread_name_prefix="loader")
+        self.loader_threads = make_loader_threads()
         self._store = LayerStore(self.loader_threads)
-        self._kv: tuple[CacheShape, list[KvCache]] | None = None
-        self._scratch_bytes = 0
+        self._caches = KvCaches()
+        self._preparer = Preparer(self._store, self._caches, self.loader_threads, model_dirs, coordinator_addresses)
+        self._memory: _Memory | None = None
+        self._prepared: Prepared | None = None
         self._run: EpochRun | None = None
-        self._change: asyncio.Task[None] | None = None
-        self._changing = asyncio.Lock()
         self._stopping: list[EpochRun] = []
+        self._scratch_bytes = 0
+        self._changes: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()
+        self._preparing: asyncio.Task[None] | None = None
+        self._wanted_epoch = 0
+        self._transfers: asyncio.Task[TransferOutcome] | None = None
         self._is_shutting_down = False
+        self.last_epoch = 0
         self.counters = Counters()
-        self.assignment: AssignmentFacts | None = None
 
     # What the coordinator says.
 
     def assign(self, message: cluster_pb2.Assignment) -> None:
+        self.last_epoch = max(self.last_epoch, message.epoch)
         try:
             assignment = assignment_from_proto(message)
         except DairllmError as error:
-            self._change_to(None, self._free)
-            self._report_failure(message.epoch, error)
+            self._supersede()
+            self._reports.failed(message.epoch, error)
             return
         log.info("assigned", extra=fields(epoch=assignment.epoch, model=assignment.model.name, units=_text_of(assignment.span)))
-        self._change_to(assignment, lambda: self._serve(assignment))
+        self._supersede()
+        self._wanted_epoch = assignment.epoch
+        self._preparing = self._change(lambda: self._prepare(assignment))
+
+    def activate(self, message: cluster_pb2.ActivateStage) -> None:
+        self.last_epoch = max(self.last_epoch, message.epoch)
+        self._change(lambda: self._activate(message))
 
     def release(self, message: cluster_pb2.Release) -> None:
         log.info("released", extra=fields(epoch=message.epoch, reason=message.reason))
-        self._change_to(None, self._free)
+        self._end_run(WrongEpoch(f"shard {self._identity.name!r} was released"))
+        if self._wanted_epoch <= message.epoch:  # else it is wanted again already, by a later plan
+            self._supersede()
+            self._change(self._free)
 
     def end_epoch(self) -> None:
-        """Another coordinator is in charge: its epochs have nothing to do with those of the last one. Weights stay."""
-        self._change_to(None, self._keep_all)
+        """Another coordinator is in charge: its epochs and sequences have nothing to do with those of the last one. Weights stay."""
+        self._supersede()
+        self._end_run(WrongEpoch("another coordinator is in charge of this shard"))
+        self._change(self._forget)
+
+    def limit(self, budget: MemoryBudget) -> None:
+        """Another memory budget, for what is prepared and recorded from now on."""
+        self._budget = budget
+        self._change(self._limit_records)
 
     def shut_down(self) -> None:
         """Members that send to this shard are told that it ends, now and from now on."""
         self._is_shutting_down = True
-        self._change_to(None, self._free)
+        self._supersede()
+        self._end_run(self._shutting_down())
+        self._change(self._free)
 
     async def close(self) -> None:
         self.shut_down()
-        assert self._change is not None
-        await asyncio.wait({self._change})
+        await asyncio.wait(self._changes)
         self.compute_thread.shutdown(wait=True)
         self.loader_threads.shutdown(wait=True)
 
     # What others ask.
 
+    @property
+    def assignment(self) -> AssignmentFacts | None:
+        """The active one."""
+        return None if self._run is None else self._run.assignment
+
+    def find_unit(self, model_digest: bytes, unit_index: int) -> tuple[AssignmentFacts, UnitFacts]:
+        """A unit that is assigned to this shard, now or next. Raises UnknownModel."""
+        prepared = None if self._prepared is None else self._prepared.assignment
+        assignments = [assignment for assignment in (self.assignment, prepared) if assignment and assignment.model_digest == model_digest]
+        if not assignments:
+            raise UnknownModel(f"this shard has no part of the model {model_digest.hex()[:16]}")
+        for assignment in assignments:
+            for unit in assignment.units:
+                if unit.index == unit_index:
+                    return assignment, unit
+        raise UnknownModel(f"this shard has no unit {unit_index} of the model")
+
     def incoming(self, opening: ring_pb2.EdgeOpen) -> IncomingEdge:
         """The edge that a predecessor opens. Raises WrongCluster, NotReady when the shard is shutting down, or
-        WrongEpoch, also while it has not loaded its part yet."""
+        WrongEpoch, also while the epoch is not active yet."""
         if self._is_shutting_down:
             raise self._shutting_down()
         if opening.cluster_hash != self._identity.cluster_hash:
@@ -128,27 +168,26 @@ class StageHost:
         if opening.receiver and opening.receiver != self._identity.name:
             raise WrongEpoch(f"{opening.sender!r} meant to reach {opening.receiver!r}, and reached {self._identity.name!r}")
         assignment = self.assignment
-        if assignment is None or assignment.epoch != opening.epoch:
+        if self._run is None or assignment is None or assignment.epoch != opening.epoch:
             own = "none" if assignment is None else assignment.epoch
             raise WrongEpoch(f"epoch is {opening.epoch}; shard {self._identity.name!r} is at {own}")
         if not hmac.compare_digest(opening.ring_key, assignment.ring_key):
             raise WrongEpoch(f"{opening.sender!r} does not have the key of epoch {opening.epoch}")
-        if self._run is None:
-            raise WrongEpoch(f"shard {self._identity.name!r} is not ready for epoch {opening.epoch} yet")
         return self._run.incoming
 
-    def _shutting_down(self) -> NotReady:
-        return NotReady(f"shard {self._identity.name!r} is shutting down")
+    def kv_pieces(self, request: shard_pb2.FetchKvRequest) -> AsyncIterator[shard_pb2.FetchKvResponse]:
+        """KV cache of layers that this shard computes, or did until the last switch."""
+        return kv_pieces(request, self._caches)
 
-    @property
-    def kv_cache_bytes(self) -> int:
-        return 0 if self._kv is None else sum(cache.size_bytes for cache in self._kv[1])
+    def held_units(self) -> cluster_pb2.HeldUnits:
+        digest, indexes = self._store.held_units()
+        return cluster_pb2.HeldUnits(model_digest=digest, unit_indexes=indexes)
 
     def usage(self) -> cluster_pb2.ShardUsage:
         counted = self.counters
         return cluster_pb2.ShardUsage(
             weights_bytes=self._store.weights_bytes,
-            kv_cache_bytes=self.kv_cache_bytes,
+            kv_cache_bytes=self._caches.size_bytes,
             scratch_bytes=self._scratch_bytes,
             resident_bytes=resident_bytes(),
             frames=counted.frames,
@@ -158,90 +197,138 @@ class StageHost:
             received_bytes=counted.received_bytes,
         )
 
-    # Changes, one at a time.
+    def _shutting_down(self) -> NotReady:
+        return NotReady(f"shard {self._identity.name!r} is shutting down")
 
-    def _change_to(self, assignment: AssignmentFacts | None, work: Callable[[], Awaitable[None]]) -> None:
-        """Frames of the epoch before are refused from now on; the rest happens when the change before has let go."""
-        self.assignment = assignment
-        if self._run is not None:
-            epoch = self._run.assignment.epoch
-            self._run.stop(self._shutting_down() if self._is_shutting_down else WrongEpoch(f"epoch {epoch} is over on this shard"))
-            self._stopping.append(self._run)
-            self._run = None
-        if self._change is not None:
-            self._change.cancel()
-        self._change = asyncio.create_task(self._after_the_last(work), name="assignment")
+    # Changes, one at a time and in order.
 
-    async def _after_the_last(self, work: Callable[[], Awaitable[None]]) -> None:
+    def _change(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._in_turn(work), name="change")
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return task
+
+    async def _in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
         async with self._changing:
-            while self._stopping:
-                await self._stopping[-1].ended()
-                self._stopping.pop()
             await work()
 
-    async def _keep_all(self) -> None:
-        pass
+    def _supersede(self) -> None:
+        """What is prepared is not wanted any more, and nobody waits for KV caches that are still on their way."""
+        self._prepared, self._wanted_epoch = None, 0
+        if self._preparing is not None:
+            self._preparing.cancel()
+        if self._transfers is not None:
+            self._transfers.cancel()
+
+    def _end_run(self, reason: DairllmError) -> None:
+        """Frames of the active epoch are refused from now on."""
+        if self._run is not None:
+            self._run.stop(reason)
+            self._stopping.append(self._run)
+            self._run = None
+
+    async def _settled(self) -> None:
+        """No epoch that has ended computes any more."""
+        while self._stopping:
+            await self._stopping[-1].ended()
+            self._stopping.pop()
+        await self._in_compute_thread(lambda: None)
 
     async def _free(self) -> None:
-        self._store.keep_only(None)
-        self._kv = None
+        await self._settled()
+        self._memory = None
+        self._store.keep_only()
+        self._caches.keep_only(())
         self._scratch_bytes = 0
 
-    async def _serve(self, assignment: AssignmentFacts) -> None:
-        loop = asyncio.get_running_loop()
-        started_s = loop.time()
+    async def _forget(self) -> None:
+        await self._settled()
+        self._memory = None
+
+    async def _limit_records(self) -> None:
+        if self._memory is not None:
+            records, budget_bytes = self._memory.records, self._budget.records_bytes
+            await self._in_compute_thread(lambda: records.limit(budget_bytes))
+
+    # Preparing.
+
+    async def _prepare(self, assignment: AssignmentFacts) -> None:
+        started_s = asyncio.get_running_loop().time()
         try:
-            stage = await self._load(assignment)
+            self._prepared = await self._load(assignment)
         except DairllmError as error:
-            self._report_failure(assignment.epoch, error)
+            self._reports.failed(assignment.epoch, error)
         except MemoryError as error:
-            self._report_failure(assignment.epoch, NotEnoughMemory(f"the system gives no memory within the budget: {error}"))
+            self._reports.failed(assignment.epoch, NotEnoughMemory(f"the system gives no memory within the budget: {error}"))
         except Exception as error:
             log.exception("loading failed by a fault of this program")
-            self._report_failure(assignment.epoch, DairllmError(f"loading failed: {type(error).__name__}; the cause is in the shard's log"))
+            self._reports.failed(assignment.epoch, _fault("loading", error))
         else:
-            self._start(assignment, stage)
-            self._report_ready(assignment, loop.time() - started_s)
+            self._reports.ready(assignment, self._store.weights_bytes, asyncio.get_running_loop().time() - started_s)
 
-    async def _load(self, assignment: AssignmentFacts) -> ComputeStage:
-        empty = await self._in_compute_thread(lambda: empty_stage(assignment))
-        demand = MemoryDemand(demanded_bytes(assignment.units), assignment.kv_cache_bytes, scratch_bytes(assignment, empty))
-        self._budget.require(demand)
-        self._make_room(assignment, demand)
-        units = await self._load_units(assignment)
-        self._store.keep_only(assignment)
-        kv = await self._in_compute_thread(lambda: self._caches_for(assignment))
-        parts = await self._in_compute_thread(lambda: build_stage(assignment, units))
-        self._scratch_bytes = scratch_bytes(assignment, parts)
-        return ComputeStage(assignment, parts, kv, self._identity.name)
-
-    def _make_room(self, assignment: AssignmentFacts, demand: MemoryDemand) -> None:
-        """Free what the new part does not need; units that there is room for stay until it is loaded, in case the plan changes back."""
-        if self._kv is not None and self._kv[0] != _cache_shape(assignment):
-            self._kv = None
-        besides = self._store.bytes_besides(assignment)
-        if self._budget.missing_bytes(replace(demand, weights_bytes=demand.weights_bytes + besides)):
+    async def _load(self, assignment: AssignmentFacts) -> Prepared:
+        if assignment.exclusive:
+            self._end_run(WrongEpoch(f"shard {self._identity.name!r} makes room for epoch {assignment.epoch}"))
+            await self._settled()
             self._store.keep_only(assignment)
+        if self._run is None:
+            self._caches.shrink(assignment)
+        report = self._reports.progress_of(assignment.epoch)
+        return await self._preparer.prepare(assignment, self.assignment, self._budget, report)
 
-    async def _load_units(self, assignment: AssignmentFacts) -> tuple[LoadedUnit, ...]:
-        loop = asyncio.get_running_loop()
-        paths = await loop.run_in_executor(self.loader_threads, find_local_files, assignment, self.model_dirs)
-        remote = RemoteMember(self._coordinator_addresses(), assignment.model_digest, "the coordinator")
-        sources: list[UnitSource] = [*(LocalFile(path, self.loader_threads) for path in paths), remote]
+    # Activating.
+
+    async def _activate(self, message: cluster_pb2.ActivateStage) -> None:
+        prepared = self._prepared
+        if prepared is None or prepared.assignment.epoch != message.epoch:
+            epoch = "none" if prepared is None else prepared.assignment.epoch
+            self._reports.failed(message.epoch, WrongEpoch(f"epoch {message.epoch} is to be activated; prepared is {epoch}"))
+            return
+        self._prepared = None
         try:
-            return await self._store.load(assignment, sources, _ProgressReport(assignment.epoch, self._send))
+            await self._switch(prepared, message)
+        except MemoryError as error:
+            self._reports.failed(message.epoch, NotEnoughMemory(f"the system gives no memory within the budget: {error}"))
+        except Exception as error:
+            log.exception("activating failed by a fault of this program")
+            self._reports.failed(message.epoch, _fault("activating", error))
+
+    async def _switch(self, prepared: Prepared, message: cluster_pb2.ActivateStage) -> None:
+        loop = asyncio.get_running_loop()
+        started_s, assignment, before = loop.time(), prepared.assignment, self.assignment
+        self._end_run(WrongEpoch(f"epoch {assignment.epoch} is active on this shard"))
+        await self._settled()
+        if before is not None:  # what was lost at the switch before was asked for, if at all, while that was made
+            self._caches.keep_only({*before.layer_units, *assignment.layer_units})
+        kv = self._caches.arrange(assignment)
+        outcome = await self._take_over(message)
+        self._start(prepared, self._memory_for(assignment, message.alive_sequences), kv)
+        self._store.keep_only(assignment)
+        self._reports.activated(assignment, outcome, loop.time() - started_s)
+
+    async def _take_over(self, message: cluster_pb2.ActivateStage) -> TransferOutcome:
+        transfers = [transfer_from_proto(transfer) for transfer in message.transfers]
+        self._transfers = asyncio.create_task(take_over(transfers, self._caches))
+        try:
+            await asyncio.wait({self._transfers})
+            return TransferOutcome((), 0, "a later plan came first") if self._transfers.cancelled() else self._transfers.result()
         finally:
-            await remote.close()
+            self._transfers.cancel()
+            self._transfers = None
 
-    def _caches_for(self, assignment: AssignmentFacts) -> list[KvCache]:
-        """One for each layer."""
-        shape = _cache_shape(assignment)
-        if self._kv is None or self._kv[0] != shape:
-            sizes = shape.num_blocks, shape.block_tokens, shape.num_kv_heads, shape.head_dim
-            self._kv = shape, [KvCache(*sizes, shape.element_type) for _ in shape.layers]
-        return self._kv[1]
+    def _memory_for(self, assignment: AssignmentFacts, alive: Sequence[int]) -> _Memory:
+        memory = self._memory
+        if memory is None or memory.model_digest != assignment.model_digest:
+            self._memory = memory = _Memory(assignment, self._budget.records_bytes)
+        alive_ids = frozenset(alive)
+        memory.sequences = memory.sequences.under(assignment.model, assignment.geometry, alive_ids)
+        memory.records.keep_only(alive_ids)
+        return memory
 
-    def _start(self, assignment: AssignmentFacts, stage: ComputeStage) -> None:
+    def _start(self, prepared: Prepared, memory: _Memory, kv: Sequence[KvCache]) -> None:
+        assignment = prepared.assignment
+        self._scratch_bytes = prepared.scratch_bytes
+        stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.records, self._identity.name)
         opening = ring_pb2.EdgeOpen(
             cluster_hash=self._identity.cluster_hash,
             epoch=assignment.epoch,
@@ -250,69 +337,16 @@ class StageHost:
             ring_key=assignment.ring_key,
         )
         outgoing = OutgoingEdge(assignment.next, opening)
-        self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._report_edge_lost)
+        self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost)
         self._run.start()
 
     async def _in_compute_thread(self, work: Callable[[], T]) -> T:
         """Waits for the frame that is being computed, if there is one."""
         return await asyncio.get_running_loop().run_in_executor(self.compute_thread, work)
 
-    # Reports to the coordinator.
 
-    def _report_ready(self, assignment: AssignmentFacts, load_s: float) -> None:
-        weights_bytes = self._store.weights_bytes
-        sizes = {"weights": format_size(weights_bytes), "kv_cache": format_size(self.kv_cache_bytes)}
-        log.info("ready", extra=fields(epoch=assignment.epoch, units=_text_of(assignment.span), seconds=f"{load_s:.2f}", **sizes))
-        ready = cluster_pb2.StageReady(
-            epoch=assignment.epoch, weights_bytes=weights_bytes, kv_cache_bytes=self.kv_cache_bytes, load_s=load_s
-        )
-        self._send(cluster_pb2.JoinRequest(stage_ready=ready))
-
-    def _report_failure(self, epoch: int, error: DairllmError) -> None:
-        retryable = isinstance(error, PeerUnreachable | DeadlineExceeded)
-        log.error("the assignment failed: %s", error, extra=fields(epoch=epoch, retryable=retryable))
-        failed = cluster_pb2.StageFailed(epoch=epoch, message=str(error), retryable=retryable)
-        self._send(cluster_pb2.JoinRequest(stage_failed=failed))
-
-    def _report_edge_lost(self, assignment: AssignmentFacts, message: str) -> None:
-        lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=assignment.next.name, message=message)
-        self._send(cluster_pb2.JoinRequest(edge_lost=lost))
-
-
-class _ProgressReport:
-    """Tells the coordinator a few times a second how far loading is, and at its end."""
-
-    def __init__(self, epoch: int, send: Send) -> None:
-        self._epoch = epoch
-        self._send = send
-        self._told_s = 0.0
-
-    def __call__(self, counts: LoadCounts) -> None:
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._told_s < PROGRESS_INTERVAL_S and counts.loaded_bytes < counts.total_bytes:
-            return
-        self._told_s = now_s
-        progress = cluster_pb2.LoadProgress(
-            epoch=self._epoch,
-            loaded_bytes=counts.loaded_bytes,
-            total_bytes=counts.total_bytes,
-            from_memory_bytes=counts.from_memory_bytes,
-            from_disk_bytes=counts.from_disk_bytes,
-            from_network_bytes=counts.from_network_bytes,
-        )
-        self._send(cluster_pb2.JoinRequest(load_progress=progress))
-
-
-def _cache_shape(assignment: AssignmentFacts) -> CacheShape:
-    model, geometry = assignment.model, assignment.geometry
-    return CacheShape(
-        layers=assignment.layers,
-        num_blocks=geometry.num_blocks,
-        block_tokens=geometry.block_tokens,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        element_type=geometry.element_type,
-    )
+def _fault(doing: str, error: Exception) -> DairllmError:
+    return DairllmError(f"{doing} failed: {type(error).__name__}; the cause is in the shard's log")
 
 
 def _text_of(span: range) -> str:

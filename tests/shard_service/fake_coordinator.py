@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,29 @@ class JoinedShard:
         return getattr(message, kind)
 
     async def assign(self, assignment: cluster_pb2.Assignment) -> cluster_pb2.StageReady:
+        """Prepared and activated."""
+        ready = await self.prepare(assignment)
+        await self.activate(assignment.epoch)
+        return ready
+
+    async def prepare(self, assignment: cluster_pb2.Assignment) -> cluster_pb2.StageReady:
         self.say_assignment(assignment)
         return await self.next_message("stage_ready")
 
+    async def activate(
+        self, epoch: int, alive: Sequence[int] = (), transfers: Sequence[cluster_pb2.KvTransfer] = ()
+    ) -> cluster_pb2.StageActivated:
+        activation = cluster_pb2.ActivateStage(epoch=epoch, alive_sequences=alive, transfers=transfers)
+        self.say(cluster_pb2.JoinResponse(activate_stage=activation))
+        activated = await self.next_message("stage_activated")
+        assert activated.epoch == epoch
+        return activated
+
+    def say(self, response: cluster_pb2.JoinResponse) -> None:
+        self.to_say.put_nowait(response)
+
     def say_assignment(self, assignment: cluster_pb2.Assignment) -> None:
-        self.to_say.put_nowait(cluster_pb2.JoinResponse(assignment=assignment))
+        self.say(cluster_pb2.JoinResponse(assignment=assignment))
 
 
 class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
@@ -99,6 +117,8 @@ class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
             elif kind == "load_progress":
                 shard.progress.append(request.load_progress)
             else:
+                if kind == "leaving" and request.leaving.drain and self._coordinator.releases_leavers:
+                    shard.say(cluster_pb2.JoinResponse(release=cluster_pb2.Release(leave=True)))
                 shard.said.put_nowait(request)
         shard.ended.set()
         shard.to_say.put_nowait(cluster_pb2.JoinResponse())
@@ -129,6 +149,7 @@ class FakeCoordinator:
         self.refusal: Callable[[cluster_pb2.Hello], DairllmError | None] = lambda hello: None
         self.refused = asyncio.Event()
         self.is_silent = False
+        self.releases_leavers = True
         self.return_credits = 8
         self.hellos: list[cluster_pb2.Hello] = []
         self.joined: asyncio.Queue[JoinedShard] = asyncio.Queue()

@@ -163,9 +163,10 @@ def test_penalties_look_at_prompt_and_answer_as_they_say() -> None:
 def test_a_slice_may_hold_the_end_of_the_prompt_and_the_answer() -> None:
     params = SamplingParams(presence_penalty=1.0)
     history = TokenHistory(params, 3)
+    history.extend(0, np.array([5, 6], np.int32))
     history.extend(2, np.array([7, 8, 8], np.int32))
     assert history.answer_counts == {8: 2}
-    assert history.all_ids == {7, 8}
+    assert history.all_ids == {5, 6, 7, 8}
 
 
 @given(LOGITS, st.integers(0, 20), st.data())

@@ -11,6 +11,7 @@ from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.sampling import SamplingParams
 from dairllm.shard_service.assignment import CacheGeometry, ModelFacts
 from dairllm.shard_service.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice, micro_batch_from_proto, micro_batch_to_proto
+from dairllm.shard_service.sampler import TokenHistory
 from dairllm.shard_service.sequences import SequenceTable
 
 MODEL = ModelFacts("llama", "test", 2, 64, 64, 2, 1, 32, 100, 1e-5, 1e4, 32, True, (), 0.2)
@@ -44,22 +45,23 @@ def table_with_one() -> SequenceTable:
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        (frame((begin(),)), "running already"),
-        (frame((begin(2), begin(2))), "running already"),
+        (frame((begin(2), begin(2))), "begins twice"),
+        (frame((begin(2, block_ids=ids(8)),)), "cache block 8"),
+        (frame((begin(2, block_ids=ids(1, 1)),)), "twice"),
+        (frame((begin(2, token_ids=ids(100)),)), "token 100"),
+        (frame((begin(2, token_ids=ids(*range(21))),)), "21 tokens"),
         (frame((begin(2, rounding_points={4: "F16"}),)), "boundary 4"),
         (frame((begin(2, rounding_points={0: "F16"}),)), "boundary 0"),
         (frame((begin(2, sampling=SamplingParams(logit_bias={100: 1.0})),)), "100"),
         (frame(slices=(part(2),)), "has not begun"),
-        (frame(ends=(2,)), "has not begun"),
-        (frame(ends=(1, 1)), "ends twice"),
         (frame(slices=(part(first=3, rows=1), part(first=4, rows=1))), "two slices"),
-        (frame(slices=(part(first=4, rows=1),)), "expected 3"),
-        (frame(slices=(part(first=2, rows=1),)), "expected 3"),
+        (frame(slices=(part(first=4, rows=1),)), "expected at most 3"),
         (frame(slices=(part(first=3, rows=0),)), "without rows"),
         (frame(slices=(part(first=3, rows=11, blocks=(1, 2, 3)),)), "11 rows"),
         (frame(slices=(part(first=3, rows=2, blocks=()),)), "1 cache blocks"),
         (frame(slices=(part(first=3, rows=2, blocks=(8,)),)), "cache block 8"),
         (frame(slices=(part(first=3, rows=2, blocks=(0,)),)), "twice"),
+        (frame(slices=(part(first=0, rows=5, blocks=(1,)),)), "1 cache blocks"),
         (frame(slices=(part(first=3, rows=1, token_ids=ids(100)),)), "token 100"),
         (frame(slices=(part(first=3, rows=1, score_targets=ids(1, 2)),)), "2 score targets"),
         (frame(slices=(part(first=3, rows=1, score_targets=ids(100)),)), "score target 100"),
@@ -130,3 +132,59 @@ def test_impossible_values_are_malformed() -> None:
     message.begins[0].sampling.temperature = float("nan")
     with pytest.raises(MalformedFrame, match="temperature"):
         micro_batch_from_proto(message)
+
+
+def state_of(table: SequenceTable, sequence_id: int = 1) -> tuple[int, list[int], set[int], dict[int, int]]:
+    """Length, block table, and what penalties see; of a sequence that a frame could go on with."""
+    probe = table.check(frame(slices=(part(sequence_id, first=0, rows=1, blocks=()),))).slices[0].sequence
+    return probe.length, probe.block_table.tolist(), probe.history.all_ids, dict(probe.history.answer_counts)
+
+
+PENALTY = SamplingParams(repetition_penalty=1.5)
+
+
+def test_rows_that_come_again_replace_what_was_there() -> None:
+    table = SequenceTable(MODEL, GEOMETRY)
+    table.advance(table.check(frame((begin(sampling=PENALTY),), (part(rows=10, blocks=(0, 1, 2), token_ids=ids(*range(10))),))))
+    assert state_of(table) == (10, [0, 1, 2], set(range(10)), dict.fromkeys(range(3, 10), 1))
+    again = part(first=4, rows=2, blocks=(5, 6), token_ids=ids(50, 50), first_unit=1, end_unit=2, replay_at="elsewhere")
+    table.advance(table.check(frame(slices=(again,))))
+    assert state_of(table) == (6, [0, 5, 6], {0, 1, 2, 3, 50}, {3: 1, 50: 2})
+
+
+def test_a_known_sequence_begins_once_more() -> None:
+    table = table_with_one()
+    again = begin(block_ids=ids(4, 5), token_ids=ids(9, 9, 9, 8, 8), sampling=PENALTY)
+    table.advance(table.check(frame((again,), (part(first=5, rows=1, blocks=()),))))
+    assert state_of(table) == (6, [4, 5], {9, 8, 0}, {8: 2, 0: 1})
+
+
+def test_only_living_sequences_outlive_a_plan() -> None:
+    table = table_with_one()
+    table.advance(table.check(frame((begin(2), begin(3)))))
+    small = replace(GEOMETRY, num_blocks=1)
+    later = table.under(MODEL, small, {1, 3, 99})
+    assert len(later) == 2
+    assert state_of(later)[0] == 3
+    with pytest.raises(MalformedFrame, match="cache block 1"):
+        later.check(frame(slices=(part(first=3, rows=2, blocks=(1,)),)))
+    table.drop([SequenceId(2), SequenceId(77)])
+    assert len(table) == 2
+
+
+def history_of(tokens: list[int]) -> TokenHistory:
+    history = TokenHistory(PENALTY, 3)
+    history.extend(0, ids(*tokens))
+    return history
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.lists(st.integers(0, 5), max_size=5)), max_size=8))
+def test_history_is_that_of_the_tokens_which_are_there(pieces: list[tuple[int, list[int]]]) -> None:
+    tokens: list[int] = []
+    history = TokenHistory(PENALTY, 3)
+    for wanted_position, piece in pieces:
+        position = min(wanted_position, len(tokens))
+        tokens[position:] = piece
+        history.extend(position, ids(*piece))
+    expected = history_of(tokens)
+    assert (history.all_ids, history.answer_counts) == (expected.all_ids, expected.answer_counts)

@@ -82,7 +82,8 @@ def expected_tokens(coordinator: FakeCoordinator, count: int) -> list[int]:
 async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordinator) -> None:
     with shard_process(coordinator) as process:
         shard = await coordinator.next_shard()
-        assert process.wait_ready()["port"] == int(shard.address.rpartition(":")[2])
+        facts = process.wait_ready()
+        assert (facts["grpc"], facts["name"], facts["boot_id"]) == (shard.address, "s", shard.hello.boot_id)
         capabilities = shard.hello.capabilities
         assert capabilities.memory_budget_bytes == 512 * 1024**2
         assert 0 < capabilities.decode_s_per_byte < 1e-6
@@ -103,7 +104,8 @@ async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordin
         assert usage.weights_bytes == ready.weights_bytes
         assert usage.compute_us > 0
         process.send(signal.SIGTERM)
-        await shard.next_message("leaving")
+        assert (await shard.next_message("leaving")).drain
+        assert not (await shard.next_message("leaving")).drain
         assert await asyncio.to_thread(process.wait) == 0
         assert not process.ready_file.exists()
 
@@ -326,7 +328,7 @@ async def test_a_lost_edge_is_reported(coordinator: FakeCoordinator) -> None:
         process_of(b).start()
 
 
-async def test_broken_weights_fail_the_frame_and_not_the_process(tmp_path: Path) -> None:
+async def test_broken_weights_fail_the_sequence_and_neither_frame_nor_process(tmp_path: Path) -> None:
     """The head's norm is NaN, so all logits are."""
     path = write_tiny_llama(tmp_path / "nan.gguf", block_format="F32")
     tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "output_norm.weight")
@@ -337,9 +339,8 @@ async def test_broken_weights_fail_the_frame_and_not_the_process(tmp_path: Path)
         await shard.assign(coordinator.assignment(epoch=1))
         async with await RingEdge.open(shard.address, epoch=1) as edge:
             await edge.send(Frames(1).next(PROMPT))
-            refusal = await edge.next_refusal()
-            assert refusal.status == ring_pb2.FRAME_STATUS_FAILED
-            assert "logit" in refusal.message
+            result = await soon(coordinator.results.get())
+            assert "logit" in result.results[0].failure
 
 
 async def test_smollm2_agrees_with_the_golden_answer(smollm2_path: Path) -> None:

@@ -129,7 +129,7 @@ async def test_units_in_memory_are_not_read_again(store: LayerStore) -> None:
     assert reports[-1].from_disk_bytes == HEAD[0].size_bytes
     store.keep_only(assignment(HEAD[0]))
     assert store.weights_bytes == demanded_bytes((HEAD[0],))
-    store.keep_only(None)
+    store.keep_only()
     assert store.weights_bytes == 0
 
 

@@ -1,0 +1,228 @@
+"""The compute side of a shard: one micro-batch in, the next member's micro-batch (or the result) out.
+
+Runs in the compute thread only.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dairllm.kernels_pyx import KvCache, StageSlice, decode_rows, encode_rows, encoded_row_bytes
+from dairllm.mesh.errors import DairllmError, MalformedFrame
+from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.frames import MicroBatch, MicroBatchResult, SequenceResult, SequenceSlice, StageTiming
+from dairllm.shard_service.head import Head
+from dairllm.shard_service.records import RecordStore
+from dairllm.shard_service.sequences import CheckedFrame, CheckedSlice, SequenceTable
+from dairllm.shard_service.stage import StageParts
+from dairllm.shard_service.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
+
+Rows = npt.NDArray[np.float32]
+Inputs = npt.NDArray[np.int32] | Rows
+
+
+class _Piece(NamedTuple):
+    """The number-th slice of a frame and what this shard does with it. encoded: its rows as they came, or as they are recorded; empty where there are none."""
+
+    number: int
+    checked: CheckedSlice
+    sub_run: SubRun
+    encoded: bytes
+
+
+@dataclass(slots=True)
+class _Group:
+    """Slices that the same units compute, in one call of the kernels."""
+
+    pieces: list[_Piece]
+    inputs: Inputs
+
+
+class ComputeStage:
+    """Computes frames of one epoch, in order. A frame that is refused changes nothing. kv: one cache per layer of the assignment.
+
+    sequences, records: what outlives the epoch.
+    """
+
+    def __init__(
+        self,
+        assignment: AssignmentFacts,
+        parts: StageParts,
+        kv: Sequence[KvCache],
+        sequences: SequenceTable,
+        records: RecordStore,
+        shard_name: str,
+    ) -> None:
+        self._width = assignment.model.hidden_size
+        self._boundary = assignment.outgoing_boundary
+        self._body = parts.body
+        self._body_units = range(assignment.span.start, min(assignment.span.stop, assignment.model.num_layers + 1))
+        head_boundary = assignment.model.num_layers + 1
+        self._head = Head(parts.head, head_boundary if parts.body else None) if parts.head else None
+        self._planner = SubRunPlanner(assignment.span, assignment.model.num_layers + 2, shard_name)
+        self._incoming_boundary = assignment.span.start
+        self._kv = kv
+        self._shard_name = shard_name
+        self.sequences = sequences
+        self.records = records
+
+    def compute(self, frame: MicroBatch, queue_us: int) -> MicroBatch | MicroBatchResult:
+        """The frame for the next member. Raises MalformedFrame, nothing computed; any other DairllmError if computing failed."""
+        watch = _Stopwatch()
+        checked = self.sequences.check(frame)
+        pieces = [self._piece(number, one) for number, one in enumerate(checked.slices)]
+        groups = self._groups(pieces)
+        watch.stop("codec")
+        hidden = [self._run_body(units, group) for units, group in groups.items()]
+        self.sequences.advance(checked)
+        results = self._results(groups, hidden) if self._head is not None else {}
+        watch.stop("compute")
+        outgoing = self._outgoing(pieces, groups, hidden)
+        self._drop(checked)
+        watch.stop("codec")
+        timing = StageTiming(self._shard_name, queue_us, watch.us("compute"), frame.received_bytes, frame.num_rows, watch.us("codec"))
+        timings = (*frame.timings, timing)
+        if self._head is None:
+            return MicroBatch(frame.epoch, frame.batch_id, frame.begins, outgoing, frame.ends, timings)
+        failed = {part.sequence_id: SequenceResult(part.sequence_id, None, (), True) for part in outgoing if part.replay_failed}
+        return MicroBatchResult(frame.epoch, frame.batch_id, tuple((results | failed).values()), timings)
+
+    # What comes in.
+
+    def _piece(self, number: int, checked: CheckedSlice) -> _Piece:
+        part = checked.part
+        sub_run = self._planner.plan(part)
+        if sub_run.origin is Origin.ACTIVATIONS:
+            self._require_activations(checked)
+            return _Piece(number, checked, sub_run, part.activations)
+        if part.activations or part.encoding is not None:
+            raise MalformedFrame(f"sequence {part.sequence_id} has activations; {self._expects(sub_run)}")
+        if sub_run.origin is Origin.RECORDS:
+            return self._recorded(number, checked, sub_run)
+        return _Piece(number, checked, sub_run, b"")
+
+    def _recorded(self, number: int, checked: CheckedSlice, sub_run: SubRun) -> _Piece:
+        part, sequence, _ = checked
+        positions = range(part.first_position, part.end_position)
+        rows = self.records.get(part.sequence_id, part.first_unit, positions, sequence.encoding_at(part.first_unit))
+        if rows is None:
+            return _Piece(number, checked._replace(part=part.with_failed_replay()), PASSED_ON, b"")
+        return _Piece(number, checked, sub_run, rows)
+
+    @staticmethod
+    def _expects(sub_run: SubRun) -> str:
+        return "the shard with the embedding takes token ids only" if sub_run.origin is Origin.TOKENS else "this shard expects none for it"
+
+    def _require_activations(self, checked: CheckedSlice) -> None:
+        part = checked.part
+        expected = checked.sequence.encoding_at(self._incoming_boundary)
+        if part.encoding != expected:
+            raise MalformedFrame(f"sequence {part.sequence_id} comes in {part.encoding or 'no encoding'}; expected {expected}")
+        size_bytes = part.num_rows * encoded_row_bytes(expected, self._width)
+        if len(part.activations) != size_bytes:
+            raise MalformedFrame(f"sequence {part.sequence_id} has {len(part.activations)} bytes of activations; expected {size_bytes}")
+
+    def _groups(self, pieces: Sequence[_Piece]) -> dict[range, _Group]:
+        """By the units that compute them; what is only passed on is in no group."""
+        by_units: dict[range, list[_Piece]] = {}
+        for piece in pieces:
+            if piece.sub_run.units:
+                by_units.setdefault(piece.sub_run.units, []).append(piece)
+        return {units: _Group(group, self._inputs(group)) for units, group in by_units.items()}
+
+    def _inputs(self, pieces: Sequence[_Piece]) -> Inputs:
+        if pieces[0].sub_run.origin is Origin.TOKENS:
+            return np.concatenate([piece.checked.part.token_ids for piece in pieces])
+        return np.concatenate([self._decode(piece) for piece in pieces])
+
+    def _decode(self, piece: _Piece) -> Rows:
+        part, sequence, _ = piece.checked
+        try:
+            return decode_rows(piece.encoded, part.num_rows, self._width, sequence.encoding_at(piece.sub_run.units.start))
+        except ValueError as error:
+            raise MalformedFrame(f"sequence {part.sequence_id}: {error}") from error
+
+    # Computing.
+
+    def _run_body(self, units: range, group: _Group) -> Rows:
+        body_units = range(units.start, min(units.stop, self._body_units.stop))
+        if self._body is None or not body_units:
+            return np.asarray(group.inputs, np.float32)
+        slices = [
+            StageSlice(part.num_rows, part.first_position, block_table, sequence.boundary_encodings)
+            for part, sequence, block_table in (piece.checked for piece in group.pieces)
+        ]
+        try:
+            return self._body.run(self._kv, group.inputs, slices, units=body_units)
+        except ValueError as error:
+            raise DairllmError(f"the kernels refused the frame: {error}") from error
+
+    def _results(self, groups: dict[range, _Group], hidden: Sequence[Rows]) -> dict[int, SequenceResult]:
+        assert self._head is not None
+        results: dict[int, SequenceResult] = {}
+        for (units, group), rows in zip(groups.items(), hidden, strict=True):
+            if units.stop == self._boundary:
+                results |= {result.sequence_id: result for result in self._head.results([piece.checked for piece in group.pieces], rows)}
+        return results
+
+    # What goes out.
+
+    def _outgoing(self, pieces: Sequence[_Piece], groups: dict[range, _Group], hidden: Sequence[Rows]) -> tuple[SequenceSlice, ...]:
+        """In the order of the frame. Records on the way what is sent."""
+        outgoing = [self._passed_on(piece) for piece in pieces]
+        if self._head is None:
+            for group, rows in zip(groups.values(), hidden, strict=True):
+                for piece, own_rows in _rows_of_each(group.pieces, rows):
+                    outgoing[piece.number] = self._encoded(piece, own_rows)
+        return tuple(outgoing)
+
+    def _passed_on(self, piece: _Piece) -> SequenceSlice:
+        """As it goes on if nothing is computed here: rows only from the records of the outgoing boundary."""
+        part, sequence, _ = piece.checked
+        if piece.sub_run.origin is Origin.RECORDS and not piece.sub_run.units:
+            return part.with_activations(sequence.encoding_at(self._boundary), piece.encoded)
+        return part.without_activations()
+
+    def _encoded(self, piece: _Piece, rows: Rows) -> SequenceSlice:
+        part, sequence, _ = piece.checked
+        if not piece.sub_run.records:
+            return part.without_activations()
+        encoding = sequence.encoding_at(self._boundary)
+        activations = encode_rows(rows, encoding)
+        self.records.put(part.sequence_id, self._boundary, part.first_position, encoding, activations)
+        if not part.is_replay:
+            self.records.drop_behind(part.sequence_id, self._boundary, part.first_position)
+        return part.with_activations(encoding, activations) if piece.sub_run.sends else part.without_activations()
+
+    def _drop(self, checked: CheckedFrame) -> None:
+        self.sequences.drop(checked.ends)
+        for sequence_id in checked.ends:
+            self.records.forget(sequence_id)
+
+
+def _rows_of_each(pieces: Iterable[_Piece], rows: Rows) -> Iterator[tuple[_Piece, Rows]]:
+    first_row = 0
+    for piece in pieces:
+        end_row = first_row + piece.checked.part.num_rows
+        yield piece, rows[first_row:end_row]
+        first_row = end_row
+
+
+class _Stopwatch:
+    """Adds up the time since the last stop by what it was spent on."""
+
+    def __init__(self) -> None:
+        self._last_s = time.perf_counter()
+        self._spent_s: dict[str, float] = {}
+
+    def stop(self, what: str) -> None:
+        now_s = time.perf_counter()
+        self._spent_s[what] = self._spent_s.get(what, 0.0) + now_s - self._last_s
+        self._last_s = now_s
+
+    def us(self, what: str) -> int:
+        return round(self._spent_s.get(what, 0.0) * 1e6)

@@ -1,0 +1,139 @@
+"""Handing the KV cache of a layer over from its old owner to the new one, over ShardService.FetchKv.
+
+A transfer that fails harms nobody: what is missing is computed again. So it is tried once, with a deadline; what came over whole counts.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grpc
+import grpc.aio
+
+from dairllm.kernels_pyx import KvCache
+from dairllm.mesh.channels import dial, error_from_rpc
+from dairllm.mesh.errors import DairllmError, InvalidRequest, MalformedFrame, UnknownModel, Unsupported
+from dairllm.shard_service.assignment import PeerFacts
+from dairllm.shard_service.kv_caches import KvCaches
+from dairllm.v1 import cluster_pb2, shard_pb2, shard_pb2_grpc
+
+TRANSFER_DEADLINE_S = 5.0
+MAX_PIECE_BYTES = 4 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFacts:
+    """From this peer, the cache blocks in use of these layers. units: of the model, so that layer 0 is unit 1."""
+
+    peer: PeerFacts
+    units: range
+    block_ids: tuple[int, ...]
+
+
+class TransferOutcome(NamedTuple):
+    """units: those that came over whole. note: why others did not, for people."""
+
+    units: tuple[int, ...]
+    size_bytes: int
+    note: str
+
+
+def transfer_from_proto(message: cluster_pb2.KvTransfer) -> TransferFacts:
+    peer: cluster_pb2.Peer = getattr(message, "from")
+    return TransferFacts(PeerFacts(peer.name, tuple(peer.addresses)), range(message.first_unit, message.end_unit), tuple(message.block_ids))
+
+
+async def take_over(transfers: Sequence[TransferFacts], caches: KvCaches, deadline_s: float = TRANSFER_DEADLINE_S) -> TransferOutcome:
+    """Fill the caches, which are here already, all from their old owners at once. Never raises for a failing peer."""
+    outcomes = await asyncio.gather(*(_take_over(transfer, caches, deadline_s) for transfer in transfers))
+    units = sorted({unit for outcome in outcomes for unit in outcome.units})
+    notes = [outcome.note for outcome in outcomes if outcome.note]
+    return TransferOutcome(tuple(units), sum(outcome.size_bytes for outcome in outcomes), "; ".join(notes))
+
+
+async def _take_over(transfer: TransferFacts, caches: KvCaches, deadline_s: float) -> TransferOutcome:
+    receiver = _Receiver(transfer, caches)
+    note = ""
+    try:
+        async with asyncio.timeout(deadline_s):
+            await receiver.receive(deadline_s)
+    except TimeoutError:
+        note = f"{transfer.peer.name} did not send the KV cache within {deadline_s:g} s"
+    except grpc.aio.AioRpcError as error:
+        note = str(error_from_rpc(error, transfer.peer.name))
+    except (DairllmError, ValueError) as error:
+        note = str(error)
+    return TransferOutcome(tuple(receiver.finished), receiver.size_bytes, note)
+
+
+class _Receiver:
+    def __init__(self, transfer: TransferFacts, caches: KvCaches) -> None:
+        self._transfer = transfer
+        self._model_digest = caches.model_digest
+        self._caches = {unit: cache for unit in transfer.units if (cache := caches.get(unit)) is not None}
+        self._missing = {unit: set(transfer.block_ids) for unit in self._caches}
+        self.size_bytes = 0
+
+    @property
+    def finished(self) -> list[int]:
+        return [unit for unit, missing in self._missing.items() if not missing]
+
+    async def receive(self, deadline_s: float) -> None:
+        peer, units = self._transfer.peer, self._transfer.units
+        if len(self._caches) < len(units):
+            raise InvalidRequest(f"the KV cache of units {units.start} to {units.stop - 1} is to be taken over, but they are not all here")
+        if not self._transfer.block_ids or not units:
+            return
+        request = shard_pb2.FetchKvRequest(
+            model_digest=self._model_digest,
+            first_unit=units.start,
+            end_unit=units.stop,
+            block_ids=self._transfer.block_ids,
+            block_bytes=self._caches[units.start].block_bytes,
+        )
+        async with await dial(peer.addresses, deadline_s, peer.name) as channel:
+            async for response in shard_pb2_grpc.ShardServiceStub(channel).FetchKv(request):
+                self._take(response)
+
+    def _take(self, response: shard_pb2.FetchKvResponse) -> None:
+        missing, cache, block_ids = self._missing.get(response.unit), self._caches.get(response.unit), response.block_ids
+        if missing is None or cache is None or not missing.issuperset(block_ids):
+            raise MalformedFrame(f"{self._transfer.peer.name} sent blocks of unit {response.unit} that nobody asked for")
+        if len(response.data) != len(block_ids) * cache.block_bytes:
+            raise MalformedFrame(f"{self._transfer.peer.name} sent {len(response.data)} bytes for {len(block_ids)} blocks of the KV cache")
+        view = memoryview(response.data)
+        for index, block_id in enumerate(block_ids):
+            cache.write_block(block_id, view[index * cache.block_bytes : (index + 1) * cache.block_bytes])
+        missing.difference_update(block_ids)
+        self.size_bytes += len(response.data)
+
+
+async def kv_pieces(request: shard_pb2.FetchKvRequest, caches: KvCaches) -> AsyncIterator[shard_pb2.FetchKvResponse]:
+    """What FetchKv answers. Raises UnknownModel for a layer that is not here, Unsupported for another model or geometry."""
+    if request.model_digest != caches.model_digest:
+        raise Unsupported(f"this shard has no KV cache of the model {request.model_digest.hex()[:16]}")
+    units = range(request.first_unit, request.end_unit)
+    held = [(unit, cache) for unit in units[: len(caches.units)] if (cache := caches.get(unit)) is not None]
+    if len(held) < len(units):
+        raise UnknownModel(f"this shard holds the KV cache of units {sorted(caches.units)}; asked for {units.start} to {units.stop - 1}")
+    for unit, cache in held:
+        _require_geometry(request, unit, cache)
+    for unit, cache in held:
+        for block_ids in _pieces(request.block_ids, cache.block_bytes):
+            _require_geometry(request, unit, cache)  # again: a change of plan may have come between two pieces
+            data = b"".join([cache.read_block(block_id) for block_id in block_ids])
+            yield shard_pb2.FetchKvResponse(unit=unit, block_ids=block_ids, data=data)
+
+
+def _require_geometry(request: shard_pb2.FetchKvRequest, unit: int, cache: KvCache) -> None:
+    if request.block_bytes != cache.block_bytes:
+        raise Unsupported(f"blocks of unit {unit} have {cache.block_bytes} bytes on this shard; asked for {request.block_bytes}")
+    if max(request.block_ids, default=0) >= cache.num_blocks:
+        raise Unsupported(f"unit {unit} has {cache.num_blocks} blocks on this shard; asked for block {max(request.block_ids)}")
+
+
+def _pieces(block_ids: Sequence[int], block_bytes: int) -> Iterator[Sequence[int]]:
+    step = max(1, MAX_PIECE_BYTES // block_bytes)
+    for start in range(0, len(block_ids), step):
+        yield block_ids[start : start + step]

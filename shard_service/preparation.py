@@ -1,0 +1,114 @@
+"""Loading what an assignment needs, beside what is computed for the plan that is active.
+
+Threads that load have a lower priority than those that compute, so that running answers hardly notice it.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from dairllm.mesh.errors import NotEnoughMemory
+from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.kv_caches import KvCaches
+from dairllm.shard_service.layer_store import LayerStore, ReportProgress, bytes_together
+from dairllm.shard_service.memory import MemoryBudget, MemoryDemand
+from dairllm.shard_service.sources import LocalFile, RemoteMember, UnitSource, find_local_files
+from dairllm.shard_service.stage import StageParts, build_stage, empty_stage, scratch_bytes
+from dairllm.shard_service.unit_assembler import LoadedUnit
+
+T = TypeVar("T")
+
+LOADER_THREADS = 3
+_LOADER_NICENESS = 10
+
+
+class NeedsExclusive(NotEnoughMemory):
+    """The assignment fits, but not beside the active one."""
+
+
+class Prepared(NamedTuple):
+    """An assignment whose weights are loaded. Nothing of it is computed yet."""
+
+    assignment: AssignmentFacts
+    parts: StageParts
+    scratch_bytes: int
+
+
+def make_loader_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="loader", initializer=_give_way)
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # where every thread has a priority of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICENESS)
+
+
+class Preparer:
+    """coordinator_addresses: where weights are fetched that no file here has."""
+
+    def __init__(
+        self,
+        store: LayerStore,
+        caches: KvCaches,
+        threads: ThreadPoolExecutor,
+        model_dirs: Sequence[Path],
+        coordinator_addresses: Callable[[], Sequence[str]],
+    ) -> None:
+        self._store = store
+        self._caches = caches
+        self._threads = threads
+        self._model_dirs = model_dirs
+        self._coordinator_addresses = coordinator_addresses
+
+    async def prepare(
+        self, assignment: AssignmentFacts, active: AssignmentFacts | None, budget: MemoryBudget, report: ReportProgress
+    ) -> Prepared:
+        """active: what must stay as it is meanwhile. May be cancelled; units that were complete stay.
+
+        Raises NotEnoughMemory if it does not fit, NeedsExclusive if only not beside the active one, and what the sources raise.
+        """
+        empty = await self._in_loader(lambda: empty_stage(assignment))
+        demand = MemoryDemand(bytes_together(assignment), assignment.kv_cache_bytes, scratch_bytes(assignment, empty))
+        budget.require(demand)
+        self._make_room(assignment, active, demand, budget)
+        units = await self._load(assignment, report)
+        parts = await self._in_loader(lambda: build_stage(assignment, units))
+        return Prepared(assignment, parts, scratch_bytes(assignment, parts))
+
+    def _make_room(self, assignment: AssignmentFacts, active: AssignmentFacts | None, demand: MemoryDemand, budget: MemoryBudget) -> None:
+        """Free what nobody needs, as far as there is no room for it: it may be wanted again when the plan changes back."""
+        used = [assignment] if active is None else [assignment, active]
+        own_layers = range(0) if active is None else active.layer_units
+        together = replace(demand, weights_bytes=bytes_together(*used), kv_cache_bytes=self._caches.bytes_with(assignment, own_layers))
+        if budget.missing_bytes(together):
+            try:
+                budget.require(together, "the assignment together with the active one")
+            except NotEnoughMemory as error:
+                raise NeedsExclusive(str(error)) from error
+        besides = self._store.bytes_besides(*used)
+        if budget.missing_bytes(replace(together, weights_bytes=together.weights_bytes + besides)):
+            self._store.keep_only(*used)
+            besides = 0
+        all_caches_bytes = self._caches.bytes_with(assignment, self._caches.units)
+        if budget.missing_bytes(replace(together, weights_bytes=together.weights_bytes + besides, kv_cache_bytes=all_caches_bytes)):
+            self._caches.keep_only({*assignment.layer_units, *own_layers})
+
+    async def _load(self, assignment: AssignmentFacts, report: ReportProgress) -> tuple[LoadedUnit, ...]:
+        paths = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
+        remote = RemoteMember(self._coordinator_addresses(), assignment.model_digest, "the coordinator")
+        sources: list[UnitSource] = [*(LocalFile(path, self._threads) for path in paths), remote]
+        try:
+            return await self._store.load(assignment, sources, report)
+        finally:
+            await remote.close()
+
+    async def _in_loader(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)

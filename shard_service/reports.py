@@ -1,0 +1,85 @@
+"""What the shard tells the coordinator about its assignments."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from dairllm.mesh.errors import DairllmError, DeadlineExceeded, PeerUnreachable, WrongEpoch
+from dairllm.mesh.settings import format_size
+from dairllm.mesh.telemetry import fields
+from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.kv_transfer import TransferOutcome
+from dairllm.shard_service.layer_store import LoadCounts, ReportProgress
+from dairllm.shard_service.preparation import NeedsExclusive
+from dairllm.v1 import cluster_pb2
+
+PROGRESS_INTERVAL_S = 0.2
+_MAY_WORK_LATER = (PeerUnreachable, DeadlineExceeded, WrongEpoch)
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[cluster_pb2.JoinRequest], None]
+
+
+class Reports:
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    def progress_of(self, epoch: int) -> ReportProgress:
+        return _ProgressReport(epoch, self._send)
+
+    def ready(self, assignment: AssignmentFacts, weights_bytes: int, load_s: float) -> None:
+        """weights_bytes: all that are in memory."""
+        span, kv_cache_bytes = assignment.span, assignment.kv_cache_bytes
+        sizes = {"weights": format_size(weights_bytes), "kv_cache": format_size(kv_cache_bytes)}
+        log.info("ready", extra=fields(epoch=assignment.epoch, units=f"{span.start}-{span.stop - 1}", seconds=f"{load_s:.2f}", **sizes))
+        ready = cluster_pb2.StageReady(epoch=assignment.epoch, weights_bytes=weights_bytes, kv_cache_bytes=kv_cache_bytes, load_s=load_s)
+        self._send(cluster_pb2.JoinRequest(stage_ready=ready))
+
+    def failed(self, epoch: int, error: DairllmError) -> None:
+        retryable, needs_exclusive = isinstance(error, _MAY_WORK_LATER), isinstance(error, NeedsExclusive)
+        log.error("the assignment failed: %s", error, extra=fields(epoch=epoch, retryable=retryable, needs_exclusive=needs_exclusive))
+        failed = cluster_pb2.StageFailed(epoch=epoch, message=str(error), retryable=retryable, needs_exclusive=needs_exclusive)
+        self._send(cluster_pb2.JoinRequest(stage_failed=failed))
+
+    def activated(self, assignment: AssignmentFacts, outcome: TransferOutcome, seconds: float) -> None:
+        facts = {"transferred": format_size(outcome.size_bytes), "units": len(outcome.units), "seconds": f"{seconds:.3f}"}
+        if outcome.note:
+            log.warning("not all of the KV cache was taken over: %s", outcome.note, extra=fields(epoch=assignment.epoch))
+        log.info("activated", extra=fields(epoch=assignment.epoch, **facts))
+        activated = cluster_pb2.StageActivated(
+            epoch=assignment.epoch,
+            transferred_units=outcome.units,
+            transferred_bytes=outcome.size_bytes,
+            seconds=seconds,
+            note=outcome.note,
+        )
+        self._send(cluster_pb2.JoinRequest(stage_activated=activated))
+
+    def edge_lost(self, assignment: AssignmentFacts, message: str) -> None:
+        lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=assignment.next.name, message=message)
+        self._send(cluster_pb2.JoinRequest(edge_lost=lost))
+
+
+class _ProgressReport:
+    """Tells the coordinator a few times a second how far loading is, and at its end."""
+
+    def __init__(self, epoch: int, send: Send) -> None:
+        self._epoch = epoch
+        self._send = send
+        self._told_s = 0.0
+
+    def __call__(self, counts: LoadCounts) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_s < PROGRESS_INTERVAL_S and counts.loaded_bytes < counts.total_bytes:
+            return
+        self._told_s = now_s
+        progress = cluster_pb2.LoadProgress(
+            epoch=self._epoch,
+            loaded_bytes=counts.loaded_bytes,
+            total_bytes=counts.total_bytes,
+            from_memory_bytes=counts.from_memory_bytes,
+            from_disk_bytes=counts.from_disk_bytes,
+            from_network_bytes=counts.from_network_bytes,
+        )
+        self._send(cluster_pb2.JoinRequest(load_progress=progress))

@@ -1,0 +1,86 @@
+"""Which of a slice's units this shard computes, and where their rows come from and go to. Pure.
+
+Most slices are computed by all units. A replay is computed by some, to rebuild a KV cache that was lost: its rows are embedded anew, or
+enter the ring at a shard that has recorded them, at the boundary before its first unit. Shards without such units pass it on.
+"""
+
+from enum import Enum, auto
+from typing import NamedTuple
+
+from dairllm.mesh.errors import MalformedFrame
+from dairllm.shard_service.frames import SequenceSlice
+
+
+class Origin(Enum):
+    """Where rows come from. NOWHERE: this shard needs none."""
+
+    NOWHERE = auto()
+    TOKENS = auto()
+    ACTIVATIONS = auto()
+    RECORDS = auto()
+
+
+class SubRun(NamedTuple):
+    """units: empty if the rows are only passed on. sends: to the next member. records: the rows at the outgoing boundary."""
+
+    units: range
+    origin: Origin
+    sends: bool
+    records: bool
+
+
+PASSED_ON = SubRun(range(0), Origin.NOWHERE, False, False)
+
+
+class SubRunPlanner:
+    """For the shard of this name, which has the units `span` of num_units."""
+
+    def __init__(self, span: range, num_units: int, shard_name: str) -> None:
+        self._span = span
+        self._num_units = num_units
+        self._shard_name = shard_name
+        self._whole = self._between(0, num_units, Origin.TOKENS if span.start == 0 else Origin.ACTIVATIONS)
+
+    def plan(self, part: SequenceSlice) -> SubRun:
+        """Raises MalformedFrame for a replay that no ring could compute."""
+        if part.replay_failed:
+            return PASSED_ON
+        if part.first_unit == part.end_unit == 0:
+            return self._whole
+        self._require_units(part)
+        return self._between(part.first_unit, part.end_unit, self._origin(part))
+
+    def _origin(self, part: SequenceSlice) -> Origin:
+        first, end, span = part.first_unit, part.end_unit, self._span
+        if part.replay_at == self._shard_name:
+            if not span.start <= first <= span.stop:
+                raise MalformedFrame(f"{_who(part)} at boundary {first}; expected one of {span.start} to {span.stop} on this shard")
+            return Origin.RECORDS
+        if span.stop <= first or end <= span.start:
+            return Origin.NOWHERE
+        if first == span.start == 0:
+            return Origin.TOKENS
+        if first > span.start:
+            raise MalformedFrame(f"{_who(part)} at boundary {first}, which lies within this shard, by {part.replay_at!r}")
+        return Origin.ACTIVATIONS
+
+    def _between(self, first: int, end: int, origin: Origin) -> SubRun:
+        if origin is Origin.NOWHERE:
+            return PASSED_ON
+        span = self._span
+        units = range(max(span.start, first), min(span.stop, end))
+        is_new = bool(units)  # what comes from the records of this very boundary is recorded already
+        return SubRun(units, origin, end > span.stop, is_new and end >= span.stop and span.stop < self._num_units)
+
+    def _require_units(self, part: SequenceSlice) -> None:
+        first, end = part.first_unit, part.end_unit
+        if not first < end <= self._num_units:
+            raise MalformedFrame(f"{_who(part)} by units {first} to {end}; expected a run within 0 to {self._num_units}")
+        if bool(first) != bool(part.replay_at):
+            raise MalformedFrame(f"{_who(part)} from unit {first} by {part.replay_at or 'nobody'!r}; expected a shard for all but unit 0")
+        if end < self._num_units and (part.sample or part.score_targets.size):
+            raise MalformedFrame(f"{_who(part)} by units before {end} only, and cannot give tokens")
+
+
+def _who(part: SequenceSlice) -> str:
+    return f"sequence {part.sequence_id} is replayed"

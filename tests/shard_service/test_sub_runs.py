@@ -1,0 +1,92 @@
+"""Replays along a whole ring: every unit computes once, and rows are where they are needed."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dairllm.mesh.errors import MalformedFrame
+from dairllm.shard_service.frames import SequenceId, SequenceSlice, no_ids
+from dairllm.shard_service.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
+
+NORMAL = SequenceSlice(SequenceId(1), 0, np.zeros(1, np.int32), no_ids(), None, b"", False, no_ids())
+
+
+def replay(first: int, end: int, at: str = "", **changes: object) -> SequenceSlice:
+    return replace(NORMAL, first_unit=first, end_unit=end, replay_at=at, **changes)  # type: ignore[arg-type]
+
+
+@st.composite
+def rings(draw: st.DrawFn) -> list[range]:
+    num_units = draw(st.integers(3, 12))
+    cuts = draw(st.sets(st.integers(1, num_units - 1), max_size=5))
+    return [range(start, stop) for start, stop in pairwise(sorted({0, num_units} | cuts))]
+
+
+@st.composite
+def rings_with_replay(draw: st.DrawFn) -> tuple[list[range], SequenceSlice]:
+    ring = draw(rings())
+    num_units = ring[-1].stop
+    first = draw(st.integers(0, num_units - 1))
+    end = draw(st.integers(first + 1, num_units))
+    holders = [index for index, span in enumerate(ring) if span.start <= first <= span.stop]
+    return ring, replay(first, end, f"s{draw(st.sampled_from(holders))}" if first else "")
+
+
+def runs_of(ring: list[range], part: SequenceSlice) -> list[SubRun]:
+    return [SubRunPlanner(span, ring[-1].stop, f"s{index}").plan(part) for index, span in enumerate(ring)]
+
+
+@given(rings_with_replay())
+def test_a_replay_is_computed_once_by_its_units_and_no_others(example: tuple[list[range], SequenceSlice]) -> None:
+    ring, part = example
+    runs = runs_of(ring, part)
+    assert [unit for run in runs for unit in run.units] == list(range(part.first_unit, part.end_unit))
+    for span, run in zip(ring, runs, strict=True):
+        assert set(run.units) <= set(span)
+
+
+@given(rings_with_replay())
+def test_rows_are_sent_exactly_to_where_they_are_expected(example: tuple[list[range], SequenceSlice]) -> None:
+    ring, part = example
+    runs = runs_of(ring, part)
+    assert not runs[-1].sends
+    for run, following in pairwise(runs):
+        assert run.sends == (following.origin is Origin.ACTIVATIONS)
+    origins = [run.origin for run in runs if run.origin in (Origin.TOKENS, Origin.RECORDS)]
+    assert origins == [Origin.RECORDS if part.first_unit else Origin.TOKENS]
+
+
+@given(rings_with_replay())
+def test_records_are_complete_wherever_the_replay_passed(example: tuple[list[range], SequenceSlice]) -> None:
+    """As the coordinator reckons: boundaries behind the first unit, up to and with the end."""
+    ring, part = example
+    recorded = [span.stop for span, run in zip(ring, runs_of(ring, part), strict=True) if run.records]
+    assert recorded == [span.stop for span in ring[:-1] if part.first_unit < span.stop <= part.end_unit]
+
+
+@given(rings())
+def test_a_slice_of_no_replay_passes_all_units(ring: list[range]) -> None:
+    assert runs_of(ring, NORMAL) == runs_of(ring, replay(0, ring[-1].stop))
+    assert runs_of(ring, replace(NORMAL, replay_failed=True)) == [PASSED_ON] * len(ring)
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (replay(2, 2, "s"), "2 to 2"),
+        (replay(0, 11), "0 to 11"),
+        (replay(2, 4), "nobody"),
+        (replay(0, 4, "s"), "'s'"),
+        (replay(1, 4, "me"), "expected one of 2 to 5"),
+        (replay(6, 8, "me"), "expected one of 2 to 5"),
+        (replay(3, 8, "s"), "within this shard"),
+        (replay(0, 4, sample=True), "tokens"),
+    ],
+)
+def test_what_no_ring_could_compute_is_refused(part: SequenceSlice, text: str) -> None:
+    with pytest.raises(MalformedFrame, match=text):
+        SubRunPlanner(range(2, 5), 10, "me").plan(part)
