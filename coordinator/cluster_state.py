@@ -2,13 +2,15 @@
 
 from dataclasses import asdict
 
+from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.facts import ShardCapabilities
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, ShardSnapshot
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.v1 import cluster_pb2
 
 
-def state_to_proto(snapshot: ClusterSnapshot) -> cluster_pb2.ClusterState:
+def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float) -> cluster_pb2.ClusterState:
+    """clock_offset_s: seconds since 1970 minus the time that the snapshot's events are counted in."""
     return cluster_pb2.ClusterState(
         coordinator_id=snapshot.coordinator_id,
         software_version=snapshot.software_version,
@@ -27,6 +29,13 @@ def state_to_proto(snapshot: ClusterSnapshot) -> cluster_pb2.ClusterState:
         waiting_sequences=snapshot.waiting_sequences,
         kv_blocks_total=snapshot.kv_blocks_total,
         kv_blocks_free=snapshot.kv_blocks_free,
+        recent_events=[_event_to_proto(event, clock_offset_s) for event in snapshot.events],
+    )
+
+
+def _event_to_proto(event: ClusterEventRecord, clock_offset_s: float) -> cluster_pb2.ClusterEvent:
+    return cluster_pb2.ClusterEvent(
+        time_s=event.time_s + clock_offset_s, kind=event.kind, shard=event.shard, text=event.text, duration_s=event.duration_s
     )
 
 

@@ -18,7 +18,7 @@ import grpc
 from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.recovery import StagePlace
@@ -410,6 +410,8 @@ def hello_from_proto(hello: cluster_pb2.Hello) -> ShardHello:
         protocol_major=hello.protocol_major,
         protocol_minor=hello.protocol_minor,
         software_version=hello.software_version,
+        held=HeldUnits(hello.held.model_digest, frozenset(hello.held.unit_indexes)),
+        last_epoch=Epoch(hello.last_epoch),
     )
 
 

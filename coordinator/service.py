@@ -6,9 +6,10 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -113,6 +114,8 @@ class Coordinator:
         )
         self._membership: Membership
         self._http_port = 0
+        # Fixed, so that an event has the same time whenever it is shown.
+        self._clock_offset_s = time.time() - asyncio.get_running_loop().time()
 
     async def run(self, stop: asyncio.Event) -> None:
         settings = self._settings
@@ -179,7 +182,7 @@ class Coordinator:
 
     async def _start_grpc(self, server: grpc.aio.Server, latency: LatencyObserver) -> None:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
-            ClusterServicer(self._membership, lambda: state_to_proto(self.snapshot())), server
+            ClusterServicer(self._membership, lambda: state_to_proto(self.snapshot(), self._clock_offset_s)), server
         )
         ring_pb2_grpc.add_RingServiceServicer_to_server(RingServicer(self._ring), server)
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self._model.manifest, self._model.path), server)
@@ -210,15 +213,8 @@ class Coordinator:
 
     def _recovered(self, report: ReportRecovery, duration_s: float) -> None:
         share = report.replayed_work / report.all_work if report.all_work else 0.0
-        logger.info(
-            "%d answers went on after %.2f s: %d at once, %d after a replay, %d from their beginning; %.0f %% of their work was done again",
-            report.num_kept + report.num_replayed + report.num_restarted,
-            duration_s,
-            report.num_kept,
-            report.num_replayed,
-            report.num_restarted,
-            100 * share,
-        )
+        recovered = on.AnswersRecovered(report.num_kept, report.num_replayed, report.num_restarted, share, duration_s)
+        self._membership.handle(recovered)
 
     def _ring_broken(self, epoch: int, message: str) -> None:
         self._membership.handle(on.RingBroken(Epoch(epoch), message))
@@ -254,7 +250,8 @@ class Coordinator:
     def _cluster_json(self) -> Mapping[str, object]:
         loads = {name: load.to_json() for name, load in self._engine.stage_loads().items()}
         snapshot = self.snapshot()
-        return {**snapshot.to_json(), "stage_loads": loads, "events": [_event_json(event) for event in snapshot.events]}
+        events = [_event_json(event, self._clock_offset_s) for event in snapshot.events]
+        return {**snapshot.to_json(), "stage_loads": loads, "events": events}
 
 
 def context_length_of(settings: CoordinatorSettings, model: LoadedModel) -> int:
@@ -267,16 +264,11 @@ def context_length_of(settings: CoordinatorSettings, model: LoadedModel) -> int:
     return settings.context_length
 
 
-def _event_json(event: ClusterEventRecord) -> dict[str, str]:
+def _event_json(event: ClusterEventRecord, clock_offset_s: float) -> dict[str, object]:
     """The machine counts time as the event loop does; people have clocks."""
-    seconds_ago = asyncio.get_running_loop().time() - event.time_s
-    when = datetime.now(UTC) - timedelta(seconds=seconds_ago)
-    return {"time": when.isoformat(timespec="milliseconds"), "kind": event.kind, "shard": event.shard, "text": event.text}
-
-
-def _expected_error(group: ExceptionGroup[Exception]) -> DairllmError | None:
-    """What the tasks failed with, if it is one of our own errors: such as a port in use."""
-    return next((error for error in group.exceptions if isinstance(error, DairllmError)), None)
+    when = datetime.fromtimestamp(event.time_s + clock_offset_s, UTC)
+    facts = {"kind": event.kind, "shard": event.shard, "text": event.text, "duration_s": event.duration_s}
+    return {"time": when.isoformat(timespec="milliseconds"), **facts}
 
 
 def _dialable(host: str) -> str:

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
+from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.membership import Membership
 from dairllm.coordinator.reachability import host_of_peer
 from dairllm.coordinator.ring import Ring
+from dairllm.mesh.errors import InvalidRequest, NotDispensable, UnknownShard
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
 WATCH_INTERVAL_S = 0.5
+MAX_THREADS = 1024
 
 
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
@@ -37,6 +40,46 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
             if request.once:
                 return
             await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def DrainShard(self, request: cluster_pb2.DrainShardRequest, context: grpc.aio.ServicerContext) -> cluster_pb2.DrainShardResponse:
+        self._check_name(request.name)
+        if not request.force:
+            self._check_dispensable(request.name)
+        self._membership.handle(on.DrainRequested(request.name, request.force))
+        return cluster_pb2.DrainShardResponse()
+
+    async def CordonShard(
+        self, request: cluster_pb2.CordonShardRequest, context: grpc.aio.ServicerContext
+    ) -> cluster_pb2.CordonShardResponse:
+        self._check_name(request.name)
+        if request.cordoned and not request.force:
+            self._check_dispensable(request.name)
+        self._membership.handle(on.CordonRequested(request.name, request.cordoned, request.force))
+        return cluster_pb2.CordonShardResponse()
+
+    async def ConfigureShard(
+        self, request: cluster_pb2.ConfigureShardRequest, context: grpc.aio.ServicerContext
+    ) -> cluster_pb2.ConfigureShardResponse:
+        self._check_name(request.name)
+        memory_budget_bytes = request.memory_budget_bytes if request.HasField("memory_budget_bytes") else None
+        num_threads = request.num_threads if request.HasField("num_threads") else None
+        if memory_budget_bytes is None and num_threads is None:
+            raise InvalidRequest("neither memory_budget_bytes nor num_threads is set; expected at least one of them")
+        if memory_budget_bytes == 0:
+            raise InvalidRequest("memory_budget_bytes is 0; expected at least 1", "memory_budget_bytes")
+        if num_threads is not None and not 1 <= num_threads <= MAX_THREADS:
+            raise InvalidRequest(f"num_threads is {num_threads}; expected 1 to {MAX_THREADS}", "num_threads")
+        self._membership.handle(on.ConfigureRequested(request.name, memory_budget_bytes, num_threads))
+        return cluster_pb2.ConfigureShardResponse()
+
+    def _check_name(self, name: str) -> None:
+        if not self._membership.machine.has_member(name):
+            raise UnknownShard(f"no shard is named {name!r}; `dairllm status` lists them", "name")
+
+    def _check_dispensable(self, name: str) -> None:
+        lack = self._membership.machine.can_do_without(name)
+        if lack is not None:
+            raise NotDispensable(f"the model cannot be served without shard {name!r}: {lack.reason}", "name")
 
     def _identity(self) -> cluster_pb2.CoordinatorIdentity:
         config = self._membership.config

@@ -4,6 +4,8 @@
     ├── InvalidRequest            the request is wrong and will stay wrong
     │   ├── ContextExceeded       prompt and answer do not fit the model's context
     │   ├── UnknownModel          no model of this name is served
+    │   ├── UnknownShard          no shard of this name is in the cluster
+    │   ├── NotDispensable        the model cannot be served without this shard
     │   └── PromptTemplateFailed  the model's chat template refuses these messages
     ├── Unsupported               this model or this build lacks an ability
     ├── InvalidSetting            a flag, an environment variable or a line of the settings file is wrong
@@ -79,6 +81,14 @@ class ContextExceeded(InvalidRequest):
 
 
 class UnknownModel(InvalidRequest):
+    pass
+
+
+class UnknownShard(InvalidRequest):
+    pass
+
+
+class NotDispensable(InvalidRequest):
     pass
 
 
@@ -167,6 +177,8 @@ MEANINGS: dict[type[DairllmError], Meaning] = {
     InvalidRequest: Meaning(_S.INVALID_ARGUMENT, 400, _INVALID, False),
     ContextExceeded: Meaning(_S.INVALID_ARGUMENT, 400, _INVALID, False),
     UnknownModel: Meaning(_S.NOT_FOUND, 404, _INVALID, False),
+    UnknownShard: Meaning(_S.NOT_FOUND, 404, _INVALID, False),
+    NotDispensable: Meaning(_S.FAILED_PRECONDITION, 409, _INVALID, False),
     Unsupported: Meaning(_S.FAILED_PRECONDITION, 400, _INVALID, False),
     InvalidSetting: Meaning(_S.INVALID_ARGUMENT, 400, _INVALID, False),
     InvalidModel: Meaning(_S.FAILED_PRECONDITION, 500, _SERVER, False),

@@ -174,6 +174,21 @@ class RingBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswersRecovered:
+    """All answers that ran when the last ring closed have gone on, duration_s after it.
+
+    kept: at once; replayed: after a replay of lost layers; restarted: from their beginning. share: of the work that computing all of
+    them again would have been.
+    """
+
+    num_kept: int
+    num_replayed: int
+    num_restarted: int
+    share: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepMeasured:
     """A micro-batch of one row took step_s: computing on one shard, or the whole ring if shard is None. Comes about once a second."""
 
@@ -206,6 +221,7 @@ Event = (
     | RingOpened
     | RingDrained
     | RingBroken
+    | AnswersRecovered
     | StepMeasured
     | TimePassed
 )

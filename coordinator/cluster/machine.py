@@ -36,6 +36,7 @@ from dairllm.coordinator.cluster.actions import (
 )
 from dairllm.coordinator.cluster.cache_places import CachePlaces
 from dairllm.coordinator.cluster.events import (
+    AnswersRecovered,
     CapabilitiesChanged,
     ConfigureRequested,
     CordonRequested,
@@ -79,7 +80,7 @@ from dairllm.coordinator.cluster.state import (
     Member,
     Phase,
 )
-from dairllm.coordinator.cluster.words import describe_moves, describe_plan, describe_units
+from dairllm.coordinator.cluster.words import describe_moves, describe_plan, describe_recovery, describe_units
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan, Stage, format_bytes, make_plan
 
 MEASURED_WEIGHT = 0.1
@@ -180,7 +181,7 @@ class ClusterMachine:
                 return self._members.is_current(event.name, event.boot_id) and self._is_in_time(event, event.epoch, event.name)
             case EdgeBroken() | RingOpened() | RingDrained() | RingBroken() | StepMeasured():
                 return self._is_in_time(event, event.epoch)
-            case ModelRegistered() | JoinRequested() | TimePassed():
+            case ModelRegistered() | JoinRequested() | TimePassed() | AnswersRecovered():
                 return True
 
     def _is_in_time(self, event: Event, epoch: Epoch, name: str | None = None) -> bool:
@@ -225,6 +226,8 @@ class ClusterMachine:
                 self._on_ring_broken(event.message)
             case StepMeasured():
                 self._on_step(event.shard, event.step_s)
+            case AnswersRecovered():
+                self._journal.record(EventKind.RECOVERED, "", describe_recovery(event), event.duration_s)
 
     def _on_membership(self, event: JoinRequested | HeartbeatReceived | LeaseBroken | ShardLeft | TimePassed) -> None:
         match event:

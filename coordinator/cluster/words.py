@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from dairllm.coordinator.cluster.events import AnswersRecovered
 from dairllm.coordinator.cluster.facts import Epoch, ShardHello
 from dairllm.coordinator.planner import Plan, format_bytes, format_speed
 
@@ -43,3 +44,11 @@ def describe_moves(before: Mapping[str, range], after: Mapping[str, range]) -> s
                 counts[source, shard] = counts.get((source, shard), 0) + 1
     moves = [f"{counted(count, 'part')} from {source} to {target}" for (source, target), count in counts.items()]
     return f"moved {', '.join(moves)}" if moves else ""
+
+
+def describe_recovery(event: AnswersRecovered) -> str:
+    count = event.num_kept + event.num_replayed + event.num_restarted
+    ways = ((event.num_kept, "at once"), (event.num_replayed, "after a replay"), (event.num_restarted, "from their beginning"))
+    how = ", ".join(f"{number} {way}" for number, way in ways if number)
+    answers = "1 answer" if count == 1 else f"{count} answers"
+    return f"{answers} went on after {event.duration_s:.2f} s: {how}; {event.share:.0%} of the work was done again"
