@@ -271,6 +271,11 @@ def _event_json(event: ClusterEventRecord, clock_offset_s: float) -> dict[str, o
     return {"time": when.isoformat(timespec="milliseconds"), **facts}
 
 
+def _expected_error(group: ExceptionGroup[Exception]) -> DairllmError | None:
+    """What the tasks failed with, if it is one of our own errors: such as a port in use."""
+    return next((error for error in group.exceptions if isinstance(error, DairllmError)), None)
+
+
 def _dialable(host: str) -> str:
     return "127.0.0.1" if host in ANY_HOSTS else host
 
