@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import gguf
@@ -19,59 +18,12 @@ from instruments.processes import ManagedProcess
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
-from tests.shard_service.fake_coordinator import CLUSTER, FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
+from tests.shard_service.fake_coordinator import FakeCoordinator, Frames, RingEdge, greedy_tokens, soon
+from tests.shard_service.shard_processes import joined, process_of, shard_process
 from tests.shard_service.whole_model import WholeModel
 from tests.tiny_gguf import write_tiny_llama
 
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", block_format="Q8_0", tied=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The probe runs once for all processes of this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-def shard_process(coordinator: FakeCoordinator, *arguments: str, name: str = "s") -> ManagedProcess:
-    flags = ["--coordinator", coordinator.address, "--cluster", CLUSTER, "--name", name, "--host", "127.0.0.1", "--threads", "1"]
-    flags += ["--memory", "512MiB", "--ready-file", "{ready_file}", *arguments]
-    return ManagedProcess([sys.executable, "-m", "dairllm.shard_service.main", *flags], name=f"shard-{name}")
-
-
-@pytest.fixture
-async def coordinator(tiny: Path) -> AsyncIterator[FakeCoordinator]:
-    async with FakeCoordinator(tiny) as fake:
-        yield fake
-
-
-@contextlib.asynccontextmanager
-async def joined(coordinator: FakeCoordinator, *arguments: str, name: str = "s") -> AsyncIterator[JoinedShard]:
-    with shard_process(coordinator, *arguments, name=name) as process:
-        try:
-            shard = await coordinator.next_shard()
-            PROCESSES[name] = process
-            yield shard
-            assert process.running, process.tail()
-        except BaseException:
-            print(process.tail())
-            raise
-        finally:
-            # Not `with` alone: while it waited for the process, nothing could answer its goodbye.
-            await asyncio.to_thread(process.close)
-
-
-PROCESSES: dict[str, ManagedProcess] = {}
-
-
-def process_of(shard: JoinedShard) -> ManagedProcess:
-    return PROCESSES[shard.hello.name]
 
 
 def expected_tokens(coordinator: FakeCoordinator, count: int) -> list[int]:
