@@ -4,6 +4,9 @@ import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dairllm.coordinator.engine.requests import (
     GenerationFinished,
     GenerationRequest,
@@ -27,8 +30,6 @@ from dairllm.coordinator.engine.scheduler import (
     SendBatch,
     SliceResult,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BLOCK_TOKENS = 4
 END_ID = 7
