@@ -14,11 +14,11 @@ import gguf
 import grpc.aio
 import numpy as np
 import pytest
-from tests.instruments.processes import ManagedProcess
 
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
+from tests.instruments.processes import ManagedProcess
 from tests.shard_service.fake_coordinator import CLUSTER, FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
 from tests.shard_service.whole_model import WholeModel
 from tests.tiny_gguf import write_tiny_llama
@@ -82,7 +82,7 @@ def expected_tokens(coordinator: FakeCoordinator, count: int) -> list[int]:
 async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordinator) -> None:
     with shard_process(coordinator) as process:
         shard = await coordinator.next_shard()
-        assert process.wait_ready()["port"] == int(shard.address.rpartition(":")[2])
+        assert process.wait_ready()["grpc"].rpartition(":")[2] == shard.address.rpartition(":")[2]
         capabilities = shard.hello.capabilities
         assert capabilities.memory_budget_bytes == 512 * 1024**2
         assert 0 < capabilities.decode_s_per_byte < 1e-6
