@@ -1,5 +1,6 @@
-"""Commands that are expected to refuse their arguments and end."""
+"""Commands that are expected to refuse their arguments and end, and shards with arguments of their own."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,28 @@ from typing import NamedTuple
 
 COORDINATOR = "dairllm.coordinator.main"
 SHARD = "dairllm.shard_service.main"
-END_TIMEOUT_S = 30.0
+ALL_END_TIMEOUT_S = 100.0
+
+RUN_EACH = """
+import importlib, json, os, signal, sys, tempfile
+main = importlib.import_module(sys.argv[1]).main
+ends = []
+for arguments in json.loads(sys.argv[2]):
+    with tempfile.TemporaryFile() as output:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            sys.argv = ["dairllm", *arguments]
+            main()
+            raise SystemExit(0)
+        _, status = os.waitpid(pid, 0)
+        output.seek(0)
+        ends.append((os.waitstatus_to_exitcode(status), output.read().decode()))
+print(json.dumps(ends))
+"""
+"""Runs a command once per list of arguments, each in a process of its own, and imports it only once, which is most of the work."""
 
 
 class Refusal(NamedTuple):
@@ -17,27 +39,29 @@ class Refusal(NamedTuple):
 
     @property
     def line(self) -> str:
-        """What stands on stderr, which must be one line. Records of the log, which begin with the time, do not count."""
+        """What stands on the terminal, which must be one line. Records of the log, which begin with the time, do not count."""
         lines = [line for line in self.text.splitlines() if not line.startswith("20")]
         assert len(lines) == 1, self.text
         return lines[0]
 
 
-def refusal_of(module: str, *arguments: str) -> Refusal:
-    """How a command ends that cannot begin."""
-    command = [sys.executable, "-m", module, *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=END_TIMEOUT_S, stdin=subprocess.DEVNULL, check=False)
-    assert "Traceback" not in ended.stderr, ended.stderr
-    assert ended.stdout == ""
-    return Refusal(ended.returncode, ended.stderr)
+def refusals_of(module: str, cases: Sequence[Sequence[str]]) -> list[Refusal]:
+    """How a command ends that cannot begin, with each of these arguments."""
+    command = [sys.executable, "-c", RUN_EACH, module, json.dumps(cases)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=ALL_END_TIMEOUT_S, stdin=subprocess.DEVNULL, check=True)
+    refusals = [Refusal(code, text) for code, text in json.loads(ended.stdout)]
+    assert len(refusals) == len(cases)
+    for refusal in refusals:
+        assert "Traceback" not in refusal.text, refusal.text
+    return refusals
 
 
-def assert_refused(module: str, *arguments: str, expected: str) -> None:
-    """Exit code 2 and one line on stderr that has the expected words."""
-    refusal = refusal_of(module, *arguments)
-    assert refusal.code == 2, refusal.text
-    assert expected in refusal.line, refusal.line
-    assert len(refusal.line) < 600
+def assert_refused(module: str, cases: Sequence[tuple[Sequence[str], str]]) -> None:
+    """cases: arguments and words of the answer to them: exit code 2 and one line."""
+    for (arguments, expected), refusal in zip(cases, refusals_of(module, [arguments for arguments, _ in cases]), strict=True):
+        assert refusal.code == 2, (arguments, refusal)
+        assert expected in refusal.line, (arguments, refusal.line)
+        assert len(refusal.line) < 600
 
 
 def shard_command(name: str, cluster: str, *arguments: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import grpc
@@ -67,8 +68,7 @@ def test_the_coordinator_names_what_is_wrong_with_a_file(tiny_model: Path, tmp_p
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(damage(data))
         cases.append((path, expected))
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda case: assert_refused(COORDINATOR, "--model", str(case[0]), expected=case[1]), cases))
+    assert_refused(COORDINATOR, [(("--model", str(path)), expected) for path, expected in cases])
 
 
 def test_files_of_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
@@ -79,12 +79,16 @@ def test_files_of_other_architectures_are_refused_by_name(tmp_path: Path) -> Non
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert_refused(COORDINATOR, "--model", str(path), expected="mamba")
+    assert_refused(COORDINATOR, [(("--model", str(path)), "mamba")])
 
 
 def model_in(folder: Path) -> Path:
     folder.mkdir()
     return write_tiny_llama(folder / "model.gguf", with_tokenizer=True, num_layers=4)
+
+
+def serves_alone(name: str, state: dict[str, Any]) -> bool:
+    return [shard["name"] for shard in state["shards"]] == [name] and state["phase"] == "serving"
 
 
 def with_one_byte_changed(data: bytes) -> bytes:
@@ -109,7 +113,7 @@ def test_shards_that_lack_the_file_or_have_another_fetch_what_they_need(tmp_path
             cluster.processes[name] = cluster._stack.enter_context(ManagedProcess(command, name=name))
             cluster.processes[name].wait_ready()
             last.kill()
-            cluster.wait_until(lambda state, name=name: [s["name"] for s in state["shards"]] == [name] and state["phase"] == "serving")
+            cluster.wait_until(partial(serves_alone, name))
             assert_sound(cluster, expected)
             load = cluster.state()["shards"][0]["load"]
             print(f"{name}: {load}")
