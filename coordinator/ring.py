@@ -24,7 +24,7 @@ COORDINATOR_NAME = "coordinator"
 RESULT_CREDITS = 64
 """Results are small and handled at once; the number of frames in flight is bounded by the scheduler."""
 
-FIRST_REQUEST_DEADLINE_S = 10.0
+FIRST_REQUEST_DEADLINE_S = 5.0
 OPEN_DEADLINE_S = 30.0
 OPEN_RETRY_S = 0.05
 Request = TypeVar("Request", ring_pb2.ForwardRequest, cluster_pb2.JoinRequest)

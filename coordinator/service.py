@@ -20,7 +20,7 @@ from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.facts import Epoch
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, EngineLoad
-from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.cluster.state import ClusterConfig, Phase
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.scheduler import BatchCompleted, ReportRecovery, SchedulerLimits
@@ -234,11 +234,11 @@ class Coordinator:
                 self._membership.handle(on.StepMeasured(epoch, shard, step_s))
 
     def why_unready(self) -> DairllmError | None:
-        """None while the plan serves, or is likely to again before answers that run now would fail."""
-        closed_for_s = self._membership.closed_for_s()
-        if closed_for_s is not None and closed_for_s < RECOVERY_LIMIT_S:
-            return None
+        """None while a plan serves, or is about to again before answers that run now would fail."""
         machine = self._membership.machine
+        closed_for_s = self._membership.closed_for_s()
+        if closed_for_s is not None and closed_for_s < RECOVERY_LIMIT_S and machine.phase is not Phase.WAITING:
+            return None
         kind = NotEnoughMemory if machine.missing_bytes else NotReady
         return kind(f"the model is not served yet: {machine.reason or 'the ring of shards is being opened'}", retry_after_s=RETRY_AFTER_S)
 

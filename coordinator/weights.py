@@ -26,13 +26,13 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         self, request: weights_pb2.FetchUnitRequest, context: "grpc.aio.ServicerContext[object, object]"
     ) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         unit = self._unit(request)
-        with FileSource(self._path) as source:
-            for offset, position, size in ranges_of(unit, request.offset_bytes):
-                try:
+        try:
+            with FileSource(self._path) as source:
+                for offset, position, size in ranges_of(unit, request.offset_bytes):
                     data = await asyncio.to_thread(source.read, position, size)
-                except ModelFileError as error:
-                    raise WeightsDiffer(f"the coordinator's model file changed while it was served: {error}") from error
-                yield weights_pb2.FetchUnitResponse(offset_bytes=offset, data=data)
+                    yield weights_pb2.FetchUnitResponse(offset_bytes=offset, data=data)
+        except ModelFileError as error:
+            raise WeightsDiffer(f"the coordinator's model file changed while it was served: {error}") from error
 
     def _unit(self, request: weights_pb2.FetchUnitRequest) -> Unit:
         if request.model_digest.hex() != self._manifest.model_digest:

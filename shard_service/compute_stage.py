@@ -26,7 +26,7 @@ Inputs = npt.NDArray[np.int32] | Rows
 
 
 class _Piece(NamedTuple):
-    """The number-th slice of a frame and what this shard does with it. encoded: its rows as they came, or as they are recorded; empty where there are none."""
+    """A slice, the number-th of its frame, and what this shard does with it. encoded: its rows as they came or are recorded, if any."""
 
     number: int
     checked: CheckedSlice

@@ -42,7 +42,7 @@ def shard(
     ] = True,
     parent_pid: Annotated[int | None, typer.Option(hidden=True, help="Process that started this one: end when it ends.")] = None,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Written as soon as the port listens: a JSON object with pid, grpc (its address), name and boot_id.")
+        Path | None, typer.Option(help="Written as soon as the port listens: a JSON object with pid, grpc (host:port), name and boot_id.")
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects instead of text.")] = False,

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from dairllm.kernels_pyx import BLOCK_FORMATS, get_num_threads, optimization_info, set_num_threads
 from dairllm.mesh.addresses import Address, parse_address
@@ -105,14 +106,19 @@ class Shard:
         if self._settings.threads is not None:
             set_num_threads(self._settings.threads)
         await self._start_server(stack)
+        if self._settings.ready_file is not None:
+            self._write_ready_file(self._settings.ready_file)
+            stack.callback(remove_ready_file, self._settings.ready_file)
         self._speed = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
         if self._browser is not None:
             await stack.enter_async_context(self._browser)
-        if self._settings.ready_file is not None:
-            stack.callback(remove_ready_file, self._settings.ready_file)
-            facts = {"pid": os.getpid(), "grpc": self._addresses()[0], "name": self._identity.name, "boot_id": self._identity.boot_id}
-            write_ready_file(self._settings.ready_file, facts)
         log.info("shard started", extra=fields(name=self._identity.name, port=self._port, memory=format_size(self._budget.total_bytes)))
+
+    def _write_ready_file(self, path: Path) -> None:
+        host = self._settings.host
+        address = Address("127.0.0.1" if host is None or host in (EVERY_INTERFACE, "::") else host, self._port)
+        facts = {"pid": os.getpid(), "grpc": str(address), "name": self._identity.name, "boot_id": self._identity.boot_id}
+        write_ready_file(path, facts)
 
     async def hand_over(self) -> None:
         """Stay a member until others have taken over this shard's part: until it is released, the coordinator is gone, or the deadline."""

@@ -1,4 +1,4 @@
-"""For all tests: where their tools are found (`tests.tiny_gguf`, `instruments.<module>`), options, the real model, and no process left behind."""
+"""For all tests: their tools (`tests.instruments`, `tests.tiny_gguf`), options, the real model, and no process left behind."""
 
 import os
 import sys
@@ -7,8 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -23,8 +23,8 @@
    some milliseconds, so that a worker on a busy core costs far more than it brings. */
 #define STALL_NS 150000
 #define STALL_CHUNKS 4
-#define SHORTEST_BENCH_NS 4000000
-#define LONGEST_BENCH_NS 128000000
+#define SHORTEST_BENCH_NS 16000000
+#define LONGEST_BENCH_NS 1024000000
 #define BENCH_NAP_NS 4000000
 
 /* `ticket` holds (generation << 32 | chunks not yet taken). A thread takes a chunk by lowering the ticket that it

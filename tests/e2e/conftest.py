@@ -1,0 +1,13 @@
+"""Models small enough for a test of whole processes to take a second or two."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_gguf import write_tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    return write_tiny_llama(path, with_tokenizer=True, num_layers=4, context_length=2048)

@@ -1,0 +1,127 @@
+"""Shards and coordinators that die, leave, freeze or are cut off while answers flow: no client sees a wrong, doubled or missing token."""
+
+import contextlib
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.answers import PROMPTS, StreamedAnswer, ask, ask_all, assert_no_fault, assert_sound
+from tests.instruments.clusters import Cluster, elapsed, shards
+from tests.instruments.processes import ManagedProcess, free_port
+
+NUM_TOKENS = 200
+TOKENS_BEFORE = 20
+HEALED_WITHIN_S = 20.0
+
+
+def shard_at_stage(cluster: Cluster, stage: int) -> str:
+    return str(next(shard["name"] for shard in cluster.state()["shards"] if shard["stage"] == stage))
+
+
+def names_in_plan(cluster: Cluster) -> list[str]:
+    return [shard["name"] for shard in cluster.state()["shards"] if shard["stage"] is not None]
+
+
+def lose_stage(cluster: Cluster, stage: int, how: signal.Signals, lost: list[ManagedProcess]) -> None:
+    """Signal the shard that has this place in the ring now: one that has just joined may have changed the plan. It goes to `lost`."""
+    lost.append(cluster.processes[shard_at_stage(cluster, stage)])
+    lost[0].send(how)
+
+
+def disturb_streams(cluster: Cluster, disturb: Callable[[], Any]) -> float:
+    """Four streams, disturbed when all of them have begun; each must end as if nothing had happened. Returns how long the cluster took
+    to serve again."""
+    expected = ask_all(cluster, NUM_TOKENS)
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(StreamedAnswer(cluster, prompt, NUM_TOKENS)) for prompt in PROMPTS]
+        for stream in streams:
+            stream.wait_tokens(TOKENS_BEFORE)
+        assert not any(stream.is_over for stream in streams)
+        epoch = cluster.state()["epoch"]
+        with elapsed() as passed_s:
+            disturb()
+            cluster.wait_until(lambda state: state["epoch"] > epoch and state["phase"] == "serving", HEALED_WITHIN_S)
+            healed_s = passed_s()
+        assert [stream.result() for stream in streams] == expected
+    return healed_s
+
+
+@pytest.mark.slow
+def test_lost_shards_are_replaced_and_no_stream_notices(tiny_model: Path) -> None:
+    """Rings of three with one shard to spare: each place is lost once by SIGKILL, and one by SIGTERM."""
+    with Cluster(tiny_model, shards(4), min_shards=3) as cluster:
+        for stage, how in ((0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGTERM)):
+            lost: list[ManagedProcess] = []
+            healed_s = disturb_streams(cluster, partial(lose_stage, cluster, stage, how, lost))
+            print(f"stage {stage} of 3, {how.name}: served again after {healed_s:.2f} s")
+            assert lost[0].wait(10.0) == (0 if how is signal.SIGTERM else -how)
+            lost[0].start()
+            cluster.wait_until(lambda state: len(state["shards"]) == 4 and state["phase"] == "serving", HEALED_WITHIN_S)
+        assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.slow
+def test_a_frozen_shard_is_replaced_and_is_a_member_again_when_it_thaws(tiny_model: Path) -> None:
+    with Cluster(tiny_model, shards(3), min_shards=2) as cluster:
+        expected = ask(cluster)
+        frozen: list[ManagedProcess] = []
+        try:
+            healed_s = disturb_streams(cluster, partial(lose_stage, cluster, 1, signal.SIGSTOP, frozen))
+            print(f"SIGSTOP: served again after {healed_s:.2f} s")
+            cluster.wait_until(lambda state: len(state["shards"]) == 2, HEALED_WITHIN_S)
+        finally:
+            for process in frozen:
+                process.resume()
+        cluster.wait_until(lambda state: len(state["shards"]) == 3, HEALED_WITHIN_S)
+        assert_sound(cluster, expected)
+
+
+@pytest.mark.slow
+def test_without_a_replacement_the_streams_wait_for_one(tiny_model: Path) -> None:
+    members = shards(3)
+    with Cluster(tiny_model, members[:2]) as cluster:
+
+        def kill_and_replace() -> None:
+            cluster.processes["b"].kill()
+            state = cluster.wait_until(lambda state: state["phase"] == "waiting")
+            assert "1 shard" in state["reason"], state["reason"]
+            cluster.start_shard(members[2])
+
+        disturb_streams(cluster, kill_and_replace)
+        assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.slow
+def test_a_restarted_shard_takes_its_name_again(tiny_model: Path) -> None:
+    with Cluster(tiny_model, shards(2)) as cluster:
+
+        def restart() -> None:
+            cluster.processes["b"].kill()
+            cluster.processes["b"].start()
+
+        disturb_streams(cluster, restart)
+        assert names_in_plan(cluster) == ["a", "b"]
+        assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.slow
+def test_shards_join_a_restarted_coordinator_by_themselves(tiny_model: Path) -> None:
+    ports = ("--grpc-port", str(free_port()), "--http-port", str(free_port()))
+    with Cluster(tiny_model, shards(2), arguments=ports) as cluster:
+        expected = ask(cluster)
+        coordinator = cluster.processes["coordinator"]
+        for number, how in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
+            coordinator.send(how)
+            assert coordinator.wait(15.0) == (0 if how is signal.SIGTERM else -how)
+            with elapsed() as passed_s:
+                coordinator.start()
+                coordinator.wait_ready()
+                listening_s = passed_s()
+                assert_sound(cluster, expected)
+                print(f"coordinator, {how.name}: it listened after {listening_s:.2f} s and served after {passed_s():.2f} s")
+            for name in ("a", "b"):
+                assert cluster.processes[name].output().count("joined the cluster") == 1 + number
