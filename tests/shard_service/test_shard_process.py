@@ -18,6 +18,7 @@ from instruments.processes import ManagedProcess
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
+from tests.instruments.processes import ManagedProcess
 from tests.shard_service.fake_coordinator import FakeCoordinator, Frames, RingEdge, greedy_tokens, soon
 from tests.shard_service.shard_processes import joined, process_of, shard_process
 from tests.shard_service.whole_model import WholeModel
