@@ -13,7 +13,6 @@ import gguf
 import grpc.aio
 import numpy as np
 import pytest
-from instruments.processes import ManagedProcess
 
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
