@@ -91,7 +91,7 @@ class ModelDemand:
     def weights_bytes_of_both(self, one: range, other: range) -> int:
         """Bytes of the weights of two runs in one memory."""
         shared = self.tied_bytes if self.num_units in (len(one), len(other)) else 0
-        return sum(self.unit_sizes_bytes[unit] for unit in {*one, *other}) - shared
+        return sum(self.unit_sizes_bytes[unit] for unit in set(one) | set(other)) - shared
 
     def bytes_read_per_step(self, units: range) -> int:
         """Bytes of weights that a step of one row reads: of the embedding it is next to nothing."""

@@ -153,7 +153,9 @@ class ClusterMachine:
         self._note_life(event)
         if self._counts(event):
             self._dispatch(event)
-        self._run_timers()
+        if isinstance(event, TimePassed):
+            self._run_timers()
+        self._plan_if_due()
         return self._journal.actions
 
     @property
@@ -175,8 +177,10 @@ class ClusterMachine:
                 return self._members.has_lease(event.name, event.boot_id, event.lease)
             case HeartbeatReceived() | ShardLeaving() | CapabilitiesChanged():
                 return self._members.is_current(event.name, event.boot_id)
-            case DrainRequested() | CordonRequested() | ConfigureRequested():
+            case DrainRequested() | ConfigureRequested():
                 return event.name in self._members
+            case CordonRequested():
+                return event.name in self._members or event.name in self._state.cordoned
             case LoadProgressed() | StageLoaded() | StageLoadFailed() | StageActivated():
                 return self._members.is_current(event.name, event.boot_id) and self._is_in_time(event, event.epoch, event.name)
             case EdgeBroken() | RingOpened() | RingDrained() | RingBroken() | StepMeasured():
@@ -244,7 +248,12 @@ class ClusterMachine:
                 self._lose({name: f"is lost: {reason}" for name, reason in self._members.expire().items()})
 
     def _on_wish(self, event: ShardLeaving | DrainRequested | CordonRequested | ConfigureRequested | CapabilitiesChanged) -> None:
-        member = self._members[event.name]
+        member = self._members.get(event.name)
+        if member is None:
+            # Cordoned, and away: its name is remembered.
+            if isinstance(event, CordonRequested) and not event.cordoned:
+                self._state.cordoned.discard(event.name)
+            return
         match event:
             case ShardLeaving():
                 self._on_leaving(member, event.reason)
@@ -261,14 +270,17 @@ class ClusterMachine:
                 self._on_capabilities(member, event.capabilities)
 
     def _run_timers(self) -> None:
+        """These look at every member, so not with every heartbeat."""
         self._welcome_back_set_aside()
         self._forget_old_speeds()
-        due = self._state.plan_due_s is not None and self._now >= self._state.plan_due_s
-        if due and (self._state.is_plan_urgent or self._state.phase in {Phase.WAITING, *ANSWERING}):
-            self._replan()
         self._retry_loads()
         self._notice_stalls()
         self._forget_failures()
+
+    def _plan_if_due(self) -> None:
+        due = self._state.plan_due_s is not None and self._now >= self._state.plan_due_s
+        if due and (self._state.is_plan_urgent or self._state.phase in {Phase.WAITING, *ANSWERING}):
+            self._replan()
 
     # -- members come and go
 
@@ -302,6 +314,7 @@ class ClusterMachine:
         if state.phase is Phase.ACTIVATING and member.name in state.unactivated:
             assert state.active is not None
             self._journal.do(ActivateStage(member.name, member.boot_id, state.active.epoch, self._moves_to(member)))
+        self._release_idle_leaver(member)
 
     def _is_whole_again(self) -> bool:
         """Whether a plan is loaded because of a loss that has turned out to be none: all shards of the last one are back as they were."""
@@ -651,7 +664,7 @@ class ClusterMachine:
         for name in candidate.assigned:
             member = self._members.get(name)
             if member and state.phase in ANSWERING and state.active and name not in state.active.plan.placement:
-                self._release(member, f"plan {candidate.epoch} is given up: {reason}", candidate.epoch)
+                self._release(member, f"plan {candidate.epoch} is given up: {reason}")
 
     # -- the switch
 
@@ -702,13 +715,14 @@ class ClusterMachine:
                 reason = "the others serve without it" if member.is_leaving else member.note or "it has no part in the plan"
                 self._release(member, reason)
 
-    def _release(self, member: Member, reason: str, epoch: Epoch | None = None) -> None:
+    def _release(self, member: Member, reason: str) -> None:
         """Those who have nothing are told once."""
         if not (member.held or member.is_leaving or member.told_note != reason):
             return
         member.held, member.told_note = frozenset(), reason
         self._cache.forget(member.holder)
-        self._journal.do(ReleaseShard(member.name, member.boot_id, epoch or self._state.epoch, reason, member.is_leaving))
+        epoch = Epoch(max(self._state.newest_epoch, self._members.last_epoch))
+        self._journal.do(ReleaseShard(member.name, member.boot_id, epoch, reason, member.is_leaving))
 
     def _on_opened(self) -> None:
         state = self._state

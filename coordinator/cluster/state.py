@@ -298,10 +298,13 @@ class Member:
 class ClusterState:
     """Everything but members, cache and journal.
 
-    active: the plan whose stages are in use, or were last. before: the plan whose ring opened last. unactivated: shards that have yet to
-    switch. plan_due_s, is_plan_urgent: when to plan again; urgent: a new epoch is needed. closed_at_s, closed_why, is_switch: of the ring,
-    while answers wait. failures_beside, beside_not_before_s: of plans that were prepared while answers came. held_from_s: when the first
-    shard joined that held a part of the model. cordoned: by name, also of shards that are away. steps_s: measured, by shard, None for the whole ring.
+    active: the plan whose stages are in use, or were last. before: the plan whose ring opened last.
+    unactivated: shards that have yet to switch.
+    plan_due_s, is_plan_urgent: when to plan again; urgent: a new epoch is needed.
+    closed_at_s, closed_why, is_switch: of the ring, while answers wait.
+    failures_beside, beside_not_before_s: of plans that were prepared while answers came.
+    held_from_s: when the first shard joined that held a part of the model. cordoned: names, also of shards that are away.
+    steps_s: measured, by shard, None for the whole ring.
     """
 
     model: ModelDemand | None = None

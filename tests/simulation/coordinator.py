@@ -195,9 +195,10 @@ class SimulatedCoordinator:
             if not ready or self.world.chance(0.02):
                 self.handle(RingBroken(action.epoch, "the first shard did not answer"))
                 return
-            self.handle(RingOpened(action.epoch))
             self.open, self.is_draining = action, False
-            self._resume(action)
+            self.handle(RingOpened(action.epoch))
+            if self.open is action:
+                self._resume(action)
 
         self.world.after(self.network.delay_s(), opened)
 

@@ -29,6 +29,8 @@ CLUSTER_HASH = "simulated"
 HEARTBEAT_S = 1.0
 LEASE_TIMEOUT_S = 5.0
 FETCH_TIMEOUT_S = 1.0
+AWAY_S = 4.0
+"""Who has left comes back after it."""
 KvCache = dict[int, list[int]]
 """Values that entered a layer, by sequence."""
 
@@ -267,6 +269,7 @@ class SimulatedShard:
         if order.leave:
             self.world.say(f"{self.name} leaves")
             self.crash()
+            self.world.after(AWAY_S, lambda: None if self.is_alive else self.start())
 
     # -- frames
 

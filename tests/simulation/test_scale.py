@@ -1,0 +1,94 @@
+"""A thousand shards join within a minute of virtual time, and some are lost: what the machine costs the coordinator."""
+
+import time
+
+from dairllm.coordinator.cluster.actions import Action, ActivateStage, AssignUnits, OpenRing
+from dairllm.coordinator.cluster.events import (
+    Event,
+    HeartbeatReceived,
+    JoinRequested,
+    LeaseBroken,
+    ModelRegistered,
+    RingDrained,
+    RingOpened,
+    StageActivated,
+    StageLoaded,
+    TimePassed,
+)
+from dairllm.coordinator.cluster.facts import LeaseId, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.machine import ClusterMachine
+from dairllm.coordinator.cluster.state import ClusterConfig, Phase
+from dairllm.coordinator.planner import ModelDemand
+
+GIB = 1 << 30
+SHARDS = 1000
+TICK_S = 0.25
+MODEL = ModelDemand("large", b"\1", (GIB,) * 82, 0, 0, 80, "llama", frozenset({"Q4_0"}), 64)
+
+
+def hello(number: int) -> ShardHello:
+    name, memory = f"s{number:04}", (4 + number % 5) * GIB
+    capabilities = ShardCapabilities(
+        memory, 0, 8, "avx2", "a CPU", 5e-11 * (1 + number % 7), 0.0, 0.0, frozenset({"llama"}), frozenset({"Q4_0"})
+    )
+    return ShardHello(name, "1", (f"{name}:7000",), capabilities, "home", 1, 0, "1")
+
+
+class Timed:
+    """The machine with shards that do at once what they are told. Remembers the longest call, and the longest that made a plan."""
+
+    def __init__(self) -> None:
+        self.machine = ClusterMachine(ClusterConfig("home", 1))
+        self.now_s = self.spent_s = self.longest_s = 0.0
+        self.plans_s: list[float] = []
+
+    def happen(self, event: Event) -> None:
+        begin_s = time.perf_counter()
+        actions = self.machine.handle(event, self.now_s)
+        spent_s = time.perf_counter() - begin_s
+        self.spent_s += spent_s
+        self.longest_s = max(self.longest_s, spent_s)
+        if any(isinstance(action, AssignUnits) for action in actions):
+            self.plans_s.append(spent_s)
+        for action in actions:
+            self.obey(action)
+
+    def obey(self, action: Action) -> None:
+        match action:
+            case AssignUnits():
+                self.happen(StageLoaded(action.name, action.boot_id, action.epoch, 1, 1, 0.1))
+            case ActivateStage():
+                moved = frozenset(unit for move in action.moves for unit in move.units)
+                self.happen(StageActivated(action.name, action.boot_id, action.epoch, moved, 1, 0.1))
+            case OpenRing():
+                self.happen(RingOpened(action.epoch))
+            case _:
+                if self.machine.phase is Phase.DRAINING:
+                    self.happen(RingDrained(self.machine.epoch))
+
+
+def test_a_thousand_shards_join_within_a_minute_and_some_are_lost() -> None:
+    timed = Timed()
+    timed.happen(ModelRegistered(MODEL))
+    joined = 0
+    while timed.now_s < 60.0:
+        timed.now_s += TICK_S
+        for number in range(joined, round(SHARDS * timed.now_s / 60.0)):
+            timed.happen(JoinRequested(LeaseId(number), hello(number)))
+        joined = round(SHARDS * timed.now_s / 60.0)
+        if timed.now_s % 1.0 == 0.0:
+            for number in range(joined):
+                timed.happen(HeartbeatReceived(f"s{number:04}", "1", ShardUsage(), 400))
+        timed.happen(TimePassed())
+    joining_s, assignments = timed.spent_s, len(timed.plans_s)
+    assert timed.machine.phase is Phase.SERVING
+    assert timed.machine.plan is not None
+    for stage in timed.machine.plan.stages[::3]:
+        timed.happen(LeaseBroken(stage.shard, "1", LeaseId(int(stage.shard[1:])), "gone"))
+        timed.machine.check_invariants()
+        assert timed.machine.phase is Phase.SERVING
+    lost_s = max(timed.plans_s[assignments:])
+    print(f"\n{SHARDS} shards joined in 60 s: {joining_s:.1f} s of CPU, {assignments} plans, longest call {timed.longest_s * 1e3:.0f} ms")
+    print(f"a shard lost among {SHARDS}: planned anew in at most {lost_s * 1e3:.0f} ms")
+    assert timed.longest_s < 1.0
+    assert joining_s < 30.0
