@@ -81,7 +81,9 @@ class CacheGeometry:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentFacts:
-    """units: contiguous, ascending, at least one; unit 0 is the embedding, unit num_layers + 1 the head. exclusive: as in cluster.proto."""
+    """units: contiguous, ascending, at least one; unit 0 is the embedding, unit num_layers + 1 the head. exclusive, weight_sources: as in
+    cluster.proto.
+    """
 
     epoch: int
     model_digest: bytes
@@ -93,6 +95,7 @@ class AssignmentFacts:
     geometry: CacheGeometry
     exclusive: bool = False
     ring_key: bytes = field(default=b"", repr=False)
+    weight_sources: tuple[PeerFacts, ...] = ()
 
     @property
     def span(self) -> range:
@@ -149,6 +152,7 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         geometry=geometry,
         exclusive=message.exclusive,
         ring_key=message.ring_key,
+        weight_sources=tuple(PeerFacts(peer.name, tuple(peer.addresses)) for peer in message.weight_sources),
     )
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from dairllm.kernels_pyx import PackedMatrix
 from dairllm.mesh.errors import DairllmError, UnknownModel, WeightsDiffer
 from dairllm.shard_service.assignment import AssignmentFacts, TensorFacts, UnitFacts
-from dairllm.shard_service.sources import UnitSource
-from dairllm.shard_service.unit_assembler import LoadedUnit, UnitAssembler, demanded_bytes
+from dairllm.shard_service.sources import Piece, UnitSource
+from dairllm.shard_service.unit_assembler import LoadedUnit, UnitAssembler, demanded_bytes, share_matrix
+
+_UNITS_FETCHED_AT_ONCE = 4
 
 log = logging.getLogger(__name__)
 
@@ -67,45 +69,55 @@ class LayerStore:
     async def load(self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress) -> tuple[LoadedUnit, ...]:
         """All units of the assignment, in order: from memory, else from the first source that has the right bytes.
 
-        Raises the last source's error if none has them.
+        Files are read one unit after the other; of what comes from elsewhere several units are under way at once. Raises the last source's
+        error if none has a unit.
         """
-        counts = _Counting(sum(unit.size_bytes for unit in assignment.units), report)
-        usable = list(sources)
-        return tuple([await self._get(unit, assignment.model_digest, usable, counts) for unit in assignment.units])
+        counting = _Counting(sum(unit.size_bytes for unit in assignment.units), report)
+        plan = _Loading(assignment.model_digest, sources, counting)
+        tasks: list[asyncio.Task[LoadedUnit]] = []
+        for unit in assignment.units:
+            before = [task for other, task in zip(assignment.units, tasks, strict=False) if share_matrix(other, unit)]
+            tasks.append(asyncio.create_task(self._get(unit, before, plan), name=f"load-unit-{unit.index}"))
+        return tuple(await _all_of(tasks))
 
-    async def _get(self, unit: UnitFacts, model_digest: bytes, usable: list[UnitSource], counts: "_Counting") -> LoadedUnit:
+    async def _get(self, unit: UnitFacts, before: Sequence[asyncio.Task[LoadedUnit]], plan: "_Loading") -> LoadedUnit:
+        """before: units with a matrix of this one, which is not packed twice."""
+        if before:
+            await asyncio.wait(before)
+        counts = plan.counting.of_unit()
         held = self._units.get(_key(unit))
         if held is not None:
             counts.add("memory", unit.size_bytes)
             return held
-        loaded = await self._load(unit, model_digest, usable, counts)
+        loaded = await self._load(unit, plan, counts)
         self._units[_key(unit)] = loaded
         return loaded
 
-    async def _load(self, unit: UnitFacts, model_digest: bytes, usable: list[UnitSource], counts: "_Counting") -> LoadedUnit:
+    async def _load(self, unit: UnitFacts, plan: "_Loading", counts: "_UnitCounts") -> LoadedUnit:
         last: DairllmError = UnknownModel(f"no source has unit {unit.index} of the model")
-        for source in list(usable):
-            mark = counts.mark()
-            try:
-                return await self._load_from(source, self._assembler(unit, model_digest), unit, counts)
-            except DairllmError as error:
-                counts.reset(mark)
-                last = type(error)(f"{source}: {error}")
-                log.warning("%s; the next source is tried", last)
-                if isinstance(error, WeightsDiffer) or source.is_local:
-                    usable.remove(source)  # a file that differs in one unit is not used for any other
+        for source in plan.sources:
+            async with plan.turn(source):
+                for _ in range(source.attempts if source.offers(unit) else 0):
+                    try:
+                        return await self._load_from(source, self._assembler(unit, plan.model_digest), unit, counts)
+                    except DairllmError as error:
+                        counts.clear()
+                        last = type(error)(f"{source}: {error}")
+                        log.warning("unit %d is loaded anew or from elsewhere: %s", unit.index, last)
+                        if not isinstance(error, WeightsDiffer):
+                            break
         raise last
 
-    async def _load_from(self, source: UnitSource, assembler: UnitAssembler, unit: UnitFacts, counts: "_Counting") -> LoadedUnit:
+    async def _load_from(self, source: UnitSource, assembler: UnitAssembler, unit: UnitFacts, counts: "_UnitCounts") -> LoadedUnit:
         loop = asyncio.get_running_loop()
-        async with aclosing(_one_ahead(source.pieces(unit))) as pieces:
-            async for data in pieces:
+        async with source.opened(unit) as opened, aclosing(_one_ahead(opened)) as pieces:
+            async for data, is_local in pieces:
                 await asyncio.gather(
                     loop.run_in_executor(self._executor, assembler.hash, data),
                     loop.run_in_executor(self._executor, assembler.pack, data),
                 )
-                counts.add("disk" if source.is_local else "network", len(data))
-        return assembler.finish()
+                counts.add("disk" if is_local else "network", len(data))
+            return assembler.finish()
 
     def _assembler(self, unit: UnitFacts, model_digest: bytes) -> UnitAssembler:
         same_model = [held for held in self._units.values() if held.model_digest == model_digest]
@@ -116,39 +128,73 @@ class LayerStore:
         return UnitAssembler(unit, model_digest, find_shared)
 
 
-async def _one_ahead(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _one_ahead(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
     """The same pieces; while one is worked on, the next one is read."""
     following = asyncio.ensure_future(anext(pieces, None))
     try:
-        while (data := await following) is not None:
+        while (piece := await following) is not None:
             following = asyncio.ensure_future(anext(pieces, None))
-            yield data
+            yield piece
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await pieces.aclose()
 
 
+async def _all_of(tasks: Sequence[asyncio.Task[LoadedUnit]]) -> list[LoadedUnit]:
+    """What they give, in order. The first failure, or being cancelled, ends all."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Loading:
+    """One call of `load`."""
+
+    def __init__(self, model_digest: bytes, sources: Sequence[UnitSource], counting: "_Counting") -> None:
+        self.model_digest = model_digest
+        self.sources = sources
+        self.counting = counting
+        self._reading = asyncio.Semaphore(1)
+        self._fetching = asyncio.Semaphore(_UNITS_FETCHED_AT_ONCE)
+
+    def turn(self, source: UnitSource) -> asyncio.Semaphore:
+        return self._reading if source.is_local else self._fetching
+
+
 class _Counting:
     def __init__(self, total_bytes: int, report: ReportProgress) -> None:
         self._total_bytes = total_bytes
-        self._by_source = {"memory": 0, "disk": 0, "network": 0}
+        self._by_origin = {"memory": 0, "disk": 0, "network": 0}
         self._report = report
 
-    def add(self, source: str, size_bytes: int) -> None:
-        self._by_source[source] += size_bytes
-        self._tell()
+    def of_unit(self) -> "_UnitCounts":
+        return _UnitCounts(self)
 
-    def mark(self) -> dict[str, int]:
-        return dict(self._by_source)
-
-    def reset(self, mark: dict[str, int]) -> None:
-        self._by_source = mark
-        self._tell()
-
-    def _tell(self) -> None:
-        by = self._by_source
+    def add(self, origin: str, size_bytes: int) -> None:
+        self._by_origin[origin] += size_bytes
+        by = self._by_origin
         self._report(LoadCounts(self._total_bytes, by["memory"], by["disk"], by["network"]))
+
+
+class _UnitCounts:
+    """What of one unit has been counted, to be taken back if it was wrong."""
+
+    def __init__(self, counting: _Counting) -> None:
+        self._counting = counting
+        self._by_origin: dict[str, int] = {}
+
+    def add(self, origin: str, size_bytes: int) -> None:
+        self._by_origin[origin] = self._by_origin.get(origin, 0) + size_bytes
+        self._counting.add(origin, size_bytes)
+
+    def clear(self) -> None:
+        for origin, size_bytes in self._by_origin.items():
+            self._counting.add(origin, -size_bytes)
+        self._by_origin.clear()
 
 
 def bytes_together(*assignments: AssignmentFacts) -> int:

@@ -15,18 +15,22 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from dairllm.mesh.errors import NotEnoughMemory
-from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.assignment import AssignmentFacts, PeerFacts
+from dairllm.shard_service.fetching import FetchedUnits, Members
 from dairllm.shard_service.kv_caches import KvCaches
 from dairllm.shard_service.layer_store import LayerStore, ReportProgress, bytes_together
 from dairllm.shard_service.memory import MemoryBudget, MemoryDemand
-from dairllm.shard_service.sources import LocalFile, RemoteMember, UnitSource, find_local_files
+from dairllm.shard_service.sources import LocalFile, UnitSource, find_local_files
 from dairllm.shard_service.stage import StageParts, build_stage, empty_stage, scratch_bytes
 from dairllm.shard_service.unit_assembler import LoadedUnit
+from dairllm.shard_service.weights_cache import WeightsCache
 
 T = TypeVar("T")
 
 LOADER_THREADS = 3
 _LOADER_NICENESS = 10
+COORDINATOR_NAME = "coordinator"
+"""As in cluster.proto; no shard has it."""
 
 
 class NeedsExclusive(NotEnoughMemory):
@@ -52,7 +56,7 @@ def _give_way() -> None:
 
 
 class Preparer:
-    """coordinator_addresses: where weights are fetched that no file here has."""
+    """coordinator_addresses: where weights are fetched that no file here has. cache: where they are kept, if they are."""
 
     def __init__(
         self,
@@ -61,12 +65,14 @@ class Preparer:
         threads: ThreadPoolExecutor,
         model_dirs: Sequence[Path],
         coordinator_addresses: Callable[[], Sequence[str]],
+        cache: WeightsCache | None,
     ) -> None:
         self._store = store
         self._caches = caches
         self._threads = threads
         self._model_dirs = model_dirs
         self._coordinator_addresses = coordinator_addresses
+        self._cache = cache
 
     async def prepare(
         self, assignment: AssignmentFacts, active: AssignmentFacts | None, budget: MemoryBudget, report: ReportProgress
@@ -103,12 +109,22 @@ class Preparer:
 
     async def _load(self, assignment: AssignmentFacts, report: ReportProgress) -> tuple[LoadedUnit, ...]:
         paths = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
-        remote = RemoteMember(self._coordinator_addresses(), assignment.model_digest, "the coordinator")
-        sources: list[UnitSource] = [*(LocalFile(path, self._threads) for path in paths), remote]
+        members = Members(weight_peers(assignment.weight_sources, self._coordinator_addresses()), assignment.model_digest)
+        keep = frozenset(unit.digest for unit in assignment.units)
+        fetched = FetchedUnits(members, self._cache, self._threads, keep)
+        sources: list[UnitSource] = [*(LocalFile(path, self._threads) for path in paths), fetched]
         try:
             return await self._store.load(assignment, sources, report)
         finally:
-            await remote.close()
+            await members.close()
 
     async def _in_loader(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def weight_peers(sources: Sequence[PeerFacts], coordinator_addresses: Sequence[str]) -> list[PeerFacts]:
+    """Members to fetch weights from, the coordinator last: also where this shard has joined."""
+    named = [address for peer in sources if peer.name == COORDINATOR_NAME for address in peer.addresses]
+    coordinator = PeerFacts(COORDINATOR_NAME, tuple(dict.fromkeys([*named, *coordinator_addresses])))
+    others = {peer.name: peer for peer in sources if peer.name != COORDINATOR_NAME}
+    return [*others.values(), coordinator]

@@ -6,7 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ShardSettings:
-    """coordinator: "host:port", or None to look for it on the network. host: None for every interface. port: 0 for any free one."""
+    """coordinator: "host:port", or None to look for it on the network. host: None for every interface. port: 0 for any free one.
+
+    weights_cache_bytes: most that fetched weights may take on disk; 0 keeps none.
+    """
 
     cluster: str
     name: str
@@ -16,4 +19,5 @@ class ShardSettings:
     port: int = 0
     threads: int | None = None
     model_dirs: tuple[Path, ...] = ()
+    weights_cache_bytes: int = 0
     ready_file: Path | None = None

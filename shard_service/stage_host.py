@@ -32,6 +32,7 @@ from dairllm.shard_service.preparation import Prepared, Preparer, make_loader_th
 from dairllm.shard_service.records import RecordStore
 from dairllm.shard_service.reports import Reports, Send
 from dairllm.shard_service.sequences import SequenceTable
+from dairllm.shard_service.weights_cache import WeightsCache
 from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,9 @@ class _Memory:
 
 
 class StageHost:
-    """send: to the coordinator, if there is one. coordinator_addresses: where weights are fetched that no file here has."""
+    """send: to the coordinator, if there is one. coordinator_addresses: where weights are fetched that no file here has. weights_cache:
+    where they are kept, if they are.
+    """
 
     def __init__(
         self,
@@ -65,16 +68,18 @@ class StageHost:
         model_dirs: Sequence[Path],
         send: Send,
         coordinator_addresses: Callable[[], Sequence[str]],
+        weights_cache: WeightsCache | None = None,
     ) -> None:
         self._identity = identity
         self._budget = budget
         self.model_dirs = model_dirs
+        self.weights_cache = weights_cache
         self._reports = Reports(send)
         self.compute_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.loader_threads = make_loader_threads()
         self._store = LayerStore(self.loader_threads)
         self._caches = KvCaches()
-        self._preparer = Preparer(self._store, self._caches, self.loader_threads, model_dirs, coordinator_addresses)
+        self._preparer = Preparer(self._store, self._caches, self.loader_threads, model_dirs, coordinator_addresses, weights_cache)
         self._memory: _Memory | None = None
         self._prepared: Prepared | None = None
         self._run: EpochRun | None = None

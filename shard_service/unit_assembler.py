@@ -140,6 +140,11 @@ def demanded_bytes(units: tuple[UnitFacts, ...]) -> int:
     return sum(by_place.values())
 
 
+def share_matrix(one: UnitFacts, other: UnitFacts) -> bool:
+    """Whether a matrix of one is a matrix of the other."""
+    return bool({_place(tensor) for tensor in one.tensors if tensor.is_matrix} & {_place(tensor) for tensor in other.tensors})
+
+
 def _place(tensor: TensorFacts) -> tuple[str, str, tuple[int, ...], int]:
     return tensor.name, tensor.block_format, tensor.shape, tensor.offset_bytes
 

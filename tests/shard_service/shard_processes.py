@@ -5,8 +5,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator
 
-from instruments.processes import ManagedProcess
-
+from tests.instruments.processes import ManagedProcess
 from tests.shard_service.fake_coordinator import CLUSTER, FakeCoordinator, JoinedShard
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import AsyncIterator, Mapping
 
 import grpc.aio
@@ -310,3 +311,35 @@ async def test_another_coordinator_learns_what_a_shard_holds(coordinator: FakeCo
             await RingEdge.open(again.address, 7)
         await asyncio.sleep(HEARTBEAT_MS / 1000)
         assert again.heartbeats
+
+
+async def test_a_release_by_an_older_plan_keeps_what_the_next_one_prepares(coordinator: FakeCoordinator) -> None:
+    async with shards_of(coordinator, "a") as shards:
+        a = shards["a"]
+        await a.assign(coordinator.assignment(1))
+        await prepare(coordinator, shards, ALONE, 3)
+        a.say(cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=2, reason="not in plan 2")))
+        await a.activate(3)
+        async with await RingEdge.open(a.address, 3) as edge:
+            sequence = LivingSequence(1, PROMPT, EXACT)
+            await sequence.go_on(edge, coordinator, 3, BEFORE)
+        assert sequence.answers == (await undisturbed(coordinator, EXACT))[:BEFORE]
+
+
+async def test_a_later_plan_does_not_wait_for_caches_of_the_one_before(coordinator: FakeCoordinator) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        await superseded_while_caches_are_on_their_way(coordinator, f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+async def superseded_while_caches_are_on_their_way(coordinator: FakeCoordinator, silent: str) -> None:
+    async with shards_of(coordinator, "a") as shards:
+        a = shards["a"]
+        await prepare(coordinator, shards, ALONE, 1)
+        peer = cluster_pb2.Peer(name="silent", addresses=[silent])
+        stuck = cluster_pb2.KvTransfer(**{"from": peer}, first_unit=1, end_unit=4, block_ids=[0])
+        a.say(cluster_pb2.JoinResponse(activate_stage=cluster_pb2.ActivateStage(epoch=1, transfers=[stuck])))
+        a.say_assignment(coordinator.assignment(2))
+        activated = await a.next_message("stage_activated")
+        assert (activated.epoch, list(activated.transferred_units)) == (1, [])
+        assert activated.seconds < 2.0
+        assert (await a.next_message("stage_ready")).epoch == 2
