@@ -87,6 +87,7 @@ class SimulatedCoordinator:
         self.leases: dict[LeaseId, Lease] = {}
         self.holders: dict[str, LeaseId] = {}
         self.sequences: dict[int, Sequence] = {}
+        self.opening: OpenRing | None = None
         self.open: OpenRing | None = None
         self.is_draining = False
         self.epochs: list[Epoch] = []
@@ -187,11 +188,14 @@ class SimulatedCoordinator:
     # -- the ring
 
     def _open(self, action: OpenRing) -> None:
+        self.opening = action
+
         def opened() -> None:
             first = self._find(action.first.name)
             ready = first is not None and first.is_alive and first.stage is not None and first.stage.epoch == action.epoch
-            if self.machine.epoch != action.epoch:
+            if self.opening is not action:
                 return
+            self.opening = None
             if not ready or self.world.chance(0.02):
                 self.handle(RingBroken(action.epoch, "the first shard did not answer"))
                 return
@@ -216,7 +220,7 @@ class SimulatedCoordinator:
         self.is_draining = action.graceful
         if not action.graceful:
             self._drop_frames()
-            self.open = None
+            self.open = self.opening = None
             return
         self.world.after(DRAIN_LIMIT_S, lambda: self._drained(action.epoch))
         self._look_if_drained()
