@@ -61,8 +61,6 @@ DEFAULT_CONTEXT_LENGTH = 8192
 CONTEXTS_IN_CACHE = 4
 RETRY_AFTER_S = 2.0
 RECOVERY_LIMIT_S = 60.0
-FRAME_LIMIT_S = 300.0
-"""A frame that has not come back by then never will. Lost and frozen shards are noticed by their leases, long before."""
 WATCH_INTERVAL_S = 1.0
 SERVER_STOP_S = 2.0
 ANY_HOSTS = ("", "0.0.0.0", "::")
@@ -227,9 +225,9 @@ class Coordinator:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             epoch = Epoch(self._ring.epoch)
-            oldest_s = self._engine.oldest_flight_s()
-            if oldest_s > FRAME_LIMIT_S:
-                self._membership.handle(on.RingBroken(epoch, f"a frame did not come back within {FRAME_LIMIT_S:g} s"))
+            overdue_s = self._engine.overdue_s()
+            if overdue_s is not None:
+                self._membership.handle(on.RingBroken(epoch, f"a frame did not come back within {overdue_s:.0f} s"))
             for shard, step_s in self._engine.decode_steps_s().items():
                 self._membership.handle(on.StepMeasured(epoch, shard, step_s))
 

@@ -39,6 +39,11 @@ from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, GenerationF
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2.0
+FRAME_PATIENCE = 50.0
+LEAST_FRAME_LIMIT_S = 20.0
+FIRST_FRAME_LIMIT_S = 300.0
+"""While nothing is known of a plan's speed. Lost and frozen shards are noticed by their leases, long before."""
+
 SMOOTHING = 0.2
 """Weight of the newest measurement in a moving average."""
 
@@ -81,6 +86,7 @@ class _Measurements:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     decode_step_s: float = 0.0
+    slowest_flight_s: float = 0.0
     stages: dict[str, StageLoad] = field(default_factory=dict)
 
 
@@ -151,10 +157,16 @@ class Engine:
         steps[None] = self._measured.decode_step_s
         return {name: step_s for name, step_s in steps.items() if step_s > 0}
 
-    def oldest_flight_s(self) -> float:
-        """How long the oldest frame has been on its way, in seconds; 0 if none is."""
+    def overdue_s(self) -> float | None:
+        """How long the oldest frame has been on its way, if that is longer than any frame of this plan may take; else None.
+
+        A frame may take FRAME_PATIENCE times as long as the slowest that has come back, whatever number of rows it had.
+        """
         now = asyncio.get_running_loop().time()
-        return max((now - flight.sent_s for flight in self._flights.values()), default=0.0)
+        oldest_s = max((now - flight.sent_s for flight in self._flights.values()), default=0.0)
+        slowest_s = self._measured.slowest_flight_s
+        limit_s = max(LEAST_FRAME_LIMIT_S, FRAME_PATIENCE * slowest_s) if slowest_s else FIRST_FRAME_LIMIT_S
+        return oldest_s if oldest_s > limit_s else None
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """The events of one sequence; closing the iterator cancels it.
@@ -222,7 +234,7 @@ class Engine:
             self._giving_up = None
         self._flights.clear()
         self._measured.stages = {}
-        self._measured.decode_step_s = 0.0
+        self._measured.decode_step_s = self._measured.slowest_flight_s = 0.0
         self._handle(RingOpened(geometry))
 
     def drain_ring(self) -> None:
@@ -259,8 +271,10 @@ class Engine:
 
     def _measure(self, flight: _Flight, timings: Sequence[StageTiming]) -> None:
         measured = self._measured
+        took_s = asyncio.get_running_loop().time() - flight.sent_s
+        measured.slowest_flight_s = max(measured.slowest_flight_s, took_s)
         if flight.only_decodes:
-            measured.decode_step_s = _smooth(measured.decode_step_s, asyncio.get_running_loop().time() - flight.sent_s)
+            measured.decode_step_s = _smooth(measured.decode_step_s, took_s)
         for timing in timings:
             load = measured.stages.setdefault(timing.shard, StageLoad())
             load.frames += 1

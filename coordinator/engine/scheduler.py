@@ -352,12 +352,13 @@ class Scheduler:
         return actions + self._note_drained(ring)
 
     def _accept(self, ring: _Ring, sequence: Sequence, piece: Slice, result: SliceResult) -> list[SchedulerAction]:
-        if result.failure:
-            self._drop(sequence.id)
-            return [FailSequence(sequence.id, result.failure)]
         if result.replay_failed:
             self._set_back([sequence])
             return []
+        failure = result.failure or _lack_of(piece, result)
+        if failure:
+            self._drop(sequence.id)
+            return [FailSequence(sequence.id, failure)]
         if piece.replay is not None:
             sequence.complete_replay(piece.stop)
             return []
@@ -506,3 +507,12 @@ class Scheduler:
             self._set_back([victim])
             if victim is sequence:
                 return False
+
+
+def _lack_of(piece: Slice, result: SliceResult) -> str:
+    """What was asked for and did not come; '' if all did. A sequence must not wait for what never comes."""
+    if piece.sample and result.sampled is None:
+        return "the shard with the head gave no token for this answer"
+    if len(result.scores) != len(piece.score_targets):
+        return f"the shard with the head gave {len(result.scores)} scores for {len(piece.score_targets)} tokens of the prompt"
+    return ""

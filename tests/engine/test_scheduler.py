@@ -10,6 +10,7 @@ from dairllm.coordinator.engine.recovery import Placement, StagePlace
 from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
 from dairllm.coordinator.engine.scheduler import (
     EmitEvent,
+    FailSequence,
     GenerationCancelled,
     GenerationRequested,
     ReportDrained,
@@ -207,6 +208,20 @@ def test_a_lost_shard_costs_a_replay_of_its_layers_only() -> None:
     assert (report.num_kept, report.num_replayed, report.num_restarted) == (0, 1, 0)
     assert report.replayed_work * NUM_UNITS == report.all_work * 2, "two of eight units compute again"
     assert isinstance(harness.reports[-1], ReportRecovered)
+
+
+def test_an_answer_whose_token_never_comes_fails_alone() -> None:
+    harness = Harness(limits())
+    harness.open_ring(geometry(1, 1, 64))
+    for number in range(2):
+        harness.request(number, GenerationRequest((number, 2, 3), max_tokens=4))
+    completed = harness.ring.compute()
+    harness.apply(harness.scheduler.handle(completed._replace(results=completed.results[1:])))
+    failures = [report for report in harness.reports if isinstance(report, FailSequence)]
+    assert [failure.sequence_id for failure in failures] == [0]
+    harness.run()
+    assert harness.answer(1) == expected_answer(GenerationRequest((1, 2, 3), max_tokens=4), 64)
+    assert not harness.known_on_shards
 
 
 def test_transferred_layers_cost_nothing() -> None:
