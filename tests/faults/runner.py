@@ -1,0 +1,209 @@
+"""Runs cases: answers under way, a fault at the right moment, then the comparison with undisturbed answers."""
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.cases import Case, Fault, Moment, Outcome, Place, mover, targets
+from tests.faults.fleet import HTTP, MIXED_ISAS, SAME_ISAS, Fleet, State
+from tests.faults.streams import Clients, Seen
+
+HOLD_S = 6.5
+"""Longer than a lease lasts."""
+LASTING = frozenset({Fault.FROZEN, Fault.LINK_DOWN, Fault.BAD_LINK})
+SIGNS_OF_A_FAULT = ("Traceback", "never retrieved", "never awaited", "Exception in callback", "Unhandled exception", "Segmentation fault")
+EXACT_WIRE, ROUNDING_WIRE = "F32", "Q8_0_OUTLIERS"
+SETUPS = {
+    Fault.KILLED: (MIXED_ISAS, EXACT_WIRE),
+    Fault.FROZEN: (SAME_ISAS, EXACT_WIRE),
+    Fault.TERMINATED: (MIXED_ISAS, EXACT_WIRE),
+    Fault.LINK_DOWN: (SAME_ISAS, EXACT_WIRE),
+    Fault.BAD_LINK: (MIXED_ISAS, EXACT_WIRE),
+    Fault.FULL_DISK: (SAME_ISAS, EXACT_WIRE),
+}
+"""Instruction sets of the shards, and the wire between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Eight clients at once."""
+
+    prompts: Sequence[Sequence[int]]
+    num_tokens: int
+
+
+DECODING = Load([[17 * index + position for position in range(3 + 5 * index)] for index in range(8)], 72)
+PREFILLING = Load([[(7 * index + 3 * position) % 256 for position in range(1000)] for index in range(8)], 12)
+
+
+def load_of(moment: Moment) -> Load:
+    return PREFILLING if moment is Moment.PREFILL else DECODING
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """phase: of the cluster when the fault came. silence_s: the longest between two tokens that a client saw."""
+
+    case: Case
+    outcome: Outcome
+    phase: str
+    silence_s: float
+    took_s: float
+
+
+class Undisturbed:
+    """Answers of a cluster that nothing disturbs. With a wire that rounds they depend on where the shards' boundaries are, so that they
+    are taken once for each plan; otherwise once, whatever the plan and the instruction sets."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[object, ...], list[Seen]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, fleet: Fleet, wire: str, load: Load, state: State) -> list[Seen]:
+        cuts = tuple(shard["end_unit"] for shard in state["shards"] if shard["stage"] is not None) if wire != EXACT_WIRE else ()
+        key = (wire, load.num_tokens, cuts)
+        with self._lock:
+            if key not in self._answers:
+                with Clients(HTTP, load.prompts, load.num_tokens) as clients:
+                    self._answers[key] = clients.seen()
+            for answer in self._answers[key]:
+                assert answer.error is None, answer.error
+                assert len(answer.tokens) == load.num_tokens, f"{len(answer.tokens)} tokens of an undisturbed answer"
+            return self._answers[key]
+
+
+class CaseRun:
+    """One case on a fleet that is whole; it is whole again afterwards. Raises AssertionError (ProcessFailed is one)."""
+
+    def __init__(self, fleet: Fleet, case: Case, wire: str, undisturbed: Undisturbed) -> None:
+        self._fleet, self._case, self._wire, self._undisturbed = fleet, case, wire, undisturbed
+        self._load = load_of(case.moment)
+        state = fleet.wait_whole()
+        self._ring = [shard["name"] for shard in state["shards"] if shard["stage"] is not None]
+        others = [shard["name"] for shard in state["shards"] if shard["stage"] is None]
+        self._hit = targets(case.place, self._ring, others)
+        self._phase = ""
+
+    def run(self) -> Observation:
+        began_s = time.monotonic()
+        expected = self._expected()
+        if self._case.moment is Moment.IDLE:
+            self._inflict()
+        with Clients(HTTP, self._load.prompts, self._load.num_tokens) as clients:
+            if self._case.moment is not Moment.IDLE:
+                self._reach_moment(clients)
+                self._inflict()
+            self._mend_until_over(clients)
+        self._compare(clients.seen(), expected, self._case.expected)
+        self._restore(expected)
+        return Observation(self._case, self._case.expected, self._phase, clients.longest_silence_s, time.monotonic() - began_s)
+
+    def _expected(self) -> list[Seen]:
+        return self._undisturbed.of(self._fleet, self._wire, self._load, self._fleet.wait_whole())
+
+    def _reach_moment(self, clients: Clients) -> None:
+        fleet, moment = self._fleet, self._case.moment
+        if moment is Moment.PREFILL:
+            fleet.wait_until(lambda state: state["running_sequences"] > 0 or clients.num_tokens > 0, "a prompt that is computed")
+            assert clients.num_tokens == 0, "the prompts were computed too soon"
+            return
+        clients.wait_tokens(5)
+        assert not clients.are_over
+        epoch = fleet.state()["epoch"]
+        if moment is Moment.LOADING:
+            fleet.kill_shards()
+            fleet.revive()
+            fleet.wait_until(lambda state: state["phase"] == "loading", "the shards to load")
+        elif moment is Moment.MOVE:
+            fleet.terminate(mover(self._hit, self._ring))
+            fleet.wait_until(lambda state: state["epoch"] > epoch or state["next_epoch"] > 0, "a plan without the shard that leaves")
+
+    def _inflict(self) -> None:
+        with contextlib.suppress(Exception):
+            state = self._fleet.state()
+            self._phase = "moving" if state["phase"] == "serving" and state["next_epoch"] else state["phase"]
+        self._fleet.inflict(self._case.fault, self._hit)
+        self._inflicted_s = time.monotonic()
+        if self._case.moment is Moment.IDLE and self._ends_the_coordinator:
+            self._fleet.coordinator.wait()
+            self._fleet.revive()
+            self._fleet.wait_whole()
+
+    @property
+    def _ends_the_coordinator(self) -> bool:
+        return self._case.place is Place.COORDINATOR and self._case.fault in (Fault.KILLED, Fault.TERMINATED)
+
+    def _mend_until_over(self, clients: Clients) -> None:
+        """What must come back for answers to go on comes back: shards when too few are left, and links and frozen processes in time."""
+        case = self._case
+        if case.fault in LASTING:
+            time.sleep(max(0.0, self._inflicted_s + HOLD_S - time.monotonic()))
+            self._fleet.mend(case.fault, self._hit)
+        if self._ends_the_coordinator:
+            clients.seen()
+            self._fleet.coordinator.wait()
+        if case.place is Place.ALL_BUT_ONE or case.moment in (Moment.LOADING, Moment.MOVE):
+            self._fleet.revive()
+        clients.seen()
+
+    def _restore(self, expected: Sequence[Seen]) -> None:
+        fleet, case = self._fleet, self._case
+        fleet.mend(case.fault, self._hit)
+        fleet.revive()
+        state = fleet.wait_whole()
+        codes = fleet.wait_left()
+        assert set(codes) <= ({0, -9} if case.fault is Fault.KILLED else {0}), f"shards that left ended with {codes}"
+        if case.expected is not Outcome.SAME_ANSWER:
+            expected = self._undisturbed.of(fleet, self._wire, self._load, state)
+            with Clients(HTTP, self._load.prompts, self._load.num_tokens) as clients:
+                self._compare(clients.seen(), expected, Outcome.SAME_ANSWER)
+        for name, output in fleet.new_output().items():
+            assert not [sign for sign in SIGNS_OF_A_FAULT if sign in output], f"{name}:\n{output[-6000:]}"
+
+    def _compare(self, seen: Sequence[Seen], expected: Sequence[Seen], outcome: Outcome) -> None:
+        for index, (answer, whole) in enumerate(zip(seen, expected, strict=True)):
+            what = f"client {index} got {len(answer.tokens)} of {len(whole.tokens)} tokens, error {answer.error}, lost: {answer.lost}"
+            assert answer.begins(whole), f"{what}; they differ from the undisturbed ones at {_first_difference(answer, whole)}"
+            if answer == whole:
+                continue
+            assert outcome is not Outcome.SAME_ANSWER, what
+            assert answer.lost is (outcome is Outcome.CONNECTION_LOST), what
+
+
+def _first_difference(answer: Seen, whole: Seen) -> str:
+    pairs = zip(zip(answer.tokens, answer.logprobs, strict=True), zip(whole.tokens, whole.logprobs, strict=True), strict=False)
+    return next((f"token {i}: {one} for {other}" for i, (one, other) in enumerate(pairs) if one != other), "the end")
+
+
+def run_lane(fault: Fault, model: Path, cases: Iterable[Case], undisturbed: Undisturbed, results: dict[Case, Future[Observation]]) -> None:
+    """The cases of one fault one after the other on one fleet, and on a new one after a failure."""
+    left = list(cases)
+    isas, wire = SETUPS[fault]
+    while left:
+        try:
+            with tempfile.TemporaryDirectory(prefix="dairllm-faults-") as folder:
+                fleet = Fleet(model, Path(folder), isas, wire=wire, without_files=fault is Fault.FULL_DISK, lossy=fault is Fault.BAD_LINK)
+                with fleet:
+                    while left:
+                        case = left.pop(0)
+                        if not _settle(results[case], lambda case=case: CaseRun(fleet, case, wire, undisturbed).run(), fleet):  # type: ignore[misc]
+                            break
+        except Exception as error:  # the outermost place of a lane: whoever waits for a case must hear of it
+            for case in left:
+                results[case].set_exception(error)
+            return
+
+
+def _settle(results: dict[Case, Future[Observation]], fleet: Fleet, case: Case, wire: str, undisturbed: Undisturbed) -> bool:
+    try:
+        results[case].set_result(CaseRun(fleet, case, wire, undisturbed).run())
+    except Exception as error:  # whatever went wrong belongs to this case
+        error.add_note(fleet.tails())
+        results[case].set_exception(error)
+        return False
+    return True

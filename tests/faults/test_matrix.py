@@ -1,0 +1,83 @@
+"""The fault matrix: what goes wrong × where × when, with real processes on hosts of their own.
+
+By default a subset in which every pair of fault and place, place and moment, fault and moment occurs; all of it with `--all-faults`
+(`make faults`), which prints the table. The kernel's netem is not needed: links lose and delay packets in a relay of our own.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cases import ALL_CASES, Case, Fault, pairs_of, pairwise_subset
+from tests.faults.lossy_network import unavailable_reason as no_lossy_links
+from tests.faults.runner import SETUPS, Observation, Undisturbed, run_lane
+from tests.instruments.namespaces import unavailable_reason
+from tests.tiny_gguf import write_tiny_llama
+
+LANES_AT_ONCE = 4
+SUBSET = tuple(pairwise_subset(ALL_CASES))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.namespaces,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason())),
+]
+Results = dict[Case, Future[Observation]]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        cases = ALL_CASES if metafunc.config.getoption("--all-faults") else SUBSET
+        metafunc.parametrize("case", cases, ids=str)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    shape = {"num_layers": 8, "hidden_size": 128, "intermediate_size": 256, "context_length": 1024}
+    return write_tiny_llama(folder / "tiny.gguf", with_tokenizer=True, **shape)
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest, model: Path) -> Iterator[Results]:
+    """Of the cases that were selected: lanes, one for each fault, run at the same time, since most of the time is waiting."""
+    chosen = [item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())]
+    results: Results = {case: Future() for case in chosen}
+    undisturbed = Undisturbed()
+    with ThreadPoolExecutor(LANES_AT_ONCE) as pool:
+        for fault in SETUPS:
+            pool.submit(run_lane, fault, model, [case for case in chosen if case.fault is fault], undisturbed, results)
+        yield results
+    if request.config.getoption("--all-faults"):
+        terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+        assert terminal is not None
+        terminal.write_line("\n" + table(results))
+
+
+def test_answers_survive(case: Case, results: Results) -> None:
+    if case.fault is Fault.BAD_LINK and no_lossy_links() is not None:
+        pytest.skip(str(no_lossy_links()))
+    seen = results[case].result()
+    print(f"{case}: {seen.outcome}; phase {seen.phase}, longest silence {seen.silence_s:.2f} s, took {seen.took_s:.1f} s")
+
+
+def test_the_subset_has_every_pair() -> None:
+    every = set[tuple[int, str, str]]().union(*map(pairs_of, ALL_CASES))
+    assert set[tuple[int, str, str]]().union(*map(pairs_of, SUBSET)) == every
+    assert len(SUBSET) < len(ALL_CASES) / 3
+
+
+def table(results: Results) -> str:
+    """As Markdown, with the longest silence that a client saw between two tokens."""
+    lines = ["| fault | place | moment | expected | seen | longest silence |", "| --- | --- | --- | --- | --- | ---: |"]
+    for case, result in results.items():
+        error = result.exception()
+        seen = f"FAILED: {str(error).splitlines()[0] if str(error) else type(error).__name__} | " if error else _seen(result.result())
+        lines.append(f"| {case.fault} | {case.place} | {case.moment} | {case.expected} | {seen} |")
+    return "\n".join(lines)
+
+
+def _seen(observation: Observation) -> str:
+    return f"{observation.outcome} | {observation.silence_s:.2f} s"
