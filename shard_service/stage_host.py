@@ -312,11 +312,14 @@ class StageHost:
         self._reports.activated(assignment, outcome, loop.time() - started_s)
 
     async def _take_over(self, message: cluster_pb2.ActivateStage) -> TransferOutcome:
+        superseded = TransferOutcome((), 0, "a later plan came first")
+        if self._wanted_epoch != message.epoch:
+            return superseded
         transfers = [transfer_from_proto(transfer) for transfer in message.transfers]
         self._transfers = asyncio.create_task(take_over(transfers, self._caches))
         try:
             await asyncio.wait({self._transfers})
-            return TransferOutcome((), 0, "a later plan came first") if self._transfers.cancelled() else self._transfers.result()
+            return superseded if self._transfers.cancelled() else self._transfers.result()
         finally:
             self._transfers.cancel()
             self._transfers = None
