@@ -135,7 +135,7 @@ function stateCell(shard) {
 
 function shardRow(shard, state) {
   const capabilities = shard.capabilities || {};
-  const machine = [capabilities.num_threads && `${capabilities.num_threads} threads`, capabilities.isa].filter(Boolean).join(", ");
+  const machine = [capabilities.num_threads && `${capabilities.num_threads} ${capabilities.num_threads === 1 ? "thread" : "threads"}`, capabilities.isa].filter(Boolean).join(", ");
   const number = (text) => element("td", { className: "number" }, text);
   return element(
     "tr",
@@ -157,10 +157,15 @@ function showShards(state, shards) {
   byId("shards").replaceChildren(...ordered.map((shard) => shardRow(shard, state)));
 }
 
+function eventLine(event) {
+  const time = element("time", {}, new Date(event.time).toLocaleTimeString());
+  return element("li", {}, time, element("b", {}, event.shard || "cluster"), event.text);
+}
+
 function showEvents(state) {
   const newest = (state.events || []).slice(-EVENTS_SHOWN).reverse();
   byId("events-section").hidden = newest.length === 0;
-  byId("events").replaceChildren(...newest.map((event) => element("li", {}, element("time", {datetime: event.time}, new Date(event.time).toLocaleTimeString()), element("b", {}, event.shard || "cluster"), event.text)));
+  byId("events").replaceChildren(...newest.map(eventLine));
 }
 
 function show(state) {
