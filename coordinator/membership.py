@@ -35,6 +35,7 @@ logger = logging.getLogger("dairllm.cluster")
 
 TICK_S = 0.2
 DRAIN_LIMIT_S = 2.0
+MAX_WEIGHT_SOURCES = 8
 MAX_QUEUED_RESPONSES = 64
 """A shard that does not read for so long that this fills up is cut off; it joins again."""
 
@@ -222,10 +223,20 @@ class Membership:
             context_length=action.context_length,
             max_batch_rows=action.max_batch_rows,
             exclusive=action.exclusive,
+            weight_sources=self._weight_sources(action.name, action.units),
             kv_cache_type=cache_type_to_proto(self.config.kv_cache),
             ring_key=self._ring.key_of(action.epoch),
         )
         self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
+
+    def _weight_sources(self, receiver: str, units: range) -> list[cluster_pb2.Peer]:
+        """Members that may have these units on their disks: those with most of them in their part of the plan first, the coordinator last."""
+        plan, source = self._machine.plan, self._place(receiver)
+        parts = {} if plan is None else plan.placement
+        others = [name for name in parts if name != receiver and name in self._holders]
+        others.sort(key=lambda name: -len(range(max(units.start, parts[name].start), min(units.stop, parts[name].stop))))
+        places = {name: self._place(name) for name in others[:MAX_WEIGHT_SOURCES]} | {COORDINATOR_NAME: self._own_place}
+        return [cluster_pb2.Peer(name=name, addresses=addresses_from(source, place, self._own_hosts)) for name, place in places.items()]
 
     def _activate(self, action: do.ActivateStage) -> None:
         block_ids = self._engine.used_block_ids if action.moves else ()

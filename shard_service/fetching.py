@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
-from typing import TypeVar
 
 import grpc
 
@@ -18,8 +17,6 @@ from dairllm.shard_service.sources import Piece
 from dairllm.shard_service.weight_senders import WeightSenders
 from dairllm.shard_service.weights_cache import CompleteUnit, PartialUnit, WeightsCache
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
-
-T = TypeVar("T")
 
 _CONNECT_S = 5.0
 _SILENCE_S = 15.0
@@ -46,7 +43,7 @@ class RemoteMember:
             await channel.close()
 
     async def pieces(self, unit: UnitFacts, offset: int) -> AsyncGenerator[bytes, None]:
-        """From this offset to the end. Raises UnknownModel if it lacks the unit, else PeerUnreachable, WeightsDiffer or what it answered."""
+        """From this offset to the end. Raises UnknownModel if it lacks the unit, PeerUnreachable, WeightsDiffer, or what it answered."""
         request = weights_pb2.FetchUnitRequest(
             model_digest=self._model_digest, unit_index=unit.index, offset_bytes=offset, unit_digest=unit.digest
         )
@@ -193,7 +190,7 @@ class FetchedUnits:
             try:
                 yield self._kept_pieces(file)
             except WeightsDiffer as error:
-                await self._in_thread(file.discard)
+                await asyncio.get_running_loop().run_in_executor(self._threads, file.discard)
                 raise WeightsDiffer(f"{file.path} is damaged, and was removed: {error}") from error
 
     @asynccontextmanager
@@ -236,7 +233,7 @@ class FetchedUnits:
     async def _kept_pieces(self, file: CompleteUnit | PartialUnit) -> AsyncGenerator[Piece, None]:
         for offset, size in chunks_of(0, file.size_bytes):
             try:
-                data = await self._in_thread(lambda offset=offset, size=size: file.read(offset, size))
+                data = await asyncio.get_running_loop().run_in_executor(self._threads, file.read, offset, size)
             except OSError as error:
                 raise WeightsDiffer(f"byte {offset} cannot be read: {error}") from error
             yield Piece(data, is_local=True)
@@ -280,9 +277,6 @@ class FetchedUnits:
             file.close()
         if isinstance(file, PartialUnit):
             cache.end(unit.digest)
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 class _Keeping:

@@ -37,6 +37,9 @@ def shard(
     model_dir: Annotated[
         list[Path] | None, typer.Option(help="Folder with model files, searched before anything is fetched; may be repeated.")
     ] = None,
+    weights_cache: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most disk space for fetched weights, never over half of what is free; 0 keeps none.")
+    ] = "20GiB",
     discovery: Annotated[
         bool, typer.Option("--discovery/--no-discovery", help="Look for the coordinator by mDNS; without it --coordinator is needed.")
     ] = True,
@@ -71,6 +74,7 @@ def shard(
         port=port,
         threads=threads,
         model_dirs=tuple(model_dir or ()),
+        weights_cache_bytes=parse_size(weights_cache),
         ready_file=ready_file,
     )
     raise typer.Exit(run_until_signal(lambda stop: run_shard(settings, stop), parent_pid=parent_pid, stop_timeout_s=_STOP_DEADLINE_S))

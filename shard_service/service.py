@@ -22,9 +22,11 @@ from dairllm.shard_service.assignment import ARCHITECTURES
 from dairllm.shard_service.joiner import Joiner
 from dairllm.shard_service.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
 from dairllm.shard_service.probe import Speed, cpu_model, default_cache_folder, measure_or_recall, probe_path, recall, scaled
-from dairllm.shard_service.servicers import RingServicer, ShardServicer, WeightsServicer
+from dairllm.shard_service.servicers import RingServicer, ShardServicer
 from dairllm.shard_service.settings import ShardSettings
 from dairllm.shard_service.stage_host import Identity, StageHost
+from dairllm.shard_service.weights_cache import WeightsCache
+from dairllm.shard_service.weights_servicer import WeightsServicer
 from dairllm.v1 import cluster_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc, weights_pb2_grpc
 
 SERVICES = ("dairllm.v1.RingService", "dairllm.v1.ShardService", "dairllm.v1.WeightsService")
@@ -94,7 +96,10 @@ class Shard:
         self._configuring: asyncio.Task[None] | None = None
         self._port = 0
         self.leaving = Leaving()
-        self.host = StageHost(self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses)
+        cache = WeightsCache(default_cache_folder() / "units", settings.weights_cache_bytes) if settings.weights_cache_bytes else None
+        self.host = StageHost(
+            self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses, cache
+        )
         self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
         coordinator = str(parse_address(settings.coordinator)) if settings.coordinator else None
         self.joiner = Joiner(coordinator, self._browser, self._hello, self)

@@ -1,25 +1,19 @@
-"""The gRPC services of a shard."""
+"""The gRPC services of a shard that compute; see `weights_servicer` for the other one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Executor
 from typing import Any, TypeAlias
 
 import grpc.aio
 
-from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, UnknownModel, WeightsDiffer
+from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame
 from dairllm.mesh.protocol import software_version
-from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.reader import FileSource
-from dairllm.shard_service.assignment import UnitFacts
 from dairllm.shard_service.incoming import IncomingEdge, IncomingStream
-from dairllm.shard_service.sources import find_local_files
 from dairllm.shard_service.stage_host import StageHost
-from dairllm.v1 import ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
+from dairllm.v1 import ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc
 
 MAX_ECHO_BYTES = 16 * 1024**2
 OPEN_DEADLINE_S = 10.0
-_FETCH_PIECE_BYTES = 1024**2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -94,42 +88,3 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
     async def FetchKv(self, request: shard_pb2.FetchKvRequest, context: Context) -> AsyncIterator[shard_pb2.FetchKvResponse]:
         async for piece in self._host.kv_pieces(request):
             yield piece
-
-
-class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
-    """Serves the units that this shard is assigned, from a local file of the model. Who receives them verifies them."""
-
-    def __init__(self, host: StageHost, threads: Executor) -> None:
-        self._host = host
-        self._threads = threads
-
-    async def FetchUnit(self, request: weights_pb2.FetchUnitRequest, context: Context) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
-        assignment, unit = self._host.find_unit(request.model_digest, request.unit_index)
-        _require_offset(request.offset_bytes, unit)
-        loop = asyncio.get_running_loop()
-        paths = await loop.run_in_executor(self._threads, find_local_files, assignment, self._host.model_dirs)
-        if not paths:
-            raise UnknownModel(f"this shard has no file of {assignment.model.name}")
-        with FileSource(paths[0]) as file:
-            for offset, file_offset, size in _pieces(unit, request.offset_bytes):
-                try:
-                    data = await loop.run_in_executor(self._threads, file.read, file_offset, size)
-                except CorruptModelFile as error:
-                    raise WeightsDiffer(str(error)) from error
-                yield weights_pb2.FetchUnitResponse(offset_bytes=offset, data=data)
-
-
-def _require_offset(offset_bytes: int, unit: UnitFacts) -> None:
-    if offset_bytes > unit.size_bytes:
-        raise InvalidRequest(f"offset_bytes is {offset_bytes}; unit {unit.index} has {unit.size_bytes} bytes", "offset_bytes")
-
-
-def _pieces(unit: UnitFacts, from_bytes: int) -> list[tuple[int, int, int]]:
-    """(offset in the unit, offset in the file, size) of what is left from this offset on."""
-    pieces, begin = [], 0
-    for tensor in unit.tensors:
-        start = max(from_bytes - begin, 0)
-        for inner in range(start, tensor.size_bytes, _FETCH_PIECE_BYTES):
-            pieces.append((begin + inner, tensor.offset_bytes + inner, min(_FETCH_PIECE_BYTES, tensor.size_bytes - inner)))
-        begin += tensor.size_bytes
-    return pieces

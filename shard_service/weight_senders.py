@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 60.0
-_FIRST_PAUSE_OF_LAST_S = 0.2
-_LONGEST_PAUSE_OF_LAST_S = 3.0
+_PAUSES_S = 1.0, 60.0
+_PAUSES_OF_LAST_S = 0.2, 3.0
+"""After the first failure, and at most."""
 _JUDGED_AFTER_S = 3.0
 _SLOWEST_BYTES_PER_S = 64 * 1024
 _SLOW_SHARE = 1 / 8
@@ -67,7 +66,7 @@ class WeightSenders:
 
     def note_failure(self, name: str, now_s: float) -> None:
         sender = self._senders[name]
-        first_s, longest_s = (_FIRST_PAUSE_OF_LAST_S, _LONGEST_PAUSE_OF_LAST_S) if name == self._last else (_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        first_s, longest_s = _PAUSES_OF_LAST_S if name == self._last else _PAUSES_S
         sender.usable_at_s = now_s + min(first_s * 2**sender.failures, longest_s)
         sender.failures = min(sender.failures + 1, 10)
 

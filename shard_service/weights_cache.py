@@ -116,14 +116,14 @@ class WeightsCache:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def find(self, digest: bytes, size_bytes: int) -> CompleteUnit | None:
-        """The complete unit, which counts as used now. One of another size is removed."""
+    def find(self, digest: bytes, size_bytes: int | None = None) -> CompleteUnit | None:
+        """The complete unit, which counts as used now. One of another size than expected is removed."""
         path = self.folder / digest.hex()
         try:
             unit = CompleteUnit(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
         except FileNotFoundError:
             return None
-        if unit.size_bytes != size_bytes:
+        if size_bytes is not None and unit.size_bytes != size_bytes:
             unit.discard()
             unit.close()
             return None

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 _CHUNK_BYTES = 64 * 1024
+_LEAST_CORRUPTED_BYTES = 8 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """Value of SO_LINGER: on, and for no time."""
 
@@ -43,7 +44,7 @@ class TcpProxy:
             channel = open_channel(proxy.address)
             proxy.cut()
 
-    All commands hold for present and future connections until `heal`; `cut` and `half_close` act once.
+    All commands hold for present and future connections until `heal`; `cut`, `half_close` and `corrupt` act once.
     """
 
     def __init__(self, target_host: str, target_port: int, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -58,7 +59,9 @@ class TcpProxy:
         self._refusing = False
         self._delay_s = 0.0
         self._bytes_per_s: float | None = None
+        self._corrupt_after_bytes: int | None = None
         self.forwarded_bytes = 0
+        self.corrupted_bytes = 0
         self.accepted_connections = 0
 
     @property
@@ -117,6 +120,10 @@ class TcpProxy:
         """Limit each direction of each connection; None is no limit."""
         self._bytes_per_s = bytes_per_s
 
+    def corrupt(self, after_bytes: int = 0) -> None:
+        """Flip all bits of one byte on its way to a client, in a piece of data of at least 8 KiB, once this many bytes have passed."""
+        self._corrupt_after_bytes = self.forwarded_bytes + after_bytes
+
     async def half_close(self) -> None:
         """End the stream of data towards the clients; their own data is forwarded on, what the target still sends is lost."""
         for connection in list(self._connections):
@@ -130,6 +137,7 @@ class TcpProxy:
         self._refusing = False
         self._delay_s = 0.0
         self._bytes_per_s = None
+        self._corrupt_after_bytes = None
         self._flowing.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,7 +155,7 @@ class TcpProxy:
             target_reader, connection.target = await asyncio.open_connection(*self._target)
             async with asyncio.TaskGroup() as group:
                 forth = group.create_task(self._forward(reader, connection.target))
-                back = group.create_task(self._forward(target_reader, writer))
+                back = group.create_task(self._forward(target_reader, writer, to_client=True))
                 connection.tasks += [forth, back]
         except (OSError, asyncio.CancelledError, ExceptionGroup):
             pass
@@ -156,14 +164,23 @@ class TcpProxy:
             self._ended.discard(writer)
             connection.abort_writers()
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_client: bool = False) -> None:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._write_when_due(queue, writer))
             while data := await reader.read(_CHUNK_BYTES):
-                await queue.put((loop.time() + self._delay_s, data))
+                await queue.put((loop.time() + self._delay_s, self._maybe_corrupted(data) if to_client else data))
             await queue.put((loop.time() + self._delay_s, b""))
+
+    def _maybe_corrupted(self, data: bytes) -> bytes:
+        after_bytes = self._corrupt_after_bytes
+        if after_bytes is None or self.forwarded_bytes < after_bytes or len(data) < _LEAST_CORRUPTED_BYTES:
+            return data
+        self._corrupt_after_bytes = None
+        self.corrupted_bytes += 1
+        middle = len(data) // 2
+        return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
 
     async def _write_when_due(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()

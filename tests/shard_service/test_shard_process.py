@@ -208,7 +208,7 @@ async def test_a_refused_shard_asks_again(coordinator: FakeCoordinator) -> None:
 async def test_a_file_with_other_weights_is_not_used(coordinator: FakeCoordinator, tiny: Path, tmp_path: Path) -> None:
     other = write_tiny_llama(tmp_path / "other.gguf", block_format="Q8_0", tied=True, seed=1)
     assert other.stat().st_size == tiny.stat().st_size
-    async with joined(coordinator, "--model-dir", str(tmp_path)) as shard:
+    async with joined(coordinator, "--model-dir", str(tmp_path), "--weights-cache", "0") as shard:
         await shard.assign(coordinator.assignment(epoch=1, model_path=str(tmp_path / "gone.gguf")))
         assert shard.progress[-1].from_network_bytes == shard.progress[-1].total_bytes
         assert "other.gguf" in process_of(shard).output()

@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
 from dairllm.shard_service.layer_store import LayerStore, LoadCounts
+from dairllm.shard_service.sources import LocalFile, Piece
 from dairllm.shard_service.unit_assembler import LoadedUnit, UnitAssembler, demanded_bytes
 
 RANDOM = np.random.default_rng(0)
@@ -78,22 +81,32 @@ def test_other_bytes_are_not_accepted() -> None:
 class FakeSource:
     """Gives the bytes of its units; notes which it was asked for."""
 
-    def __init__(self, units: dict[int, bytes], *, is_local: bool = True, fails_after: DairllmError | None = None) -> None:
+    def __init__(
+        self, units: dict[int, bytes], *, is_local: bool = True, attempts: int = 1, fails_after: DairllmError | None = None
+    ) -> None:
         self._units = units
         self._fails_after = fails_after
         self.is_local = is_local
+        self.attempts = attempts
         self.asked: list[int] = []
 
     def __str__(self) -> str:
         return "fake"
 
-    async def pieces(self, unit: UnitFacts) -> AsyncGenerator[bytes, None]:
+    def offers(self, unit: UnitFacts) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def opened(self, unit: UnitFacts) -> AsyncIterator[AsyncGenerator[Piece, None]]:
         self.asked.append(unit.index)
         if unit.index not in self._units:
             raise UnknownModel(f"no unit {unit.index}")
+        yield self.pieces(unit)
+
+    async def pieces(self, unit: UnitFacts) -> AsyncGenerator[Piece, None]:
         data = self._units[unit.index]
         for start in range(0, len(data), 1000):
-            yield data[start : start + 1000]
+            yield Piece(data[start : start + 1000], self.is_local)
             await asyncio.sleep(0)
             if self._fails_after is not None:
                 raise self._fails_after
@@ -133,14 +146,43 @@ async def test_units_in_memory_are_not_read_again(store: LayerStore) -> None:
     assert store.weights_bytes == 0
 
 
-async def test_a_file_that_differs_in_one_unit_is_not_asked_for_another(store: LayerStore) -> None:
-    wrong = FakeSource(RIGHT | {0: bytes(len(EMBEDDING[1]))})
+async def test_what_differs_comes_from_the_next_source_and_counts_once(store: LayerStore) -> None:
+    wrong = FakeSource(RIGHT | {0: bytes(len(EMBEDDING[1]))}, attempts=2)
     remote = FakeSource(RIGHT, is_local=False)
     reports: list[LoadCounts] = []
     await store.load(ALL, [wrong, remote], reports.append)
-    assert wrong.asked == [0]
-    assert remote.asked == [0, 1, 2]
-    assert reports[-1].from_network_bytes == reports[-1].total_bytes
+    assert sorted(wrong.asked) == [0, 0, 1, 2]
+    assert remote.asked == [0]
+    assert reports[-1].from_network_bytes == EMBEDDING[0].size_bytes
+    assert reports[-1].loaded_bytes == reports[-1].total_bytes
+    assert all(0 <= report.loaded_bytes <= report.total_bytes for report in reports)
+
+
+async def test_a_file_that_differs_in_one_unit_is_not_asked_for_another(store: LayerStore, tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(bytes(100_000))
+    with ThreadPoolExecutor(1) as threads:
+        file, remote = LocalFile(tmp_path / "model", threads), FakeSource(RIGHT, is_local=False)
+        await store.load(ALL, [file, remote], lambda counts: None)
+        assert sorted(remote.asked) == [0, 1, 2]
+        assert not file.offers(EMBEDDING[0])
+
+
+async def test_several_units_are_fetched_at_once_and_files_read_one_by_one(store: LayerStore) -> None:
+    class Counting(FakeSource):
+        now, most = 0, 0
+
+        async def pieces(self, unit: UnitFacts) -> AsyncGenerator[Piece, None]:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            async for piece in super().pieces(unit):
+                yield piece
+            self.now -= 1
+
+    own = assignment(LAYER[0], HEAD[0])
+    for source, most in ((Counting(RIGHT), 1), (Counting(RIGHT, is_local=False), 2)):
+        store.keep_only()
+        await store.load(own, [source], lambda counts: None)
+        assert source.most == most
 
 
 async def test_the_last_sources_error_is_raised(store: LayerStore) -> None:
@@ -151,7 +193,7 @@ async def test_the_last_sources_error_is_raised(store: LayerStore) -> None:
 
 async def test_a_cancelled_load_keeps_what_was_complete(store: LayerStore) -> None:
     class Stuck(FakeSource):
-        async def pieces(self, unit: UnitFacts) -> AsyncGenerator[bytes, None]:
+        async def pieces(self, unit: UnitFacts) -> AsyncGenerator[Piece, None]:
             if unit.index == 1:
                 stuck.set()
                 await asyncio.Event().wait()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x61irllm/v1/weights.proto\x12\ndairllm.v1\"R\n\x10\x46\x65tchUnitRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x12\n\nunit_index\x18\x02 \x01(\r\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\"7\n\x11\x46\x65tchUnitResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\\\n\x0eWeightsService\x12J\n\tFetchUnit\x12\x1c.dairllm.v1.FetchUnitRequest\x1a\x1d.dairllm.v1.FetchUnitResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x61irllm/v1/weights.proto\x12\ndairllm.v1\"g\n\x10\x46\x65tchUnitRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x12\n\nunit_index\x18\x02 \x01(\r\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bunit_digest\x18\x04 \x01(\x0c\"7\n\x11\x46\x65tchUnitResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\\\n\x0eWeightsService\x12J\n\tFetchUnit\x12\x1c.dairllm.v1.FetchUnitRequest\x1a\x1d.dairllm.v1.FetchUnitResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dairllm.v1.weights_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FETCHUNITREQUEST']._serialized_start=40
-  _globals['_FETCHUNITREQUEST']._serialized_end=122
-  _globals['_FETCHUNITRESPONSE']._serialized_start=124
-  _globals['_FETCHUNITRESPONSE']._serialized_end=179
-  _globals['_WEIGHTSSERVICE']._serialized_start=181
-  _globals['_WEIGHTSSERVICE']._serialized_end=273
+  _globals['_FETCHUNITREQUEST']._serialized_end=143
+  _globals['_FETCHUNITRESPONSE']._serialized_start=145
+  _globals['_FETCHUNITRESPONSE']._serialized_end=200
+  _globals['_WEIGHTSSERVICE']._serialized_start=202
+  _globals['_WEIGHTSSERVICE']._serialized_end=294
 # @@protoc_insertion_point(module_scope)

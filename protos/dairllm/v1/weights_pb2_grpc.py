@@ -50,7 +50,7 @@ class WeightsServiceServicer(object):
         Called by: a shard that found no local file with the right content. Safe to repeat; `offset_bytes` resumes an interrupted
         transfer. The receiver verifies the unit's digest; a mismatch means that the transfer is started again from another source.
 
-        Errors: NOT_FOUND this member has no file of that model; INVALID_ARGUMENT no such unit, or an offset beyond its end; DATA_LOSS the
+        Errors: NOT_FOUND this member has neither a file of that model nor a copy of that unit; INVALID_ARGUMENT no such unit, or an offset beyond its end; DATA_LOSS the
         file is no longer what the manifest says; UNAVAILABLE try again or elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
