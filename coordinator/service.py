@@ -24,6 +24,7 @@ from dairllm.coordinator.cluster.state import ClusterConfig, Phase
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.scheduler import BatchCompleted, ReportRecovery, SchedulerLimits
+from dairllm.coordinator.event_loop import EventLoopDelay
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.server import serve
 from dairllm.coordinator.inference_servicer import InferenceServicer
@@ -111,6 +112,8 @@ class Coordinator:
             self._recovered,
         )
         self._membership: Membership
+        self._metrics = CollectorRegistry()
+        self._event_loop_delay = EventLoopDelay(self._metrics)
         self._http_port = 0
         # Fixed, so that an event has the same time whenever it is shown.
         self._clock_offset_s = time.time() - asyncio.get_running_loop().time()
@@ -121,7 +124,7 @@ class Coordinator:
         grpc_port = await bind(server, settings.grpc_host or "0.0.0.0", settings.grpc_port, "the coordinator's gRPC server")
         hosts = real_interface_addresses() if settings.grpc_host in ANY_HOSTS else [settings.grpc_host]
         self._membership = self._make_membership(hosts, grpc_port)
-        app = create_app(self._model.served, self._engine, self._cluster_json, CollectorRegistry())
+        app = create_app(self._model.served, self._engine, self._cluster_json, self._metrics)
         await self._start_grpc(server, app.state.metrics)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(server.stop, SERVER_STOP_S)
@@ -147,6 +150,7 @@ class Coordinator:
             background = [
                 tasks.create_task(self._membership.run(), name="membership"),
                 tasks.create_task(self._watch_frames(), name="watch-frames"),
+                tasks.create_task(self._event_loop_delay.run(), name="event-loop-delay"),
             ]
             await listening.wait()
             logger.info("API and status page at http://%s", Address(_dialable(settings.http_host), self._http_port))
@@ -249,7 +253,8 @@ class Coordinator:
         loads = {name: load.to_json() for name, load in self._engine.stage_loads().items()}
         snapshot = self.snapshot()
         events = [_event_json(event, self._clock_offset_s) for event in snapshot.events]
-        return {**snapshot.to_json(), "stage_loads": loads, "events": events}
+        delay = self._event_loop_delay.recent()._asdict()
+        return {**snapshot.to_json(), "stage_loads": loads, "events": events, "event_loop_delay": delay}
 
 
 def context_length_of(settings: CoordinatorSettings, model: LoadedModel) -> int:

@@ -1,0 +1,219 @@
+"""Many shards in one process: each holds a real lease over its own connection, and none has weights or computes.
+
+They answer what the coordinator asks as the protocol says, so that a plan of them is made and its ring opened; only frames would never
+come back.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from dairllm.kernels_pyx import BLOCK_FORMATS
+from dairllm.mesh.channels import bind, create_server, error_from_rpc, open_channel
+from dairllm.mesh.cluster_name import cluster_hash
+from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
+from dairllm.model_files.architectures import architecture_names
+from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
+
+RESERVED_BYTES = 1 << 20
+DECODE_S_PER_BYTE = 1e-10
+CREDITS = 8
+LAST_WORD_S = 5.0
+"""How long the last heartbeats may wait for their acknowledgements."""
+
+
+@dataclass
+class LightShard:
+    """One shard. beats: heartbeats sent; round_trips_s: of those that were acknowledged, in order; end: why the lease ended, '' while it has not."""
+
+    hello: cluster_pb2.Hello
+    welcomed: asyncio.Event = field(default_factory=asyncio.Event)
+    beats: int = 0
+    round_trips_s: list[float] = field(default_factory=list)
+    assignments: int = 0
+    activations: int = 0
+    end: str = ""
+    _sent_s: dict[int, float] = field(default_factory=dict)
+    _interval_s: float = 0.0
+    _is_quiet: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.hello.name)
+
+    @property
+    def has_heard_all(self) -> bool:
+        return len(self.round_trips_s) == self.beats
+
+    def fall_quiet(self) -> None:
+        """No further heartbeats."""
+        self._is_quiet = True
+
+    async def hold(self, coordinator: str) -> None:
+        """Join, and keep the lease until cancelled; `end` says why if it ends before."""
+        async with open_channel(coordinator) as channel:
+            call = cluster_pb2_grpc.ClusterServiceStub(channel).Join()
+            beating = asyncio.create_task(self._beat(call))
+            try:
+                await call.write(cluster_pb2.JoinRequest(hello=self.hello))
+                async for response in call:
+                    for answer in self._answers(response):
+                        await call.write(answer)
+                self.end = "the coordinator ended the stream"
+            except grpc.aio.AioRpcError as error:
+                self.end = str(error_from_rpc(error, "the coordinator"))
+            except asyncio.InvalidStateError:
+                self.end = "the stream ended while an answer was written"
+            finally:
+                self.welcomed.set()
+                beating.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await beating
+
+    def _answers(self, response: cluster_pb2.JoinResponse) -> Sequence[cluster_pb2.JoinRequest]:
+        match response.WhichOneof("message"):
+            case "welcome":
+                self._interval_s = response.welcome.heartbeat_interval_ms / 1000
+                self.welcomed.set()
+            case "heartbeat_ack":
+                self._acknowledged(response.heartbeat_ack.number)
+            case "assignment":
+                self.assignments += 1
+                return _prepared(response.assignment)
+            case "activate_stage":
+                self.activations += 1
+                epoch = response.activate_stage.epoch
+                return [cluster_pb2.JoinRequest(stage_activated=cluster_pb2.StageActivated(epoch=epoch))]
+        return []
+
+    def _acknowledged(self, number: int) -> None:
+        self.round_trips_s.append(asyncio.get_running_loop().time() - self._sent_s.pop(number))
+
+    async def _beat(self, call: Any) -> None:
+        """At fixed times, however long writing takes."""
+        await self.welcomed.wait()
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why
+            while not self._is_quiet:
+                self.beats += 1
+                self._sent_s[self.beats] = loop.time()
+                round_trip_us = round(self.round_trips_s[-1] * 1e6) if self.round_trips_s else 0
+                beat = cluster_pb2.Heartbeat(number=self.beats, round_trip_us=round_trip_us, usage=cluster_pb2.ShardUsage())
+                await call.write(cluster_pb2.JoinRequest(heartbeat=beat))
+                due_s += self._interval_s
+                await asyncio.sleep(due_s - loop.time())
+
+
+def _prepared(assignment: cluster_pb2.Assignment) -> Sequence[cluster_pb2.JoinRequest]:
+    """As from a shard that has the weights at once."""
+    size_bytes = sum(unit.size_bytes for unit in assignment.units)
+    epoch = assignment.epoch
+    progress = cluster_pb2.LoadProgress(epoch=epoch, loaded_bytes=size_bytes, total_bytes=size_bytes, from_memory_bytes=size_bytes)
+    ready = cluster_pb2.StageReady(epoch=epoch, weights_bytes=size_bytes)
+    return [cluster_pb2.JoinRequest(load_progress=progress), cluster_pb2.JoinRequest(stage_ready=ready)]
+
+
+class _Ring(ring_pb2_grpc.RingServiceServicer):
+    """Accepts every edge and keeps it."""
+
+    async def Forward(
+        self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[ring_pb2.ForwardResponse]:
+        async for request in request_iterator:
+            if request.WhichOneof("message") == "open":
+                yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=CREDITS))
+
+
+class LightFleet:
+    """`count` light shards of one coordinator; a context manager, within which they join and hold their leases.
+
+    room_bytes: of each, for weights and KV cache; 0 makes every plan impossible.
+    """
+
+    def __init__(self, coordinator: str, cluster: str, count: int, room_bytes: int) -> None:
+        self._coordinator = coordinator
+        self._cluster = cluster
+        self._count = count
+        self._room_bytes = room_bytes
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: grpc.aio.Server | None = None
+        self.shards: list[LightShard] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = create_server()
+        ring_pb2_grpc.add_RingServiceServicer_to_server(_Ring(), self._server)
+        port = await bind(self._server, "127.0.0.1", 0, "the light shards' ring")
+        await self._server.start()
+        self.shards = [LightShard(self._hello(f"light-{number:04}", port)) for number in range(self._count)]
+        self._tasks = [asyncio.create_task(shard.hold(self._coordinator), name=shard.name) for shard in self.shards]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert self._server is not None
+        await self._server.stop(None)
+
+    def _hello(self, name: str, port: int) -> cluster_pb2.Hello:
+        return cluster_pb2.Hello(
+            protocol_major=PROTOCOL_MAJOR,
+            protocol_minor=PROTOCOL_MINOR,
+            software_version=software_version(),
+            cluster_hash=cluster_hash(self._cluster),
+            name=name,
+            boot_id=secrets.token_hex(8),
+            addresses=[f"127.0.0.1:{port}"],
+            capabilities=cluster_pb2.ShardCapabilities(
+                memory_budget_bytes=RESERVED_BYTES + self._room_bytes,
+                reserved_bytes=RESERVED_BYTES,
+                num_threads=1,
+                decode_s_per_byte=DECODE_S_PER_BYTE,
+                prefill_s_per_byte_row=DECODE_S_PER_BYTE,
+                architectures=architecture_names(),
+                block_formats=list(BLOCK_FORMATS),
+            ),
+        )
+
+    async def joined(self, timeout_s: float) -> None:
+        """Until every shard was welcomed or refused. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            for shard in self.shards:
+                await shard.welcomed.wait()
+
+    async def fall_quiet(self) -> None:
+        """Send no further heartbeats, and give the last ones time to be acknowledged."""
+        for shard in self.shards:
+            shard.fall_quiet()
+        deadline_s = asyncio.get_running_loop().time() + LAST_WORD_S
+        while not all(shard.has_heard_all or shard.end for shard in self.shards) and asyncio.get_running_loop().time() < deadline_s:
+            await asyncio.sleep(0.01)
+
+    @property
+    def ended(self) -> dict[str, str]:
+        """Leases that ended although nobody asked for it: why, by name."""
+        self._raise_faults()
+        return {shard.name: shard.end for shard in self.shards if shard.end}
+
+    @property
+    def unacknowledged(self) -> int:
+        """Heartbeats without an answer."""
+        return sum(shard.beats - len(shard.round_trips_s) for shard in self.shards)
+
+    @property
+    def round_trips_s(self) -> list[float]:
+        """Of all heartbeats, ascending."""
+        return sorted(time_s for shard in self.shards for time_s in shard.round_trips_s)
+
+    def _raise_faults(self) -> None:
+        """A shard that failed by itself is no word about the coordinator."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.result()
