@@ -187,12 +187,10 @@ def run_lane(fault: Fault, model: Path, cases: Iterable[Case], undisturbed: Undi
     while left:
         try:
             with tempfile.TemporaryDirectory(prefix="dairllm-faults-") as folder:
-                fleet = Fleet(model, Path(folder), isas, wire=wire, without_files=fault is Fault.FULL_DISK, lossy=fault is Fault.BAD_LINK)
-                with fleet:
-                    while left:
-                        case = left.pop(0)
-                        if not _settle(results[case], lambda case=case: CaseRun(fleet, case, wire, undisturbed).run(), fleet):  # type: ignore[misc]
-                            break
+                without_files, lossy = fault is Fault.FULL_DISK, fault is Fault.BAD_LINK
+                with Fleet(model, Path(folder), isas, wire=wire, without_files=without_files, lossy=lossy) as fleet:
+                    while left and _settle(results, fleet, left.pop(0), wire, undisturbed):
+                        pass
         except Exception as error:  # the outermost place of a lane: whoever waits for a case must hear of it
             for case in left:
                 results[case].set_exception(error)

@@ -17,6 +17,7 @@ from tests.instruments.namespaces import unavailable_reason
 from tests.tiny_gguf import write_tiny_llama
 
 LANES_AT_ONCE = 4
+RESULT_TIMEOUT_S = 1500.0
 SUBSET = tuple(pairwise_subset(ALL_CASES))
 pytestmark = [
     pytest.mark.slow,
@@ -59,7 +60,7 @@ def results(request: pytest.FixtureRequest, model: Path) -> Iterator[Results]:
 def test_answers_survive(case: Case, results: Results) -> None:
     if case.fault is Fault.BAD_LINK and no_lossy_links() is not None:
         pytest.skip(str(no_lossy_links()))
-    seen = results[case].result()
+    seen = results[case].result(RESULT_TIMEOUT_S)
     print(f"{case}: {seen.outcome}; phase {seen.phase}, longest silence {seen.silence_s:.2f} s, took {seen.took_s:.1f} s")
 
 
