@@ -10,8 +10,8 @@ for those who wait for answers. A shard whose memory cannot hold the old and the
 only when all others are ready and the ring is closed. Phases and their successors stand in `state.Phase`; when an event of a plan counts,
 in `state.COUNTS_FOR_CANDIDATE` and `state.COUNTS_FOR_ACTIVE`.
 
-While answers come, plans change only for a gain over the planner's hysteresis, or because a shard leaves, is cordoned or has other
-limits. While none come, a plan moves as little as possible: a lost shard is replaced in the same call that reports it, and what is
+While answers come, plans change only for a gain over the planner's hysteresis, and seldom unless somebody joins, or because a shard
+leaves, is cordoned or has other limits. While none come, a plan moves as little as possible: a lost shard is replaced in the same call that reports it, and what is
 better can be prepared later. A broken edge is usually the first sign of a lost shard, so planning pauses for `grace_s`; if all are alive
 after it, the same plan starts again with a new epoch, after pauses that double. A shard that keeps failing is set aside for a while if the
 others suffice; one whose stage can never load (too little memory, weights that differ) is used again only after a restart, or for what
@@ -281,6 +281,8 @@ class ClusterMachine:
         due = self._state.plan_due_s is not None and self._now >= self._state.plan_due_s
         if due and (self._state.is_plan_urgent or self._state.phase in {Phase.WAITING, *ANSWERING}):
             self._replan()
+        elif self._state.may_be_better and self._state.phase is Phase.SERVING:
+            self._look_for_better()
 
     # -- members come and go
 
@@ -432,9 +434,18 @@ class ClusterMachine:
         elif not state.is_plan_urgent:
             state.plan_due_s = at_s if state.plan_due_s is None else min(at_s, state.plan_due_s)
 
+    def _look_for_better(self) -> None:
+        """Nobody has joined, left or asked for anything: plans made for that follow each other slowly."""
+        state = self._state
+        if self._now < max(state.better_not_before_s, state.served_from_s + self._config.better_after_s):
+            return
+        self._replan()
+        if state.phase is Phase.PREPARING:
+            state.better_not_before_s = self._now + self._config.better_interval_s
+
     def _replan(self) -> None:
         state = self._state
-        state.plan_due_s, state.is_plan_urgent = None, False
+        state.plan_due_s, state.is_plan_urgent, state.may_be_better = None, False, False
         if state.model is None:
             return
         if state.phase in ANSWERING:
@@ -495,7 +506,7 @@ class ClusterMachine:
         for members in self._choices(without):
             outcome = make_plan(
                 model,
-                [member.offer(self._config.hop_s, calibration, self._now_or_start) for member in members],
+                [member.offer(self._config, calibration, self._now_or_start) for member in members],
                 min_shards=self._config.min_shards,
                 previous=previous,
                 kv=self._config.kv,
@@ -732,7 +743,7 @@ class ClusterMachine:
         self._record_serving(state.active)
         state.before = state.active
         # What was urgent may have a better successor.
-        self._schedule_plan(self._now + self._config.settle_s)
+        state.may_be_better, state.served_from_s = True, self._now
 
     def _record_serving(self, active: Deployment) -> None:
         """What it is depends on why the ring was closed."""
@@ -936,18 +947,12 @@ class ClusterMachine:
         after_s = member.speed.adopted_s or member.speed.expected_s
         words = f"shard {member.name} computes at {1e-9 / after_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s were expected"
         self._journal.record(EventKind.SPEED_CHANGED, member.name, words)
-        self._plan_for_speeds()
-
-    def _plan_for_speeds(self) -> None:
-        state = self._state
-        at_s = max(self._now, state.speeds_planned_s + self._config.speed_plan_interval_s)
-        state.speeds_planned_s = at_s
-        self._schedule_plan(at_s)
+        self._state.may_be_better = True
 
     def _forget_old_speeds(self) -> None:
         for member in self._members:
             if not self._cares_for(member.name) and member.speed.expire(self._now):
-                self._plan_for_speeds()
+                self._state.may_be_better = True
 
     # -- the books
 

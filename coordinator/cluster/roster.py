@@ -119,6 +119,7 @@ class Roster:
         member.usage = event.usage
         if event.round_trip_us > 0:
             member.round_trip_us = event.round_trip_us
+            member.num_round_trips += 1
             member.least_round_trip_us = min(member.least_round_trip_us or event.round_trip_us, event.round_trip_us)
 
     def expire(self) -> dict[str, str]:

@@ -41,7 +41,8 @@ class ClusterConfig:
     wire: name of the encoding between shards, for the snapshot.
     kv_cache: element type of the KV cache on every shard.
     settle_s: how long after a join planning waits, so that machines that start together are planned together.
-    hop_s: what an edge of the ring costs a step until the shard's round trip is known.
+    hop_s: what an edge of the ring costs a step until hop_round_trips of the shard were heard; then half of the least of them counts,
+        since a machine that is busy, as while it loads, answers late.
     grace_s: how long after a broken edge membership has time to notice that a shard is lost; doubles with every failure in a
         row, up to longest_pause_s.
     load_stall_s: a stage that reports no progress for this long has failed.
@@ -49,7 +50,8 @@ class ClusterConfig:
     held_settle_s: after a restart of the coordinator, how long the first plan waits for shards that hold the rest of the model.
     drain_timeout_s, activate_timeout_s: how long a graceful end of a ring, and a switch with its transfers, may take.
     beside_pause_s: pause after a plan that could not be prepared beside the one that serves; doubles, up to longest_beside_pause_s.
-    speed_plan_interval_s: least time between two plans because of measured speeds.
+    better_after_s, better_interval_s: another plan only because it is faster, which nobody has joined, left or asked for, is made when one
+        has served for so long, and this long after the last such plan.
     """
 
     cluster_hash: str
@@ -65,9 +67,10 @@ class ClusterConfig:
     wire: str = "Q8_0_OUTLIERS"
     kv_cache: str = "F16"
     heartbeat_interval_s: float = 1.0
-    lease_timeout_s: float = 5.0
+    lease_timeout_s: float = 4.5
     settle_s: float = 0.5
     hop_s: float = 0.0005
+    hop_round_trips: int = 5
     grace_s: float = 0.5
     longest_pause_s: float = 10.0
     load_stall_s: float = 120.0
@@ -79,7 +82,8 @@ class ClusterConfig:
     activate_timeout_s: float = 30.0
     beside_pause_s: float = 5.0
     longest_beside_pause_s: float = 300.0
-    speed_plan_interval_s: float = 30.0
+    better_after_s: float = 10.0
+    better_interval_s: float = 30.0
 
     @property
     def expectation(self) -> Expectation:
@@ -109,8 +113,8 @@ class Phase(Enum):
     OPENING     the coordinator dials the first shard                   opened -> SERVING
     RETRYING    the ring is closed; a pause, then a plan of a new epoch
 
-    A lost shard of the plan leads from every phase to LOADING, or to WAITING if the rest does not suffice. The plan that is being prepared
-    is the candidate: there is one in LOADING, PREPARING and DRAINING. With ACTIVATING it becomes the active plan.
+    A lost shard of the plan leads from every phase to LOADING, or to WAITING if the rest does not suffice. The plan that is being
+    prepared is the candidate: there is one in LOADING, PREPARING and DRAINING. With ACTIVATING it becomes the active plan.
     """
 
     WAITING = "waiting"
@@ -235,6 +239,7 @@ class Member:
     usage: ShardUsage = field(default_factory=ShardUsage)
     round_trip_us: int = 0
     least_round_trip_us: int = 0
+    num_round_trips: int = 0
     load: LoadProgress = field(default_factory=LoadProgress)
     load_moved_s: float = 0.0
     failures: int = 0
@@ -280,7 +285,11 @@ class Member:
         self.speed.probed_s = capabilities.decode_s_per_byte
         self.limit_until_s = -math.inf
 
-    def offer(self, default_hop_s: float, calibration: float, now_s: float) -> ShardOffer:
+    def hop_s(self, config: ClusterConfig) -> float:
+        """What the edge to it costs a step."""
+        return config.hop_s if self.num_round_trips < config.hop_round_trips else self.least_round_trip_us / 2e6
+
+    def offer(self, config: ClusterConfig, calibration: float, now_s: float) -> ShardOffer:
         capabilities = self.hello.capabilities
         limited_bytes = capabilities.reserved_bytes + self.limit_bytes if now_s < self.limit_until_s else capabilities.memory_budget_bytes
         return ShardOffer(
@@ -288,7 +297,7 @@ class Member:
             min(capabilities.memory_budget_bytes, limited_bytes),
             capabilities.reserved_bytes,
             self.speed.planned_s(calibration),
-            self.least_round_trip_us / 2e6 or default_hop_s,
+            self.hop_s(config),
             capabilities.architectures,
             capabilities.block_formats,
         )
@@ -303,6 +312,8 @@ class ClusterState:
     plan_due_s, is_plan_urgent: when to plan again; urgent: a new epoch is needed.
     closed_at_s, closed_why, is_switch: of the ring, while answers wait.
     failures_beside, beside_not_before_s: of plans that were prepared while answers came.
+    may_be_better, better_not_before_s: whether a faster plan than the one that serves may be possible, and when it may be looked for.
+    served_from_s: when the ring opened.
     held_from_s: when the first shard joined that held a part of the model. cordoned: names, also of shards that are away.
     steps_s: measured, by shard, None for the whole ring.
     """
@@ -327,7 +338,9 @@ class ClusterState:
     failures: int = 0
     failures_beside: int = 0
     beside_not_before_s: float = -math.inf
-    speeds_planned_s: float = -math.inf
+    may_be_better: bool = False
+    served_from_s: float = 0.0
+    better_not_before_s: float = -math.inf
     steps_s: dict[str | None, float] = field(default_factory=dict)
 
     @property

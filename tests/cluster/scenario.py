@@ -5,6 +5,7 @@ A command is one line:
     model layers=4 layer=1GiB head=512MiB      also: embedding, tied, kv (bytes per token and layer), context
     join A memory=8GiB speed=20                also: reserved, boot, cluster, protocol, formats, held=0..3, last_epoch; speed in GB/s
     tick 1.5s                                  time passes in steps of 0.25 s; shards that are not silent send heartbeats
+    round_trips A=40ms B=3ms 5                 heartbeats that say so, that many
     silence A / speak A                        A hangs: its connection stands but nothing comes
     lost A / leave A                           the connection ends without / with a word
     progress A 50%                             of its assignment
@@ -293,6 +294,10 @@ class Scenario:
                 return cluster.join(self._hello(name, options))
             case "tick", [duration]:
                 return cluster.tick(float(duration.removesuffix("s")))
+            case "round_trips", [count]:
+                times_us = {name: round(1000 * float(text.removesuffix("ms"))) for name, text in options.items()}
+                beats = [HeartbeatReceived(name, cluster.streams[name][0], ShardUsage(), us) for name, us in times_us.items()]
+                return [action for _ in range(int(count)) for beat in beats for action in cluster.happen(beat)]
             case "silence", [name]:
                 cluster.silent.add(name)
                 return []

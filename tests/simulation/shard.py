@@ -27,7 +27,7 @@ from tests.simulation.world import World
 
 CLUSTER_HASH = "simulated"
 HEARTBEAT_S = 1.0
-LEASE_TIMEOUT_S = 5.0
+LEASE_TIMEOUT_S = 4.5
 FETCH_TIMEOUT_S = 1.0
 AWAY_S = 4.0
 """Who has left comes back after it."""
