@@ -11,6 +11,7 @@ import grpc
 
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import DairllmError, InvalidRequest, PeerUnreachable, UnknownModel, WeightsDiffer
+from dairllm.mesh.telemetry import fields
 from dairllm.model_files.reader import chunks_of
 from dairllm.shard_service.assignment import PeerFacts, UnitFacts
 from dairllm.shard_service.sources import Piece
@@ -104,6 +105,8 @@ class Transfer:
                     raise PeerUnreachable(f"nobody sends unit {self._unit.index} from byte {self._offset} on: {reason}") from error
                 log.info("unit %d stopped at byte %d; it goes on from there: %s", self._unit.index, self._offset, reason)
 
+        log.debug("fetched", extra=fields(unit=self._unit.index, senders=",".join(sorted(self.senders)) or "none"))
+
     async def _from(self, name: str) -> AsyncGenerator[bytes, None]:
         """What this member gives, as long as it is not much slower than others."""
         loop, senders, index = asyncio.get_running_loop(), self._members.senders, self._unit.index
@@ -131,9 +134,6 @@ class Members:
         self.by_name = {peer.name: RemoteMember(peer, model_digest) for peer in peers}
         self.senders = WeightSenders(list(self.by_name))
         self.give_up_s = give_up_s
-
-    def __str__(self) -> str:
-        return ", ".join(self.by_name) or "no member"
 
     async def close(self) -> None:
         await asyncio.gather(*(member.close() for member in self.by_name.values()))
@@ -166,7 +166,7 @@ class FetchedUnits:
         self._keep = keep
 
     def __str__(self) -> str:
-        return str(self._members)
+        return "fetched weights"
 
     def offers(self, unit: UnitFacts) -> bool:
         return True

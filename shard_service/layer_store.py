@@ -103,7 +103,7 @@ class LayerStore:
                     except DairllmError as error:
                         counts.clear()
                         last = type(error)(f"{source}: {error}")
-                        log.warning("unit %d is loaded anew or from elsewhere: %s", unit.index, last)
+                        log.warning("%s; it is read anew, or the next source is tried", last)
                         if not isinstance(error, WeightsDiffer):
                             break
         raise last
