@@ -11,11 +11,11 @@ only when all others are ready and the ring is closed. Phases and their successo
 in `state.COUNTS_FOR_CANDIDATE` and `state.COUNTS_FOR_ACTIVE`.
 
 While answers come, plans change only for a gain over the planner's hysteresis, and seldom unless somebody joins, or because a shard
-leaves, is cordoned or has other limits. While none come, a plan moves as little as possible: a lost shard is replaced in the same call that reports it, and what is
-better can be prepared later. A broken edge is usually the first sign of a lost shard, so planning pauses for `grace_s`; if all are alive
-after it, the same plan starts again with a new epoch, after pauses that double. A shard that keeps failing is set aside for a while if the
-others suffice; one whose stage can never load (too little memory, weights that differ) is used again only after a restart, or for what
-it has.
+leaves, is cordoned or has other limits. While none come, a plan moves as little as possible: a lost shard is replaced in the same call
+that reports it, and what is better can be prepared later. A broken edge is usually the first sign of a lost shard, so planning pauses
+for `grace_s`; if all are alive after it, the same plan starts again with a new epoch, after pauses that double. A shard that keeps
+failing is set aside for a while if the others suffice; one whose stage can never load (too little memory, weights that differ) is used
+again only after a restart, or for what it has.
 """
 
 import math
