@@ -30,11 +30,16 @@ LAST_WORD_S = 5.0
 
 @dataclass
 class LightShard:
-    """One shard. beats: heartbeats sent; round_trips_s: of those that were acknowledged, in order; end: why the lease ended, '' while it has not."""
+    """One shard.
+
+    beats: heartbeats that were sent; round_trips_s: of those that were acknowledged, in order, as far back as nobody has cleared it.
+    end: why the lease ended; '' while it has not.
+    """
 
     hello: cluster_pb2.Hello
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
     beats: int = 0
+    acknowledged: int = 0
     round_trips_s: list[float] = field(default_factory=list)
     assignments: int = 0
     activations: int = 0
@@ -49,7 +54,7 @@ class LightShard:
 
     @property
     def has_heard_all(self) -> bool:
-        return len(self.round_trips_s) == self.beats
+        return self.acknowledged == self.beats
 
     def fall_quiet(self) -> None:
         """No further heartbeats."""
@@ -82,7 +87,7 @@ class LightShard:
                 self._interval_s = response.welcome.heartbeat_interval_ms / 1000
                 self.welcomed.set()
             case "heartbeat_ack":
-                self._acknowledged(response.heartbeat_ack.number)
+                self._note_round_trip(response.heartbeat_ack.number)
             case "assignment":
                 self.assignments += 1
                 return _prepared(response.assignment)
@@ -92,7 +97,8 @@ class LightShard:
                 return [cluster_pb2.JoinRequest(stage_activated=cluster_pb2.StageActivated(epoch=epoch))]
         return []
 
-    def _acknowledged(self, number: int) -> None:
+    def _note_round_trip(self, number: int) -> None:
+        self.acknowledged += 1
         self.round_trips_s.append(asyncio.get_running_loop().time() - self._sent_s.pop(number))
 
     async def _beat(self, call: Any) -> None:
@@ -203,14 +209,22 @@ class LightFleet:
         return {shard.name: shard.end for shard in self.shards if shard.end}
 
     @property
+    def beats(self) -> int:
+        return sum(shard.beats for shard in self.shards)
+
+    @property
     def unacknowledged(self) -> int:
         """Heartbeats without an answer."""
-        return sum(shard.beats - len(shard.round_trips_s) for shard in self.shards)
+        return sum(shard.beats - shard.acknowledged for shard in self.shards)
 
     @property
     def round_trips_s(self) -> list[float]:
-        """Of all heartbeats, ascending."""
+        """Of all heartbeats since the last call of `forget_round_trips`, ascending."""
         return sorted(time_s for shard in self.shards for time_s in shard.round_trips_s)
+
+    def forget_round_trips(self) -> None:
+        for shard in self.shards:
+            shard.round_trips_s.clear()
 
     def _raise_faults(self) -> None:
         """A shard that failed by itself is no word about the coordinator."""
