@@ -19,6 +19,7 @@ CORE = [
     "coordinator/planner.py",
     *(f"coordinator/engine/{name}.py" for name in ("scheduler", "sequences", "blocks", "requests")),
     "shard_service/joining.py",
+    "shard_service/weight_senders.py",
 ]
 
 
