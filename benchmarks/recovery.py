@@ -1,0 +1,284 @@
+"""What clients notice when shards are lost, and when one joins: real processes on this machine over loopback.
+
+    .venv/bin/python benchmarks/recovery.py [--model smollm2:135m] [--repeat 20] [--join-model PATH] [--json]
+
+- kill to next token: a ring of three shards with one to spare answers a streaming client with a long prompt. After some tokens a shard of
+  the ring, each place in turn, is killed (SIGKILL) or frozen (SIGSTOP); from the signal to the end of the longest silence that follows is
+  the time that counts. The spare loads the lost layers from this machine's files, and the answer is compared with the undisturbed one:
+  tokens and log-probabilities.
+- replayed: of the work that had gone into the answer, how much was done again, as the coordinator says: all layers of all rows are 100 %.
+- join: two shards that compute slowly (capped to the scalar kernels) answer; then one that is as fast as this machine joins, and layers
+  move to it while the answer goes on. Pause: the longest time between two tokens after it has joined. Loaded: what the shards of the new
+  plan read, against the bytes of the units that they had not.
+"""
+
+import contextlib
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, NamedTuple
+
+import httpx
+import typer
+from command import run, show
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import itertools
+
+from dairllm.mesh.errors import DairllmError
+from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.manifest_builder import build_manifest
+from tests.instruments.clusters import Cluster, ShardSetup, wait_for
+
+REQUEST_TIMEOUT_S = 600.0
+RING_SHARDS = 3
+TOKENS_BEFORE = 16
+HEALED_WITHIN_S = 60.0
+JOIN_TIMEOUT_S = 240.0
+RECOVERED = re.compile(r"went on after [\d.]+ s: .*; (\d+) ?% of the work was done again")
+
+
+class Token(NamedTuple):
+    arrived_s: float
+    text: str
+    logprob: float
+
+
+class Stream:
+    """A streaming client in a thread of its own, within the block; leaving the block ends the answer."""
+
+    def __init__(self, cluster: Cluster, prompt: Sequence[int], num_tokens: int) -> None:
+        self._client = httpx.Client(base_url=cluster.http, timeout=REQUEST_TIMEOUT_S, trust_env=False)
+        options = {"temperature": 0, "logprobs": 1, "ignore_eos": True, "stream": True}
+        self._body = {"prompt": list(prompt), "max_tokens": num_tokens, **options}
+        self.tokens: list[Token] = []
+        self._error: str | None = None
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> "Stream":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join()
+        self._client.close()
+
+    def wait_tokens(self, number: int) -> None:
+        wait_for(lambda: len(self.tokens) >= number or not self._thread.is_alive(), f"{number} tokens", REQUEST_TIMEOUT_S)
+        if self._error is not None or len(self.tokens) < number:
+            raise DairllmError(f"the answer ended after {len(self.tokens)} tokens: {self._error or 'it is complete'}")
+
+    def finish(self) -> list[Token]:
+        self._thread.join(REQUEST_TIMEOUT_S)
+        if self._error is not None or self._thread.is_alive():
+            raise DairllmError(f"the answer did not end well after {len(self.tokens)} tokens: {self._error}")
+        return self.tokens
+
+    def _read(self) -> None:
+        try:
+            with self._client.stream("POST", "/v1/completions", json=self._body) as response:
+                for line in response.iter_lines():
+                    if self._left.is_set():
+                        return
+                    self._take(line)
+        except httpx.HTTPError as error:
+            self._error = str(error)
+
+    def _take(self, line: str) -> None:
+        arrived_s = time.monotonic()
+        event = json.loads(line[6:]) if line.startswith("data: {") else {}
+        if "error" in event:
+            self._error = event["error"]["message"]
+        for choice in event.get("choices", ()):
+            seen = choice["logprobs"] or {"tokens": (), "token_logprobs": ()}
+            self.tokens += [Token(arrived_s, *pair) for pair in zip(seen["tokens"], seen["token_logprobs"], strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """next_token_s: from the signal to the first token after the silence. replayed_share: of the work on the answer, None if unsaid."""
+
+    stage: int
+    next_token_s: float
+    replayed_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """moved_bytes: of the units of the new plan that their shards had not. loaded_bytes: what these shards read for it."""
+
+    pause_s: float
+    typical_s_before: float
+    tok_s_before: float
+    tok_s_after: float
+    moved_units: int
+    moved_bytes: int
+    loaded_bytes: int
+    serving_after_join_s: float
+
+
+def measure_losses(cluster: Cluster, how: signal.Signals, repeat: int, prompt: Sequence[int], num_tokens: int) -> list[Loss]:
+    expected = _bits(_undisturbed(cluster, prompt, num_tokens))
+    return [_lose(cluster, how, number % RING_SHARDS, prompt, num_tokens, expected) for number in range(repeat)]
+
+
+def _undisturbed(cluster: Cluster, prompt: Sequence[int], num_tokens: int) -> list[Token]:
+    with Stream(cluster, prompt, num_tokens) as stream:
+        return stream.finish()
+
+
+def _bits(tokens: Sequence[Token]) -> list[tuple[str, float]]:
+    return [(token.text, token.logprob) for token in tokens]
+
+
+def _lose(cluster: Cluster, how: signal.Signals, stage: int, prompt: Sequence[int], num_tokens: int, expected: Sequence[Any]) -> Loss:
+    coordinator = cluster.processes["coordinator"]
+    read = len(coordinator.output())
+    with Stream(cluster, prompt, num_tokens) as stream:
+        stream.wait_tokens(TOKENS_BEFORE)
+        shard = next(shard["name"] for shard in cluster.state()["shards"] if shard["stage"] == stage)
+        signalled_s = time.monotonic()
+        cluster.processes[shard].send(how)
+        tokens = stream.finish()
+    if _bits(tokens) != expected:
+        raise DairllmError(f"after the loss of stage {stage} the answer differs from the undisturbed one")
+    if how is signal.SIGSTOP:
+        cluster.processes[shard].resume()
+    else:
+        cluster.processes[shard].wait()
+        cluster.processes[shard].start()
+    num_shards = len(cluster.members)
+    cluster.wait_until(lambda state: len(state["shards"]) == num_shards and state["phase"] == "serving", HEALED_WITHIN_S)
+    said = RECOVERED.findall(coordinator.output()[read:])
+    return Loss(stage, _end_of_silence_s(tokens, signalled_s) - signalled_s, int(said[0]) / 100 if said else None)
+
+
+def _end_of_silence_s(tokens: Sequence[Token], since_s: float) -> float:
+    arrivals_s = [since_s, *(token.arrived_s for token in tokens if token.arrived_s > since_s)]
+    gaps = [(later - earlier, later) for earlier, later in itertools.pairwise(arrivals_s)]
+    if not gaps:
+        raise DairllmError("the answer was over before the shard was lost: a longer one is needed (--generate)")
+    return max(gaps)[1]
+
+
+def measure_join(model: Path, memory: str, prompt: Sequence[int], steady_tokens: int) -> Join:
+    """One stream before, while and after a fast shard joins two slow ones."""
+    slow = [ShardSetup(name, "scalar", memory=memory) for name in ("a", "b")]
+    sizes = [unit.size_bytes for unit in build_manifest(model).units]
+    with Cluster(model, slow) as cluster, Stream(cluster, prompt, 1000) as stream:
+        stream.wait_tokens(steady_tokens)
+        before = list(stream.tokens)
+        units_before = _units(cluster.state())
+        state, moved = _join_fast(cluster, memory, units_before)
+        serving_s = time.monotonic()
+        number = len(stream.tokens)
+        stream.wait_tokens(number + steady_tokens)
+        tokens = list(stream.tokens)
+    joined_s = before[-1].arrived_s
+    gaps = [later.arrived_s - earlier.arrived_s for earlier, later in itertools.pairwise(tokens) if earlier.arrived_s >= joined_s]
+    typical = [later.arrived_s - earlier.arrived_s for earlier, later in itertools.pairwise(before)]
+    after = [token for token in tokens if token.arrived_s > serving_s + max(gaps)]
+    loaded = sum(
+        shard["load"]["from_disk_bytes"] + shard["load"]["from_network_bytes"] for shard in state["shards"] if shard["name"] in moved
+    )
+    return Join(
+        pause_s=max(gaps),
+        typical_s_before=median(typical),
+        tok_s_before=1 / median(typical),
+        tok_s_after=(len(after) - 1) / (after[-1].arrived_s - after[0].arrived_s),
+        moved_units=sum(map(len, moved.values())),
+        moved_bytes=sum(sizes[unit] for units in moved.values() for unit in units),
+        loaded_bytes=loaded,
+        serving_after_join_s=serving_s - joined_s,
+    )
+
+
+def _join_fast(cluster: Cluster, memory: str, units_before: dict[str, set[int]]) -> tuple[dict[str, Any], dict[str, set[int]]]:
+    """The state with it in the plan, and by shard the units that it did not have before."""
+    cluster.start_shard(ShardSetup("c", memory=memory))
+
+    def has_switched(state: dict[str, Any]) -> bool:
+        return state["phase"] == "serving" and not state["next_epoch"] and "c" in _units(state)
+
+    state = cluster.wait_until(has_switched, JOIN_TIMEOUT_S)
+    moved = {name: units - units_before.get(name, set()) for name, units in _units(state).items()}
+    return state, {name: units for name, units in moved.items() if units}
+
+
+def _units(state: dict[str, Any]) -> dict[str, set[int]]:
+    return {shard["name"]: set(range(shard["first_unit"], shard["end_unit"])) for shard in state["shards"] if shard["stage"] is not None}
+
+
+def print_losses(losses: dict[str, list[Loss]], title: str) -> None:
+    table = Table("shard", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in ("times", "to the next token, median", "lowest", "worst", "replayed, median", "most"):
+        table.add_column(column, justify="right")
+    for name, each in losses.items():
+        times_s = [loss.next_token_s for loss in each]
+        shares = [loss.replayed_share for loss in each if loss.replayed_share is not None]
+        replayed = (f"{median(shares):.0%}", f"{max(shares):.0%}") if shares else ("none said", "")
+        table.add_row(name, str(len(each)), f"{median(times_s):.2f} s", f"{min(times_s):.2f} s", f"{max(times_s):.2f} s", *replayed)
+    show(table)
+
+
+def print_join(join: Join, title: str) -> None:
+    table = Table("join", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_row("longest pause", f"{1e3 * join.pause_s:.0f} ms")
+    table.add_row("typical time between tokens before", f"{1e3 * join.typical_s_before:.0f} ms")
+    table.add_row("tokens per second before", f"{join.tok_s_before:.1f}")
+    table.add_row("tokens per second after", f"{join.tok_s_after:.1f}")
+    table.add_row("units moved", f"{join.moved_units}, {join.moved_bytes / 2**20:.1f} MiB")
+    table.add_row("loaded", f"{join.loaded_bytes / 2**20:.1f} MiB")
+    table.add_row("from the start of its process to serving with it", f"{join.serving_after_join_s:.1f} s")
+    show(table)
+
+
+def recovery(
+    model: Annotated[str, typer.Option(help="Path of a GGUF file, or a known name.")] = "smollm2:135m",
+    repeat: Annotated[int, typer.Option(min=0, help="Losses of each kind; 0 for none.")] = 20,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    generate: Annotated[int, typer.Option(min=2 * TOKENS_BEFORE, help="Tokens of each answer.")] = 64,
+    wire: Annotated[str, typer.Option(help="Encoding of activations between shards; with F32 any plan gives the same bits.")] = "F32",
+    memory: Annotated[str, typer.Option(help="Memory of each shard.")] = "1GiB",
+    join_model: Annotated[Path | None, typer.Option(exists=True, help="Measure a join, too, with this model.")] = None,
+    steady: Annotated[int, typer.Option(min=2, help="Tokens before and after the join.")] = 24,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Measure what clients notice of shards that are lost or join."""
+    path = resolve_model(model)
+    spec = build_manifest(path).spec
+    ids = [(7 * position) % spec.vocab_size for position in range(prompt)]
+    losses: dict[str, list[Loss]] = {}
+    with contextlib.ExitStack() as stack:
+        if repeat:
+            members = [ShardSetup(name, memory=memory) for name in "abcd"]
+            cluster = stack.enter_context(Cluster(path, members, wire, min_shards=RING_SHARDS, name="recovery"))
+            cluster.wait_until(lambda state: len(state["shards"]) == len(members))
+            for name, how in (("killed (SIGKILL)", signal.SIGKILL), ("frozen (SIGSTOP)", signal.SIGSTOP)):
+                losses[name] = measure_losses(cluster, how, repeat, ids, generate)
+    join = measure_join(join_model, memory, [1, 2, 3], steady) if join_model is not None else None
+    if as_json:
+        results = {name: [asdict(loss) for loss in each] for name, each in losses.items()}
+        facts = {"model": spec.name, "wire": wire, "prompt": prompt, "generate": generate}
+        print(json.dumps({**facts, "losses": results, "join": asdict(join) if join else None}))
+        return
+    if losses:
+        print_losses(losses, f"{spec.name}, {RING_SHARDS} shards and one to spare, {wire}, prompt of {prompt} tokens")
+    if join is not None:
+        print_join(join, f"{join_model}: a fast shard joins two slow ones while they answer")
+
+
+if __name__ == "__main__":
+    run(recovery)
