@@ -24,10 +24,13 @@ their order and ties are exact; ties go to the name that sorts first.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 EXACT_SHARDS = 6
 HYSTERESIS = 0.2
@@ -47,6 +50,8 @@ ASSUMED_DECODE_S_PER_BYTE = 1e-10
 
 _PICOSECONDS = 1e12
 _NEVER = 1 << 100
+_SLOWEST_PS = 1 << 52
+"""More than an hour for one unit counts as this: sums stay whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +279,7 @@ class _Candidate:
     """[u]: picoseconds per step of units [0, u)."""
     cost_ps: list[int]
     """The same with the surcharge for units that would have to be moved here."""
-    furthest: list[int] = field(default_factory=list)
+    furthest: list[int]
     """[start]: largest stop such that [start, stop) fits; start itself if not even one unit does."""
 
     @property
@@ -310,27 +315,32 @@ class _Problem:
         self._placement = placement
         self._held = held
         self._move_surcharge = move_surcharge
-        self._candidates = [self._candidate(offer) for offer in offers]
+        self._candidates = self._measured(offers)
 
     # -- what each shard can do
 
-    def _candidate(self, offer: ShardOffer) -> _Candidate:
-        rate_ps = (offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * _PICOSECONDS
-        sizes = self._demand.unit_sizes_bytes
-        times = [0, *(round(size * rate_ps) for size in sizes[1:])]
-        there: Collection[int] = {*self._placement.get(offer.name, ()), *self._held.get(offer.name, ())}
-        first_load = not self._placement and not self._held
-        surcharge = [0 if first_load or unit in there else round(time * self._move_surcharge) for unit, time in enumerate(times)]
-        costs = [time + extra for time, extra in zip(times, surcharge, strict=True)]
-        hop_ps = max(1, round(offer.hop_s * _PICOSECONDS))
-        candidate = _Candidate(offer, hop_ps, [0, *accumulate(times)], [0, *accumulate(costs)])
-        candidate.furthest = [self._furthest(offer.room_bytes, start) for start in range(self._num_units)]
-        return candidate
+    def _measured(self, offers: Sequence[ShardOffer]) -> list[_Candidate]:
+        """All at once as matrices, shards by units: of a thousand shards most are only looked at."""
+        sizes = np.array([0, *self._demand.unit_sizes_bytes[1:]], np.float64)
+        rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * _PICOSECONDS for offer in offers])
+        times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
+        costs = times + np.rint(times * self._move_surcharge) * ~self._there(offers)
+        rooms = np.array([offer.room_bytes for offer in offers], np.int64)
+        needs = np.array(self._need, np.int64)
+        furthest = np.maximum(np.searchsorted(needs, needs[:-1] + rooms[:, None], side="right") - 1, np.arange(self._num_units))
+        furthest[rooms >= self._need[-1] - self._demand.tied_bytes, 0] = self._num_units
+        hops_ps = [max(1, round(offer.hop_s * _PICOSECONDS)) for offer in offers]
+        return [_Candidate(*each) for each in zip(offers, hops_ps, _sums(times), _sums(costs), furthest.tolist(), strict=True)]
 
-    def _furthest(self, room_bytes: int, start: int) -> int:
-        if start == 0 and self._need[-1] - self._demand.tied_bytes <= room_bytes:
-            return self._num_units
-        return max(start, bisect_right(self._need, self._need[start] + room_bytes) - 1)
+    def _there(self, offers: Sequence[ShardOffer]) -> NDArray[np.bool_]:
+        """Which shard has which unit already; before anything is loaded, all count as if they had all."""
+        there = np.full((len(offers), self._num_units), not self._placement and not self._held)
+        for row, offer in enumerate(offers):
+            units = self._placement.get(offer.name, range(0))
+            there[row, units.start : units.stop] = True
+            for unit in self._held.get(offer.name, ()):
+                there[row, unit] = True
+        return there
 
     # -- level 1: the fastest cover
 
@@ -582,6 +592,13 @@ def _comparison(without_s: float, with_it_s: float) -> str:
     if gain < 0:
         return f"would slow the answers down: {figures}"
     return f"would gain less than the {HYSTERESIS:.0%} for which layers are moved: {figures}"
+
+
+def _sums(numbers: NDArray[np.float64]) -> list[list[int]]:
+    """Of each row, its prefix sums."""
+    sums = np.zeros((numbers.shape[0], numbers.shape[1] + 1), np.int64)
+    np.cumsum(numbers.astype(np.int64), axis=1, out=sums[:, 1:])
+    return sums.tolist()  # type: ignore[no-any-return]
 
 
 def _unused(candidates: Sequence[_Candidate], used: int) -> list[tuple[int, _Candidate]]:

@@ -1,6 +1,8 @@
 """A thousand shards join within a minute of virtual time, and some are lost: what the machine costs the coordinator."""
 
+import resource
 import time
+from pathlib import Path
 
 from dairllm.coordinator.cluster.actions import Action, ActivateStage, AssignUnits, OpenRing
 from dairllm.coordinator.cluster.events import (
@@ -26,6 +28,10 @@ TICK_S = 0.25
 MODEL = ModelDemand("large", b"\1", (GIB,) * 82, 0, 0, 80, "llama", frozenset({"Q4_0"}), 64)
 
 
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def hello(number: int) -> ShardHello:
     name, memory = f"s{number:04}", (4 + number % 5) * GIB
     capabilities = ShardCapabilities(
@@ -43,9 +49,9 @@ class Timed:
         self.plans_s: list[float] = []
 
     def happen(self, event: Event) -> None:
-        begin_s = time.perf_counter()
+        begin_s = time.process_time()
         actions = self.machine.handle(event, self.now_s)
-        spent_s = time.perf_counter() - begin_s
+        spent_s = time.process_time() - begin_s
         self.spent_s += spent_s
         self.longest_s = max(self.longest_s, spent_s)
         if any(isinstance(action, AssignUnits) for action in actions):
@@ -68,7 +74,7 @@ class Timed:
 
 
 def test_a_thousand_shards_join_within_a_minute_and_some_are_lost() -> None:
-    timed = Timed()
+    before_bytes, timed = resident_bytes(), Timed()
     timed.happen(ModelRegistered(MODEL))
     joined = 0
     while timed.now_s < 60.0:
@@ -81,6 +87,7 @@ def test_a_thousand_shards_join_within_a_minute_and_some_are_lost() -> None:
                 timed.happen(HeartbeatReceived(f"s{number:04}", "1", ShardUsage(), 400))
         timed.happen(TimePassed())
     joining_s, assignments = timed.spent_s, len(timed.plans_s)
+    longest_plan_s, grown_bytes = max(timed.plans_s), resident_bytes() - before_bytes
     assert timed.machine.phase is Phase.SERVING
     assert timed.machine.plan is not None
     for stage in timed.machine.plan.stages[::3]:
@@ -88,7 +95,8 @@ def test_a_thousand_shards_join_within_a_minute_and_some_are_lost() -> None:
         timed.machine.check_invariants()
         assert timed.machine.phase is Phase.SERVING
     lost_s = max(timed.plans_s[assignments:])
-    print(f"\n{SHARDS} shards joined in 60 s: {joining_s:.1f} s of CPU, {assignments} plans, longest call {timed.longest_s * 1e3:.0f} ms")
+    print(f"\n{SHARDS} shards joined in 60 s: {joining_s:.1f} s of CPU, {grown_bytes / 2**20:.0f} MiB of memory, {assignments} plans")
+    print(f"longest call {timed.longest_s * 1e3:.0f} ms, longest that changed the plan {longest_plan_s * 1e3:.0f} ms")
     print(f"a shard lost among {SHARDS}: planned anew in at most {lost_s * 1e3:.0f} ms")
-    assert timed.longest_s < 1.0
-    assert joining_s < 30.0
+    assert timed.longest_s < 0.5
+    assert joining_s < 15.0
