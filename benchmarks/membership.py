@@ -50,7 +50,8 @@ from tests.tiny_gguf import write_tiny_llama
 ROOM_BYTES = {"waiting": 0, "serving": 1 << 30}
 """Of each shard, by mode."""
 JOIN_TIMEOUT_S = 60.0
-SERVING_TIMEOUT_S = 120.0
+SERVING_TIMEOUT_S = 60.0
+OPENING_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,8 @@ async def hold(cluster: Cluster, mode: str, num_shards: int, seconds: float, num
         await fleet.joined(JOIN_TIMEOUT_S)
         joined_s, served_s = loop.time() - began_s, None
         if mode == "serving":
-            await asyncio.to_thread(cluster.wait_serving, SERVING_TIMEOUT_S)
+            await fleet.activated(SERVING_TIMEOUT_S)
+            await asyncio.to_thread(cluster.wait_serving, OPENING_TIMEOUT_S)
             served_s = loop.time() - began_s
         before = await asyncio.to_thread(cluster.state)
         fleet.forget_round_trips()

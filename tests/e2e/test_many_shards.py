@@ -46,6 +46,7 @@ async def test_shards_without_room_stay_members(long_model: Path) -> None:
 async def test_a_ring_of_many_shards_stays_as_it_was_planned(long_model: Path) -> None:
     with Cluster(long_model, (), min_shards=NUM_SHARDS, wait=False) as cluster:
         async with LightFleet(cluster.grpc, cluster.name, NUM_SHARDS, room_bytes=1 << 28) as fleet:
+            await fleet.activated(JOIN_TIMEOUT_S)
             before = await asyncio.to_thread(cluster.wait_serving)
             await asyncio.sleep(HOLD_S)
             await fleet.fall_quiet()

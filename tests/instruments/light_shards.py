@@ -44,6 +44,8 @@ class LightShard:
     assignments: int = 0
     activations: int = 0
     end: str = ""
+    activated: asyncio.Event = field(default_factory=asyncio.Event)
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _sent_s: dict[int, float] = field(default_factory=dict)
     _interval_s: float = 0.0
     _is_quiet: bool = False
@@ -64,22 +66,32 @@ class LightShard:
         """Join, and keep the lease until cancelled; `end` says why if it ends before."""
         async with open_channel(coordinator) as channel:
             call = cluster_pb2_grpc.ClusterServiceStub(channel).Join()
-            beating = asyncio.create_task(self._beat(call))
-            try:
-                await call.write(cluster_pb2.JoinRequest(hello=self.hello))
-                async for response in call:
-                    for answer in self._answers(response):
-                        await call.write(answer)
-                self.end = "the coordinator ended the stream"
-            except grpc.aio.AioRpcError as error:
-                self.end = str(error_from_rpc(error, "the coordinator"))
-            except asyncio.InvalidStateError:
-                self.end = "the stream ended while an answer was written"
-            finally:
-                self.welcomed.set()
-                beating.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await beating
+            async with asyncio.TaskGroup() as tasks:
+                beating = tasks.create_task(self._beat(call))
+                try:
+                    self.end = await self._talk(call)
+                finally:
+                    self.welcomed.set()
+                    self.activated.set()
+                    beating.cancel()
+
+    async def _talk(self, call: Any) -> str:
+        """Answer until the stream ends; returns why it did."""
+        try:
+            await self._write(call, cluster_pb2.JoinRequest(hello=self.hello))
+            async for response in call:
+                for answer in self._answers(response):
+                    await self._write(call, answer)
+        except grpc.aio.AioRpcError as error:
+            return str(error_from_rpc(error, "the coordinator"))
+        except asyncio.InvalidStateError:
+            return "the stream ended while an answer was written"
+        return "the coordinator ended the stream"
+
+    async def _write(self, call: Any, request: cluster_pb2.JoinRequest) -> None:
+        """gRPC takes one message at a time."""
+        async with self._writing:
+            await call.write(request)
 
     def _answers(self, response: cluster_pb2.JoinResponse) -> Sequence[cluster_pb2.JoinRequest]:
         match response.WhichOneof("message"):
@@ -93,6 +105,7 @@ class LightShard:
                 return _prepared(response.assignment)
             case "activate_stage":
                 self.activations += 1
+                self.activated.set()
                 epoch = response.activate_stage.epoch
                 return [cluster_pb2.JoinRequest(stage_activated=cluster_pb2.StageActivated(epoch=epoch))]
         return []
@@ -112,7 +125,7 @@ class LightShard:
                 self._sent_s[self.beats] = loop.time()
                 round_trip_us = round(self.round_trips_s[-1] * 1e6) if self.round_trips_s else 0
                 beat = cluster_pb2.Heartbeat(number=self.beats, round_trip_us=round_trip_us, usage=cluster_pb2.ShardUsage())
-                await call.write(cluster_pb2.JoinRequest(heartbeat=beat))
+                await self._write(call, cluster_pb2.JoinRequest(heartbeat=beat))
                 due_s += self._interval_s
                 await asyncio.sleep(due_s - loop.time())
 
@@ -189,10 +202,16 @@ class LightFleet:
         )
 
     async def joined(self, timeout_s: float) -> None:
-        """Until every shard was welcomed or refused. Raises TimeoutError."""
+        """Until every shard was welcomed, or its lease has ended. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             for shard in self.shards:
                 await shard.welcomed.wait()
+
+    async def activated(self, timeout_s: float) -> None:
+        """Until every shard has a part in a plan that is activated, or its lease has ended. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            for shard in self.shards:
+                await shard.activated.wait()
 
     async def fall_quiet(self) -> None:
         """Send no further heartbeats, and give the last ones time to be acknowledged."""
