@@ -20,7 +20,9 @@ from dairllm.shard_service.weights_cache import CompleteUnit, PartialUnit, Weigh
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 _CONNECT_S = 5.0
-_SILENCE_S = 15.0
+_SILENCE_S = 6.0
+_SILENCE_OF_LAST_S = 15.0
+"""A member that sends nothing for so long is left; the last resort is given more time."""
 _GIVE_UP_S = 60.0
 _LOCK_POLL_S = 0.05
 _LOCK_PATIENCE_S = 10.0
@@ -31,8 +33,9 @@ log = logging.getLogger(__name__)
 class RemoteMember:
     """A member that serves WeightsService, at any of these addresses."""
 
-    def __init__(self, peer: PeerFacts, model_digest: bytes) -> None:
+    def __init__(self, peer: PeerFacts, model_digest: bytes, silence_s: float) -> None:
         self.name = peer.name
+        self._silence_s = silence_s
         self._addresses = peer.addresses
         self._model_digest = model_digest
         self._channel: grpc.aio.Channel | None = None
@@ -51,7 +54,7 @@ class RemoteMember:
         call = weights_pb2_grpc.WeightsServiceStub(await self._connected()).FetchUnit(request)
         try:
             while True:
-                async with asyncio.timeout(_SILENCE_S):
+                async with asyncio.timeout(self._silence_s):
                     response = await call.read()
                 if response is grpc.aio.EOF:
                     break
@@ -59,7 +62,7 @@ class RemoteMember:
                 offset += len(response.data)
                 yield response.data
         except TimeoutError as error:
-            raise PeerUnreachable(f"{self.name} sent nothing of unit {unit.index} for {_SILENCE_S:g} s") from error
+            raise PeerUnreachable(f"{self.name} sent nothing of unit {unit.index} for {self._silence_s:g} s") from error
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, self.name) from error
         finally:
@@ -128,10 +131,12 @@ class Transfer:
 
 
 class Members:
-    """Members that may have units of one model: best first, the last resort last. Close it."""
+    """Members that may have units of one model: at least one, best first, the last resort last. Close it."""
 
     def __init__(self, peers: Sequence[PeerFacts], model_digest: bytes, *, give_up_s: float = _GIVE_UP_S) -> None:
-        self.by_name = {peer.name: RemoteMember(peer, model_digest) for peer in peers}
+        silences_s = [_SILENCE_S] * (len(peers) - 1) + [_SILENCE_OF_LAST_S]
+        pairs = zip(peers, silences_s, strict=True)
+        self.by_name = {peer.name: RemoteMember(peer, model_digest, silence_s) for peer, silence_s in pairs}
         self.senders = WeightSenders(list(self.by_name))
         self.give_up_s = give_up_s
 

@@ -51,27 +51,30 @@ def choose_evictions(entries: Iterable[Entry], needed_bytes: int, allowed_bytes:
 
 
 class _OpenFile:
-    """Closed when the context ends."""
+    """Closed when the context ends. A thread may still be at work with it then: descriptors are used again, so closing waits for it."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
         self.path = path
         self.size_bytes = os.fstat(descriptor).st_size
+        self._using = threading.Lock()
 
     def read(self, offset: int, size: int) -> bytes:
         """As much of the range as the file has."""
-        return os.pread(self._descriptor, size, offset)
+        with self._using:
+            return os.pread(self._descriptor, size, offset)
 
     def discard(self) -> None:
         """Remove it, unless another file has taken its place."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._using, contextlib.suppress(FileNotFoundError):
             if os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
                 self.path.unlink()
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with self._using:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def __enter__(self) -> Self:
         return self
@@ -88,19 +91,22 @@ class PartialUnit(_OpenFile):
     """Locked by its owner until it is closed."""
 
     def append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._descriptor, view, self.size_bytes)
-            self.size_bytes += written
-            view = view[written:]
+        with self._using:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(self._descriptor, view, self.size_bytes)
+                self.size_bytes += written
+                view = view[written:]
 
     def clear(self) -> None:
         os.ftruncate(self._descriptor, 0)
         self.size_bytes = 0
 
     def commit(self) -> None:
-        """It is complete, and its digest was right."""
-        self.path.rename(self.path.with_suffix(""))
+        """It is complete, and its digest was right. Only while it is locked: not after it was closed."""
+        with self._using:
+            os.fstat(self._descriptor)
+            self.path.rename(self.path.with_suffix(""))
 
 
 class WeightsCache:

@@ -142,6 +142,14 @@ async def test_a_slow_member_is_left(threads: ThreadPoolExecutor, monkeypatch: p
     assert (slow.offsets, last.offsets) == ([0], [1000])
 
 
+async def test_a_silent_member_is_left(threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "_SILENCE_S", 0.2)
+    silent, last = Server(), Server()
+    silent.going_on.clear()
+    await fetch(threads, [silent, last])
+    assert (silent.offsets, last.offsets) == ([0], [1000])
+
+
 async def test_wrong_bytes_are_fetched_from_another_member(threads: ThreadPoolExecutor, cache: WeightsCache) -> None:
     wrong, last = Server(DATA[:-1] + b"x"), Server()
     async with members_of(wrong, last) as members:

@@ -87,6 +87,16 @@ def test_goes_on_where_the_last_one_stopped(cache: WeightsCache) -> None:
         assert second.read(0, 1000) == data[:120]
 
 
+def test_nothing_is_written_or_renamed_after_it_was_closed(cache: WeightsCache) -> None:
+    partial = cache.begin(digest_of(b"x"), 1)
+    assert isinstance(partial, PartialUnit)
+    partial.close()
+    for work in (lambda: partial.append(b"x"), partial.commit, lambda: partial.read(0, 1)):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            work()
+    assert names(cache) == {digest_of(b"x").hex() + ".partial"}
+
+
 def test_a_partial_that_is_too_long_begins_anew(cache: WeightsCache) -> None:
     cache.folder.mkdir(parents=True)
     (cache.folder / (digest_of(b"x").hex() + ".partial")).write_bytes(bytes(50))
