@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast lint format types protos protos-check wheel bench clean
+.PHONY: help build demo test test-fast faults lint format types protos protos-check wheel bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: build ## All tests
 
 test-fast: build ## The tests without slow ones and without network namespaces
 	$(PYTEST) -m "not slow and not namespaces" $(PYTEST_ARGS)
+
+faults: build ## The whole matrix of faults (what × where × when) with real processes, and its table as Markdown
+	$(PYTEST) tests/faults --all-faults $(PYTEST_ARGS)
 
 lint: build ## Style of the Python code: ruff check and ruff format --check
 	$(BIN)/ruff check .

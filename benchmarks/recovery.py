@@ -8,7 +8,7 @@
   tokens and log-probabilities.
 - replayed: of the work that had gone into the answer, how much was done again, as the coordinator says: all layers of all rows are 100 %.
 - join: two shards that compute slowly (capped to the scalar kernels) answer; then one that is as fast as this machine joins, and layers
-  move to it while the answer goes on. Pause: the longest time between two tokens after it has joined. Loaded: what the shards of the new
+  move to it while the answer goes on. Pause: the longest time between two tokens from then on. Loaded: what the shards of the new
   plan read, against the bytes of the units that they had not.
 """
 
@@ -42,6 +42,7 @@ from tests.instruments.clusters import Cluster, ShardSetup, wait_for
 REQUEST_TIMEOUT_S = 600.0
 RING_SHARDS = 3
 TOKENS_BEFORE = 16
+SETTLING_TOKENS = 4
 HEALED_WITHIN_S = 60.0
 JOIN_TIMEOUT_S = 240.0
 RECOVERED = re.compile(r"went on after [\d.]+ s: .*; (\d+) ?% of the work was done again")
@@ -116,9 +117,11 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """moved_bytes: of the units of the new plan that their shards had not. loaded_bytes: what these shards read for it."""
+    """pause_s: what the client saw; with all shards on few cores, loading slows the others down. switch_s: of it, what the coordinator says
+    that the switch took, for which nothing was computed. moved_bytes: of the units of the new plan that their shards had not. loaded_bytes: what these shards read for it."""
 
     pause_s: float
+    switch_s: float
     typical_s_before: float
     tok_s_before: float
     tok_s_after: float
@@ -182,18 +185,19 @@ def measure_join(model: Path, memory: str, prompt: Sequence[int], steady_tokens:
         units_before = _units(cluster.state())
         state, moved = _join_fast(cluster, memory, units_before)
         serving_s = time.monotonic()
-        number = len(stream.tokens)
-        stream.wait_tokens(number + steady_tokens)
+        settled = len(stream.tokens) + SETTLING_TOKENS
+        stream.wait_tokens(settled + steady_tokens)
         tokens = list(stream.tokens)
     joined_s = before[-1].arrived_s
     gaps = [later.arrived_s - earlier.arrived_s for earlier, later in itertools.pairwise(tokens) if earlier.arrived_s >= joined_s]
     typical = [later.arrived_s - earlier.arrived_s for earlier, later in itertools.pairwise(before)]
-    after = [token for token in tokens if token.arrived_s > serving_s + max(gaps)]
+    after = tokens[settled:]
     loaded = sum(
         shard["load"]["from_disk_bytes"] + shard["load"]["from_network_bytes"] for shard in state["shards"] if shard["name"] in moved
     )
     return Join(
         pause_s=max(gaps),
+        switch_s=max(event["duration_s"] for event in state["events"] if event["kind"] == "switched"),
         typical_s_before=median(typical),
         tok_s_before=1 / median(typical),
         tok_s_after=(len(after) - 1) / (after[-1].arrived_s - after[0].arrived_s),
@@ -236,6 +240,7 @@ def print_join(join: Join, title: str) -> None:
     table = Table("join", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("", justify="right")
     table.add_row("longest pause", f"{1e3 * join.pause_s:.0f} ms")
+    table.add_row("of it, the switch", f"{1e3 * join.switch_s:.0f} ms")
     table.add_row("typical time between tokens before", f"{1e3 * join.typical_s_before:.0f} ms")
     table.add_row("tokens per second before", f"{join.tok_s_before:.1f}")
     table.add_row("tokens per second after", f"{join.tok_s_after:.1f}")

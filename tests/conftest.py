@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write what scenario files expect anew from what happens now")
+    parser.addoption("--all-faults", action="store_true", help="the whole matrix of faults, which takes long, instead of a subset of it")
 
 
 @pytest.fixture
