@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Annotated, Any, NamedTuple
 
 import httpx
@@ -108,17 +108,19 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """next_token_s: from the signal to the first token after the silence. replayed_share: of the work on the answer, None if unsaid."""
+    """next_token_s: from the signal to the first token after the silence. lost_share: of the model's units, what the shard had. replayed_share: of the work on the answer, None if unsaid."""
 
     stage: int
     next_token_s: float
+    lost_share: float
     replayed_share: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
     """pause_s: what the client saw; with all shards on few cores, loading slows the others down. switch_s: of it, what the coordinator says
-    that the switch took, for which nothing was computed. moved_bytes: of the units of the new plan that their shards had not. loaded_bytes: what these shards read for it."""
+    that the switch took, for which nothing was computed.
+    moved_bytes: of the units of the new plan that their shards had not. loaded_bytes: what these shards read for it."""
 
     pause_s: float
     switch_s: float
@@ -150,7 +152,8 @@ def _lose(cluster: Cluster, how: signal.Signals, stage: int, prompt: Sequence[in
     read = len(coordinator.output())
     with Stream(cluster, prompt, num_tokens) as stream:
         stream.wait_tokens(TOKENS_BEFORE)
-        shard = next(shard["name"] for shard in cluster.state()["shards"] if shard["stage"] == stage)
+        units = _units(cluster.state())
+        shard = list(units)[stage]
         signalled_s = time.monotonic()
         cluster.processes[shard].send(how)
         tokens = stream.finish()
@@ -164,7 +167,8 @@ def _lose(cluster: Cluster, how: signal.Signals, stage: int, prompt: Sequence[in
     num_shards = len(cluster.members)
     cluster.wait_until(lambda state: len(state["shards"]) == num_shards and state["phase"] == "serving", HEALED_WITHIN_S)
     said = RECOVERED.findall(coordinator.output()[read:])
-    return Loss(stage, _end_of_silence_s(tokens, signalled_s) - signalled_s, int(said[0]) / 100 if said else None)
+    lost_share = len(units[shard]) / sum(map(len, units.values()))
+    return Loss(stage, _end_of_silence_s(tokens, signalled_s) - signalled_s, lost_share, int(said[0]) / 100 if said else None)
 
 
 def _end_of_silence_s(tokens: Sequence[Token], since_s: float) -> float:
@@ -226,13 +230,14 @@ def _units(state: dict[str, Any]) -> dict[str, set[int]]:
 
 def print_losses(losses: dict[str, list[Loss]], title: str) -> None:
     table = Table("shard", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("times", "to the next token, median", "lowest", "worst", "replayed, median", "most"):
+    for column in ("times", "to the next token, median", "lowest", "worst", "units lost, mean", "replayed, mean"):
         table.add_column(column, justify="right")
     for name, each in losses.items():
+        lost = f"{mean(loss.lost_share for loss in each):.0%}"
         times_s = [loss.next_token_s for loss in each]
         shares = [loss.replayed_share for loss in each if loss.replayed_share is not None]
-        replayed = (f"{median(shares):.0%}", f"{max(shares):.0%}") if shares else ("none said", "")
-        table.add_row(name, str(len(each)), f"{median(times_s):.2f} s", f"{min(times_s):.2f} s", f"{max(times_s):.2f} s", *replayed)
+        replayed = f"{mean(shares):.0%}" if shares else "none said"
+        table.add_row(name, str(len(each)), f"{median(times_s):.2f} s", f"{min(times_s):.2f} s", f"{max(times_s):.2f} s", lost, replayed)
     show(table)
 
 
