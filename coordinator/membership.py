@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -101,6 +101,7 @@ class Membership:
         own_addresses: tuple[str, ...],
         own_hosts: Collection[str],
         engine: RingUser,
+        on_event: Callable[[do.ClusterEventRecord], None],
     ) -> None:
         self.config = config
         self._model = model
@@ -109,6 +110,7 @@ class Membership:
         self._own_place = Place(own_addresses, "127.0.0.1")
         self._own_hosts = own_hosts
         self._engine = engine
+        self._on_event = on_event
         self._leases: dict[LeaseId, _Lease] = {}
         self._holders: dict[str, _Lease] = {}
         self._lease_ids = itertools.count(1)
@@ -153,6 +155,7 @@ class Membership:
         match action:
             case do.RecordEvent(record):
                 logger.info(record.text)
+                self._on_event(record)
             case do.AdmitShard(lease=lease):
                 self._admit(self._leases[lease])
             case do.RefuseShard(lease=lease, error=error):
@@ -230,7 +233,7 @@ class Membership:
         self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 
     def _weight_sources(self, receiver: str, units: range) -> list[cluster_pb2.Peer]:
-        """Members that may have these units on their disks: those with most of them in their part of the plan first, the coordinator last."""
+        """Members that may have these units on their disks: first those with most of them in their part of the plan, last the coordinator."""
         plan, source = self._machine.plan, self._place(receiver)
         parts = {} if plan is None else plan.placement
         others = [name for name in parts if name != receiver and name in self._holders]

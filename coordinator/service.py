@@ -26,6 +26,7 @@ from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.scheduler import BatchCompleted, ReportRecovery, SchedulerLimits
 from dairllm.coordinator.event_loop import EventLoopDelay
 from dairllm.coordinator.http.app import create_app
+from dairllm.coordinator.http.metrics import ServingMetrics
 from dairllm.coordinator.http.server import serve
 from dairllm.coordinator.inference_servicer import InferenceServicer
 from dairllm.coordinator.local_shard import LocalShard
@@ -123,8 +124,8 @@ class Coordinator:
         server = create_server()
         grpc_port = await bind(server, settings.grpc_host or "0.0.0.0", settings.grpc_port, "the coordinator's gRPC server")
         hosts = real_interface_addresses() if settings.grpc_host in ANY_HOSTS else [settings.grpc_host]
-        self._membership = self._make_membership(hosts, grpc_port)
         app = create_app(self._model.served, self._engine, self._cluster_json, self._metrics)
+        self._membership = self._make_membership(hosts, grpc_port, app.state.metrics)
         await self._start_grpc(server, app.state.metrics)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(server.stop, SERVER_STOP_S)
@@ -164,7 +165,7 @@ class Coordinator:
             for task in background:
                 task.cancel()
 
-    def _make_membership(self, hosts: list[str], grpc_port: int) -> Membership:
+    def _make_membership(self, hosts: list[str], grpc_port: int, metrics: ServingMetrics) -> Membership:
         settings = self._settings
         config = ClusterConfig(
             cluster_hash=self._cluster_hash,
@@ -180,7 +181,11 @@ class Coordinator:
             kv_cache=settings.kv_cache,
         )
         addresses = advertised(["127.0.0.1", *hosts], grpc_port)
-        return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._engine)
+
+        def count(event: ClusterEventRecord) -> None:
+            metrics.count_event(event.kind, event.duration_s)
+
+        return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._engine, count)
 
     async def _start_grpc(self, server: grpc.aio.Server, latency: LatencyObserver) -> None:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dairllm.coordinator.engine.blocks import BlockAllocator
+from dairllm.coordinator.engine.invariants import check_sequences
 from dairllm.coordinator.engine.recovery import Placement, Replay
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenScore
 from dairllm.coordinator.engine.sequences import Sequence
@@ -243,6 +244,13 @@ class Scheduler:
             case BatchCompleted():
                 actions += self._complete(event)
         return [*actions, *map(SendBatch, self._fill_ring()), *self._note_recovered()]
+
+    def check_invariants(self) -> None:
+        """What holds between any two events. For tests: it costs time, and raises AssertionError."""
+        check_sequences(self._blocks, self._running, self._waiting)
+        assert set(self._on_shards) == {sequence.ring_id for sequence in self._running}
+        assert len(self._running) <= self.limits.max_running
+        assert self._ring is None or len(self._ring.in_flight) <= self._ring.geometry.num_stages + 1
 
     # Changes of plan
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
+from typing import cast
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
@@ -137,7 +138,7 @@ def _add_status_routes(app: FastAPI, text: TextService, cluster: ClusterView, li
 
     @app.get("/api/cluster/events")
     async def cluster_events() -> Response:
-        return ClusterEvents(lambda: to_json(_cluster_object(text, cluster)), app.state.stopping, limits.cluster_interval_s)
+        return ClusterEvents(lambda: cast(Events, cluster().get("events", ())), app.state.stopping, limits.cluster_interval_s)
 
 
 def _add_page(app: FastAPI) -> None:
@@ -171,22 +172,38 @@ def _cluster_object(text: TextService, cluster: ClusterView) -> dict[str, object
     return {**cluster(), "engine": engine}
 
 
-class ClusterEvents(Response):
-    """The state as server-sent events, at once and then every `interval_s`, until the client goes or the server stops."""
+Events = Sequence[Mapping[str, object]]
 
-    def __init__(self, state: Callable[[], bytes], stopping: asyncio.Event, interval_s: float) -> None:
+
+class ClusterEvents(Response):
+    """What happens to the cluster, as server-sent events: the recent events at once, then each as it comes, until the client goes or the
+    server stops."""
+
+    def __init__(self, events: Callable[[], Events], stopping: asyncio.Event, interval_s: float) -> None:
         super().__init__()
-        self._state, self._stopping, self._interval_s = state, stopping, interval_s
+        self._events, self._stopping, self._interval_s = events, stopping, interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await run_until_disconnected(receive, self._messages(), send)
 
     async def _messages(self) -> AsyncGenerator[Message, None]:
         yield start_event_stream()
+        newest: Mapping[str, object] | None = None
         while not self._stopping.is_set():
-            yield body_part(sse_event(self._state()))
+            events = self._events()
+            for event in events_after(events, newest):
+                yield body_part(sse_event(to_json(event)))
+            newest = events[-1] if events else newest
             try:
                 await asyncio.wait_for(self._stopping.wait(), self._interval_s)
             except TimeoutError:
                 continue
         yield body_part(b"", more=False)
+
+
+def events_after(events: Events, known: Mapping[str, object] | None) -> Events:
+    """Those behind the one that is known; all, if it is not among them any more."""
+    for index in range(len(events) - 1, -1, -1):
+        if events[index] == known:
+            return events[index + 1 :]
+    return events

@@ -13,6 +13,7 @@ CLIENT_GONE_STATUS = 499
 """As nginx counts a client that went away before its answer began."""
 PHASES = ("waiting", "loading", "serving")
 FIRST_TOKEN_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+EVENT_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 NEXT_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -31,6 +32,14 @@ class ServingMetrics:
         self._next_token = Histogram(
             "dairllm_next_token_seconds", "Time between two tokens of a sequence.", registry=registry, buckets=NEXT_TOKEN_BUCKETS_S
         )
+        self._events = Counter("dairllm_cluster_events", "What happened to the cluster.", ("kind",), registry=registry)
+        self._event_seconds = Histogram(
+            "dairllm_cluster_event_seconds",
+            "How long it took, of events that take time: loading, pauses of a switch, recoveries.",
+            ("kind",),
+            registry=registry,
+            buckets=EVENT_BUCKETS_S,
+        )
         registry.register(_StateCollector(engine, cluster))
 
     def observe_first_token(self, seconds: float) -> None:
@@ -38,6 +47,11 @@ class ServingMetrics:
 
     def observe_next_token(self, seconds: float) -> None:
         self._next_token.observe(seconds)
+
+    def count_event(self, kind: str, duration_s: float) -> None:
+        self._events.labels(kind).inc()
+        if duration_s > 0:
+            self._event_seconds.labels(kind).observe(duration_s)
 
     def count_request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()

@@ -65,7 +65,8 @@ class Site:
 @asynccontextmanager
 async def run_site(served: ServedModel, limits: HttpLimits = LIMITS) -> AsyncIterator[Site]:
     engine = FakeEngine()
-    cluster: dict[str, object] = {"phase": "serving", "epoch": 3, "shards": [{"name": "a"}, {"name": "b"}]}
+    events = [{"text": "shard b joined"}]
+    cluster: dict[str, object] = {"phase": "serving", "epoch": 3, "shards": [{"name": "a"}, {"name": "b"}], "events": events}
     app = create_app(served, engine, lambda: cluster, CollectorRegistry(), limits)
     stop = asyncio.Event()
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
