@@ -233,7 +233,7 @@ class Membership:
         self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 
     def _weight_sources(self, receiver: str, units: range) -> list[cluster_pb2.Peer]:
-        """Members that may have these units on their disks: first those with most of them in their part of the plan, last the coordinator."""
+        """Members that may have these units on their disks: first those with most of them in their plan, last the coordinator."""
         plan, source = self._machine.plan, self._place(receiver)
         parts = {} if plan is None else plan.placement
         others = [name for name in parts if name != receiver and name in self._holders]
