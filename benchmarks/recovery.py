@@ -108,7 +108,8 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """next_token_s: from the signal to the first token after the silence. lost_share: of the model's units, what the shard had. replayed_share: of the work on the answer, None if unsaid."""
+    """next_token_s: from the signal to the first token after the silence. lost_share: of the model's units, what the shard had.
+    replayed_share: of the work on the answer, None if unsaid."""
 
     stage: int
     next_token_s: float

@@ -120,6 +120,11 @@ class Clients:
         return sum(client.num_tokens for client in self._clients)
 
     @property
+    def num_begun(self) -> int:
+        """Answers of which a token has come."""
+        return sum(client.num_tokens > 0 for client in self._clients)
+
+    @property
     def longest_silence_s(self) -> float:
         """Between two tokens of one answer."""
         return max(client.longest_silence_s for client in self._clients)
