@@ -25,7 +25,8 @@ from dairllm.coordinator.engine.scheduler import (
     SchedulerLimits,
     SendBatch,
 )
-from tests.engine.simulated_shards import SimulatedRing, next_token
+from tests.engine.shard_contents import next_token
+from tests.engine.simulated_shards import SimulatedRing
 
 BLOCK_TOKENS = 4
 END_ID = 7
@@ -67,6 +68,7 @@ class Harness:
         self.reports: list[SchedulerAction] = []
 
     def apply(self, actions: list[SchedulerAction]) -> None:
+        self.scheduler.check_invariants()
         for action in actions:
             match action:
                 case SendBatch(batch):

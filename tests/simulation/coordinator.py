@@ -1,7 +1,8 @@
-"""The coordinator: the real cluster machine, and an engine that generates the answers of a few sequences one frame at a time."""
+"""The coordinator: the real cluster machine and the real scheduler, and what connects them to shards."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.actions import (
     Action,
@@ -31,37 +32,19 @@ from dairllm.coordinator.cluster.events import (
 from dairllm.coordinator.cluster.facts import Epoch, LeaseId, ShardHello
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.engine.recovery import StagePlace
+from dairllm.coordinator.engine.scheduler import Batch, RingGeometry
 from dairllm.coordinator.planner import ModelDemand
-from tests.simulation.arithmetic import answer
+from tests.engine.shard_contents import Passage
+from tests.simulation.engine import Answer, SimulatedEngine
 from tests.simulation.network import Network, Stream
-from tests.simulation.shard import CLUSTER_HASH, HEARTBEAT_S, LEASE_TIMEOUT_S, Frame, SimulatedShard
+from tests.simulation.shard import KV_BLOCK_TOKENS, Activation, Edge, Message, SimulatedShard
 from tests.simulation.world import World
 
 TICK_S = 0.25
 DRAIN_LIMIT_S = 2.0
 MEASURE_INTERVAL_S = 1.0
-JoinStream = Stream[Action | Event | ShardHello]
-
-
-@dataclass
-class Sequence:
-    """completed: rows whose results have come back, for which all shards have the cache."""
-
-    number: int
-    prompt: tuple[int, ...]
-    num_tokens: int
-    generated: list[int] = field(default_factory=list)
-    completed: int = 0
-    in_flight: Frame | None = None
-    has_failed: bool = False
-
-    @property
-    def is_done(self) -> bool:
-        return self.has_failed or len(self.generated) == self.num_tokens
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return (*self.prompt, *self.generated)
+JoinStream = Stream[Message]
 
 
 @dataclass
@@ -76,20 +59,25 @@ class SimulatedCoordinator:
     """One life of the coordinator: it forgets everything when it is started again."""
 
     def __init__(
-        self, world: World, network: Network, model: ModelDemand, min_shards: int, find: Callable[[str], SimulatedShard | None]
+        self,
+        world: World,
+        network: Network,
+        model: ModelDemand,
+        config: ClusterConfig,
+        find: Callable[[str], SimulatedShard | None],
+        counts: Counter[str],
     ) -> None:
         self.world, self.network, self.model, self._find = world, network, model, find
-        config = ClusterConfig(
-            CLUSTER_HASH, 1, min_shards=min_shards, kv_block_tokens=4, heartbeat_interval_s=HEARTBEAT_S, lease_timeout_s=LEASE_TIMEOUT_S
-        )
         self.machine = ClusterMachine(config)
+        self.engine = SimulatedEngine(world, self._put_on_ring, self._drained_at_once, self.handle, counts)
         self.is_alive = True
         self.leases: dict[LeaseId, Lease] = {}
         self.holders: dict[str, LeaseId] = {}
-        self.sequences: dict[int, Sequence] = {}
         self.opening: OpenRing | None = None
         self.open: OpenRing | None = None
-        self.is_draining = False
+        self.draining: Epoch | None = None
+        self.incoming: Edge | None = None
+        self.outgoing: Edge | None = None
         self.epochs: list[Epoch] = []
         self.handle(ModelRegistered(model))
         self._tick()
@@ -101,16 +89,16 @@ class SimulatedCoordinator:
         if not self.is_alive:
             return
         actions = self.machine.handle(event, self.world.now_s)
-        try:
-            self.machine.check_invariants()
-        except AssertionError as error:
-            self.world.require(False, f"after {event}: {error}")
+        self.machine.check_invariants()
         for action in actions:
             self._perform(action)
 
     def _tick(self) -> None:
         if self.is_alive:
             self.handle(TimePassed())
+            self.engine.give_up_if_due()
+            if self.open and self.engine.is_overdue():
+                self.handle(RingBroken(self.open.epoch, "a frame did not come back"))
             self.world.after(TICK_S, self._tick)
 
     def _perform(self, action: Action) -> None:
@@ -140,7 +128,12 @@ class SimulatedCoordinator:
     def _send(self, name: str, action: Action) -> None:
         lease = self.leases.get(self.holders.get(name, LeaseId(0)))
         if lease:
-            lease.stream.to_client.send(action)
+            lease.stream.to_client.send(self._completed(action))
+
+    def _completed(self, action: Action) -> Message:
+        if not isinstance(action, ActivateStage):
+            return action
+        return Activation(action, self.engine.used_block_ids if action.moves else (), self.engine.alive_ring_ids)
 
     # -- leases
 
@@ -157,7 +150,7 @@ class SimulatedCoordinator:
         self.leases[lease_id] = Lease(shard, boot, stream)
         return stream
 
-    def _hear(self, lease_id: LeaseId, message: Action | Event | ShardHello) -> None:
+    def _hear(self, lease_id: LeaseId, message: Message) -> None:
         lease = self.leases.get(lease_id)
         if lease is None or not self.is_alive:
             return
@@ -182,95 +175,90 @@ class SimulatedCoordinator:
         self.is_alive = False
         for lease in self.leases.values():
             lease.stream.close_server()
-        for sequence in self.sequences.values():
-            sequence.has_failed = sequence.has_failed or not sequence.is_done
+        self.engine.fail_all("the coordinator was lost")
+        self._close_edges()
 
     # -- the ring
 
     def _open(self, action: OpenRing) -> None:
         self.opening = action
 
-        def opened() -> None:
-            first = self._find(action.first.name)
-            ready = first is not None and first.is_alive and first.stage is not None and first.stage.epoch == action.epoch
-            if self.opening is not action:
+        def dialled() -> None:
+            if self.opening is not action or not self.is_alive:
                 return
             self.opening = None
-            if not ready or self.world.chance(0.02):
+            first = self._find(action.first.name)
+            edge = first.accept(action.epoch, lambda: self._lose_edge(edge)) if first and not self.world.chance(0.02) else None
+            if edge is None:
                 self.handle(RingBroken(action.epoch, "the first shard did not answer"))
                 return
-            self.open, self.is_draining = action, False
+            self.open, self.outgoing = action, edge
             self.handle(RingOpened(action.epoch))
             if self.open is action:
-                self._resume(action)
+                self.engine.open_ring(self._geometry(action))
 
-        self.world.after(self.network.delay_s(), opened)
+        self.world.after(self.network.delay_s(), dialled)
 
-    def _resume(self, ring: OpenRing) -> None:
-        """A sequence goes on where every layer has its cache, and begins again where one has not."""
-        intact = ring.kept | ring.transferred
-        is_whole = intact >= set(range(1, self.model.num_layers + 1))
-        self.world.say(f"ring {ring.epoch} is open; sequences {'go on' if is_whole else 'begin again'}")
-        for sequence in self.sequences.values():
-            if not is_whole:
-                sequence.completed = 0
-            self._advance(sequence)
+    def _geometry(self, ring: OpenRing) -> RingGeometry:
+        placement = tuple(StagePlace(holder, stage.units) for holder, stage in zip(ring.holders, ring.plan.stages, strict=True))
+        return RingGeometry(ring.epoch, placement, ring.plan.num_kv_blocks, KV_BLOCK_TOKENS, {}, ring.kept | ring.transferred)
+
+    def _lose_edge(self, edge: Edge | None) -> None:
+        if self.is_alive and self.open and edge is self.outgoing:
+            self.handle(RingBroken(self.open.epoch, "the edge to the first shard broke"))
+
+    def accept_last(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None:
+        if not self.is_alive or self.open is None or self.open.epoch != epoch:
+            return None
+
+        def take(passage: Passage) -> None:
+            if self.incoming is edge:
+                self.engine.complete(epoch, passage.batch.batch_id, passage.results())
+
+        edge: Edge = Stream(self.world, self.network, take, lambda _: None, lambda: None, on_end)
+        self.incoming = edge
+        return edge
+
+    def _put_on_ring(self, batch: Batch) -> None:
+        assert self.open is not None, "a frame without a ring"
+        assert batch.epoch == self.open.epoch
+        assert self.outgoing is not None
+        self.outgoing.to_server.send(Passage.begin(batch))
 
     def _close(self, action: CloseRing) -> None:
-        self.is_draining = action.graceful
-        if not action.graceful:
-            self._drop_frames()
-            self.open = self.opening = None
-            return
-        self.world.after(DRAIN_LIMIT_S, lambda: self._drained(action.epoch))
-        self._look_if_drained()
+        if action.graceful:
+            self.draining = action.epoch
+            self.world.after(DRAIN_LIMIT_S, lambda: self._end_draining(action.epoch))
+            self.engine.drain_ring()
+        else:
+            self._shut_ring()
 
-    def _drop_frames(self) -> None:
-        for sequence in self.sequences.values():
-            sequence.in_flight = None
+    def _shut_ring(self) -> None:
+        self.draining = self.opening = None
+        self._close_edges()
+        if self.open:
+            self.open = None
+            self.engine.close_ring()
 
-    def _look_if_drained(self) -> None:
-        if self.is_draining and self.open and not any(sequence.in_flight for sequence in self.sequences.values()):
-            epoch = self.open.epoch
-            self.world.after(0.0, lambda: self._drained(epoch))
+    def _close_edges(self) -> None:
+        if self.outgoing:
+            self.outgoing.close_client()
+        if self.incoming:
+            self.incoming.close_server()
+        self.outgoing = self.incoming = None
 
-    def _drained(self, epoch: Epoch) -> None:
-        if self.is_draining and self.open and self.open.epoch == epoch:
-            self._drop_frames()
-            self.open, self.is_draining = None, False
+    def _drained_at_once(self) -> None:
+        if self.draining is not None:
+            self._end_draining(self.draining)
+
+    def _end_draining(self, epoch: Epoch) -> None:
+        """Also when time is up: what is still in flight is given up."""
+        if self.draining == epoch and self.is_alive:
+            self._shut_ring()
             self.handle(RingDrained(epoch))
 
-    # -- sequences
-
-    def submit(self, sequence: Sequence) -> None:
-        self.sequences[sequence.number] = sequence
-        self._advance(sequence)
-
-    def _advance(self, sequence: Sequence) -> None:
-        if self.open is None or self.is_draining or sequence.is_done or sequence.in_flight:
-            return
-        ring, rows = self.open, sequence.tokens[sequence.completed :]
-        frame = Frame(ring.epoch, sequence.number, sequence.completed, rows)
-        sequence.in_flight = frame
-        first = self._find(ring.first.name)
-        if first is None or not first.is_alive:
-            self.handle(RingBroken(ring.epoch, "the edge to the first shard broke"))
-            return
-        boot = first.boot
-        self.network.send(lambda: first.when_awake(boot, lambda: first.receive(frame)))
-
-    def receive(self, frame: Frame) -> None:
-        sequence = self.sequences.get(frame.sequence)
-        if self.open is None or frame.epoch != self.open.epoch or sequence is None or sequence.in_flight is None:
-            return
-        sequence.in_flight = None
-        sequence.completed = frame.first_position + len(frame.rows)
-        if sequence.completed == len(sequence.tokens):
-            sequence.generated.append(frame.rows[-1])
-            expected = answer(sequence.prompt, len(sequence.generated), self.model.num_layers)
-            self.world.require(sequence.generated == expected, f"sequence {sequence.number} got {sequence.generated}, expected {expected}")
-        self._look_if_drained()
-        self._advance(sequence)
+    def submit(self, answer: Answer) -> None:
+        self.engine.submit(answer)
 
     def _measure(self) -> None:
         if not self.is_alive:

@@ -1,9 +1,10 @@
-"""A shard as the protocol demands it, with a model of what its caches hold.
+"""A shard as the protocol demands it: membership, stages, edges and frames. What it holds is `tests.engine.shard_contents`.
 
 It is as forgetful as it may be: a layer that it gives up with a switch can be fetched until the next one, but should the layer come
 back, it begins empty, unless its cache was transferred.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -21,35 +22,40 @@ from dairllm.coordinator.cluster.events import (
 )
 from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.planner import ModelDemand
-from tests.simulation.arithmetic import attend, embed, sample
+from tests.engine.shard_contents import Cells, Passage, ShardContents
 from tests.simulation.network import Network, Stream
 from tests.simulation.world import World
 
 CLUSTER_HASH = "simulated"
+KV_BLOCK_TOKENS = 4
 HEARTBEAT_S = 1.0
 LEASE_TIMEOUT_S = 4.5
 FETCH_TIMEOUT_S = 1.0
+UNIT_S = 0.004
+"""What a frame takes in one unit."""
 AWAY_S = 4.0
 """Who has left comes back after it."""
-KvCache = dict[int, list[int]]
-"""Values that entered a layer, by sequence."""
 
 
-class Frame(NamedTuple):
-    """rows: values at the boundary where it is; token ids before the first unit."""
+class Activation(NamedTuple):
+    """What the coordinator adds to the machine's order."""
 
-    epoch: Epoch
-    sequence: int
-    first_position: int
-    rows: tuple[int, ...]
+    order: ActivateStage
+    block_ids: tuple[int, ...]
+    alive: tuple[int, ...]
+
+
+Message = Action | Activation | Event | ShardHello
+Edge = Stream[Passage]
+"""From one stage to the next; its client sends."""
 
 
 class Members(Protocol):
     """What a shard can reach."""
 
-    def connect(self, shard: "SimulatedShard") -> Stream[Action | Event | ShardHello] | None: ...
+    def connect(self, shard: "SimulatedShard") -> Stream[Message] | None: ...
     def find(self, name: str) -> "SimulatedShard | None": ...
-    def receive(self, frame: Frame) -> None: ...
+    def accept_last(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None: ...
 
 
 @dataclass
@@ -72,29 +78,41 @@ class SimulatedShard:
     is_leaving: bool = False
     frozen_until_s: float = 0.0
     slowness: float = 1.0
-    stream: Stream[Action | Event | ShardHello] | None = None
+    stream: Stream[Message] | None = None
     weights: set[int] = field(default_factory=set)
     epoch: Epoch = Epoch(0)  # noqa: RUF009
     stage: AssignUnits | None = None
     prepared: Prepared | None = None
-    caches: dict[int, KvCache] = field(default_factory=dict)
-    attic: dict[int, KvCache] = field(default_factory=dict)
+    most_records: int | None = None
+    contents: ShardContents = field(init=False)
+    attic: dict[int, Cells] = field(default_factory=dict)
     bytes_loaded: int = 0
-    waiting: list[Callable[[], None]] = field(default_factory=list)
+    incoming: Edge | None = None
+    outgoing: Edge | None = None
+    inbox: deque[Passage] = field(default_factory=deque)
+    is_computing: bool = False
+
+    def __post_init__(self) -> None:
+        self._empty()
+
+    def _empty(self) -> None:
+        self.contents = ShardContents(self.name, KV_BLOCK_TOKENS, self.most_records)
+        self.weights, self.attic, self.stage = set(), {}, None
 
     # -- life
 
     def start(self) -> None:
         self.boot += 1
         self.is_alive, self.is_leaving, self.frozen_until_s = True, False, 0.0
-        self.weights, self.caches, self.attic, self.stage, self.prepared = set(), {}, {}, None, None
-        self.epoch, self.stream = Epoch(0), None
+        self._empty()
+        self.prepared, self.epoch, self.stream = None, Epoch(0), None
         self.world.say(f"{self.name} starts (boot {self.boot})")
         self.join(self.boot)
 
     def crash(self) -> None:
         self.world.say(f"{self.name} crashes")
         self.is_alive = False
+        self.close_edges()
         if self.stream:
             self.stream.close_client()
             self.stream = None
@@ -137,12 +155,12 @@ class SimulatedShard:
         abilities = frozenset({self.model.architecture}), self.model.block_formats
         return ShardCapabilities(self.room_bytes, 0, 2, "scalar", "simulated", self.s_per_byte, 0.0, 0.0, *abilities)
 
-    def beat(self, stream: Stream[Action | Event | ShardHello]) -> None:
+    def beat(self, stream: Stream[Message]) -> None:
         if self.stream is stream:
             stream.to_server.send(HeartbeatReceived(self.name, str(self.boot), ShardUsage(), 400))
             self.later(HEARTBEAT_S, lambda: self.beat(stream))
 
-    def lose_lease(self, stream: Stream[Action | Event | ShardHello]) -> None:
+    def lose_lease(self, stream: Stream[Message]) -> None:
         if self.stream is stream:
             self.stream = None
             boot = self.boot
@@ -152,11 +170,11 @@ class SimulatedShard:
         if self.stream:
             self.stream.to_server.send(event)
 
-    def hear(self, action: Action) -> None:
+    def hear(self, action: Message) -> None:
         match action:
             case AssignUnits():
                 self.prepare(action)
-            case ActivateStage():
+            case Activation():
                 self.activate(action)
             case ReleaseShard():
                 self.release(action)
@@ -176,7 +194,7 @@ class SimulatedShard:
         self.epoch = max(self.epoch, order.epoch)
         if order.exclusive and self.stage:
             for unit in set(self.stage.units) - set(order.units):
-                self.attic[unit] = self.caches.pop(unit, {})
+                self.attic[unit] = self.contents.cells.pop(unit, {})
             self.weights &= set(order.units)
         kept = set(self.stage.units) if self.stage and not order.exclusive else set()
         self.weights &= kept | set(order.units)
@@ -200,7 +218,8 @@ class SimulatedShard:
         self.prepared.is_ready = True
         self.tell(StageLoaded(self.name, str(self.boot), order.epoch, load_bytes, 0, 0.1))
 
-    def activate(self, order: ActivateStage) -> None:
+    def activate(self, activation: Activation) -> None:
+        order = activation.order
         if self.stage and self.stage.epoch == order.epoch:
             self.tell(StageActivated(self.name, str(self.boot), order.epoch, frozenset(), 0, 0.0))
             return
@@ -210,21 +229,24 @@ class SimulatedShard:
             return
         before = set(self.stage.units) if self.stage else set()
         units = set(prepared.order.units)
-        present = {**self.attic, **self.caches}
-        self.attic = {unit: cache for unit, cache in present.items() if unit not in units & before}
-        self.caches = {unit: self.caches.get(unit, {}) if unit in before else {} for unit in units}
+        present = {**self.attic, **self.contents.cells}
+        self.close_edges()
+        self.attic = {unit: cells for unit, cells in present.items() if unit not in units & before}
+        self.contents.cells = {unit: cells for unit, cells in self.contents.cells.items() if unit in units & before}
+        self.contents.keep_only(prepared.order.num_kv_blocks, activation.alive)
         self.stage, self.prepared = prepared.order, None
         self.weights &= units
-        self.fetch(order)
+        self.fetch(activation)
 
-    def fetch(self, order: ActivateStage) -> None:
+    def fetch(self, activation: Activation) -> None:
+        order = activation.order
         moves = [(unit, move.source.name) for move in order.moves for unit in move.units]
         taken: set[int] = set()
         left = {"count": len(moves)}
 
-        def finish(unit: int, cache: KvCache | None) -> None:
-            if cache is not None and left["count"]:
-                self.caches[unit] = cache
+        def finish(unit: int, cells: Cells | None) -> None:
+            if cells is not None and left["count"]:
+                self.contents.cells[unit] = cells
                 taken.add(unit)
             left["count"] -= 1
             if left["count"] == 0:
@@ -234,15 +256,15 @@ class SimulatedShard:
         if not moves:
             self.tell(StageActivated(self.name, str(self.boot), order.epoch, frozenset(), 0, 0.0))
         for unit, source in moves:
-            self.fetch_unit(order, unit, source, finish)
+            self.fetch_unit(activation, unit, source, finish)
 
-    def fetch_unit(self, order: ActivateStage, unit: int, source: str, finish: Callable[[int, KvCache | None], None]) -> None:
+    def fetch_unit(self, activation: Activation, unit: int, source: str, finish: Callable[[int, Cells | None], None]) -> None:
         done: list[bool] = []
 
-        def once(cache: KvCache | None) -> None:
-            if not done and self.stage and self.stage.epoch == order.epoch:
+        def once(cells: Cells | None) -> None:
+            if not done and self.stage and self.stage.epoch == activation.order.epoch:
                 done.append(True)
-                finish(unit, cache)
+                finish(unit, cells)
 
         def ask() -> None:
             owner = self.members.find(source)
@@ -250,14 +272,14 @@ class SimulatedShard:
                 self.later(0.01, lambda: once(None))
                 return
             boot = owner.boot
-            owner.when_awake(boot, lambda: self.later(self.network.delay_s(), lambda: once(owner.copy_of(unit))))
+            owner.when_awake(boot, lambda: self.later(self.network.delay_s(), lambda: once(owner.copy_of(unit, activation.block_ids))))
 
         self.network.send(ask)
         self.later(FETCH_TIMEOUT_S, lambda: once(None))
 
-    def copy_of(self, unit: int) -> KvCache | None:
-        cache = self.caches.get(unit, self.attic.get(unit))
-        return None if cache is None else {sequence: list(values) for sequence, values in cache.items()}
+    def copy_of(self, unit: int, block_ids: tuple[int, ...]) -> Cells | None:
+        cells = self.contents.cells.get(unit, self.attic.get(unit))
+        return None if cells is None else {block: list(cells[block]) for block in block_ids if block in cells}
 
     def release(self, order: ReleaseShard) -> None:
         if self.stage and self.stage.epoch > order.epoch:
@@ -265,48 +287,76 @@ class SimulatedShard:
         if self.prepared and order.epoch >= self.prepared.order.epoch:
             self.prepared = None
         if self.stage is None or order.epoch >= self.stage.epoch:
-            self.stage, self.caches, self.attic, self.weights = None, {}, {}, set()
+            self.close_edges()
+            self._empty()
         if order.leave:
             self.world.say(f"{self.name} leaves")
             self.crash()
             self.world.after(AWAY_S, lambda: None if self.is_alive else self.start())
 
-    # -- frames
+    # -- edges and frames
 
-    def receive(self, frame: Frame) -> None:
+    def accept(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None:
+        """An edge to this shard; None if it does not serve this epoch. on_end: the sender's."""
+        if not self.is_alive or self.stage is None or self.stage.epoch != epoch:
+            return None
+        boot = self.boot
+
+        def take(passage: Passage) -> None:
+            if self.incoming is edge and self.boot == boot:
+                self.inbox.append(passage)
+                self.when_awake(boot, self.work)
+
+        if self.incoming:
+            self.incoming.close_server()
+        edge: Edge = Stream(self.world, self.network, take, lambda _: None, lambda: None, on_end)
+        self.incoming = edge
+        return edge
+
+    def close_edges(self) -> None:
+        if self.incoming:
+            self.incoming.close_server()
+        if self.outgoing:
+            self.outgoing.close_client()
+        self.incoming = self.outgoing = None
+        self.inbox.clear()
+        self.is_computing = False
+
+    def work(self) -> None:
+        """One frame after the other. A frame of a plan that has ended meanwhile is not sent on."""
         stage = self.stage
-        if stage is None or stage.epoch != frame.epoch or not self.weights.issuperset(stage.units):
+        if stage is None or self.is_computing or not self.inbox:
             return
-        self.attic = {}
-        rows = frame.rows
-        for unit in stage.units:
-            rows = self.compute(unit, frame._replace(rows=rows))
-        onward = frame._replace(rows=rows)
-        spent_s = 0.004 * self.slowness * len(stage.units)
-        self.later(spent_s, lambda: self.send_on(stage, onward))
+        self.is_computing, self.attic = True, {}
+        onward = self.contents.compute(self.inbox.popleft(), stage.units, self.model.num_units)
 
-    def compute(self, unit: int, frame: Frame) -> tuple[int, ...]:
-        if unit == 0:
-            return tuple(embed(token) for token in frame.rows)
-        if unit == self.model.num_units - 1:
-            return tuple(sample(value) for value in frame.rows)
-        cache = self.caches[unit].setdefault(frame.sequence, [])
-        missing = f"{len(cache)} of {frame.first_position} rows of sequence {frame.sequence}"
-        self.world.require(len(cache) >= frame.first_position, f"{self.name} was believed to have unit {unit}, and has {missing}")
-        del cache[frame.first_position :]
-        rows = []
-        for value in frame.rows:
-            cache.append(value)
-            rows.append(attend(unit, cache))
-        return tuple(rows)
+        def finish() -> None:
+            if self.stage is stage and self.is_computing:
+                self.is_computing = False
+                self.send_on(stage, onward)
+                self.work()
 
-    def send_on(self, stage: AssignUnits, frame: Frame) -> None:
-        if stage.next is None:
-            self.network.send(lambda: self.members.receive(frame))
-            return
-        following = self.members.find(stage.next.name)
-        if following is None or not following.is_alive:
-            self.tell(EdgeBroken(stage.epoch, self.name, stage.next.name, "connection refused"))
-            return
-        boot = following.boot
-        self.network.send(lambda: following.when_awake(boot, lambda: following.receive(frame)))
+        self.later(UNIT_S * self.slowness * len(stage.units), finish)
+
+    def send_on(self, stage: AssignUnits, passage: Passage) -> None:
+        if self.outgoing is None:
+            self.outgoing = self.dial(stage)
+        if self.outgoing is None:
+            self.lose_edge(stage, "connection refused")
+        else:
+            self.outgoing.to_server.send(passage)
+
+    def dial(self, stage: AssignUnits) -> Edge | None:
+        boot = self.boot
+
+        def ended() -> None:
+            if self.outgoing is edge:
+                self.when_awake(boot, lambda: self.lose_edge(stage, "connection reset"))
+
+        following = self.members.find(stage.next.name) if stage.next else None
+        edge = following.accept(stage.epoch, ended) if following else self.members.accept_last(stage.epoch, ended)
+        return edge
+
+    def lose_edge(self, stage: AssignUnits, message: str) -> None:
+        if self.stage is stage:
+            self.tell(EdgeBroken(stage.epoch, self.name, stage.next.name if stage.next else "coordinator", message))

@@ -1,13 +1,17 @@
 """A cluster with faults, from a seed to its verdict: every answer is right or has properly failed, and in the end the cluster serves."""
 
-from dairllm.coordinator.cluster.actions import Action
-from dairllm.coordinator.cluster.events import ConfigureRequested, CordonRequested, DrainRequested, Event
-from dairllm.coordinator.cluster.facts import ShardHello
-from dairllm.coordinator.cluster.state import Phase
+from collections import Counter
+from collections.abc import Callable
+
+from dairllm.coordinator.cluster.events import ConfigureRequested, CordonRequested, DrainRequested
+from dairllm.coordinator.cluster.facts import Epoch
+from dairllm.coordinator.cluster.state import ClusterConfig, Phase
+from dairllm.coordinator.engine.requests import GenerationRequest
 from dairllm.coordinator.planner import ModelDemand
-from tests.simulation.coordinator import Sequence, SimulatedCoordinator
+from tests.simulation.coordinator import SimulatedCoordinator
+from tests.simulation.engine import CONTEXT_LENGTH, Answer
 from tests.simulation.network import Network, Stream
-from tests.simulation.shard import Frame, SimulatedShard
+from tests.simulation.shard import CLUSTER_HASH, HEARTBEAT_S, KV_BLOCK_TOKENS, LEASE_TIMEOUT_S, Edge, Message, SimulatedShard
 from tests.simulation.world import World
 
 FAULTS_FROM_S = 1.0
@@ -26,24 +30,38 @@ class Simulation:
         random = self.world.random
         num_layers = random.randint(2, 6)
         sizes = (LAYER_BYTES // 2, *(LAYER_BYTES for _ in range(num_layers)), LAYER_BYTES // 2)
-        self.model = ModelDemand("simulated", b"\1", sizes, 0, 1, num_layers, "llama", frozenset({"Q4_0"}), 64)
+        self.model = ModelDemand("simulated", b"\1", sizes, 0, 1, num_layers, "llama", frozenset({"Q4_0"}), CONTEXT_LENGTH)
         self.shards = {name: self._shard(name) for name in "ABCDEF"[: random.randint(2, 6)]}
-        self.min_shards = random.choice([1, 1, 2, min(3, len(self.shards))])
-        self._num_leases = self._num_sequences = 0
-        self.submitted: list[Sequence] = []
+        self._config = ClusterConfig(
+            CLUSTER_HASH,
+            1,
+            min_shards=random.choice([1, 1, 2, min(3, len(self.shards))]),
+            kv_block_tokens=KV_BLOCK_TOKENS,
+            target_kv_tokens=random.choice([0, 128, 256]),
+            heartbeat_interval_s=HEARTBEAT_S,
+            lease_timeout_s=LEASE_TIMEOUT_S,
+            better_after_s=random.choice([0.5, 10.0]),
+            better_interval_s=random.choice([1.0, 30.0]),
+        )
+        self._num_leases = 0
+        self.counts: Counter[str] = Counter()
+        self.answers: list[Answer] = []
         self.coordinator = self._start_coordinator()
 
     def _shard(self, name: str) -> SimulatedShard:
         random = self.world.random
-        room_bytes = round(self.model.size_bytes * random.choice([0.75, 1.0, 1.5, 2.5])) + 5 * 64 * self.model.num_layers
-        return SimulatedShard(self.world, self.network, self, self.model, name, room_bytes, 1e-9 * random.choice([1.0, 1.0, 2.0, 5.0]))
+        kv_bytes = random.choice([1, 1, 2, 4]) * CONTEXT_LENGTH * self.model.num_layers
+        room_bytes = round(self.model.size_bytes * random.choice([0.75, 1.0, 1.5, 2.5])) + kv_bytes
+        s_per_byte = 1e-9 * random.choice([1.0, 1.0, 2.0, 5.0])
+        most_records = random.choice([None, None, 0, 30, 100])
+        return SimulatedShard(self.world, self.network, self, self.model, name, room_bytes, s_per_byte, most_records=most_records)
 
     def _start_coordinator(self) -> SimulatedCoordinator:
-        return SimulatedCoordinator(self.world, self.network, self.model, self.min_shards, self.shards.get)
+        return SimulatedCoordinator(self.world, self.network, self.model, self._config, self.shards.get, self.counts)
 
     # -- what shards reach
 
-    def connect(self, shard: SimulatedShard) -> Stream[Action | Event | ShardHello] | None:
+    def connect(self, shard: SimulatedShard) -> Stream[Message] | None:
         if not self.coordinator.is_alive:
             return None
         self._num_leases += 1
@@ -52,8 +70,8 @@ class Simulation:
     def find(self, name: str) -> SimulatedShard | None:
         return self.shards.get(name)
 
-    def receive(self, frame: Frame) -> None:
-        self.coordinator.receive(frame)
+    def accept_last(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None:
+        return self.coordinator.accept_last(epoch, on_end)
 
     # -- a run
 
@@ -64,7 +82,7 @@ class Simulation:
             self.world.after(random.uniform(0.0, 1.5), shard.start)
         for _ in range(random.randint(1, 8)):
             self.world.after(random.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S), self._fail_something)
-        for _ in range(random.randint(1, 4)):
+        for _ in range(random.randint(1, 6)):
             self.world.after(random.uniform(0.0, FAULTS_UNTIL_S), self._submit)
         self.world.run_until(FAULTS_UNTIL_S)
         self._heal()
@@ -72,23 +90,30 @@ class Simulation:
             self.world.run_until(self.world.now_s + STEP_S)
         phase, reason = self.coordinator.machine.phase, self.coordinator.machine.reason
         self.world.require(phase in (Phase.SERVING, Phase.PREPARING), f"it does not serve: {phase.value}, {reason}")
-        for sequence in self.submitted:
-            have = f"{len(sequence.generated)} of {sequence.num_tokens} tokens"
-            self.world.require(sequence.is_done, f"sequence {sequence.number} has {have}")
+        for answer in self.answers:
+            have = f"{len(answer.received)} of {len(answer.expected)} tokens"
+            self.world.require(answer.is_done, f"answer {answer.number} has {have}")
+            self.counts["answers"] += 1
+            self.counts["answers failed"] += bool(answer.failure)
 
     def _is_over(self) -> bool:
         is_serving = self.coordinator.machine.phase is Phase.SERVING
-        return is_serving and self.world.now_s >= FAULTS_UNTIL_S + 2 * STEP_S and all(sequence.is_done for sequence in self.submitted)
+        return is_serving and self.world.now_s >= FAULTS_UNTIL_S + 2 * STEP_S and all(answer.is_done for answer in self.answers)
 
     def _submit(self) -> None:
         if not self.coordinator.is_alive:
             return
+        answer = Answer(len(self.answers) + 1, self._request())
+        self.answers.append(answer)
+        self.coordinator.submit(answer)
+        if self.world.chance(0.1):
+            self.world.after(self.world.random.uniform(0.1, 2.0), lambda: self.coordinator.engine.cancel(answer))
+
+    def _request(self) -> GenerationRequest:
         random = self.world.random
-        self._num_sequences += 1
-        prompt = tuple(random.randrange(1000) for _ in range(random.randint(1, 8)))
-        sequence = Sequence(self._num_sequences, prompt, random.choice([5, 20, 50]))
-        self.submitted.append(sequence)
-        self.coordinator.submit(sequence)
+        prompt_ids = tuple(random.randrange(1000) for _ in range(random.choice([1, 3, 10, 30])))
+        max_tokens, end_ids = random.choice([1, 10, 30, 50, None]), frozenset({7} if random.random() < 0.3 else ())
+        return GenerationRequest(prompt_ids, max_tokens=max_tokens, end_ids=end_ids, score_prompt=random.random() < 0.15)
 
     def _heal(self) -> None:
         """The faults are over: who is down starts, who left comes back, people want everything to be used."""
@@ -112,7 +137,7 @@ class Simulation:
     def _fail_something(self) -> None:
         random = self.world.random
         shard = random.choice(list(self.shards.values()))
-        to_one = [self._crash, self._crash, self._freeze, self._cut, self._drain, self._cordon, self._slow, self._configure]
+        to_one = [self._crash, self._crash, self._freeze, self._cut, self._cut_edge, self._drain, self._cordon, self._slow, self._configure]
         faults = [*to_one, self._restart_coordinator]
         fault = random.choice(faults)
         if shard.is_alive or fault == self._restart_coordinator:
@@ -129,6 +154,12 @@ class Simulation:
         if shard.stream:
             self.world.say(f"the lease of {shard.name} is cut")
             shard.stream.cut()
+
+    def _cut_edge(self, shard: SimulatedShard) -> None:
+        edge = self.world.random.choice([shard.outgoing, shard.incoming])
+        if edge:
+            self.world.say(f"an edge of {shard.name} is cut")
+            edge.cut()
 
     def _drain(self, shard: SimulatedShard) -> None:
         if self.world.chance(0.5):

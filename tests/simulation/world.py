@@ -5,6 +5,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from random import Random
+from typing import NoReturn
 
 LOG_LINES = 4000
 
@@ -28,16 +29,27 @@ class World:
     def run_until(self, end_s: float) -> None:
         while self._queue and self._queue[0][0] <= end_s:
             self.now_s, _, happen = heapq.heappop(self._queue)
-            happen()
+            self._do(happen)
         self.now_s = end_s
+
+    def _do(self, happen: Callable[[], None]) -> None:
+        try:
+            happen()
+        except Wrong:
+            raise
+        except Exception as error:
+            self._fail(f"{type(error).__name__}: {error}", error)
 
     def say(self, text: str) -> None:
         self.log.append(f"{self.now_s:8.3f} {text}")
 
     def require(self, holds: bool, text: str) -> None:
         if not holds:
-            last = "\n".join(list(self.log)[-60:])
-            raise Wrong(f"seed {self.seed}, {self.now_s:.3f} s: {text}\n{last}")
+            self._fail(text)
+
+    def _fail(self, text: str, cause: Exception | None = None) -> NoReturn:
+        last = "\n".join(list(self.log)[-60:])
+        raise Wrong(f"seed {self.seed}, {self.now_s:.3f} s: {text}\n{last}") from cause
 
     def chance(self, probability: float) -> bool:
         return self.random.random() < probability

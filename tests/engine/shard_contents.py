@@ -1,0 +1,192 @@
+"""What a shard holds, without computing anything: a model for the scheduler's tests and for the simulation of whole clusters.
+
+The value of a row stands for what a model would make of all tokens up to it: that is what a row depends on, at every boundary. A layer may
+only compute a row if its cache holds the right value for every position before; the head turns a row into the next token.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dairllm.coordinator.engine.requests import TokenScore
+from dairllm.coordinator.engine.scheduler import Batch, Begin, Slice, SliceResult
+
+Row = int
+GARBAGE: Row = -1
+"""What is computed for a sequence whose replay has failed: nobody may want it."""
+NUM_TOKENS = 64
+Cells = dict[int, list[Row | None]]
+"""The cache of one layer: block -> row by offset."""
+
+
+def extend_rows(rows: list[Row], token_ids: Iterable[int]) -> None:
+    """Append the rows of these tokens to those before them."""
+    row = rows[-1] if rows else 0
+    for token_id in token_ids:
+        row = hash((row, token_id))
+        rows.append(row)
+
+
+def token_of(row: Row) -> int:
+    """Stands for the head."""
+    return row % NUM_TOKENS if row != GARBAGE else GARBAGE
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    """Stands for the whole model."""
+    rows: list[Row] = []
+    extend_rows(rows, token_ids)
+    return token_of(rows[-1])
+
+
+@dataclass
+class KnownSequence:
+    rows: list[Row] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Passage:
+    """A batch at a boundary. rows: by ring id, None for sequences without rows there. failed: ring ids whose replay has failed."""
+
+    batch: Batch
+    rows: Mapping[int, list[Row] | None]
+    failed: frozenset[int] = frozenset()
+
+    @classmethod
+    def begin(cls, batch: Batch) -> "Passage":
+        return cls(batch, {piece.ring_id: None for piece in batch.slices})
+
+    def results(self) -> tuple[SliceResult, ...]:
+        """Behind the head."""
+        return tuple(self._result(piece, self.rows[piece.ring_id]) for piece in self.batch.slices)
+
+    def _result(self, piece: Slice, rows: list[Row] | None) -> SliceResult:
+        if piece.ring_id in self.failed:
+            return SliceResult(piece.ring_id, None, (), replay_failed=True)
+        assert rows or not piece.sample, f"a token of sequence {piece.ring_id} was asked for, and no rows came"
+        sampled = TokenScore(token_of(rows[-1]), -1.0) if piece.sample and rows else None
+        scores = tuple(TokenScore(target, float(-target)) for target in piece.score_targets)
+        assert len(scores) in (0, len(piece.token_ids))
+        return SliceResult(piece.ring_id, sampled, scores)
+
+
+@dataclass
+class ShardContents:
+    """Of one life of a shard. cells: by unit. records: (ring id, boundary) -> rows by position. most_records: rows, None for any number."""
+
+    name: str
+    block_tokens: int
+    most_records: int | None = None
+    sequences: dict[int, KnownSequence] = field(default_factory=dict)
+    cells: dict[int, Cells] = field(default_factory=dict)
+    records: dict[tuple[int, int], list[Row]] = field(default_factory=dict)
+    broken: set[int] = field(default_factory=set)
+    """Ring ids whose replay has failed, here or before: whatever comes of them later has no cache to stand on."""
+
+    # -- changes of plan
+
+    def keep_only(self, num_blocks: int, alive: Collection[int]) -> None:
+        for ring_id in set(self.sequences) - set(alive):
+            self.forget(ring_id)
+        for cells in self.cells.values():
+            for block in [block for block in cells if block >= num_blocks]:
+                del cells[block]
+
+    def forget(self, ring_id: int) -> None:
+        self.sequences.pop(ring_id, None)
+        self.broken.discard(ring_id)
+        self.records = {key: rows for key, rows in self.records.items() if key[0] != ring_id}
+
+    # -- frames
+
+    def compute(self, passage: Passage, units: range, num_units: int) -> Passage:
+        """What goes on to the next shard. Raises AssertionError if something is not where it was believed to be."""
+        for begin in passage.batch.begins:
+            self._begin(begin)
+        rows: dict[int, list[Row] | None] = {}
+        failed = set(passage.failed)
+        for piece in passage.batch.slices:
+            rows[piece.ring_id] = self._compute_slice(piece, passage.rows[piece.ring_id], units, num_units, failed)
+        for ring_id in passage.batch.ends:
+            self.forget(ring_id)
+        return Passage(passage.batch, rows, frozenset(failed))
+
+    def _begin(self, begin: Begin) -> None:
+        known = self.sequences[begin.ring_id] = KnownSequence([], list(begin.block_ids))
+        extend_rows(known.rows, begin.token_ids)
+
+    def _compute_slice(self, piece: Slice, rows: list[Row] | None, units: range, num_units: int, failed: set[int]) -> list[Row] | None:
+        sequence = self._extend(piece)
+        first, end = (piece.replay.first_unit, piece.replay.end_unit) if piece.replay else (0, num_units)
+        starts_here = piece.replay is not None and piece.replay.replay_at == self.name
+        if piece.ring_id in failed or piece.ring_id in self.broken:
+            return self._give_up(piece, failed)
+        if starts_here:
+            assert units.start <= first <= units.stop
+            rows = self.records.get((piece.ring_id, first), [])[piece.first_position : piece.stop]
+            if len(rows) < len(piece.token_ids):
+                return self._give_up(piece, failed)
+        elif first == 0 and units.start == 0:
+            rows = sequence.rows[piece.first_position : piece.stop]
+        if (units.stop <= first and not starts_here) or units.start >= end:
+            return None
+        assert rows is not None, f"{self.name} got no rows of sequence {piece.ring_id}"
+        if rows[-1] == GARBAGE:
+            self.broken.add(piece.ring_id)
+            return rows
+        self._pass_units(range(max(units.start, first), min(units.stop, end)), sequence, piece, rows, num_units)
+        if end >= units.stop and units.stop < num_units:
+            self._record(piece, units.stop, rows)
+        return rows if end > units.stop or units.stop == num_units else None
+
+    def _extend(self, piece: Slice) -> KnownSequence:
+        """Take over its tokens and blocks, as every shard does, whether or not it computes the slice."""
+        assert piece.ring_id in self.sequences, f"{self.name} was not told of sequence {piece.ring_id}"
+        sequence = self.sequences[piece.ring_id]
+        assert piece.first_position <= len(sequence.rows), "rows may be replaced, never left out"
+        del sequence.rows[piece.first_position :]
+        extend_rows(sequence.rows, piece.token_ids)
+        if piece.new_block_ids:
+            del sequence.block_ids[-(-piece.first_position // self.block_tokens) :]
+            sequence.block_ids.extend(piece.new_block_ids)
+        assert len(sequence.block_ids) * self.block_tokens >= piece.stop
+        return sequence
+
+    def _give_up(self, piece: Slice, failed: set[int]) -> list[Row] | None:
+        self.broken.add(piece.ring_id)
+        if piece.replay is not None:
+            failed.add(piece.ring_id)
+            return None
+        return [GARBAGE] * len(piece.token_ids)
+
+    def _pass_units(self, units: range, sequence: KnownSequence, piece: Slice, rows: list[Row], num_units: int) -> None:
+        """Fill the caches of these layers with the rows, and read everything before them."""
+        assert rows == sequence.rows[piece.first_position : piece.stop], f"{self.name} got other rows of sequence {piece.ring_id}"
+        size = self.block_tokens
+        past = [(block, sequence.rows[i * size : min(piece.stop, (i + 1) * size)]) for i, block in enumerate(sequence.block_ids)]
+        for unit in range(max(1, units.start), min(units.stop, num_units - 1)):
+            cells = self.cells.setdefault(unit, {})
+            for position, row in enumerate(rows, piece.first_position):
+                cells.setdefault(sequence.block_ids[position // size], [None] * size)[position % size] = row
+            for block, expected in past:
+                if expected and cells.get(block, [])[: len(expected)] != expected:
+                    raise AssertionError(f"{self.name} was believed to have unit {unit}, and lacks rows of sequence {piece.ring_id}")
+
+    def _record(self, piece: Slice, boundary: int, rows: list[Row]) -> None:
+        kept = self.records.setdefault((piece.ring_id, boundary), [])
+        if len(kept) < piece.first_position:
+            del self.records[piece.ring_id, boundary]
+        else:
+            kept[piece.first_position :] = rows
+        if piece.replay is None:
+            others = [key for key in self.records if key[0] == piece.ring_id and key[1] != boundary]
+            for key in [key for key in others if len(self.records[key]) < piece.first_position]:
+                del self.records[key]
+        if self.most_records is not None:
+            self._make_room(self.most_records)
+
+    def _make_room(self, most: int) -> None:
+        """Whole sequences go, oldest first."""
+        while sum(len(rows) for rows in self.records.values()) > most:
+            oldest = next(iter(self.records))[0]
+            self.records = {key: rows for key, rows in self.records.items() if key[0] != oldest}
