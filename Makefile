@@ -16,10 +16,13 @@ KERNEL_SOURCES := $(wildcard kernels_pyx/*.pyx kernels_pyx/*.pxi kernels_pyx/*.p
 PROTO_SOURCES := $(wildcard protos/dairllm/v1/*.proto)
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
+SEEDS ?= 20000
+FIRST ?= 0
+LIMIT_S ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast faults lint format types protos protos-check wheel bench clean
+.PHONY: help build demo test test-fast faults soak lint format types protos protos-check wheel bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +40,9 @@ test-fast: build ## The tests without slow ones and without network namespaces
 
 faults: build ## The whole matrix of faults (what × where × when) with real processes, and its table as Markdown
 	$(PYTEST) tests/faults --all-faults $(PYTEST_ARGS)
+
+soak: build ## Thousands of simulated clusters with faults: SEEDS, FIRST, LIMIT_S (seconds)
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --limit-s $(LIMIT_S)
 
 lint: build ## Style of the Python code: ruff check and ruff format --check
 	$(BIN)/ruff check .

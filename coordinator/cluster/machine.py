@@ -842,7 +842,7 @@ class ClusterMachine:
         if state.phase is Phase.OPENING and since_s > config.open_timeout_s:
             self._on_ring_broken(f"it did not open within {config.open_timeout_s:g} s")
         elif state.phase is Phase.DRAINING and since_s > config.drain_timeout_s:
-            self._go_on_with_closed_ring()
+            self._cut_draining_short(f"it did not empty within {config.drain_timeout_s:g} s")
         elif state.phase is Phase.ACTIVATING and since_s > config.activate_timeout_s:
             for name in sorted(state.unactivated):
                 self._blame(name)
@@ -860,11 +860,17 @@ class ClusterMachine:
         state = self._state
         assert state.active is not None
         if state.phase is Phase.DRAINING:
-            self._go_on_with_closed_ring()
+            self._cut_draining_short(message)
             return
         if state.phase is Phase.OPENING:
             self._blame(state.active.plan.stages[0].shard)
         self._pause(f"the ring broke: {message}")
+
+    def _cut_draining_short(self, reason: str) -> None:
+        """What is still in flight will not come back, or too late."""
+        assert self._state.active is not None
+        self._journal.do(CloseRing(self._state.active.epoch, reason, False))
+        self._go_on_with_closed_ring()
 
     def _close_ring(self, reason: str, graceful: bool = False) -> None:
         """Leaves the phase to the caller, who must enter another: usually at the end of this very event."""

@@ -1,4 +1,7 @@
-"""`python -m tests.simulation --seeds N [--first S] [--limit-s T]`: many seeds, one line per failure; `--seed S`: one, with its whole log."""
+"""Many seeds, with one line per failure: `python -m tests.simulation --seeds N [--first S] [--limit-s T]`.
+
+One seed with its whole log: `--seed S`.
+"""
 
 import argparse
 import math

@@ -31,7 +31,7 @@ KV_BLOCK_TOKENS = 4
 HEARTBEAT_S = 1.0
 LEASE_TIMEOUT_S = 4.5
 FETCH_TIMEOUT_S = 1.0
-UNIT_S = 0.004
+UNIT_S = 0.012
 """What a frame takes in one unit."""
 AWAY_S = 4.0
 """Who has left comes back after it."""

@@ -135,6 +135,8 @@ class Simulation:
     # -- faults
 
     def _fail_something(self) -> None:
+        if self.world.now_s >= FAULTS_UNTIL_S:
+            return
         random = self.world.random
         shard = random.choice(list(self.shards.values()))
         to_one = [self._crash, self._crash, self._freeze, self._cut, self._cut_edge, self._drain, self._cordon, self._slow, self._configure]
@@ -142,6 +144,9 @@ class Simulation:
         fault = random.choice(faults)
         if shard.is_alive or fault == self._restart_coordinator:
             fault(shard)
+        if self.world.chance(0.35):
+            # Into the middle of what the first has begun.
+            self.world.after(random.uniform(0.0, 0.6), self._fail_something)
 
     def _crash(self, shard: SimulatedShard) -> None:
         shard.crash()

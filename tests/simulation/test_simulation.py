@@ -3,6 +3,9 @@
 import pytest
 
 from dairllm.coordinator.cluster.cache_places import CachePlaces, Intact
+from dairllm.coordinator.engine import sequences
+from dairllm.coordinator.engine.blocks import BlockAllocator
+from dairllm.coordinator.engine.recovery import Placement, Records, Replay, records_of
 from tests.simulation.simulation import Simulation, run
 from tests.simulation.world import Wrong
 
@@ -29,8 +32,40 @@ def test_a_seed_replays_exactly() -> None:
     assert len(logs[0]) > 10
 
 
+def not_planned(records: Records, placement: Placement, present: frozenset[int]) -> Replay | None:
+    return None
+
+
+def from_anyone(records: Records, placement: Placement, replay: Replay | None) -> Records:
+    """As if who sends at a boundary now had always done so."""
+    return records_of(placement)
+
+
 def test_the_simulation_notices_a_cache_that_is_believed_to_be_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = frozenset(range(100))
     monkeypatch.setattr(CachePlaces, "intact", lambda self, owners: Intact(everything, frozenset()))
     with pytest.raises(Wrong, match=r"seed \d+, .* was believed to have unit"):
         run_all(range(200))
+
+
+def test_the_simulation_notices_that_nothing_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "plan_replay", not_planned)
+    with pytest.raises(Wrong, match=r"seed \d+, .* was believed to have unit"):
+        run_all(range(200))
+
+
+def test_records_that_are_not_where_they_are_believed_to_be_cost_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "records_after", from_anyone)
+    run_all(range(50))
+
+
+def test_the_simulation_notices_blocks_that_two_sequences_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = BlockAllocator.allocate
+
+    def allocate(self: BlockAllocator, count: int) -> list[int] | None:
+        blocks = real(self, count)
+        return [0, *blocks[1:]] if blocks else blocks
+
+    monkeypatch.setattr(BlockAllocator, "allocate", allocate)
+    with pytest.raises(Wrong, match=r"seed \d+"):
+        run_all(range(50))
