@@ -274,9 +274,10 @@ class Membership:
             self.handle(on.RingBroken(action.epoch, str(error)))
             return
         self._is_ring_open = True
+        # The engine first: from RingOpened on the machine believes that what the shards lacked is computed again, and it may close the
+        # ring in the same call.
+        self._engine.open_ring(self._geometry(action))
         self.handle(on.RingOpened(action.epoch))
-        if self._ring.epoch == action.epoch:
-            self._engine.open_ring(self._geometry(action))
 
     def _geometry(self, action: do.OpenRing) -> RingGeometry:
         placement = tuple(StagePlace(holder, stage.units) for holder, stage in zip(action.holders, action.plan.stages, strict=True))

@@ -153,7 +153,11 @@ class EdgeBroken:
 
 @dataclass(frozen=True, slots=True)
 class RingOpened:
-    """The coordinator's stream to the first shard stands: frames may be sent."""
+    """The coordinator's stream to the first shard stands, and the engine has begun to send.
+
+    It must be the engine's first: from now on the cache of every layer counts as being with its owner, since the engine has what was
+    missing computed again, or begins anew.
+    """
 
     epoch: Epoch
 

@@ -193,9 +193,8 @@ class SimulatedCoordinator:
                 self.handle(RingBroken(action.epoch, "the first shard did not answer"))
                 return
             self.open, self.outgoing = action, edge
+            self.engine.open_ring(self._geometry(action))
             self.handle(RingOpened(action.epoch))
-            if self.open is action:
-                self.engine.open_ring(self._geometry(action))
 
         self.world.after(self.network.delay_s(), dialled)
 
