@@ -289,6 +289,7 @@ class Membership:
             kv_block_tokens=self.config.kv_block_tokens,
             rounding_points={} if self.config.wire == "F32" else dict.fromkeys(boundaries, self.config.wire),
             present=action.kept | action.transferred,
+            intact_blocks=action.intact_blocks,
         )
 
     def _drain_ring(self, epoch: Epoch) -> None:

@@ -139,6 +139,8 @@ class OpenRing:
     kept, transferred: layer units whose owner has the KV cache of everything that was computed up to the end of the last ring that
     opened. kept: it had them in that ring, too, and never gave them up; transferred: it has taken them over since. The cache of all
     other layers is empty, whoever owned them before, and must be rebuilt.
+    intact_blocks: cache blocks from this one on are empty on some shard, though the plan may have more: a plan that was made in the
+    meantime had fewer.
     """
 
     epoch: Epoch
@@ -147,6 +149,7 @@ class OpenRing:
     holders: tuple[Holder, ...]
     kept: frozenset[int]
     transferred: frozenset[int]
+    intact_blocks: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -608,6 +608,9 @@ class ClusterMachine:
         candidate.assigned[member.name] = exclusive
         candidate.retry_at_s.pop(member.name, None)
         member.load_moved_s = self._now
+        if state.phase not in ANSWERING:
+            # A shard that has stopped for it gives back the blocks beyond at once.
+            state.least_kv_blocks = min(state.least_kv_blocks, candidate.plan.num_kv_blocks)
         if exclusive:
             self._cache.narrow(member.holder, units)
             member.held = member.held & frozenset(units)
@@ -682,6 +685,7 @@ class ClusterMachine:
     def _activate(self, candidate: Candidate) -> None:
         state = self._state
         state.candidate, state.active = None, candidate.deployment
+        state.least_kv_blocks = min(state.least_kv_blocks, candidate.plan.num_kv_blocks)
         self._enter(Phase.ACTIVATING, f"the shards switch to plan {candidate.epoch}")
         members = [self._members[stage.shard] for stage in candidate.plan.stages]
         moves = [self._moves_to(member) for member in members]
@@ -716,10 +720,11 @@ class ClusterMachine:
             self._open_ring(state.active)
 
     def _open_ring(self, active: Deployment) -> None:
+        state = self._state
         self._enter(Phase.OPENING, "the ring is being opened")
         intact = self._cache.intact(active.owners)
         first = self._members[active.plan.stages[0].shard].peer
-        self._journal.do(OpenRing(active.epoch, active.plan, first, active.holders, intact.kept, intact.transferred))
+        self._journal.do(OpenRing(active.epoch, active.plan, first, active.holders, intact.kept, intact.transferred, state.least_kv_blocks))
         self._leave_out(active.plan)
         for member in self._members:
             if member.name not in active.plan.placement:
@@ -741,7 +746,7 @@ class ClusterMachine:
         self._enter(Phase.SERVING, "")
         self._cache.serve(state.active.owners)
         self._record_serving(state.active)
-        state.before = state.active
+        state.before, state.least_kv_blocks = state.active, state.active.plan.num_kv_blocks
         # What was urgent may have a better successor.
         state.may_be_better, state.served_from_s = True, self._now
 

@@ -162,6 +162,9 @@ COUNTS_FOR_ACTIVE: dict[type[Event], frozenset[Phase]] = {
 """Phases in which an event of the candidate's or the active epoch means something. In all others it is late, and ignored."""
 
 
+NO_LIMIT = 1 << 62
+
+
 class ShardPhase(Enum):
     JOINED = "joined"
     LOADING = "loading"
@@ -314,6 +317,7 @@ class ClusterState:
     failures_beside, beside_not_before_s: of plans that were prepared while answers came.
     may_be_better, better_not_before_s: whether a faster plan than the one that serves may be possible, and when it may be looked for.
     served_from_s: when the ring opened.
+    least_kv_blocks: of the plan whose ring opened last, and of all that shards may have shrunk their caches for since.
     held_from_s: when the first shard joined that held a part of the model. cordoned: names, also of shards that are away.
     steps_s: measured, by shard, None for the whole ring.
     """
@@ -331,6 +335,7 @@ class ClusterState:
     plan_due_s: float | None = None
     is_plan_urgent: bool = False
     held_from_s: float | None = None
+    least_kv_blocks: int = NO_LIMIT
     closed_at_s: float | None = None
     closed_why: str = ""
     is_switch: bool = False

@@ -39,7 +39,7 @@ class RingGeometry:
     """What the scheduler must know of a plan.
 
     rounding_points: unit boundary -> encoding, for sequences that begin under this plan. present: layer units whose owner has the cache of
-    all that was computed when the last ring closed.
+    all that was computed when the last ring closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks.
     """
 
     epoch: int
@@ -48,6 +48,11 @@ class RingGeometry:
     kv_block_tokens: int
     rounding_points: Mapping[int, str]
     present: frozenset[int] = frozenset()
+    intact_blocks: int | None = None
+
+    @property
+    def num_intact_blocks(self) -> int:
+        return self.num_kv_blocks if self.intact_blocks is None else min(self.num_kv_blocks, self.intact_blocks)
 
     @property
     def num_stages(self) -> int:
@@ -258,7 +263,7 @@ class Scheduler:
         if self._blocks is None:
             self._blocks = BlockAllocator(geometry.num_kv_blocks, geometry.kv_block_tokens)
         before = list(self._running)
-        lost = [s for s in before if s.records is None or max(s.block_ids, default=0) >= geometry.num_kv_blocks]
+        lost = [s for s in before if s.records is None or max(s.block_ids, default=0) >= geometry.num_intact_blocks]
         all_work = sum(s.num_completed for s in before) * geometry.placement[-1].units.stop
         restarted_work = sum(s.num_completed for s in lost) * geometry.placement[-1].units.stop
         self._set_back(lost)

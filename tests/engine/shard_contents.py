@@ -88,6 +88,9 @@ class ShardContents:
     def keep_only(self, num_blocks: int, alive: Collection[int]) -> None:
         for ring_id in set(self.sequences) - set(alive):
             self.forget(ring_id)
+        self.shrink(num_blocks)
+
+    def shrink(self, num_blocks: int) -> None:
         for cells in self.cells.values():
             for block in [block for block in cells if block >= num_blocks]:
                 del cells[block]

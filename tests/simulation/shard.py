@@ -83,6 +83,8 @@ class SimulatedShard:
     epoch: Epoch = Epoch(0)  # noqa: RUF009
     stage: AssignUnits | None = None
     prepared: Prepared | None = None
+    has_stopped: bool = False
+    """Its stage had to make room for another."""
     most_records: int | None = None
     contents: ShardContents = field(init=False)
     attic: dict[int, Cells] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class SimulatedShard:
 
     def _empty(self) -> None:
         self.contents = ShardContents(self.name, KV_BLOCK_TOKENS, self.most_records)
-        self.weights, self.attic, self.stage = set(), {}, None
+        self.weights, self.attic, self.stage, self.has_stopped = set(), {}, None, False
 
     # -- life
 
@@ -193,9 +195,12 @@ class SimulatedShard:
     def prepare(self, order: AssignUnits) -> None:
         self.epoch = max(self.epoch, order.epoch)
         if order.exclusive and self.stage:
-            for unit in set(self.stage.units) - set(order.units):
-                self.attic[unit] = self.contents.cells.pop(unit, {})
+            for unit in self.contents.cells.keys() - set(order.units):
+                self.attic[unit] = self.contents.cells.pop(unit)
+            self.has_stopped = True
             self.weights &= set(order.units)
+        if self.has_stopped:
+            self.contents.shrink(order.num_kv_blocks)
         kept = set(self.stage.units) if self.stage and not order.exclusive else set()
         self.weights &= kept | set(order.units)
         missing = set(order.units) - self.weights
@@ -234,7 +239,7 @@ class SimulatedShard:
         self.attic = {unit: cells for unit, cells in present.items() if unit not in units & before}
         self.contents.cells = {unit: cells for unit, cells in self.contents.cells.items() if unit in units & before}
         self.contents.keep_only(prepared.order.num_kv_blocks, activation.alive)
-        self.stage, self.prepared = prepared.order, None
+        self.stage, self.prepared, self.has_stopped = prepared.order, None, False
         self.weights &= units
         self.fetch(activation)
 
