@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -246,6 +247,22 @@ def test_transferred_layers_cost_nothing() -> None:
     harness.run()
     assert [harness.answer(number) for number in range(3)] == [expected_answer(request, 64) for request in requests]
     assert harness.ring.replayed_rows == 0
+
+
+@pytest.mark.parametrize(("intact_blocks", "restarted"), [(8, 0), (7, 1), (None, 0)])
+def test_blocks_that_a_shard_has_given_back_meanwhile_mean_a_restart(intact_blocks: int | None, restarted: int) -> None:
+    harness = Harness(limits())
+    harness.open_ring(geometry(1, 1, 16))
+    request = GenerationRequest(tuple(range(1, 30)), max_tokens=8)
+    harness.request(1, request)
+    for _ in range(3):
+        harness.step()
+    assert harness.scheduler.used_block_ids == tuple(range(8))
+    harness.close_ring()
+    harness.open_ring(replace(geometry(2, 1, 16), intact_blocks=intact_blocks))
+    assert [report.num_restarted for report in harness.reports if isinstance(report, ReportRecovery)] == [restarted]
+    harness.run()
+    assert harness.answer(1) == expected_answer(request, 64)
 
 
 def test_lost_records_mean_a_restart() -> None:

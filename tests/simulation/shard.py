@@ -93,6 +93,7 @@ class SimulatedShard:
     outgoing: Edge | None = None
     inbox: deque[Passage] = field(default_factory=deque)
     is_computing: bool = False
+    waiting: deque[Callable[[], None]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._empty()
@@ -108,6 +109,7 @@ class SimulatedShard:
         self.is_alive, self.is_leaving, self.frozen_until_s = True, False, 0.0
         self._empty()
         self.prepared, self.epoch, self.stream = None, Epoch(0), None
+        self.waiting.clear()
         self.world.say(f"{self.name} starts (boot {self.boot})")
         self.join(self.boot)
 
@@ -124,13 +126,22 @@ class SimulatedShard:
         self.frozen_until_s = max(self.frozen_until_s, self.world.now_s + seconds)
 
     def when_awake(self, boot: int, happen: Callable[[], None]) -> None:
-        """What a frozen process receives waits; what a dead one receives is gone."""
+        """What a frozen process receives waits, in its order; what a dead one receives is gone."""
         if not self.is_alive or boot != self.boot:
             return
-        if self.world.now_s < self.frozen_until_s:
-            self.world.after(self.frozen_until_s - self.world.now_s, lambda: self.when_awake(boot, happen))
-        else:
+        if not self.waiting and self.world.now_s >= self.frozen_until_s:
             happen()
+            return
+        if not self.waiting:
+            self.world.after(self.frozen_until_s - self.world.now_s, lambda: self.wake(boot))
+        self.waiting.append(happen)
+
+    def wake(self, boot: int) -> None:
+        if self.world.now_s < self.frozen_until_s:
+            self.world.after(self.frozen_until_s - self.world.now_s, lambda: self.wake(boot))
+            return
+        while self.waiting and self.is_alive and boot == self.boot:
+            self.waiting.popleft()()
 
     def later(self, delay_s: float, happen: Callable[[], None]) -> None:
         boot = self.boot
@@ -198,6 +209,7 @@ class SimulatedShard:
             for unit in self.contents.cells.keys() - set(order.units):
                 self.attic[unit] = self.contents.cells.pop(unit)
             self.has_stopped = True
+            self.close_edges()
             self.weights &= set(order.units)
         if self.has_stopped:
             self.contents.shrink(order.num_kv_blocks)
@@ -303,7 +315,7 @@ class SimulatedShard:
 
     def accept(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None:
         """An edge to this shard; None if it does not serve this epoch. on_end: the sender's."""
-        if not self.is_alive or self.stage is None or self.stage.epoch != epoch:
+        if not self.is_alive or self.stage is None or self.stage.epoch != epoch or self.has_stopped:
             return None
         boot = self.boot
 
