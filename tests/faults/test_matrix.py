@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    shape = {"num_layers": 8, "hidden_size": 128, "intermediate_size": 256, "context_length": 1024}
+    shape = {"num_layers": 8, "hidden_size": 128, "intermediate_size": 256, "context_length": 4096}
     return write_tiny_llama(folder / "tiny.gguf", with_tokenizer=True, **shape)
 
 
