@@ -1,5 +1,6 @@
 """What does not fit together says so in one sentence, where a person will look for it, and heals where it can."""
 
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -123,7 +124,10 @@ def test_shards_that_do_not_belong_here_say_why(tiny_model: Path) -> None:
 def test_a_name_that_was_taken_is_free_when_its_owner_has_left(tiny_model: Path) -> None:
     with Cluster(tiny_model, shards(1)) as cluster, shard_process(cluster, "--cluster", "test", "--name", "a") as second:
         second.wait_output("a living shard is named 'a'")
-        cluster.processes["a"].terminate()
+        first = cluster.processes["a"]
+        first.send(signal.SIGTERM)
+        first.wait_output("told once more, it ends at once")  # nobody else could take over what it holds
+        first.terminate()
         second.wait_output("joined the cluster")
         cluster.wait_serving()
 
