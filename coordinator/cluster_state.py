@@ -29,6 +29,7 @@ def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float) -> cluster_
         waiting_sequences=snapshot.waiting_sequences,
         kv_blocks_total=snapshot.kv_blocks_total,
         kv_blocks_free=snapshot.kv_blocks_free,
+        next_epoch=snapshot.next_epoch,
         recent_events=[_event_to_proto(event, clock_offset_s) for event in snapshot.events],
     )
 
@@ -56,6 +57,8 @@ def _shard_to_proto(shard: ShardSnapshot) -> cluster_pb2.ShardState:
         measured_step_s=shard.measured_step_s,
         note=shard.note,
         software_version=shard.software_version,
+        next_first_unit=shard.next_units.start,
+        next_end_unit=shard.next_units.stop,
     )
 
 

@@ -382,7 +382,7 @@ class CoordinatorIdentity(_message.Message):
     def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., cluster_hash: _Optional[str] = ..., time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "recent_events")
+    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "recent_events", "next_epoch")
     COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -401,6 +401,7 @@ class ClusterState(_message.Message):
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
     RECENT_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     coordinator_id: str
     software_version: str
     model: str
@@ -419,7 +420,8 @@ class ClusterState(_message.Message):
     kv_blocks_total: int
     kv_blocks_free: int
     recent_events: _containers.RepeatedCompositeFieldContainer[ClusterEvent]
-    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ...) -> None: ...
+    next_epoch: int
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ...) -> None: ...
 
 class ClusterEvent(_message.Message):
     __slots__ = ("time_s", "kind", "shard", "text", "duration_s")
@@ -436,7 +438,7 @@ class ClusterEvent(_message.Message):
     def __init__(self, time_s: _Optional[float] = ..., kind: _Optional[str] = ..., shard: _Optional[str] = ..., text: _Optional[str] = ..., duration_s: _Optional[float] = ...) -> None: ...
 
 class ShardState(_message.Message):
-    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version")
+    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -452,6 +454,8 @@ class ShardState(_message.Message):
     MEASURED_STEP_S_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_END_UNIT_FIELD_NUMBER: _ClassVar[int]
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     phase: ShardPhase
@@ -467,7 +471,9 @@ class ShardState(_message.Message):
     measured_step_s: float
     note: str
     software_version: str
-    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ...) -> None: ...
+    next_first_unit: int
+    next_end_unit: int
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ..., next_first_unit: _Optional[int] = ..., next_end_unit: _Optional[int] = ...) -> None: ...
 
 class DrainShardRequest(_message.Message):
     __slots__ = ("name", "force")
