@@ -193,7 +193,7 @@ class CaseRun:
         if case.fault in LASTING:
             time.sleep(max(0.0, self._inflicted_s + HOLD_S - time.monotonic()))
             self._fleet.mend(case.fault, self._hit)
-        if self._ends_the_coordinator:
+        if self._ends_the_coordinator and case.moment is not Moment.IDLE:
             clients.seen()
             self._fleet.coordinator.wait()
         if case.place is Place.ALL_BUT_ONE or case.moment in (Moment.LOADING, Moment.MOVE):

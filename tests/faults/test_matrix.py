@@ -37,14 +37,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    shape = {"num_layers": 8, "hidden_size": 128, "intermediate_size": 256, "context_length": 4096}
-    return write_tiny_llama(folder / "tiny.gguf", with_tokenizer=True, **shape)
+    path = folder / "tiny.gguf"
+    return write_tiny_llama(path, with_tokenizer=True, num_layers=8, hidden_size=128, intermediate_size=256, context_length=4096)
 
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, model: Path) -> Iterator[Results]:
     """Of the cases that were selected: lanes, one for each fault, run at the same time, since most of the time is waiting."""
-    chosen = [item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())]
+    functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    chosen: list[Case] = [item.callspec.params["case"] for item in functions if "case" in item.fixturenames]
     results: Results = {case: Future() for case in chosen}
     undisturbed = Undisturbed()
     with ThreadPoolExecutor(LANES_AT_ONCE) as pool:
