@@ -4,7 +4,7 @@ By default a subset in which every pair of fault and place, place and moment, fa
 (`make faults`), which prints the table. The kernel's netem is not needed: links lose and delay packets in a relay of our own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,8 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, model: Path) -> Iterator[Results]:
     """Of the cases that were selected: lanes, one for each fault, run at the same time, since most of the time is waiting."""
-    functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    chosen: list[Case] = [item.callspec.params["case"] for item in functions if "case" in item.fixturenames]
+    chosen = list(_chosen(request.session.items))
     results: Results = {case: Future() for case in chosen}
     undisturbed = Undisturbed()
     with ThreadPoolExecutor(LANES_AT_ONCE) as pool:
@@ -56,6 +55,14 @@ def results(request: pytest.FixtureRequest, model: Path) -> Iterator[Results]:
         terminal = request.config.pluginmanager.get_plugin("terminalreporter")
         assert terminal is not None
         terminal.write_line("\n" + table(results))
+
+
+def _chosen(items: Sequence[pytest.Item]) -> Iterator[Case]:
+    for item in items:
+        if isinstance(item, pytest.Function) and "case" in item.fixturenames:
+            case = item.callspec.params["case"]
+            assert isinstance(case, Case)
+            yield case
 
 
 def test_answers_survive(case: Case, results: Results) -> None:
