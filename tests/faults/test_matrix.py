@@ -58,10 +58,11 @@ def results(request: pytest.FixtureRequest, model: Path) -> Iterator[Results]:
 
 
 def _chosen(items: Sequence[pytest.Item]) -> Iterator[Case]:
+    """Cases of this module; tests elsewhere have parameters of that name, too."""
     for item in items:
-        if isinstance(item, pytest.Function) and "case" in item.fixturenames:
-            case = item.callspec.params["case"]
-            assert isinstance(case, Case)
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        case = parameters.get("case")
+        if isinstance(case, Case):
             yield case
 
 
