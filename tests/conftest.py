@@ -6,8 +6,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+# Timings never decide a test: a busy machine is slow, and not wrong.
+settings.register_profile("dairllm", deadline=None)
+settings.load_profile("dairllm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
