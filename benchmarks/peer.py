@@ -33,11 +33,12 @@ params.n_ctx, params.n_batch, params.n_ubatch = max(prompt, generate) + 8, 512, 
 params.n_threads = params.n_threads_batch = threads
 context = peer.llama_init_from_model(model, params)
 vocab_size = peer.llama_vocab_n_tokens(peer.llama_model_get_vocab(model))
-ids = [random.Random(1).randrange(vocab_size) for _ in range(max(prompt, generate) + 1)]
+numbers = random.Random(1)
+ids = [numbers.randrange(vocab_size) for _ in range(max(prompt, generate) + 1)]
 
 def compute(part):
-    batch = peer.llama_batch_get_one((ctypes.c_int32 * len(part))(*part), len(part))
-    assert peer.llama_decode(context, batch) == 0
+    array = (ctypes.c_int32 * len(part))(*part)
+    assert peer.llama_decode(context, peer.llama_batch_get_one(array, len(part))) == 0
     peer.llama_synchronize(context)
 
 def seconds(work):
@@ -54,7 +55,7 @@ def decode():
     for one in ids[:generate]:
         compute([one])
 
-prefill(), decode()
+seconds(prefill), seconds(decode)
 print(json.dumps({"prefill_tok_s": prompt / seconds(prefill), "decode_tok_s": generate / seconds(decode)}))
 """
 
