@@ -72,6 +72,7 @@ protos-check: .venv-protos/installed ## Fail if the generated code is not that o
 wheel: build ## Build the wheel into dist/
 	@rm -rf build/lib* build/bdist*
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@rm -rf *.egg-info
 	@ls -l dist/*.whl
 
 bench: build ## One stage without network on this machine: prefill and decode speed of SmolLM2

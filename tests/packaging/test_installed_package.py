@@ -5,7 +5,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution, entry_points
+from importlib.metadata import distributions, entry_points
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,7 +36,10 @@ def test_nested_packages_are_there() -> None:
 
 
 def test_only_the_name_dairllm_is_taken() -> None:
-    recorded = distribution("dairllm").files or []
+    # A checkout in which a wheel was built has an egg-info folder, too, which lists the sources.
+    installed = [found for found in distributions(name="dairllm") if any(file.name == "RECORD" for file in found.files or ())]
+    assert installed
+    recorded = installed[0].files or []
     tops = {file.parts[0] for file in recorded if file.parts[0] != ".." and not file.name.startswith("__editable__")}
     assert {top for top in tops if not top.endswith(".dist-info") and top != "__pycache__"} <= {"dairllm"}
 
