@@ -101,9 +101,10 @@ class Hosts:
 @pytest.mark.slow
 @pytest.mark.namespaces
 @needs_namespaces
-def test_hosts_of_a_network_find_each_other(tiny_model: Path) -> None:
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6 alone"])
+def test_hosts_of_a_network_find_each_other(tiny_model: Path, ipv6: bool) -> None:
     with ExitStack() as stack:
-        network = stack.enter_context(Namespaces(["root", "early", "late"]))
+        network = stack.enter_context(Namespaces(["root", "early", "late"], ipv6=ipv6))
         hosts = Hosts(network, stack, tiny_model, "--min-shards", "2")
         shards = {"early": hosts.start_shard("early")}
         shards["early"].wait_ready()

@@ -57,12 +57,14 @@ class Namespaces:
 
     The bridge lives in a namespace of its own, so that nothing of this machine's network is touched and one command removes all.
     Names and subnets are unique per process and network. Processes started by `run` are ended with the network.
+    ipv6: hosts have an IPv6 address of fd77::/48 and no IPv4 one.
     """
 
-    def __init__(self, hosts: Sequence[str], *, default_route: bool = False) -> None:
+    def __init__(self, hosts: Sequence[str], *, default_route: bool = False, ipv6: bool = False) -> None:
         number = next(_numbers)
         self._prefix = f"dairllm{os.getpid()}n{number}"
-        self._subnet = f"10.77.{number % 256}"
+        self._subnet, self._mask = (f"fd77:0:0:{number % 256:x}:", 64) if ipv6 else (f"10.77.{number % 256}", 24)
+        self._separator = ":" if ipv6 else "."
         self._hosts = {host: index for index, host in enumerate(hosts, 1)}
         self._default_route = default_route
         self._routed: set[str] = set()
@@ -78,7 +80,7 @@ class Namespaces:
         self._cleanup.close()
 
     def address(self, host: str) -> str:
-        return f"{self._subnet}.{self._hosts[host]}"
+        return f"{self._subnet}{self._separator}{self._hosts[host]}"
 
     def run(
         self, host: str, argv: Sequence[str], env: Mapping[str, str] | None = None, output: int | None = None
@@ -139,7 +141,10 @@ class Namespaces:
         self._add_namespace(self.namespace(host))
         self._on_bridge(*f"ip link add {self._port(host)} type veth peer name veth0 netns {self.namespace(host)}".split())
         self._on_bridge("ip", "link", "set", self._port(host), "master", "bridge0", "up")
-        self._on(host, "ip", "address", "add", f"{self.address(host)}/24", "dev", "veth0")
+        # Without duplicate address detection, for which an IPv6 address waits a second.
+        self._on(
+            host, "ip", "address", "add", f"{self.address(host)}/{self._mask}", "dev", "veth0", *(["nodad"] if ":" in self._subnet else [])
+        )
         for interface in ("lo", "veth0"):
             self._on(host, "ip", "link", "set", interface, "up")
         if self._default_route:

@@ -183,6 +183,18 @@ def test_between_hosts(announcer_first: bool, hosts: tuple[str, str]) -> None:
 
 @pytest.mark.namespaces
 @needs_namespaces
+def test_between_hosts_without_ipv4() -> None:
+    cluster, coordinator_id = new_cluster(), new_id()
+    with Namespaces(["a", "b"], ipv6=True) as network, browser(network, "b", cluster) as browsing:
+        browsing.wait_output("browsing")
+        with announcer(network, "a", coordinator_id, cluster, 4000) as announcing:
+            announcing.wait_output("announced")
+            browsing.wait_output(coordinator_id, FOUND_WITHIN_S)
+            assert seen_by(browsing)[0] == {"id": coordinator_id, "addresses": [f"[{network.address('a')}]:4000"]}
+
+
+@pytest.mark.namespaces
+@needs_namespaces
 def test_a_host_with_loopback_alone() -> None:
     cluster, coordinator_id = new_cluster(), new_id()
     with Namespaces(["a"]) as network:
