@@ -34,6 +34,15 @@ def start_without_file(cluster: Cluster, name: str, folder: Path, cache: Path) -
     return process
 
 
+def damage_one_unit(cache: Path) -> int:
+    """One bit in the middle of the largest file; the number of its bytes."""
+    largest = max((path for path in (cache / "dairllm" / "units").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    return len(content)
+
+
 def test_whoever_takes_over_takes_the_weights_too_and_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     model = write_tiny_llama(tmp_path / "models" / "model.gguf", with_tokenizer=True, num_layers=4)
@@ -55,4 +64,12 @@ def test_whoever_takes_over_takes_the_weights_too_and_keeps_them(tmp_path: Path)
         start_without_file(cluster, "c", model.parent, tmp_path / "cache")
         load = cluster.wait_until(partial(serves_alone, "c"))["shards"][0]["load"]
         assert (load["from_disk_bytes"], load["from_network_bytes"]) == (load["total_bytes"], 0)
+        assert_sound(cluster, expected)
+        cluster.processes.pop("c").kill()
+        damaged_bytes = damage_one_unit(tmp_path / "cache")
+        fourth = start_without_file(cluster, "d", model.parent, tmp_path / "cache")
+        load = cluster.wait_until(partial(serves_alone, "d"))["shards"][0]["load"]
+        assert load["from_network_bytes"] == damaged_bytes
+        assert load["from_disk_bytes"] == load["total_bytes"] - damaged_bytes
+        assert "damaged" in fourth.output()
         assert_sound(cluster, expected)
