@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cases import ALL_CASES, Case, Fault, pairs_of, pairwise_subset
+from tests.faults.cases import ALL_CASES, Case, Fault, Moment, Outcome, Place, pairs_of, pairwise_subset
 from tests.faults.lossy_network import unavailable_reason as no_lossy_links
 from tests.faults.runner import SETUPS, Observation, Undisturbed, run_lane
 from tests.instruments.namespaces import unavailable_reason
@@ -80,14 +80,21 @@ def test_the_subset_has_every_pair() -> None:
 
 
 def table(results: Results) -> str:
-    """As Markdown, with the longest silence that a client saw between two tokens."""
-    lines = ["| fault | place | moment | expected | seen | longest silence |", "| --- | --- | --- | --- | --- | ---: |"]
-    for case, result in results.items():
-        error = result.exception()
-        seen = f"FAILED: {str(error).splitlines()[0] if str(error) else type(error).__name__} | " if error else _seen(result.result())
-        lines.append(f"| {case.fault} | {case.place} | {case.moment} | {case.expected} | {seen} |")
+    """As Markdown, a table for each fault: what the clients saw, and the longest silence between two tokens of one answer."""
+    return "\n\n".join(_table_of(fault, results) for fault in Fault if any(case.fault is fault for case in results))
+
+
+def _table_of(fault: Fault, results: Results) -> str:
+    lines = [f"| {fault} | {' | '.join(Moment)} |", f"| --- {'| ---: ' * len(Moment)}|"]
+    for place in Place:
+        cells = (results.get(Case(fault, place, moment)) for moment in Moment)
+        lines.append(f"| {place} | {' | '.join('' if cell is None else _cell(cell) for cell in cells)} |")
     return "\n".join(lines)
 
 
-def _seen(observation: Observation) -> str:
-    return f"{observation.outcome} | {observation.silence_s:.2f} s"
+def _cell(result: Future[Observation]) -> str:
+    error = result.exception()
+    if error is not None:
+        return f"FAILED: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    seen = result.result()
+    return f"{seen.silence_s:.1f} s" if seen.outcome is Outcome.SAME_ANSWER else seen.outcome
