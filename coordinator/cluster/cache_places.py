@@ -29,6 +29,12 @@ class CachePlaces:
         self._holders: dict[int, Holder] = {}
         self._given_up: set[int] = set()
 
+    def clear(self) -> None:
+        """Another model is served: what was computed is of no use."""
+        self._owners = {}
+        self._holders.clear()
+        self._given_up.clear()
+
     def serve(self, owners: Mapping[int, Holder]) -> None:
         """A ring of these owners opened: from now on the cache is made where it belongs."""
         self._owners = owners

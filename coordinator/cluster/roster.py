@@ -8,8 +8,9 @@ from dairllm.coordinator.cluster.admission import refusal_of
 from dairllm.coordinator.cluster.events import HeartbeatReceived
 from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId, ShardHello
 from dairllm.coordinator.cluster.journal import Journal
+from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.speeds import SpeedEstimate
-from dairllm.coordinator.cluster.state import ClusterConfig, Member
+from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.cluster.words import describe_join
 from dairllm.mesh.errors import DairllmError, NameTaken
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.facts import Epoch, LoadProgress, ShardCapabilities, ShardUsage
+from dairllm.coordinator.cluster.member import Member, ShardPhase
 from dairllm.coordinator.cluster.roster import Roster
-from dairllm.coordinator.cluster.state import STAGES_IN_USE, ClusterConfig, ClusterState, Member, Phase, ShardPhase
+from dairllm.coordinator.cluster.state import STAGES_IN_USE, ClusterConfig, ClusterState, Phase
 
 _PUBLIC_PHASES = {
     Phase.WAITING: "waiting",

@@ -1,7 +1,7 @@
-"""The state of the cluster machine: settings, phases, members. Only the machine changes it."""
+"""The state of the cluster machine: settings, phases, plans. Only the parts of the machine change it."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 from dairllm.coordinator.cluster.admission import Expectation
@@ -17,19 +17,8 @@ from dairllm.coordinator.cluster.events import (
     StageLoadFailed,
     StepMeasured,
 )
-from dairllm.coordinator.cluster.facts import (
-    NO_EPOCH,
-    Epoch,
-    Holder,
-    LeaseId,
-    LoadProgress,
-    Peer,
-    ShardCapabilities,
-    ShardHello,
-    ShardUsage,
-)
-from dairllm.coordinator.cluster.speeds import SpeedEstimate
-from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer
+from dairllm.coordinator.cluster.facts import NO_EPOCH, Epoch, Holder
+from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +154,6 @@ COUNTS_FOR_ACTIVE: dict[type[Event], frozenset[Phase]] = {
 NO_LIMIT = 1 << 62
 
 
-class ShardPhase(Enum):
-    JOINED = "joined"
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-
-
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A plan with the shards as they were when it was made. holders: of its stages, in ring order."""
@@ -186,6 +168,9 @@ class Deployment:
         last = self.plan.stages[-1].units.stop - 1
         pairs = zip(self.plan.stages, self.holders, strict=True)
         return {unit: holder for stage, holder in pairs for unit in stage.units if 0 < unit < last}
+
+    def holder_of(self, name: str) -> Holder:
+        return next(holder for holder in self.holders if holder.name == name)
 
 
 @dataclass(slots=True)
@@ -219,91 +204,6 @@ class Candidate:
     @property
     def unassigned(self) -> list[str]:
         return [name for name in self.plan.placement if name not in self.assigned]
-
-
-@dataclass(slots=True)
-class Member:
-    """An admitted shard.
-
-    lease_from_s: the lease runs from here; last_seen_s: its last sign of life (they differ after the coordinator itself stood still).
-    failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
-    limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
-    is_leaving: it wants to go; is_cordoned: people want it not to be used. is_forced: also if the others do not suffice.
-    held: units of the present model in its memory. told_note: why it has no part, as it was told.
-    """
-
-    hello: ShardHello
-    lease: LeaseId
-    lease_from_s: float
-    last_seen_s: float
-    speed: SpeedEstimate
-    has_failed: bool = False
-    note: str = ""
-    usage: ShardUsage = field(default_factory=ShardUsage)
-    round_trip_us: int = 0
-    least_round_trip_us: int = 0
-    num_round_trips: int = 0
-    load: LoadProgress = field(default_factory=LoadProgress)
-    load_moved_s: float = 0.0
-    failures: int = 0
-    unused_until_s: float = -math.inf
-    limit_bytes: int = 0
-    limit_until_s: float = -math.inf
-    is_leaving: bool = False
-    is_cordoned: bool = False
-    is_forced: bool = False
-    held: frozenset[int] = frozenset()
-    told_note: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.hello.name
-
-    @property
-    def boot_id(self) -> str:
-        return self.hello.boot_id
-
-    @property
-    def holder(self) -> Holder:
-        return Holder(self.name, self.boot_id)
-
-    @property
-    def is_willing(self) -> bool:
-        return not (self.is_leaving or self.is_cordoned)
-
-    @property
-    def peer(self) -> Peer:
-        return Peer(self.name, self.hello.addresses)
-
-    @property
-    def room_bytes(self) -> int:
-        capabilities = self.hello.capabilities
-        return max(0, capabilities.memory_budget_bytes - capabilities.reserved_bytes)
-
-    def heard(self, now_s: float) -> None:
-        self.lease_from_s = self.last_seen_s = now_s
-
-    def configure(self, capabilities: ShardCapabilities) -> None:
-        self.hello = replace(self.hello, capabilities=capabilities)
-        self.speed.probed_s = capabilities.decode_s_per_byte
-        self.limit_until_s = -math.inf
-
-    def hop_s(self, config: ClusterConfig) -> float:
-        """What the edge to it costs a step."""
-        return config.hop_s if self.num_round_trips < config.hop_round_trips else self.least_round_trip_us / 2e6
-
-    def offer(self, config: ClusterConfig, calibration: float, now_s: float) -> ShardOffer:
-        capabilities = self.hello.capabilities
-        limited_bytes = capabilities.reserved_bytes + self.limit_bytes if now_s < self.limit_until_s else capabilities.memory_budget_bytes
-        return ShardOffer(
-            self.name,
-            min(capabilities.memory_budget_bytes, limited_bytes),
-            capabilities.reserved_bytes,
-            self.speed.planned_s(calibration),
-            self.hop_s(config),
-            capabilities.architectures,
-            capabilities.block_formats,
-        )
 
 
 @dataclass(slots=True)
@@ -362,3 +262,20 @@ class ClusterState:
     @property
     def plan(self) -> Plan | None:
         return self.deployment.plan if self.deployment else None
+
+    def cares_for(self, name: str) -> bool:
+        """Whether the shard has a part in what is active or prepared."""
+        in_candidate = self.candidate is not None and name in self.candidate.plan.placement
+        return in_candidate or (self.active is not None and self.phase is not Phase.WAITING and name in self.active.plan.placement)
+
+    def is_in_use(self, name: str) -> bool:
+        """Whether the shard has a part in what is active, and its stage is not stopped."""
+        return self.active is not None and self.phase in STAGES_IN_USE and name in self.active.plan.placement
+
+    def enter(self, phase: Phase, reason: str, now_s: float, missing_bytes: int = 0) -> None:
+        assert phase in SUCCESSORS[self.phase] or phase is self.phase, (self.phase, phase)
+        self.phase, self.reason, self.missing_bytes, self.phase_from_s = phase, reason, missing_bytes, now_s
+        if phase is not Phase.ACTIVATING:
+            self.unactivated.clear()
+        if phase not in {Phase.DRAINING, *ANSWERING}:
+            self.steps_s.clear()

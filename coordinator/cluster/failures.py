@@ -1,0 +1,170 @@
+"""What fails, and what is done about it: retries, pauses that double, shards that are set aside or asked for no more than they have."""
+
+import math
+
+from dairllm.coordinator.cluster.actions import EventKind
+from dairllm.coordinator.cluster.books import Books, Part
+from dairllm.coordinator.cluster.events import EdgeBroken, StageLoadFailed
+from dairllm.coordinator.cluster.member import Member
+from dairllm.coordinator.cluster.planning import Planning
+from dairllm.coordinator.cluster.preparation import Preparation
+from dairllm.coordinator.cluster.state import Candidate, Phase
+from dairllm.coordinator.cluster.switch import Switch
+
+
+class Failures(Part):
+    def __init__(self, books: Books, switch: Switch, preparation: Preparation, planning: Planning) -> None:
+        super().__init__(books)
+        self._switch = switch
+        self._preparation = preparation
+        self._planning = planning
+
+    # -- a stage fails
+
+    def on_load_failed(self, event: StageLoadFailed) -> None:
+        member = self._members[event.name]
+        candidate = self._state.candidate
+        if candidate is None or candidate.epoch != event.epoch:
+            self._journal.record(EventKind.LOAD_FAILED, member.name, f"the stage of shard {member.name} failed: {event.message}")
+            self._blame(member.name)
+            self._pause(f"the stage of shard {member.name} failed: {event.message}")
+        elif event.needs_exclusive and not candidate.assigned[event.name]:
+            words = f"shard {member.name} has to free layers before it can load others: {event.message}"
+            self._journal.record(EventKind.LOAD_FAILED, member.name, words)
+            self._preparation.assign_exclusively(candidate, member)
+        elif event.retryable:
+            self._on_retryable(candidate, member, event.message)
+        else:
+            self._on_hopeless(member, event.message)
+
+    def _on_retryable(self, candidate: Candidate, member: Member, message: str) -> None:
+        self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        is_beside = self._state.phase is not Phase.LOADING
+        self._blame(member.name, is_beside)
+        member.take_note(member.note or message)
+        candidate.ready.discard(member.name)
+        if member.failures % self._config.set_aside_after:
+            candidate.retry_at_s[member.name] = self._now_s + self._config.pause_s(member.failures)
+        elif is_beside:
+            self._limit_to_present(member, self._now_s + self._config.set_aside_s)
+            self._give_up_candidate(f"shard {member.name} could not load its part: {message}")
+        else:
+            self._pause(f"shard {member.name} could not load its part: {message}")
+
+    def _on_hopeless(self, member: Member, message: str) -> None:
+        """It cannot load this part; if it has another one already, it may keep that."""
+        self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        if not self._limit_to_present(member, math.inf):
+            member.has_failed, member.note, member.unused_until_s = True, message, math.inf
+            member.is_forced = False
+        self._give_up_candidate(f"shard {member.name} failed")
+
+    def _limit_to_present(self, member: Member, until_s: float) -> bool:
+        """Plan no more for it than it has now. False if it has nothing."""
+        active = self._state.active
+        stages = active.plan.stages if active and self._members.lives(member.holder) and member.holder in active.holders else ()
+        stage = next((stage for stage in stages if stage.shard == member.name), None)
+        if stage is None or not member.held.issuperset(stage.units) or member.limit_until_s > self._now_s:
+            return False
+        member.limit_bytes, member.limit_until_s = stage.weights_bytes + stage.kv_cache_bytes, until_s
+        return True
+
+    def _give_up_candidate(self, reason: str) -> None:
+        state = self._state
+        if state.phase is Phase.PREPARING:
+            state.failures_beside += 1
+            state.beside_not_before_s = self._now_s + self._config.pause_beside_s(state.failures_beside)
+            self._preparation.stop(reason)
+            self._planning.schedule(self._now_s)
+        else:
+            self.interrupt(reason)
+            self._planning.schedule(self._now_s, urgent=True)
+
+    # -- a connection breaks
+
+    def on_edge_broken(self, event: EdgeBroken) -> None:
+        self._blame(event.peer if event.peer in self._members else event.reporter)
+        self._pause(f"the connection from {event.reporter} to {event.peer} broke: {event.message}")
+
+    def on_ring_broken(self, message: str) -> None:
+        state = self._state
+        assert state.active is not None
+        if state.phase is Phase.DRAINING:
+            self._preparation.cut_draining_short(message)
+            return
+        if state.phase is Phase.OPENING:
+            self._blame(state.active.plan.stages[0].shard)
+        self._pause(f"the ring broke: {message}")
+
+    # -- nothing moves
+
+    def notice_stalls(self) -> None:
+        state, config = self._state, self._config
+        since_s = self._now_s - state.phase_from_s
+        if state.phase is Phase.OPENING and since_s > config.open_timeout_s:
+            self.on_ring_broken(f"it did not open within {config.open_timeout_s:g} s")
+        elif state.phase is Phase.DRAINING and since_s > config.drain_timeout_s:
+            self._preparation.cut_draining_short(f"it did not empty within {config.drain_timeout_s:g} s")
+        elif state.phase is Phase.ACTIVATING and since_s > config.activate_timeout_s:
+            for name in sorted(state.unactivated):
+                self._blame(name)
+            self._pause(f"{' and '.join(sorted(state.unactivated))} did not switch within {config.activate_timeout_s:g} s")
+        self._notice_stalled_loads()
+
+    def _notice_stalled_loads(self) -> None:
+        state, candidate = self._state, self._state.candidate
+        for name in sorted(candidate.assigned) if candidate else ():
+            if state.candidate is candidate and candidate is not None and self._has_stalled(candidate, name):
+                self._on_retryable(candidate, self._members[name], f"no progress for {self._config.load_stall_s:g} s")
+
+    def _has_stalled(self, candidate: Candidate, name: str) -> bool:
+        is_loading = name not in candidate.ready and name not in candidate.retry_at_s
+        return is_loading and self._now_s - self._members[name].load_moved_s > self._config.load_stall_s
+
+    # -- what follows
+
+    def interrupt(self, reason: str) -> None:
+        """No ring, no candidate; the caller schedules a plan."""
+        self._switch.close_ring(reason)
+        if self._state.is_switch:
+            self._state.is_switch, self._state.closed_why = False, reason
+        self._state.enter(Phase.RETRYING, reason, self._now_s)
+        self._preparation.drop(reason)
+
+    def _pause(self, reason: str) -> None:
+        """Close the ring; after the grace plan anew, with whoever is left."""
+        state = self._state
+        self.interrupt(reason)
+        state.failures += 1
+        pause_s = self._config.pause_s(state.failures)
+        self._journal.record(EventKind.RETRY, "", f"{reason}; planning again in {pause_s:g} s", pause_s)
+        self._planning.schedule(self._now_s + pause_s, urgent=True)
+
+    def _blame(self, name: str, is_beside: bool = False) -> None:
+        """is_beside: it still does well what it does now."""
+        member = self._members.get(name)
+        if member is None:
+            return
+        member.failures += 1
+        if member.failures >= self._config.set_aside_after and not (is_beside and self._state.is_in_use(name)):
+            member.unused_until_s = self._now_s + self._config.set_aside_s
+            member.take_note(f"set aside after {member.failures} failures in a row")
+            words = f"shard {name} is set aside after {member.failures} failures in a row; the others try without it"
+            self._journal.record(EventKind.SET_ASIDE, name, words)
+
+    # -- what is forgiven
+
+    def welcome_back_set_aside(self) -> None:
+        for member in self._members:
+            if -math.inf < member.unused_until_s <= self._now_s:
+                member.unused_until_s = -math.inf
+                self._planning.schedule(self._now_s)
+
+    def forget_failures(self) -> None:
+        """Failures are in a row until it has served for a while."""
+        state = self._state
+        if state.phase is Phase.SERVING and self._now_s - state.phase_from_s >= self._config.longest_pause_s:
+            state.failures = 0
+            for member in self._members:
+                if state.active and member.name in state.active.plan.placement:
+                    member.failures = 0

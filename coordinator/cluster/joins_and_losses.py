@@ -1,0 +1,107 @@
+"""Members come and go: what that means for the plan. Who is a member is the roster's business."""
+
+from collections.abc import Mapping
+
+from dairllm.coordinator.cluster.actions import EventKind
+from dairllm.coordinator.cluster.books import Books, Part
+from dairllm.coordinator.cluster.events import JoinRequested, LeaseBroken, ShardLeft
+from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.failures import Failures
+from dairllm.coordinator.cluster.idle_shards import IdleShards
+from dairllm.coordinator.cluster.member import CORDONED, Member
+from dairllm.coordinator.cluster.planning import Planning
+from dairllm.coordinator.cluster.preparation import Preparation
+from dairllm.coordinator.cluster.roster import Joining
+from dairllm.coordinator.cluster.state import Deployment, Phase
+from dairllm.coordinator.cluster.switch import Switch
+
+
+class JoinsAndLosses(Part):
+    def __init__(
+        self, books: Books, idle: IdleShards, switch: Switch, preparation: Preparation, planning: Planning, failures: Failures
+    ) -> None:
+        super().__init__(books)
+        self._idle = idle
+        self._switch = switch
+        self._preparation = preparation
+        self._planning = planning
+        self._failures = failures
+
+    # -- joins
+
+    def on_join(self, event: JoinRequested) -> None:
+        hello = event.hello
+        before = self._members.get(hello.name)
+        capabilities = before.hello.capabilities if before else None
+        outcome = self._members.join(event.lease, hello)
+        if outcome is Joining.REFUSED:
+            return
+        member = self._members[hello.name]
+        if hello.name in self._state.cordoned:
+            member.is_cordoned, member.note = True, CORDONED
+        if self._state.model and hello.held.model_digest == self._state.model.digest:
+            member.held = member.held | hello.held.units
+        if outcome is Joining.RECONNECTED:
+            self._repeat_orders(member)
+            if capabilities != hello.capabilities:
+                self._planning.schedule(self._now_s)
+        elif outcome is Joining.RESTARTED and before is not None and self._state.cares_for(hello.name):
+            self._go_on_without({hello.name: before.holder}, "has restarted")
+        elif self._is_whole_again():
+            self._planning.schedule(self._now_s, urgent=True)
+        else:
+            self._planning.settle()
+
+    def _repeat_orders(self, member: Member) -> None:
+        self._preparation.repeat_order(member)
+        self._switch.repeat_order(member)
+        self._idle.let_go(member)
+
+    def _is_whole_again(self) -> bool:
+        """Whether a plan is loaded because of a loss that has turned out to be none: all shards of the last one are back as they were."""
+        active = self._state.active
+        return self._state.phase is Phase.LOADING and active is not None and all(self._has(active, holder) for holder in active.holders)
+
+    def _has(self, deployment: Deployment, holder: Holder) -> bool:
+        units = deployment.plan.placement[holder.name]
+        return self._members.lives(holder) and self._members[holder.name].held.issuperset(units)
+
+    # -- losses
+
+    def on_lease_broken(self, event: LeaseBroken) -> None:
+        self._lose({event.name: f"is lost: its connection broke: {event.reason}"})
+
+    def on_left(self, event: ShardLeft) -> None:
+        self._members.end_lease(self._members[event.name], event.reason)
+        self._lose({event.name: f"left: {event.reason}"})
+
+    def expire_leases(self) -> None:
+        self._lose({name: f"is lost: {reason}" for name, reason in self._members.expire().items()})
+
+    def _lose(self, reasons: Mapping[str, str]) -> None:
+        """reasons: by name, what happened: 'left: …', 'is lost: …'."""
+        lost: dict[str, Holder] = {}
+        for name, reason in reasons.items():
+            member = self._members.remove(name)
+            lost[name] = member.holder
+            kind = EventKind.LEFT if member.is_leaving or reason.startswith("left") else EventKind.LOST
+            self._journal.record(kind, name, f"shard {name} {reason}")
+        if lost:
+            self._go_on_without(lost, "was lost")
+
+    def _go_on_without(self, lost: Mapping[str, Holder], what: str) -> None:
+        """A new plan at once if one that is in use or in the making needs them.
+
+        What the cache's places say of them stays: a process that lost only its connection may come back with it.
+        """
+        state = self._state
+        reason = " and ".join(f"shard {name} {what}" for name in lost if state.cares_for(name))
+        is_in_use = any(state.is_in_use(name) for name in lost)
+        if is_in_use or (reason and state.phase in (Phase.LOADING, Phase.DRAINING, Phase.RETRYING)):
+            self._failures.interrupt(reason)
+            self._planning.schedule(self._now_s, urgent=True)
+        elif reason and state.phase is Phase.PREPARING:
+            self._preparation.stop(reason)
+            self._planning.schedule(self._now_s)
+        elif state.phase is Phase.WAITING:
+            self._planning.schedule(self._now_s)

@@ -1,0 +1,110 @@
+"""An admitted shard: what it is, what it can do, how it is faring."""
+
+import math
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from dairllm.coordinator.cluster.facts import Holder, LeaseId, LoadProgress, Peer, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.speeds import SpeedEstimate
+from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.planner import ShardOffer
+
+CORDONED = "cordoned: it is not used"
+"""The note of a member."""
+
+
+class ShardPhase(Enum):
+    JOINED = "joined"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Member:
+    """An admitted shard.
+
+    lease_from_s: the lease runs from here; last_seen_s: its last sign of life (they differ after the coordinator itself stood still).
+    failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
+    limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
+    is_leaving: it wants to go; is_cordoned: people want it not to be used. is_forced: also if the others do not suffice.
+    held: units of the present model in its memory. told_note: why it has no part, as it was told.
+    """
+
+    hello: ShardHello
+    lease: LeaseId
+    lease_from_s: float
+    last_seen_s: float
+    speed: SpeedEstimate
+    has_failed: bool = False
+    note: str = ""
+    usage: ShardUsage = field(default_factory=ShardUsage)
+    round_trip_us: int = 0
+    least_round_trip_us: int = 0
+    num_round_trips: int = 0
+    load: LoadProgress = field(default_factory=LoadProgress)
+    load_moved_s: float = 0.0
+    failures: int = 0
+    unused_until_s: float = -math.inf
+    limit_bytes: int = 0
+    limit_until_s: float = -math.inf
+    is_leaving: bool = False
+    is_cordoned: bool = False
+    is_forced: bool = False
+    held: frozenset[int] = frozenset()
+    told_note: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.hello.name
+
+    @property
+    def boot_id(self) -> str:
+        return self.hello.boot_id
+
+    @property
+    def holder(self) -> Holder:
+        return Holder(self.name, self.boot_id)
+
+    @property
+    def is_willing(self) -> bool:
+        return not (self.is_leaving or self.is_cordoned)
+
+    @property
+    def peer(self) -> Peer:
+        return Peer(self.name, self.hello.addresses)
+
+    @property
+    def room_bytes(self) -> int:
+        capabilities = self.hello.capabilities
+        return max(0, capabilities.memory_budget_bytes - capabilities.reserved_bytes)
+
+    def take_note(self, note: str) -> None:
+        """Failures, and what people wanted, are not forgotten for a plan."""
+        if not self.has_failed and self.is_willing:
+            self.note = note
+
+    def heard(self, now_s: float) -> None:
+        self.lease_from_s = self.last_seen_s = now_s
+
+    def configure(self, capabilities: ShardCapabilities) -> None:
+        self.hello = replace(self.hello, capabilities=capabilities)
+        self.speed.probed_s = capabilities.decode_s_per_byte
+        self.limit_until_s = -math.inf
+
+    def hop_s(self, config: ClusterConfig) -> float:
+        """What the edge to it costs a step."""
+        return config.hop_s if self.num_round_trips < config.hop_round_trips else self.least_round_trip_us / 2e6
+
+    def offer(self, config: ClusterConfig, calibration: float, now_s: float) -> ShardOffer:
+        capabilities = self.hello.capabilities
+        limited_bytes = capabilities.reserved_bytes + self.limit_bytes if now_s < self.limit_until_s else capabilities.memory_budget_bytes
+        return ShardOffer(
+            self.name,
+            min(capabilities.memory_budget_bytes, limited_bytes),
+            capabilities.reserved_bytes,
+            self.speed.planned_s(calibration),
+            self.hop_s(config),
+            capabilities.architectures,
+            capabilities.block_formats,
+        )

@@ -1,0 +1,67 @@
+"""Which plan is the best now: for whom is planned, around what lies where. It decides nothing and changes nothing."""
+
+import math
+from collections.abc import Collection, Iterator
+
+from dairllm.coordinator.cluster.books import Part
+from dairllm.coordinator.cluster.member import Member
+from dairllm.coordinator.cluster.placement import placement_of_held
+from dairllm.coordinator.cluster.speeds import calibration_of
+from dairllm.coordinator.cluster.state import Deployment, Phase
+from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan, make_plan
+
+
+class PlanSearch(Part):
+    def find(
+        self, model: ModelDemand, previous: Plan | None, urgent: bool = False, without: Collection[str] = frozenset()
+    ) -> Plan | Infeasible:
+        outcome: Plan | Infeasible = Infeasible("no shard has joined yet")
+        calibration = calibration_of([member.speed for member in self._members])
+        for members in self._choices(without):
+            outcome = make_plan(
+                model,
+                [member.offer(self._config, calibration, self._now_s) for member in members],
+                min_shards=self._config.min_shards,
+                previous=previous,
+                kv=self._config.kv,
+                held={member.name: member.held for member in members if member.held},
+                urgent=urgent,
+            )
+            if isinstance(outcome, Plan):
+                break
+        return outcome
+
+    def _choices(self, without: Collection[str]) -> Iterator[list[Member]]:
+        """Who may be planned for. If they do not suffice, also shards that are set aside, and those that want to leave but have a part."""
+        usable = [m for m in self._members if m.unused_until_s < math.inf and m.name not in without]
+        willing = [m for m in usable if m.is_willing]
+        yield [m for m in willing if m.unused_until_s <= self._now_s]
+        if any(m.unused_until_s > self._now_s for m in willing):
+            yield willing
+        if any(not m.is_willing and not m.is_forced and self._state.cares_for(m.name) for m in usable):
+            yield [m for m in usable if m.is_willing or (not m.is_forced and self._state.cares_for(m.name))]
+
+    def find_while_closed(self, model: ModelDemand) -> Plan | Infeasible:
+        """No ring is open: moving as little as possible comes first."""
+        active = self._state.active
+        previous = self._what_is_left(active) if active else self._held_before(model)
+        return self.find(model, previous, urgent=previous is not None)
+
+    def _what_is_left(self, active: Deployment) -> Plan:
+        living = {holder.name for holder in active.holders if self._members.lives(holder)}
+        if len(living) == len(active.holders):
+            return active.plan
+        return Plan.of_placement({name: units for name, units in active.plan.placement.items() if name in living})
+
+    def _held_before(self, model: ModelDemand) -> Plan | None:
+        """What a coordinator that was started again finds."""
+        placement = placement_of_held({member.name: member.held for member in self._members}, model.num_units)
+        return Plan.of_placement(placement) if placement else None
+
+    def lack_without(self, name: str) -> Infeasible | None:
+        """None if the others can serve the model without this shard, or if the model is not served with it either; else what is missing."""
+        state = self._state
+        if state.model is None or name not in self._members or state.phase is Phase.WAITING:
+            return None
+        outcome = self.find(state.model, state.active.plan if state.active else None, without=frozenset({name}))
+        return outcome if isinstance(outcome, Infeasible) else None

@@ -1,0 +1,136 @@
+"""When a plan is made, and whether it is worth a change."""
+
+from dataclasses import replace
+
+from dairllm.coordinator.cluster.actions import EventKind
+from dairllm.coordinator.cluster.books import Books, Part
+from dairllm.coordinator.cluster.idle_shards import IdleShards
+from dairllm.coordinator.cluster.plan_search import PlanSearch
+from dairllm.coordinator.cluster.preparation import Preparation
+from dairllm.coordinator.cluster.state import ANSWERING, Phase
+from dairllm.coordinator.cluster.switch import Switch
+from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
+
+
+class Planning(Part):
+    def __init__(self, books: Books, idle: IdleShards, search: PlanSearch, switch: Switch, preparation: Preparation) -> None:
+        super().__init__(books)
+        self._idle = idle
+        self._search = search
+        self._switch = switch
+        self._preparation = preparation
+
+    # -- when
+
+    def schedule(self, at_s: float, urgent: bool = False) -> None:
+        """urgent: no ring is open, and one is needed with a new epoch, whatever the planner says. Nothing else cuts a pause short."""
+        state = self._state
+        if urgent:
+            state.plan_due_s, state.is_plan_urgent = at_s, True
+        elif not state.is_plan_urgent:
+            state.plan_due_s = at_s if state.plan_due_s is None else min(at_s, state.plan_due_s)
+
+    def settle(self) -> None:
+        """A shard is new: wait a little for shards that start together; for those with parts of the model, a little more."""
+        state = self._state
+        if state.phase is Phase.WAITING and state.model:
+            state.enter(Phase.WAITING, "shards are joining", self._now_s)
+        settled_s = self._now_s + self._config.settle_s
+        if state.active is None and state.model and any(m.held for m in self._members):
+            state.held_from_s = self._now_s if state.held_from_s is None else state.held_from_s
+            is_covered = len(frozenset[int]().union(*(m.held for m in self._members))) == state.model.num_units
+            latest_s = state.held_from_s + self._config.held_settle_s
+            state.plan_due_s = settled_s if is_covered else max(settled_s, latest_s)
+        else:
+            self.schedule(settled_s)
+
+    def plan_if_due(self) -> None:
+        state = self._state
+        due = state.plan_due_s is not None and self._now_s >= state.plan_due_s
+        if due and (state.is_plan_urgent or state.phase in {Phase.WAITING, *ANSWERING}):
+            self._replan()
+        elif state.may_be_better and state.phase is Phase.SERVING:
+            self._look_for_better()
+
+    def _look_for_better(self) -> None:
+        """Nobody has joined, left or asked for anything: plans made for that follow each other slowly."""
+        state = self._state
+        if self._now_s < max(state.better_not_before_s, state.served_from_s + self._config.better_after_s):
+            return
+        self._replan()
+        if state.phase is Phase.PREPARING:
+            state.better_not_before_s = self._now_s + self._config.better_interval_s
+
+    # -- what for
+
+    def on_model(self, model: ModelDemand) -> None:
+        state = self._state
+        limit = self._config.context_length or model.context_length
+        reason = f"the model {model.name} is served from now on"
+        self._switch.close_ring(reason)
+        self._preparation.drop(reason)
+        state.model = replace(model, context_length=min(limit, model.context_length))
+        state.active, state.held_from_s = None, None
+        self._cache.clear()
+        for member in self._members:
+            member.held = member.hello.held.units if member.hello.held.model_digest == model.digest else frozenset()
+        self._wait(Infeasible("shards are joining" if len(self._members) else "no shard has joined yet"))
+        if len(self._members):
+            self.settle()
+
+    # -- what then
+
+    def _replan(self) -> None:
+        state = self._state
+        state.plan_due_s, state.is_plan_urgent, state.may_be_better = None, False, False
+        if state.model is None:
+            return
+        if state.phase in ANSWERING:
+            self._replan_beside(state.model)
+        else:
+            self._replan_closed(state.model)
+
+    def _replan_closed(self, model: ModelDemand) -> None:
+        self._preparation.drop("another plan is made")
+        outcome = self._search.find_while_closed(model)
+        if isinstance(outcome, Infeasible):
+            self._wait(outcome)
+        else:
+            self._preparation.start(outcome, Phase.LOADING, "the shards load their layers")
+
+    def _replan_beside(self, model: ModelDemand) -> None:
+        """Answers come. Prepare another plan if it is worth it, or if the active one is not wanted any more."""
+        state = self._state
+        assert state.active is not None
+        outcome = self._search.find(model, state.active.plan)
+        if isinstance(outcome, Infeasible):
+            self._switch.close_ring(outcome.reason)
+            self._preparation.drop(outcome.reason)
+            self._wait(outcome)
+        elif outcome.same_work_as(state.active.plan):
+            self._preparation.stop("the plan that serves is good enough")
+            self._idle.leave_out(outcome)
+        elif self._now_s < state.beside_not_before_s:
+            self.schedule(state.beside_not_before_s)
+        elif not self._is_candidate_still_good(model):
+            self._preparation.drop("another plan is better")
+            self._preparation.start(outcome, Phase.PREPARING, "")
+
+    def _is_candidate_still_good(self, model: ModelDemand) -> bool:
+        candidate = self._state.candidate
+        if candidate is None:
+            return False
+        outcome = self._search.find(model, candidate.plan)
+        return isinstance(outcome, Plan) and outcome.same_work_as(candidate.plan)
+
+    def _wait(self, lack: Infeasible) -> None:
+        state = self._state
+        failed = [f"{m.name} failed: {m.note}" for m in self._members if m.has_failed]
+        reason = "; ".join([lack.reason, *failed])
+        if state.phase is not Phase.WAITING or reason != state.reason:
+            self._journal.record(EventKind.WAITING, "", f"waiting: {reason}")
+        state.enter(Phase.WAITING, reason, self._now_s, lack.missing_bytes)
+        reasons = dict(lack.left_out)
+        for member in self._members:
+            member.take_note(reasons.get(member.name, ""))
+            self._idle.let_go(member)

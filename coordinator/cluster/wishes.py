@@ -1,0 +1,76 @@
+"""What shards and people want: to leave, not to be used, other limits."""
+
+import math
+
+from dairllm.coordinator.cluster.actions import AskToDrain, ConfigureLimits, EventKind
+from dairllm.coordinator.cluster.books import Books, Part
+from dairllm.coordinator.cluster.events import CapabilitiesChanged, ConfigureRequested, CordonRequested, DrainRequested, ShardLeaving
+from dairllm.coordinator.cluster.idle_shards import IdleShards
+from dairllm.coordinator.cluster.member import CORDONED, Member
+from dairllm.coordinator.cluster.plan_search import PlanSearch
+from dairllm.coordinator.cluster.planning import Planning
+from dairllm.coordinator.planner import format_bytes
+
+
+class Wishes(Part):
+    def __init__(self, books: Books, idle: IdleShards, search: PlanSearch, planning: Planning) -> None:
+        super().__init__(books)
+        self._idle = idle
+        self._search = search
+        self._planning = planning
+
+    # -- to leave
+
+    def on_leaving(self, event: ShardLeaving) -> None:
+        self._leave(self._members[event.name], event.reason)
+
+    def on_drain(self, event: DrainRequested) -> None:
+        member = self._members[event.name]
+        member.is_forced = member.is_forced or event.force
+        self._journal.do(AskToDrain(member.name, member.boot_id, "it was asked to hand over its layers and leave"))
+        self._leave(member, "it was asked to")
+
+    def _leave(self, member: Member, reason: str) -> None:
+        if not member.is_leaving:
+            lack = None if member.is_forced else self._search.lack_without(member.name)
+            member.is_leaving = True
+            until = f"; it goes on for now, since without it {lack.reason}" if lack else ""
+            member.note = f"wants to leave: {reason}{until}"
+            self._journal.record(EventKind.LEAVING, member.name, f"shard {member.name} {member.note}")
+        self._planning.schedule(self._now_s)
+        self._idle.let_go(member)
+
+    # -- not to be used
+
+    def on_cordon(self, event: CordonRequested) -> None:
+        """The names of cordoned shards that are away are remembered."""
+        member = self._members.get(event.name)
+        if member is not None:
+            self._cordon(member, event.cordoned, event.force)
+        elif not event.cordoned:
+            self._state.cordoned.discard(event.name)
+
+    def _cordon(self, member: Member, cordoned: bool, force: bool) -> None:
+        if member.is_cordoned != cordoned:
+            member.is_cordoned, member.note = cordoned, CORDONED if cordoned else ""
+            self._state.cordoned ^= {member.name}
+            words = f"shard {member.name} is {'cordoned' if cordoned else 'admitted to plans again'}"
+            self._journal.record(EventKind.CORDONED, member.name, words)
+        member.is_forced = cordoned and force
+        self._planning.schedule(self._now_s)
+
+    # -- other limits
+
+    def on_configure(self, event: ConfigureRequested) -> None:
+        limits = event.memory_budget_bytes, event.num_threads
+        self._journal.do(ConfigureLimits(event.name, self._members[event.name].boot_id, *limits))
+
+    def on_capabilities(self, event: CapabilitiesChanged) -> None:
+        member = self._members[event.name]
+        room_bytes = member.room_bytes
+        member.configure(event.capabilities)
+        text = f"shard {member.name} has {format_bytes(member.room_bytes)} for the model (before: {format_bytes(room_bytes)})"
+        self._journal.record(EventKind.CONFIGURED, member.name, f"{text} and {event.capabilities.num_threads} threads")
+        if member.has_failed:
+            member.has_failed, member.unused_until_s, member.note = False, -math.inf, ""
+        self._planning.schedule(self._now_s)
