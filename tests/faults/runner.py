@@ -17,7 +17,15 @@ HOLD_S = 6.5
 """Longer than a lease lasts."""
 MOST_PLANS = 5
 LASTING = frozenset({Fault.FROZEN, Fault.LINK_DOWN, Fault.BAD_LINK})
-SIGNS_OF_A_FAULT = ("Traceback", "never retrieved", "never awaited", "Exception in callback", "Unhandled exception", "Segmentation fault")
+SIGNS_OF_A_FAULT = (
+    "Traceback",
+    "never retrieved",
+    "never awaited",
+    "Exception in callback",
+    "Unhandled exception",
+    "Segmentation fault",
+    "chttp2",
+)
 EXACT_WIRE, ROUNDING_WIRE = "F32", "Q8_0_OUTLIERS"
 SETUPS = {
     Fault.KILLED: (MIXED_ISAS, ROUNDING_WIRE),
