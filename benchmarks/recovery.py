@@ -1,25 +1,27 @@
 """What clients notice when shards are lost, and when one joins: real processes on this machine over loopback.
 
-    .venv/bin/python benchmarks/recovery.py [--model smollm2:135m] [--repeat 20] [--join-model PATH] [--json]
+    .venv/bin/python benchmarks/recovery.py [--model smollm2:135m] [--repeat 20] [--join-model PATH --memory 3GiB] [--json]
 
 - kill to next token: a ring of three shards with one to spare answers a streaming client with a long prompt. After some tokens a shard of
   the ring, each place in turn, is killed (SIGKILL) or frozen (SIGSTOP); from the signal to the end of the longest silence that follows is
   the time that counts. The spare loads the lost layers from this machine's files, and the answer is compared with the undisturbed one:
   tokens and log-probabilities.
 - replayed: of the work that had gone into the answer, how much was done again, as the coordinator says: all layers of all rows are 100 %.
-- join: two shards that compute slowly (capped to the scalar kernels) answer; then one that is as fast as this machine joins, and layers
-  move to it while the answer goes on. Pause: the longest time between two tokens from then on. Loaded: what the shards of the new
-  plan read, against the bytes of the units that they had not.
+- join: two slower shards (capped to the kernels of --slow-isa, one thread) answer; then one that is as fast as this machine joins, and
+  layers move to it while the answer goes on. Pause: the longest time between two tokens from then on. The switch waits for the step that
+  is under way, so a pause contains up to one ordinary step of the slow shards. Loaded: what the shards of the new plan read, against the
+  bytes of the units that they had not.
 """
 
 import contextlib
 import json
+import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -180,9 +182,9 @@ def _end_of_silence_s(tokens: Sequence[Token], since_s: float) -> float:
     return max(gaps)[1]
 
 
-def measure_join(model: Path, memory: str, prompt: Sequence[int], steady_tokens: int) -> Join:
+def measure_join(model: Path, memory: str, slow_isa: str, prompt: Sequence[int], steady_tokens: int) -> Join:
     """One stream before, while and after a fast shard joins two slow ones."""
-    slow = [ShardSetup(name, "scalar", memory=memory) for name in ("a", "b")]
+    slow = [ShardSetup(name, slow_isa, memory=memory) for name in ("a", "b")]
     sizes = [unit.size_bytes for unit in build_manifest(model).units]
     with Cluster(model, slow) as cluster, Stream(cluster, prompt, 1000) as stream:
         stream.wait_tokens(steady_tokens)
@@ -215,7 +217,7 @@ def measure_join(model: Path, memory: str, prompt: Sequence[int], steady_tokens:
 
 def _join_fast(cluster: Cluster, memory: str, units_before: dict[str, set[int]]) -> tuple[dict[str, Any], dict[str, set[int]]]:
     """The state with it in the plan, and by shard the units that it did not have before."""
-    cluster.start_shard(ShardSetup("c", memory=memory))
+    cluster.start_shard(ShardSetup("c", threads=len(os.sched_getaffinity(0)), memory=memory))
 
     def has_switched(state: dict[str, Any]) -> bool:
         return state["phase"] == "serving" and not state["next_epoch"] and "c" in _units(state)
@@ -242,18 +244,32 @@ def print_losses(losses: dict[str, list[Loss]], title: str) -> None:
     show(table)
 
 
-def print_join(join: Join, title: str) -> None:
-    table = Table("join", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("", justify="right")
-    table.add_row("longest pause", f"{1e3 * join.pause_s:.0f} ms")
-    table.add_row("of it, the switch", f"{1e3 * join.switch_s:.0f} ms")
-    table.add_row("typical time between tokens before", f"{1e3 * join.typical_s_before:.0f} ms")
-    table.add_row("tokens per second before", f"{join.tok_s_before:.1f}")
-    table.add_row("tokens per second after", f"{join.tok_s_after:.1f}")
-    table.add_row("units moved", f"{join.moved_units}, {join.moved_bytes / 2**20:.1f} MiB")
-    table.add_row("loaded", f"{join.loaded_bytes / 2**20:.1f} MiB")
-    table.add_row("from the start of its process to serving with it", f"{join.serving_after_join_s:.1f} s")
+def print_joins(joins: Sequence[Join], title: str) -> None:
+    table = Table("join", "median", "worst", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    rows: list[tuple[str, Callable[[Join], float], Callable[[float], str], Callable[[Iterable[float]], float]]] = [
+        ("longest pause", lambda join: join.pause_s, _milliseconds, max),
+        ("of it, the switch", lambda join: join.switch_s, _milliseconds, max),
+        ("typical time between tokens before", lambda join: join.typical_s_before, _milliseconds, max),
+        ("tokens per second before", lambda join: join.tok_s_before, "{:.1f}".format, min),
+        ("tokens per second after", lambda join: join.tok_s_after, "{:.1f}".format, min),
+        ("bytes of the units that moved", lambda join: join.moved_bytes, _mebibytes, max),
+        ("bytes loaded", lambda join: join.loaded_bytes, _mebibytes, max),
+        ("from the start of its process to serving with it", lambda join: join.serving_after_join_s, "{:.1f} s".format, max),
+    ]
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, value_of, text_of, worst in rows:
+        values = [value_of(join) for join in joins]
+        table.add_row(name, text_of(median(values)), text_of(worst(values)))
     show(table)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms"
+
+
+def _mebibytes(size_bytes: float) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"
 
 
 def recovery(
@@ -264,6 +280,8 @@ def recovery(
     wire: Annotated[str, typer.Option(help="Encoding of activations between shards; with F32 any plan gives the same bits.")] = "F32",
     memory: Annotated[str, typer.Option(help="Memory of each shard.")] = "1GiB",
     join_model: Annotated[Path | None, typer.Option(exists=True, help="Measure a join, too, with this model.")] = None,
+    joins: Annotated[int, typer.Option(min=1, help="Joins to measure.")] = 5,
+    slow_isa: Annotated[str, typer.Option(help="Instruction set of the two shards that answer before the join.")] = "avx2",
     steady: Annotated[int, typer.Option(min=2, help="Tokens before and after the join.")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
@@ -279,16 +297,16 @@ def recovery(
             cluster.wait_until(lambda state: len(state["shards"]) == len(members))
             for name, how in (("killed (SIGKILL)", signal.SIGKILL), ("frozen (SIGSTOP)", signal.SIGSTOP)):
                 losses[name] = measure_losses(cluster, how, repeat, ids, generate)
-    join = measure_join(join_model, memory, [1, 2, 3], steady) if join_model is not None else None
+    measured_joins = [measure_join(join_model, memory, slow_isa, ids, steady) for _ in range(joins)] if join_model is not None else []
     if as_json:
         results = {name: [asdict(loss) for loss in each] for name, each in losses.items()}
         facts = {"model": spec.name, "wire": wire, "prompt": prompt, "generate": generate}
-        print(json.dumps({**facts, "losses": results, "join": asdict(join) if join else None}))
+        print(json.dumps({**facts, "losses": results, "joins": [asdict(join) for join in measured_joins]}))
         return
     if losses:
         print_losses(losses, f"{spec.name}, {RING_SHARDS} shards and one to spare, {wire}, prompt of {prompt} tokens")
-    if join is not None:
-        print_join(join, f"{join_model}: a fast shard joins two slow ones while they answer")
+    if measured_joins:
+        print_joins(measured_joins, f"{join_model}: a fast shard joins two slower ones while they answer, {len(measured_joins)} times")
 
 
 if __name__ == "__main__":
