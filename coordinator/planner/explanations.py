@@ -1,0 +1,93 @@
+"""Why a shard has no part in a plan, and why there is no plan: in words, with the figures."""
+
+from collections.abc import Iterable
+
+from dairllm.coordinator.planner.facts import Infeasible, LeftOut, Plan
+from dairllm.coordinator.planner.problem import HYSTERESIS, PICOSECONDS, Candidate, Problem, pose_problem, step_ps_of
+from dairllm.coordinator.planner.search import EXACT_SHARDS, find_cover, greedy_orders
+from dairllm.coordinator.planner.words import format_bytes, format_speed
+
+EXPLAINED_SHARDS = 16
+"""For so many unused shards of a large cluster it is worked out what they would do to the answers."""
+NOTICEABLE = 0.005
+"""Gains below it are none, for people."""
+
+
+def explain_unused(problem: Problem, plan: Plan) -> tuple[LeftOut, ...]:
+    """Why each shard without units has none; with numbers where an exact search is cheap."""
+    used = [shard for shard in problem.candidates if shard.name in plan.placement]
+    unused = [shard for shard in problem.candidates if shard.name not in plan.placement]
+    explained = EXPLAINED_SHARDS if len(used) >= EXACT_SHARDS else EXACT_SHARDS
+    return tuple(LeftOut(shard.name, _why_unused(problem, shard, used, plan, i < explained)) for i, shard in enumerate(unused))
+
+
+def explain_kept(problem: Problem, kept: Plan, better: Plan) -> tuple[LeftOut, ...]:
+    """Why each shard without units has none in a plan that stays although `better` is possible."""
+    in_better = {name for name in better.placement if kept.predicted_step_s > better.predicted_step_s * (1 + NOTICEABLE)}
+    reason = _comparison(kept.predicted_step_s, better.predicted_step_s)
+    others = (left for left in explain_unused(problem, kept) if left.shard not in in_better)
+    unused = (shard.name for shard in problem.candidates if shard.name in in_better and shard.name not in kept.placement)
+    return (*(LeftOut(name, reason) for name in unused), *others)
+
+
+def explain_lack(problem: Problem, left_out: tuple[LeftOut, ...]) -> Infeasible:
+    """Why there is no cover, and how many bytes would help."""
+    needed, offered = problem.total_need_bytes, sum(shard.offer.room_bytes for shard in problem.candidates)
+    count = f"{len(problem.candidates)} shard{'s offer' if len(problem.candidates) != 1 else ' offers'}"
+    numbers = f"the model needs {format_bytes(needed)}, {count} {format_bytes(offered)}"
+    if needed > offered:
+        return Infeasible(f"{format_bytes(needed - offered)} of memory are missing ({numbers})", needed - offered, left_out)
+    missing = problem.need_bytes[-1] - problem.need_bytes[_reach(problem)]
+    if missing == 0:
+        return Infeasible(f"no {problem.min_shards} of the shards have room for a part of the model each ({numbers})", 0, left_out)
+    return Infeasible(f"{format_bytes(missing)} of memory are missing in one piece ({numbers})", missing, left_out)
+
+
+def _reach(problem: Problem) -> int:
+    """How many units the greedy fills can place."""
+    return max(_reach_of(order, problem.num_units) for order in greedy_orders(problem))
+
+
+def _reach_of(order: Iterable[Candidate], num_units: int) -> int:
+    reached = 0
+    for shard in order:
+        if reached < num_units:
+            reached = shard.furthest[reached]
+    return reached
+
+
+def _why_unused(problem: Problem, shard: Candidate, used: list[Candidate], plan: Plan, explained: bool) -> str:
+    if all(stop == start for start, stop in enumerate(shard.furthest)):
+        return f"has room for {format_bytes(shard.offer.room_bytes)}, which hold no part of the model"
+    with_it_s = _step_with(problem, shard, used, plan) if explained else None
+    if with_it_s is None:
+        return f"is not needed: {len(used)} machine{'s are' if len(used) != 1 else ' is'} faster without it"
+    return _comparison(plan.predicted_step_s, with_it_s)
+
+
+def _step_with(problem: Problem, shard: Candidate, used: list[Candidate], plan: Plan) -> float | None:
+    """About the least step in which this shard has a part beside those of the plan, wherever the layers are now."""
+    if len(used) < EXACT_SHARDS:
+        offers = sorted((s.offer for s in [*used, shard]), key=lambda offer: offer.name)
+        cover = find_cover(pose_problem(problem.demand, problem.kv, offers, len(offers), {}, {}, 0.0))
+        return step_ps_of(cover) / PICOSECONDS if cover else None
+    by_name = {s.name: s for s in used}
+    changes = (_change_by(shard, by_name[stage.shard], stage.units) for stage in plan.stages)
+    least = min((change for change in changes if change is not None), default=None)
+    return plan.predicted_step_s + least / PICOSECONDS if least is not None else None
+
+
+def _change_by(shard: Candidate, owner: Candidate, units: range) -> int | None:
+    """What a step gains or loses at least, in picoseconds, if the shard takes the last of these units; None if it cannot."""
+    starts = (start for start in range(units.start + 1, units.stop) if shard.furthest[start] >= units.stop)
+    return min((shard.step_ps(start, units.stop) + owner.hop_ps - owner.step_ps(start, units.stop) for start in starts), default=None)
+
+
+def _comparison(without_s: float, with_it_s: float) -> str:
+    gain = without_s / with_it_s - 1
+    figures = f"expected {format_speed(1 / with_it_s)} tok/s with it, {format_speed(1 / without_s)} without"
+    if abs(gain) < NOTICEABLE:
+        return f"would not make the answers faster: {figures}"
+    if gain < 0:
+        return f"would slow the answers down: {figures}"
+    return f"would gain less than the {HYSTERESIS:.0%} for which layers are moved: {figures}"

@@ -1,0 +1,61 @@
+"""The way in: who can compute the model at all, the search, and whether what it finds is worth a move."""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+
+from dairllm.coordinator.planner.balancing import balance
+from dairllm.coordinator.planner.explanations import explain_kept, explain_lack, explain_unused
+from dairllm.coordinator.planner.facts import Infeasible, KvDemand, LeftOut, ModelDemand, Plan, ShardOffer
+from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, pose_problem
+from dairllm.coordinator.planner.search import find_cover
+from dairllm.coordinator.planner.stages import keep, plan_of
+
+
+def make_plan(
+    demand: ModelDemand,
+    offers: Sequence[ShardOffer],
+    *,
+    min_shards: int = 1,
+    previous: Plan | None = None,
+    kv: KvDemand | None = None,
+    held: Mapping[str, Set[int]] | None = None,
+    urgent: bool = False,
+) -> Plan | Infeasible:
+    """Plan the model onto the shards.
+
+    offers: one per shard, names unique. min_shards: at least that many shards get units. previous: the plan before, also if some
+    of its shards are gone. held: units that shards have in memory, by name. urgent: no answers come, so move as little as possible.
+    """
+    able, left_out = _split_by_ability(demand, offers)
+    if len(able) < min_shards or not able:
+        return _too_few(len(able), min_shards, left_out)
+    if min_shards > demand.num_units:
+        return Infeasible(f"the model has {demand.num_units} parts, too few for {min_shards} shards", 0, left_out)
+    placement, surcharge = previous.placement if previous else {}, URGENT_SURCHARGE if urgent else HYSTERESIS
+    problem = pose_problem(demand, kv or KvDemand(), able, min_shards, placement, held or {}, surcharge)
+    cover = find_cover(problem)
+    if cover is None:
+        return explain_lack(problem, left_out)
+    plan = plan_of(problem, balance(problem, cover), cover)
+    kept = keep(problem, previous) if previous else None
+    if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + HYSTERESIS)):
+        return replace(kept, left_out=left_out + explain_kept(problem, kept, plan))
+    return replace(plan, left_out=left_out + explain_unused(problem, plan))
+
+
+def _split_by_ability(demand: ModelDemand, offers: Iterable[ShardOffer]) -> tuple[list[ShardOffer], tuple[LeftOut, ...]]:
+    able, left_out = [], []
+    for offer in sorted(offers, key=lambda offer: offer.name):
+        missing = sorted(demand.block_formats - offer.block_formats)
+        if demand.architecture not in offer.architectures:
+            left_out.append(LeftOut(offer.name, f"does not know the architecture '{demand.architecture}'"))
+        elif missing:
+            left_out.append(LeftOut(offer.name, f"cannot compute with {', '.join(missing)}"))
+        else:
+            able.append(offer)
+    return able, tuple(left_out)
+
+
+def _too_few(count: int, min_shards: int, left_out: tuple[LeftOut, ...]) -> Infeasible:
+    unable = f" ({'; '.join(f'{name} {reason}' for name, reason in left_out[:3])})" if left_out else ""
+    return Infeasible(f"{count} shard{'s' if count != 1 else ''} of {max(1, min_shards)}{unable}", 0, left_out)

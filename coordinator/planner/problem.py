@@ -1,0 +1,167 @@
+"""What the search asks again and again, worked out once: what each run of units costs on each shard, and how far it fits there.
+
+Times are added as whole picoseconds, so that sums do not depend on their order and ties are exact; ties go to the name that sorts first.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dairllm.coordinator.planner.facts import KvDemand, ModelDemand, ShardOffer
+
+HYSTERESIS = 0.2
+"""How much dearer a unit counts that is not where it was."""
+URGENT_SURCHARGE = 10.0
+"""The same while no answers come."""
+ASSUMED_DECODE_S_PER_BYTE = 1e-10
+"""For a shard that has not measured itself: 10 GB/s, a slow desktop."""
+
+PICOSECONDS = 1e12
+NEVER = 1 << 100
+"""The cost of what is impossible."""
+_SLOWEST_PS = 1 << 52
+"""More than an hour for one unit counts as this: sums stay whole numbers."""
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """A shard with what the search asks of it, as prefix sums over the units."""
+
+    offer: ShardOffer
+    hop_ps: int
+    time_ps: list[int]
+    """[u]: picoseconds per step of units [0, u)."""
+    cost_ps: list[int]
+    """The same with the surcharge for units that would have to be moved here."""
+    furthest: list[int]
+    """[start]: largest stop such that [start, stop) fits; start itself if not even one unit does."""
+
+    @property
+    def name(self) -> str:
+        return self.offer.name
+
+    def step_ps(self, start: int, stop: int) -> int:
+        return self.time_ps[stop] - self.time_ps[start] + self.hop_ps
+
+    def cost(self, start: int, stop: int) -> int:
+        """step_ps with the surcharge."""
+        return self.cost_ps[stop] - self.cost_ps[start] + self.hop_ps
+
+
+class Run(NamedTuple):
+    """Units [start, stop) on one shard of the problem."""
+
+    shard: Candidate
+    start: int
+    stop: int
+
+    @property
+    def units(self) -> range:
+        return range(self.start, self.stop)
+
+    @property
+    def step_ps(self) -> int:
+        return self.shard.step_ps(self.start, self.stop)
+
+    @property
+    def cost(self) -> int:
+        return self.shard.cost(self.start, self.stop)
+
+
+Cover = list[Run]
+"""Runs that join, from the first unit on: to the last one, if it is a result of the search."""
+
+
+def step_ps_of(cover: Iterable[Run]) -> int:
+    return sum(run.step_ps for run in cover)
+
+
+def cost_of(cover: Iterable[Run]) -> int:
+    return sum(run.cost for run in cover)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """One question to the planner.
+
+    placement: what lies where by the previous plan. need_bytes: [u]: weights and least KV cache of units [0, u), where a shared table
+    counts twice. candidates: by name.
+    """
+
+    demand: ModelDemand
+    kv: KvDemand
+    min_shards: int
+    placement: Mapping[str, range]
+    need_bytes: list[int]
+    candidates: list[Candidate]
+
+    @property
+    def num_units(self) -> int:
+        return self.demand.num_units
+
+    @property
+    def total_need_bytes(self) -> int:
+        """Of the whole model on one shard."""
+        return self.need_bytes[-1] - self.demand.tied_bytes
+
+
+def pose_problem(
+    demand: ModelDemand,
+    kv: KvDemand,
+    offers: Sequence[ShardOffer],
+    min_shards: int,
+    placement: Mapping[str, range],
+    held: Mapping[str, Set[int]],
+    move_surcharge: float,
+) -> Problem:
+    """offers: by name, at least one. held: units that shards have in memory. move_surcharge: of units that are at another shard,
+    as a part of their time."""
+    need_bytes = _needed_up_to(demand, kv)
+    there = _lie_there(demand.num_units, offers, placement, held)
+    return Problem(demand, kv, min_shards, placement, need_bytes, _measured(demand, offers, need_bytes, there, move_surcharge))
+
+
+def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
+    kv_layer_bytes = demand.kv_bytes_per_token_per_layer * kv.block_tokens * kv.least_blocks(demand.context_length)
+    layers = range(1, demand.num_layers + 1)
+    return [0, *accumulate(size + (kv_layer_bytes if unit in layers else 0) for unit, size in enumerate(demand.unit_sizes_bytes))]
+
+
+def _lie_there(
+    num_units: int, offers: Sequence[ShardOffer], placement: Mapping[str, range], held: Mapping[str, Set[int]]
+) -> NDArray[np.bool_]:
+    """Which shard has which unit already; before anything is loaded, all count as if they had all."""
+    there = np.full((len(offers), num_units), not placement and not held)
+    for row, offer in enumerate(offers):
+        units = placement.get(offer.name, range(0))
+        there[row, units.start : units.stop] = True
+        for unit in held.get(offer.name, ()):
+            there[row, unit] = True
+    return there
+
+
+def _measured(
+    demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], there: NDArray[np.bool_], move_surcharge: float
+) -> list[Candidate]:
+    """All at once as matrices, shards by units: of a thousand shards most are only looked at."""
+    sizes = np.array([0, *demand.unit_sizes_bytes[1:]], np.float64)
+    rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
+    times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
+    costs = times + np.rint(times * move_surcharge) * ~there
+    rooms = np.array([offer.room_bytes for offer in offers], np.int64)
+    needs = np.array(need_bytes, np.int64)
+    furthest = np.maximum(np.searchsorted(needs, needs[:-1] + rooms[:, None], side="right") - 1, np.arange(demand.num_units))
+    furthest[rooms >= need_bytes[-1] - demand.tied_bytes, 0] = demand.num_units
+    hops_ps = [max(1, round(offer.hop_s * PICOSECONDS)) for offer in offers]
+    return [Candidate(*each) for each in zip(offers, hops_ps, _sums(times), _sums(costs), furthest.tolist(), strict=True)]
+
+
+def _sums(numbers: NDArray[np.float64]) -> list[list[int]]:
+    """Of each row, its prefix sums."""
+    sums = np.zeros((numbers.shape[0], numbers.shape[1] + 1), np.int64)
+    np.cumsum(numbers.astype(np.int64), axis=1, out=sums[:, 1:])
+    return sums.tolist()  # type: ignore[no-any-return]

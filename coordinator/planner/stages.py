@@ -1,0 +1,39 @@
+"""Level 3, from a cover to a plan: its stages with their predictions, and the KV blocks for which there is memory on all of them."""
+
+from itertools import pairwise
+
+from dairllm.coordinator.planner.facts import Plan, Stage
+from dairllm.coordinator.planner.problem import NEVER, PICOSECONDS, Cover, Problem, Run, step_ps_of
+
+
+def plan_of(problem: Problem, cover: Cover, fastest: Cover) -> Plan:
+    num_blocks = min([problem.kv.most_blocks(problem.demand.context_length), *(_blocks_beside(problem, run) for run in cover)])
+    stages = tuple(_stage(problem, run, num_blocks) for run in cover)
+    step_s, fastest_s = step_ps_of(cover) / PICOSECONDS, step_ps_of(fastest) / PICOSECONDS
+    return Plan(stages, num_blocks, step_s, min(step_s, fastest_s))
+
+
+def keep(problem: Problem, previous: Plan) -> Plan | None:
+    """The previous plan with today's numbers, or None if it is not possible any more."""
+    by_name = {shard.name: shard for shard in problem.candidates}
+    if len(previous.stages) < problem.min_shards or any(stage.shard not in by_name for stage in previous.stages):
+        return None
+    cover = [Run(by_name[stage.shard], stage.units.start, stage.units.stop) for stage in previous.stages]
+    joined = all(a.stop == b.start for a, b in pairwise(cover)) and cover[0].start == 0 and cover[-1].stop == problem.num_units
+    if not joined or any(run.shard.furthest[run.start] < run.stop for run in cover):
+        return None
+    return plan_of(problem, cover, cover)
+
+
+def _block_bytes(problem: Problem, units: range) -> int:
+    return problem.demand.kv_bytes_per_token_per_layer * problem.kv.block_tokens * problem.demand.layers_in(units)
+
+
+def _blocks_beside(problem: Problem, run: Run) -> int:
+    block_bytes = _block_bytes(problem, run.units)
+    return (run.shard.offer.room_bytes - problem.demand.weights_bytes(run.units)) // block_bytes if block_bytes else NEVER
+
+
+def _stage(problem: Problem, run: Run, num_blocks: int) -> Stage:
+    weights_bytes, kv_cache_bytes = problem.demand.weights_bytes(run.units), _block_bytes(problem, run.units) * num_blocks
+    return Stage(run.shard.name, run.units, weights_bytes, kv_cache_bytes, run.step_ps / PICOSECONDS)
