@@ -21,8 +21,8 @@ from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
-from dairllm.coordinator.engine.scheduler import RingGeometry
 from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.reachability import Place, addresses_from
 from dairllm.coordinator.ring import COORDINATOR_NAME, Ring, first_request

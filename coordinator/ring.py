@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 
 import grpc
 
+from dairllm.coordinator.engine.events import BatchCompleted
+from dairllm.coordinator.engine.facts import Batch, Begin, Slice, SliceResult
 from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
-from dairllm.coordinator.engine.scheduler import Batch, BatchCompleted, Begin, Slice, SliceResult
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, PeerUnreachable, WrongCluster, WrongEpoch

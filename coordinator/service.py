@@ -22,8 +22,10 @@ from dairllm.coordinator.cluster.facts import Epoch
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, EngineLoad
 from dairllm.coordinator.cluster.state import ClusterConfig, Phase
 from dairllm.coordinator.cluster_state import state_to_proto
+from dairllm.coordinator.engine.actions import ReportRecovery
 from dairllm.coordinator.engine.engine import Engine
-from dairllm.coordinator.engine.scheduler import BatchCompleted, ReportRecovery, SchedulerLimits
+from dairllm.coordinator.engine.events import BatchCompleted
+from dairllm.coordinator.engine.facts import SchedulerLimits
 from dairllm.coordinator.event_loop import EventLoopDelay
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.metrics import ServingMetrics

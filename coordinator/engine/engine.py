@@ -7,6 +7,17 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
+from dairllm.coordinator.engine.actions import EmitEvent, FailSequence, ReportDrained, ReportRecovered, ReportRecovery, SendBatch
+from dairllm.coordinator.engine.events import (
+    BatchCompleted,
+    GenerationCancelled,
+    GenerationRequested,
+    RingClosed,
+    RingClosing,
+    RingOpened,
+    SchedulerEvent,
+)
+from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -14,25 +25,7 @@ from dairllm.coordinator.engine.requests import (
     SequenceId,
     TokenGenerated,
 )
-from dairllm.coordinator.engine.scheduler import (
-    Batch,
-    BatchCompleted,
-    EmitEvent,
-    FailSequence,
-    GenerationCancelled,
-    GenerationRequested,
-    ReportDrained,
-    ReportRecovered,
-    ReportRecovery,
-    RingClosed,
-    RingClosing,
-    RingGeometry,
-    RingOpened,
-    Scheduler,
-    SchedulerEvent,
-    SchedulerLimits,
-    SendBatch,
-)
+from dairllm.coordinator.engine.scheduler import Scheduler
 from dairllm.coordinator.ring import StageTiming
 from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, GenerationFailed, InvalidRequest, NotReady, RequestLost
 

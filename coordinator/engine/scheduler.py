@@ -12,170 +12,32 @@
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from dairllm.coordinator.engine.actions import (
+    EmitEvent,
+    FailSequence,
+    ReportDrained,
+    ReportRecovered,
+    ReportRecovery,
+    SchedulerAction,
+    SendBatch,
+)
 from dairllm.coordinator.engine.blocks import BlockAllocator
+from dairllm.coordinator.engine.events import (
+    BatchCompleted,
+    GenerationCancelled,
+    GenerationRequested,
+    RingClosed,
+    RingClosing,
+    RingOpened,
+    SchedulerEvent,
+)
+from dairllm.coordinator.engine.facts import Batch, Begin, RingGeometry, SchedulerLimits, Slice, SliceResult
 from dairllm.coordinator.engine.invariants import check_sequences
-from dairllm.coordinator.engine.recovery import Placement, Replay
-from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenScore
+from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
 from dairllm.coordinator.engine.sequences import Sequence
-from dairllm.mesh.sampling import SamplingParams
-
-
-class SchedulerLimits(NamedTuple):
-    """context_length in tokens; rows are tokens of one frame; chunk_rows_while_decoding bounds prompt rows beside running answers."""
-
-    context_length: int
-    max_batch_rows: int = 512
-    chunk_rows_while_decoding: int = 128
-    max_running: int = 64
-    max_waiting: int = 256
-
-
-@dataclass(frozen=True, slots=True)
-class RingGeometry:
-    """What the scheduler must know of a plan.
-
-    rounding_points: unit boundary -> encoding, for sequences that begin under this plan. present: layer units whose owner has the cache of
-    all that was computed when the last ring closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks.
-    """
-
-    epoch: int
-    placement: Placement
-    num_kv_blocks: int
-    kv_block_tokens: int
-    rounding_points: Mapping[int, str]
-    present: frozenset[int] = frozenset()
-    intact_blocks: int | None = None
-
-    @property
-    def num_intact_blocks(self) -> int:
-        return self.num_kv_blocks if self.intact_blocks is None else min(self.num_kv_blocks, self.intact_blocks)
-
-    @property
-    def num_stages(self) -> int:
-        return len(self.placement)
-
-
-class Begin(NamedTuple):
-    """block_ids, token_ids: what a sequence has already that goes on in a new epoch."""
-
-    ring_id: int
-    prompt_length: int
-    sampling: SamplingParams
-    rounding_points: Mapping[int, str]
-    block_ids: tuple[int, ...] = ()
-    token_ids: tuple[int, ...] = ()
-
-
-class Slice(NamedTuple):
-    ring_id: int
-    first_position: int
-    token_ids: tuple[int, ...]
-    new_block_ids: tuple[int, ...]
-    sample: bool
-    score_targets: tuple[int, ...]
-    replay: Replay | None = None
-
-    @property
-    def stop(self) -> int:
-        return self.first_position + len(self.token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    epoch: int
-    batch_id: int
-    begins: tuple[Begin, ...]
-    slices: tuple[Slice, ...]
-    ends: tuple[int, ...]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(len(piece.token_ids) for piece in self.slices)
-
-
-class SliceResult(NamedTuple):
-    """replay_failed: the records that it needed are gone. failure: why this sequence, and no other, cannot go on; '' if it can."""
-
-    ring_id: int
-    sampled: TokenScore | None
-    scores: tuple[TokenScore, ...]
-    replay_failed: bool = False
-    failure: str = ""
-
-
-# Events
-
-
-class RingOpened(NamedTuple):
-    geometry: RingGeometry
-
-
-class RingClosing(NamedTuple):
-    """The plan changes soon: what is in flight comes back, and nothing more is sent."""
-
-
-class RingClosed(NamedTuple):
-    """Nothing that is in flight will come back. Sequences wait for the next RingOpened."""
-
-
-class GenerationRequested(NamedTuple):
-    sequence_id: SequenceId
-    request: GenerationRequest
-
-
-class GenerationCancelled(NamedTuple):
-    sequence_id: SequenceId
-
-
-class BatchCompleted(NamedTuple):
-    epoch: int
-    batch_id: int
-    results: tuple[SliceResult, ...]
-
-
-SchedulerEvent = RingOpened | RingClosing | RingClosed | GenerationRequested | GenerationCancelled | BatchCompleted
-
-
-# Actions
-
-
-class SendBatch(NamedTuple):
-    batch: Batch
-
-
-class EmitEvent(NamedTuple):
-    sequence_id: SequenceId
-    event: GenerationEvent
-
-
-class FailSequence(NamedTuple):
-    sequence_id: SequenceId
-    reason: str
-
-
-class ReportDrained(NamedTuple):
-    """Nothing is in flight any more in a ring that closes."""
-
-
-class ReportRecovery(NamedTuple):
-    """A ring was opened under running sequences. Work is counted in rows times units; all_work: every row by all units."""
-
-    num_kept: int
-    num_replayed: int
-    num_restarted: int
-    replayed_work: int
-    all_work: int
-
-
-class ReportRecovered(NamedTuple):
-    """Every sequence that a ReportRecovery was about has gone on, or has ended."""
-
-
-SchedulerAction = SendBatch | EmitEvent | FailSequence | ReportDrained | ReportRecovery | ReportRecovered
 
 
 @dataclass(slots=True)

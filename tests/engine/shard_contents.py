@@ -7,8 +7,8 @@ only compute a row if its cache holds the right value for every position before;
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dairllm.coordinator.engine.facts import Batch, Begin, Slice, SliceResult
 from dairllm.coordinator.engine.requests import TokenScore
-from dairllm.coordinator.engine.scheduler import Batch, Begin, Slice, SliceResult
 
 Row = int
 GARBAGE: Row = -1

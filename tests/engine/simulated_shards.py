@@ -3,8 +3,9 @@
 from collections import deque
 
 from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.engine.events import BatchCompleted
+from dairllm.coordinator.engine.facts import Batch, RingGeometry
 from dairllm.coordinator.engine.recovery import Placement
-from dairllm.coordinator.engine.scheduler import Batch, BatchCompleted, RingGeometry
 from tests.engine.shard_contents import Passage, ShardContents
 
 

@@ -7,25 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dairllm.coordinator.cluster.facts import Holder
-from dairllm.coordinator.engine.recovery import Placement, StagePlace
-from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
-from dairllm.coordinator.engine.scheduler import (
+from dairllm.coordinator.engine.actions import (
     EmitEvent,
     FailSequence,
-    GenerationCancelled,
-    GenerationRequested,
     ReportDrained,
     ReportRecovered,
     ReportRecovery,
-    RingClosed,
-    RingClosing,
-    RingGeometry,
-    RingOpened,
-    Scheduler,
     SchedulerAction,
-    SchedulerLimits,
     SendBatch,
 )
+from dairllm.coordinator.engine.events import GenerationCancelled, GenerationRequested, RingClosed, RingClosing, RingOpened
+from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.recovery import Placement, StagePlace
+from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
+from dairllm.coordinator.engine.scheduler import Scheduler
 from tests.engine.shard_contents import next_token
 from tests.engine.simulated_shards import SimulatedRing
 

@@ -32,8 +32,8 @@ from dairllm.coordinator.cluster.events import (
 from dairllm.coordinator.cluster.facts import Epoch, LeaseId, ShardHello
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.engine.facts import Batch, RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
-from dairllm.coordinator.engine.scheduler import Batch, RingGeometry
 from dairllm.coordinator.planner import ModelDemand
 from tests.engine.shard_contents import Passage
 from tests.simulation.engine import Answer, SimulatedEngine

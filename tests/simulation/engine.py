@@ -5,6 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dairllm.coordinator.cluster.events import AnswersRecovered
+from dairllm.coordinator.engine.actions import EmitEvent, FailSequence, ReportDrained, ReportRecovered, ReportRecovery, SendBatch
+from dairllm.coordinator.engine.events import (
+    BatchCompleted,
+    GenerationCancelled,
+    GenerationRequested,
+    RingClosed,
+    RingClosing,
+    RingOpened,
+    SchedulerEvent,
+)
+from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits, SliceResult
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -13,26 +24,7 @@ from dairllm.coordinator.engine.requests import (
     SequenceId,
     TokenGenerated,
 )
-from dairllm.coordinator.engine.scheduler import (
-    Batch,
-    BatchCompleted,
-    EmitEvent,
-    FailSequence,
-    GenerationCancelled,
-    GenerationRequested,
-    ReportDrained,
-    ReportRecovered,
-    ReportRecovery,
-    RingClosed,
-    RingClosing,
-    RingGeometry,
-    RingOpened,
-    Scheduler,
-    SchedulerEvent,
-    SchedulerLimits,
-    SendBatch,
-    SliceResult,
-)
+from dairllm.coordinator.engine.scheduler import Scheduler
 from tests.engine.shard_contents import Row, extend_rows, token_of
 from tests.simulation.world import World
 

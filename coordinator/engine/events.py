@@ -1,0 +1,36 @@
+"""What happens to the scheduler. Results of an epoch that is past, or for a sequence that has ended, change nothing."""
+
+from typing import NamedTuple
+
+from dairllm.coordinator.engine.facts import RingGeometry, SliceResult
+from dairllm.coordinator.engine.requests import GenerationRequest, SequenceId
+
+
+class RingOpened(NamedTuple):
+    geometry: RingGeometry
+
+
+class RingClosing(NamedTuple):
+    """The plan changes soon: what is in flight comes back, and nothing more is sent."""
+
+
+class RingClosed(NamedTuple):
+    """Nothing that is in flight will come back. Sequences wait for the next RingOpened."""
+
+
+class GenerationRequested(NamedTuple):
+    sequence_id: SequenceId
+    request: GenerationRequest
+
+
+class GenerationCancelled(NamedTuple):
+    sequence_id: SequenceId
+
+
+class BatchCompleted(NamedTuple):
+    epoch: int
+    batch_id: int
+    results: tuple[SliceResult, ...]
+
+
+SchedulerEvent = RingOpened | RingClosing | RingClosed | GenerationRequested | GenerationCancelled | BatchCompleted
