@@ -11,8 +11,7 @@
 - Sequences and their blocks outlive a plan. Under the next one they resume where they were, after a replay of what was lost.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dairllm.coordinator.engine.actions import (
@@ -24,7 +23,6 @@ from dairllm.coordinator.engine.actions import (
     SchedulerAction,
     SendBatch,
 )
-from dairllm.coordinator.engine.blocks import BlockAllocator
 from dairllm.coordinator.engine.events import (
     BatchCompleted,
     GenerationCancelled,
@@ -35,8 +33,8 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import Batch, Begin, RingGeometry, SchedulerLimits, Slice, SliceResult
-from dairllm.coordinator.engine.invariants import check_sequences
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
+from dairllm.coordinator.engine.roster import SequenceRoster
 from dairllm.coordinator.engine.sequences import Sequence
 
 
@@ -56,44 +54,38 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self._ring: _Ring | None = None
-        self._blocks: BlockAllocator | None = None
-        self._sequences: dict[SequenceId, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._on_shards: dict[int, Sequence] = {}
-        self._pending_ends: list[int] = []
+        self._roster = SequenceRoster()
         self._recovering: dict[SequenceId, int] = {}
-        self._next_ring_id = 1
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._roster.running)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._roster.waiting)
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= self.limits.max_waiting
+        return self.num_waiting >= self.limits.max_waiting
 
     @property
     def kv_blocks_total(self) -> int:
-        return self._blocks.num_blocks if self._blocks else 0
+        return self._roster.kv_blocks_total
 
     @property
     def kv_blocks_free(self) -> int:
-        return self._blocks.num_free if self._blocks else 0
+        return self._roster.kv_blocks_free
 
     @property
     def alive_ring_ids(self) -> tuple[int, ...]:
         """Sequences that the shards must not forget."""
-        return tuple(self._on_shards)
+        return self._roster.alive_ring_ids
 
     @property
     def used_block_ids(self) -> tuple[int, ...]:
         """Cache blocks with content that is needed again."""
-        return tuple(sorted(block for sequence in self._on_shards.values() for block in sequence.block_ids))
+        return self._roster.used_block_ids
 
     def handle(self, event: SchedulerEvent) -> list[SchedulerAction]:
         actions: list[SchedulerAction] = []
@@ -107,46 +99,36 @@ class Scheduler:
             case GenerationRequested(sequence_id, request):
                 actions += self._request(sequence_id, request)
             case GenerationCancelled(sequence_id):
-                self._drop(sequence_id)
+                self._roster.drop(sequence_id)
             case BatchCompleted():
                 actions += self._complete(event)
         return [*actions, *map(SendBatch, self._fill_ring()), *self._note_recovered()]
 
     def check_invariants(self) -> None:
         """What holds between any two events. For tests: it costs time, and raises AssertionError."""
-        check_sequences(self._blocks, self._running, self._waiting)
-        assert set(self._on_shards) == {sequence.ring_id for sequence in self._running}
-        assert len(self._running) <= self.limits.max_running
+        self._roster.check_invariants()
+        assert self.num_running <= self.limits.max_running
         assert self._ring is None or len(self._ring.in_flight) <= self._ring.geometry.num_stages + 1
 
     # Changes of plan
 
     def _open(self, geometry: RingGeometry) -> list[SchedulerAction]:
-        if self._blocks is None:
-            self._blocks = BlockAllocator(geometry.num_kv_blocks, geometry.kv_block_tokens)
-        before = list(self._running)
+        before = list(self._roster.running)
         lost = [s for s in before if s.records is None or max(s.block_ids, default=0) >= geometry.num_intact_blocks]
         all_work = sum(s.num_completed for s in before) * geometry.placement[-1].units.stop
         restarted_work = sum(s.num_completed for s in lost) * geometry.placement[-1].units.stop
-        self._set_back(lost)
-        self._blocks.resize(geometry.num_kv_blocks)
+        self._roster.set_back(lost)
+        self._roster.resize(geometry.num_kv_blocks, geometry.kv_block_tokens)
         self._ring = _Ring(geometry)
-        for sequence in self._running:
-            self._trim(sequence)
+        for sequence in self._roster.running:
+            self._roster.trim(sequence)
             sequence.resume(geometry.placement, geometry.present)
         if not before:
             return []
         self._recovering = {s.id: s.num_completed for s in before}
-        replays = [(s.num_completed, s.replay) for s in self._running if s.replay]
+        replays = [(s.num_completed, s.replay) for s in self._roster.running if s.replay]
         work = restarted_work + sum(rows * (replay.end_unit - replay.first_unit) for rows, replay in replays)
-        return [ReportRecovery(len(self._running) - len(replays), len(replays), len(lost), work, all_work)]
-
-    def _trim(self, sequence: Sequence) -> None:
-        """Free the blocks of rows that were on their way when the ring broke."""
-        blocks = self._held_blocks()
-        keep = blocks.blocks_for(sequence.num_completed)
-        blocks.free(sequence.block_ids[keep:])
-        del sequence.block_ids[keep:]
+        return [ReportRecovery(self.num_running - len(replays), len(replays), len(lost), work, all_work)]
 
     def _start_closing(self) -> list[SchedulerAction]:
         if self._ring is None:
@@ -160,19 +142,13 @@ class Scheduler:
     def _note_recovered(self) -> list[SchedulerAction]:
         if not self._recovering or self._ring is None:
             return []
-        alive = {number: self._sequences[number] for number in self._recovering if number in self._sequences}
+        alive = {number: sequence for number in self._recovering if (sequence := self._roster.find(number))}
         self._recovering = {
             number: self._recovering[number]
             for number, sequence in alive.items()
             if sequence.num_completed <= self._recovering[number] or sequence.replay is not None
         }
         return [] if self._recovering else [ReportRecovered()]
-
-    def _held_blocks(self) -> BlockAllocator:
-        assert self._blocks is not None, "sequences hold blocks only once a ring was open"
-        return self._blocks
-
-    # Sequences
 
     def _request(self, sequence_id: SequenceId, request: GenerationRequest) -> list[SchedulerAction]:
         room = self.limits.context_length - len(request.prompt_ids)
@@ -183,34 +159,8 @@ class Scheduler:
             actions.append(EmitEvent(sequence_id, PromptScored(())))
         if not sequence.samples and not sequence.wants_scores:
             return [*actions, EmitEvent(sequence_id, GenerationFinished("length"))]
-        self._sequences[sequence_id] = sequence
-        self._waiting.append(sequence)
+        self._roster.add(sequence)
         return actions
-
-    def _drop(self, sequence_id: SequenceId) -> None:
-        sequence = self._sequences.pop(sequence_id, None)
-        if sequence is None:
-            return
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._release(sequence)
-        else:
-            self._waiting.remove(sequence)
-
-    def _release(self, sequence: Sequence) -> None:
-        """Give its blocks back. Shards process frames in order, so blocks may be reused by any later frame."""
-        if sequence.ring_id is not None:
-            self._held_blocks().free(sequence.block_ids)
-            del self._on_shards[sequence.ring_id]
-            self._pending_ends.append(sequence.ring_id)
-        sequence.restart()
-
-    def _set_back(self, sequences: Iterable[Sequence]) -> None:
-        """To the head of the queue, oldest first."""
-        for sequence in sorted(sequences, key=lambda s: s.id, reverse=True):
-            self._running.remove(sequence)
-            self._release(sequence)
-            self._waiting.appendleft(sequence)
 
     # Frames that come back
 
@@ -221,18 +171,18 @@ class Scheduler:
         results = {result.ring_id: result for result in event.results}
         actions: list[SchedulerAction] = []
         for piece in ring.in_flight.pop(event.batch_id):
-            sequence = self._on_shards.get(piece.ring_id)
+            sequence = self._roster.find_on_shards(piece.ring_id)
             if sequence is not None:
                 actions += self._accept(ring, sequence, piece, results.get(piece.ring_id, SliceResult(piece.ring_id, None, ())))
         return actions + self._note_drained(ring)
 
     def _accept(self, ring: _Ring, sequence: Sequence, piece: Slice, result: SliceResult) -> list[SchedulerAction]:
         if result.replay_failed:
-            self._set_back([sequence])
+            self._roster.set_back([sequence])
             return []
         failure = result.failure or _lack_of(piece, result)
         if failure:
-            self._drop(sequence.id)
+            self._roster.drop(sequence.id)
             return [FailSequence(sequence.id, failure)]
         if piece.replay is not None:
             sequence.complete_replay(piece.stop)
@@ -240,7 +190,7 @@ class Scheduler:
         sequence.complete_rows(piece.stop, ring.geometry.placement)
         events = self._events_of(sequence, piece, result)
         if any(isinstance(event, GenerationFinished) for event in events):
-            self._drop(sequence.id)
+            self._roster.drop(sequence.id)
         return [EmitEvent(sequence.id, event) for event in events]
 
     @staticmethod
@@ -273,22 +223,21 @@ class Scheduler:
             self._add_decode_slices(ring, slices, begins)
         if free_slots > 0 or not self._any_decoding():
             self._add_prompt_slices(ring, slices, begins)
-        if not slices and not (self._pending_ends and free_slots > 0):
+        if not slices and not (self._roster.has_pending_ends and free_slots > 0):
             return None
         # A sequence can be set back to make room for one that comes after it in this very frame.
-        kept = tuple(piece for piece in slices if piece.ring_id in self._on_shards)
-        begun = tuple(begin for begin in begins if begin.ring_id in self._on_shards)
-        batch = Batch(ring.geometry.epoch, ring.next_batch_id, begun, kept, tuple(self._pending_ends))
-        self._pending_ends.clear()
+        kept = tuple(piece for piece in slices if self._roster.find_on_shards(piece.ring_id))
+        begun = tuple(begin for begin in begins if self._roster.find_on_shards(begin.ring_id))
+        batch = Batch(ring.geometry.epoch, ring.next_batch_id, begun, kept, self._roster.take_ends())
         ring.next_batch_id += 1
         ring.in_flight[batch.batch_id] = kept
         return batch
 
     def _any_decoding(self) -> bool:
-        return any(sequence.is_decoding for sequence in self._running)
+        return any(sequence.is_decoding for sequence in self._roster.running)
 
     def _add_decode_slices(self, ring: _Ring, slices: list[Slice], begins: list[Begin]) -> None:
-        decoding = [s for s in self._running if s.is_decoding]
+        decoding = [s for s in self._roster.running if s.is_decoding]
         ready = [s for s in decoding if not s.awaits_sample]
         share = min(-(-len(decoding) // ring.geometry.num_stages), self.limits.max_batch_rows)
         for sequence in ready[:share]:
@@ -297,28 +246,17 @@ class Scheduler:
     def _add_prompt_slices(self, ring: _Ring, slices: list[Slice], begins: list[Begin]) -> None:
         budget = self.limits.chunk_rows_while_decoding if self._any_decoding() else self.limits.max_batch_rows
         budget = min(budget, self.limits.max_batch_rows - sum(len(piece.token_ids) for piece in slices))
-        for sequence in [s for s in self._running if not s.is_decoding]:
+        for sequence in [s for s in self._roster.running if not s.is_decoding]:
             if sequence.num_unreplayed > 0:
                 budget -= self._add_replay(sequence, budget, slices, begins)
             else:
                 budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
-        blocks = self._held_blocks()
-        while budget > 0 and self._waiting and len(self._running) < self.limits.max_running:
-            sequence = self._waiting[0]
-            if blocks.blocks_for(len(sequence.tokens)) > blocks.num_free:
+        blocks = self._roster.blocks
+        while budget > 0 and self._roster.waiting and self.num_running < self.limits.max_running:
+            if blocks.blocks_for(len(self._roster.waiting[0].tokens)) > blocks.num_free:
                 return
-            self._waiting.popleft()
-            self._start(ring, sequence)
+            sequence = self._roster.start(ring.geometry.rounding_points)
             budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
-
-    def _start(self, ring: _Ring, sequence: Sequence) -> None:
-        sequence.ring_id = self._next_ring_id
-        self._next_ring_id += 1
-        sequence.begins = True
-        if sequence.rounding_points is None:
-            sequence.rounding_points = ring.geometry.rounding_points
-        self._on_shards[sequence.ring_id] = sequence
-        self._running.append(sequence)
 
     def _begin(self, sequence: Sequence, first_position: int, begins: list[Begin]) -> None:
         """Tell the shards of it, if they do not know: the blocks of what they have computed, and the tokens before its next slice."""
@@ -333,7 +271,7 @@ class Scheduler:
                 sequence.prompt_length,
                 sequence.request.sampling,
                 sequence.rounding_points,
-                tuple(sequence.block_ids[: self._held_blocks().blocks_for(sequence.num_completed)]),
+                tuple(sequence.block_ids[: self._roster.blocks.blocks_for(sequence.num_completed)]),
                 tuple(sequence.tokens[:first_position]),
             )
         )
@@ -351,7 +289,7 @@ class Scheduler:
 
     def _add_rows(self, sequence: Sequence, rows: int, slices: list[Slice], begins: list[Begin]) -> int:
         """The next rows of the sequence, if there is room for them in the cache; the number that was added."""
-        if rows <= 0 or sequence.ring_id is None or not self._reserve(sequence, rows):
+        if rows <= 0 or sequence.ring_id is None or not self._roster.reserve(sequence, rows):
             return 0
         start, stop = sequence.num_sent, sequence.num_sent + rows
         self._begin(sequence, start, begins)
@@ -362,26 +300,12 @@ class Scheduler:
                 ring_id=sequence.ring_id,
                 first_position=start,
                 token_ids=tuple(sequence.tokens[start:stop]),
-                new_block_ids=tuple(sequence.block_ids[self._held_blocks().blocks_for(start) :]),
+                new_block_ids=tuple(sequence.block_ids[self._roster.blocks.blocks_for(start) :]),
                 sample=sequence.awaits_sample,
                 score_targets=sequence.score_targets(start, stop) if sequence.wants_scores and start < sequence.prompt_length - 1 else (),
             )
         )
         return rows
-
-    def _reserve(self, sequence: Sequence, rows: int) -> bool:
-        """Make room in the cache for its next rows, if need be by setting back younger sequences, or itself."""
-        blocks = self._held_blocks()
-        while True:
-            needed = blocks.blocks_for(sequence.num_sent + rows) - len(sequence.block_ids)
-            new = blocks.allocate(needed)
-            if new is not None:
-                sequence.block_ids.extend(new)
-                return True
-            victim = max(self._running, key=lambda s: s.id)
-            self._set_back([victim])
-            if victim is sequence:
-                return False
 
 
 def _lack_of(piece: Slice, result: SliceResult) -> str:
