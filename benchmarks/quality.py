@@ -5,7 +5,7 @@
 Teacher-forced: a text goes through the model once per cut and encoding, and the distributions of the next token over the full
 vocabulary are compared with those under F32, position by position. One process holds the stages of all shards and hands rows from
 one to the next encoded and decoded, as shards do; that the network between them changes no bit is what tests/e2e/test_same_bits.py
-shows (rule 3 of the design: nor does it matter whether a boundary is rounded inside a shard or between two).
+shows (nor does it matter whether a boundary is rounded inside a shard or between two: docs/architecture.md, 'Rounding points').
 
 - KL: mean over all positions of KL(F32 || encoding), in nats, and the largest.
 - |Δ log p|: mean absolute difference of the log-probability of the token that does come next in the text.
