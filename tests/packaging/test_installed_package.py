@@ -1,11 +1,13 @@
 """What is installed: only the name `dairllm`, all of its packages, the commands, and the files that are no Python code."""
 
+import ast
 import importlib
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distributions, entry_points
+from importlib.metadata import distributions, entry_points, packages_distributions, requires
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,6 +31,26 @@ def test_every_module_can_be_imported(package: str) -> None:
     program = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
     result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def imported_names() -> set[str]:
+    """The first part of every name that the installed packages import, their own and the standard library's left out."""
+    sources = [path for package in PACKAGES for path in Path(*importlib.import_module(f"dairllm.{package}").__path__).rglob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in names} - {"dairllm", *sys.stdlib_module_names}
+
+
+def distribution_name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()  # type: ignore[index]
+
+
+def test_what_is_needed_to_run_is_what_is_imported() -> None:
+    needed = {distribution_name(line) for line in requires("dairllm") or () if "extra ==" not in line}
+    givers = {name: {distribution_name(found) for found in packages_distributions().get(name, ())} for name in imported_names()}
+    assert not {name for name, found in givers.items() if not found & needed}, "imported and not asked for"
+    assert needed <= set().union(*givers.values()), "asked for and not imported"
 
 
 def test_nested_packages_are_there() -> None:
