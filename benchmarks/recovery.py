@@ -14,32 +14,30 @@
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import httpx
 import typer
 from command import run, show
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import itertools
-
 from dairllm.mesh.errors import DairllmError
 from dairllm.model_files.fetch import resolve_model
 from dairllm.model_files.manifest_builder import build_manifest
-from tests.instruments.clusters import Cluster, ShardSetup, wait_for
+from tests.instruments.clusters import Cluster, ShardSetup
+from tests.instruments.streamed_answers import StreamedAnswer, Token
 
 REQUEST_TIMEOUT_S = 600.0
 RING_SHARDS = 3
@@ -48,64 +46,6 @@ SETTLING_TOKENS = 4
 HEALED_WITHIN_S = 60.0
 JOIN_TIMEOUT_S = 240.0
 RECOVERED = re.compile(r"went on after [\d.]+ s: .*; (\d+) ?% of the work was done again")
-
-
-class Token(NamedTuple):
-    arrived_s: float
-    text: str
-    logprob: float
-
-
-class Stream:
-    """A streaming client in a thread of its own, within the block; leaving the block ends the answer."""
-
-    def __init__(self, cluster: Cluster, prompt: Sequence[int], num_tokens: int) -> None:
-        self._client = httpx.Client(base_url=cluster.http, timeout=REQUEST_TIMEOUT_S, trust_env=False)
-        options = {"temperature": 0, "logprobs": 1, "ignore_eos": True, "stream": True}
-        self._body = {"prompt": list(prompt), "max_tokens": num_tokens, **options}
-        self.tokens: list[Token] = []
-        self._error: str | None = None
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._read)
-
-    def __enter__(self) -> "Stream":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._left.set()
-        self._thread.join()
-        self._client.close()
-
-    def wait_tokens(self, number: int) -> None:
-        wait_for(lambda: len(self.tokens) >= number or not self._thread.is_alive(), f"{number} tokens", REQUEST_TIMEOUT_S)
-        if self._error is not None or len(self.tokens) < number:
-            raise DairllmError(f"the answer ended after {len(self.tokens)} tokens: {self._error or 'it is complete'}")
-
-    def finish(self) -> list[Token]:
-        self._thread.join(REQUEST_TIMEOUT_S)
-        if self._error is not None or self._thread.is_alive():
-            raise DairllmError(f"the answer did not end well after {len(self.tokens)} tokens: {self._error}")
-        return self.tokens
-
-    def _read(self) -> None:
-        try:
-            with self._client.stream("POST", "/v1/completions", json=self._body) as response:
-                for line in response.iter_lines():
-                    if self._left.is_set():
-                        return
-                    self._take(line)
-        except httpx.HTTPError as error:
-            self._error = str(error)
-
-    def _take(self, line: str) -> None:
-        arrived_s = time.monotonic()
-        event = json.loads(line[6:]) if line.startswith("data: {") else {}
-        if "error" in event:
-            self._error = event["error"]["message"]
-        for choice in event.get("choices", ()):
-            seen = choice["logprobs"] or {"tokens": (), "token_logprobs": ()}
-            self.tokens += [Token(arrived_s, *pair) for pair in zip(seen["tokens"], seen["token_logprobs"], strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +82,8 @@ def measure_losses(cluster: Cluster, how: signal.Signals, repeat: int, prompt: S
 
 
 def _undisturbed(cluster: Cluster, prompt: Sequence[int], num_tokens: int) -> list[Token]:
-    with Stream(cluster, prompt, num_tokens) as stream:
-        return stream.finish()
+    with StreamedAnswer(cluster.http, prompt, num_tokens, REQUEST_TIMEOUT_S) as stream:
+        return stream.wait_complete()
 
 
 def _bits(tokens: Sequence[Token]) -> list[tuple[str, float]]:
@@ -153,13 +93,13 @@ def _bits(tokens: Sequence[Token]) -> list[tuple[str, float]]:
 def _lose(cluster: Cluster, how: signal.Signals, stage: int, prompt: Sequence[int], num_tokens: int, expected: Sequence[Any]) -> Loss:
     coordinator = cluster.processes["coordinator"]
     read = len(coordinator.output())
-    with Stream(cluster, prompt, num_tokens) as stream:
-        stream.wait_tokens(TOKENS_BEFORE)
+    with StreamedAnswer(cluster.http, prompt, num_tokens, REQUEST_TIMEOUT_S) as stream:
+        stream.wait_tokens(TOKENS_BEFORE, REQUEST_TIMEOUT_S)
         units = _units(cluster.state())
         shard = list(units)[stage]
         signalled_s = time.monotonic()
         cluster.processes[shard].send(how)
-        tokens = stream.finish()
+        tokens = stream.wait_complete()
     if _bits(tokens) != expected:
         raise DairllmError(f"after the loss of stage {stage} the answer differs from the undisturbed one")
     if how is signal.SIGSTOP:
@@ -186,14 +126,14 @@ def measure_join(model: Path, memory: str, slow_isa: str, prompt: Sequence[int],
     """One stream before, while and after a fast shard joins two slow ones."""
     slow = [ShardSetup(name, slow_isa, memory=memory) for name in ("a", "b")]
     sizes = [unit.size_bytes for unit in build_manifest(model).units]
-    with Cluster(model, slow) as cluster, Stream(cluster, prompt, 1000) as stream:
-        stream.wait_tokens(steady_tokens)
+    with Cluster(model, slow) as cluster, StreamedAnswer(cluster.http, prompt, 1000, REQUEST_TIMEOUT_S) as stream:
+        stream.wait_tokens(steady_tokens, REQUEST_TIMEOUT_S)
         before = list(stream.tokens)
         units_before = _units(cluster.state())
         state, moved = _join_fast(cluster, memory, units_before)
         serving_s = time.monotonic()
         settled = len(stream.tokens) + SETTLING_TOKENS
-        stream.wait_tokens(settled + steady_tokens)
+        stream.wait_tokens(settled + steady_tokens, REQUEST_TIMEOUT_S)
         tokens = list(stream.tokens)
     joined_s = before[-1].arrived_s
     gaps = [later.arrived_s - earlier.arrived_s for earlier, later in itertools.pairwise(tokens) if earlier.arrived_s >= joined_s]

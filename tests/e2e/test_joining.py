@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.answers import PROMPTS, ask, assert_no_fault, assert_sound, body_of
+from tests.e2e.answers import PROMPTS, ask, assert_no_fault, assert_sound
 from tests.e2e.commands import COORDINATOR, shard_command
 from tests.instruments.clusters import Cluster, ShardSetup
 from tests.instruments.namespaces import Namespaces, unavailable_reason
 from tests.instruments.processes import ManagedProcess
+from tests.instruments.streamed_answers import completion_body
 
 JOINED_WITHIN_S = 10.0
 """Generous, for a busy machine: 3 s are expected, and the measured times are printed."""
@@ -90,9 +91,8 @@ class Hosts:
 
     def answer(self, prompt: Sequence[int], num_tokens: int) -> str:
         """What the coordinator answers a client on its own machine."""
-        code = (
-            f"import httpx; print(httpx.post('http://127.0.0.1:8080/v1/completions', json={body_of(prompt, num_tokens)}, timeout=60).text)"
-        )
+        body = completion_body(prompt, num_tokens)
+        code = f"import httpx; print(httpx.post('http://127.0.0.1:8080/v1/completions', json={body}, timeout=60).text)"
         with self._network.managed("root", [sys.executable, "-c", code]) as client:
             assert client.wait() == 0, client.tail()
             return re.sub(r'"(id|created)":[^,]*,', "", client.output())

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.answers import PROMPTS, StreamedAnswer, ask, ask_all, assert_no_fault, assert_sound
+from tests.e2e.answers import PROMPTS, Answer, ask, ask_all, assert_no_fault, assert_sound
 from tests.instruments.clusters import Cluster, elapsed, shards
 from tests.instruments.processes import ManagedProcess, free_port
+from tests.instruments.streamed_answers import StreamedAnswer
 
 NUM_TOKENS = 200
 TOKENS_BEFORE = 20
@@ -37,7 +38,7 @@ def disturb_streams(cluster: Cluster, disturb: Callable[[], Any]) -> float:
     to serve again."""
     expected = ask_all(cluster, NUM_TOKENS)
     with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(StreamedAnswer(cluster, prompt, NUM_TOKENS)) for prompt in PROMPTS]
+        streams = [stack.enter_context(StreamedAnswer(cluster.http, prompt, NUM_TOKENS)) for prompt in PROMPTS]
         for stream in streams:
             stream.wait_tokens(TOKENS_BEFORE)
         assert not any(stream.is_over for stream in streams)
@@ -46,7 +47,7 @@ def disturb_streams(cluster: Cluster, disturb: Callable[[], Any]) -> float:
             disturb()
             cluster.wait_until(lambda state: state["epoch"] > epoch and state["phase"] == "serving", HEALED_WITHIN_S)
             healed_s = passed_s()
-        assert [stream.result() for stream in streams] == expected
+        assert [Answer.of_stream(stream) for stream in streams] == expected
     return healed_s
 
 

@@ -18,8 +18,9 @@ import pytest
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.protocol import PROTOCOL_MAJOR
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc, shard_pb2_grpc, weights_pb2_grpc
-from tests.e2e.answers import PROMPTS, Answer, StreamedAnswer, ask, assert_sound
+from tests.e2e.answers import PROMPTS, Answer, ask, assert_sound
 from tests.instruments.clusters import Cluster, elapsed, shards
+from tests.instruments.streamed_answers import StreamedAnswer
 
 SOCKET_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 10.0
@@ -244,13 +245,13 @@ def test_frames_of_strangers_are_not_computed(site: Site) -> None:
     piece = ring_pb2.SequenceSlice(sequence_id=7, token_ids=[1, 2], new_block_ids=[0], sample=True)
     begin = ring_pb2.SequenceBegin(sequence_id=7, prompt_length=2, sampling=ring_pb2.SamplingParams(top_p=1, repetition_penalty=1))
     frame = ring_pb2.ForwardRequest(micro_batch=ring_pb2.MicroBatch(epoch=epoch, batch_id=1, begins=[begin], slices=[piece]))
-    with StreamedAnswer(site.cluster, PROMPTS[0], 200) as stream:
+    with StreamedAnswer(site.cluster.http, PROMPTS[0], 200) as stream:
         stream.wait_tokens(10)
         for key in (b"", bytes(16), bytes(1000)):
             code, details, answers = forward_error(site, first, [opening(site, receiver=first, ring_key=key), frame])
             assert (code, answers) == (grpc.StatusCode.FAILED_PRECONDITION, [])
             assert "does not have the key of epoch" in details
-        assert stream.result() == expected
+        assert Answer.of_stream(stream) == expected
     assert site.epoch == epoch, "the ring was not disturbed"
 
 
@@ -263,12 +264,12 @@ def test_results_of_strangers_change_no_answer(site: Site) -> None:
     frames = [
         ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(epoch=epoch, batch_id=number, results=results)) for number in range(2000)
     ]
-    with StreamedAnswer(site.cluster, PROMPTS[1], 200) as stream:
+    with StreamedAnswer(site.cluster.http, PROMPTS[1], 200) as stream:
         stream.wait_tokens(10)
         for sender in (site.stage(1), "nobody"):
             code, _, answers = forward_error(site, "grpc", [opening(site, sender=sender, receiver="coordinator"), *frames])
             assert (code, answers) == (grpc.StatusCode.FAILED_PRECONDITION, [])
-        assert stream.result() == expected
+        assert Answer.of_stream(stream) == expected
 
 
 # Joining
@@ -398,13 +399,13 @@ def test_a_member_that_takes_a_part_and_computes_nothing_is_replaced(site: Site)
     expected = ask(site.cluster, PROMPTS[1], 200)
     eager = Silent(hello(name="eager", capabilities=capabilities(architectures=["llama"], block_formats=["F32"])))
     lost = site.cluster.processes["b"]
-    with site.channel("grpc") as channel, StreamedAnswer(site.cluster, PROMPTS[1], 200) as stream:
+    with site.channel("grpc") as channel, StreamedAnswer(site.cluster.http, PROMPTS[1], 200) as stream:
         call = cluster_pb2_grpc.ClusterServiceStub(channel).Join(iter(eager), timeout=30.0)
         assert next(call).WhichOneof("message") == "welcome"
         stream.wait_tokens(10)
         lost.kill()
         site.cluster.wait_until(lambda state: "eager" in [shard["name"] for shard in state["shards"] if shard["stage"] is not None])
         lost.start()
-        assert stream.result() == expected
+        assert Answer.of_stream(stream) == expected
         eager.go()
         call.cancel()
