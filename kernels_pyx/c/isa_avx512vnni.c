@@ -1,28 +1,6 @@
-/* All kernels for the lanes of lanes_avx512vnni.h. */
 #include "kernel_table.h"
 #include "lanes_avx512vnni.h"
 
-#include "quantize.inc.h"
-
-#include "matmul.inc.h"
-#include "wire.inc.h"
-#include "elementwise.inc.h"
-#include "attention.inc.h"
-
-const kernel_table kernels_avx512vnni = {
-    .name = "avx512vnni",
-    .prepare_activations = prepare_activations,
-    .matmul_tiles = matmul_tiles,
-    .quantize_q8_0 = quantize_q8_0,
-    .encode_row = encode_row,
-    .decode_row = decode_row,
-    .exp_row = exp_row,
-    .rms_norm_row = rms_norm_row,
-    .add_row = add_row,
-    .swiglu_row = swiglu_row,
-    .rope_row = rope_row,
-    .logsumexp_row = logsumexp_row,
-    .log_softmax_row = log_softmax_row,
-    .store_position = store_position,
-    .attention = attention,
-};
+#define KERNELS kernels_avx512vnni
+#define ISA "avx512vnni"
+#include "kernel_table.inc.h"

@@ -1,4 +1,4 @@
-/* y[row, output] = sum over inputs of x[row, input] * w[output, input]. Included by each isa_*.c after its lanes.
+/* y[row, output] = sum over inputs of x[row, input] * w[output, input]. Included by kernel_table.inc.h after the lanes.
 
    The arithmetic, the same for every instruction set, number of rows and split of the work:
      Q4_0, Q8_0     activations are quantised per block of 32 inputs (scale d_a, int8); per block, in order, with an exact integer dot

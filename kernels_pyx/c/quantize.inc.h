@@ -1,4 +1,4 @@
-/* Blocks of 32 numbers to int8 with one scale. Included by each isa_*.c after its lanes. */
+/* Blocks of 32 numbers to int8 with one scale. Included by kernel_table.inc.h after the lanes. */
 
 /* The largest magnitude as a bit pattern; as integers, any NaN is larger than infinity and infinity than every number. */
 LANES int32_t largest_magnitude_bits(f32x16 low, f32x16 high) {

@@ -1,4 +1,4 @@
-/* Encodings of rows of activations (wire.h). Included by each isa_*.c after quantize.inc.h. */
+/* Encodings of rows of activations (wire.h). Included by kernel_table.inc.h after quantize.inc.h. */
 #include "wire.h"
 
 static void encode_f16(const float* x, int width, uint8_t* out) {

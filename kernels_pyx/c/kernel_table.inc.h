@@ -1,0 +1,25 @@
+/* All kernels for the lanes that stand before it, and their table: the kernel_table KERNELS, with the name ISA. Included by each isa_*.c. */
+#include "quantize.inc.h"
+
+#include "matmul.inc.h"
+#include "wire.inc.h"
+#include "elementwise.inc.h"
+#include "attention.inc.h"
+
+const kernel_table KERNELS = {
+    .name = ISA,
+    .prepare_activations = prepare_activations,
+    .matmul_tiles = matmul_tiles,
+    .quantize_q8_0 = quantize_q8_0,
+    .encode_row = encode_row,
+    .decode_row = decode_row,
+    .exp_row = exp_row,
+    .rms_norm_row = rms_norm_row,
+    .add_row = add_row,
+    .swiglu_row = swiglu_row,
+    .rope_row = rope_row,
+    .logsumexp_row = logsumexp_row,
+    .log_softmax_row = log_softmax_row,
+    .store_position = store_position,
+    .attention = attention,
+};
