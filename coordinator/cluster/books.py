@@ -1,9 +1,10 @@
-"""What all parts of the machine share: settings, journal, members, state, and where the KV cache lies."""
+"""What all parts of the machine share: settings, journal, members, state, where the KV cache lies, and which links fail."""
 
 from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.cache_places import CachePlaces
 from dairllm.coordinator.cluster.journal import Journal
+from dairllm.coordinator.cluster.links import Links
 from dairllm.coordinator.cluster.roster import Roster
 from dairllm.coordinator.cluster.state import ClusterConfig, ClusterState
 
@@ -15,6 +16,7 @@ class Books:
     members: Roster
     state: ClusterState
     cache: CachePlaces
+    links: Links
 
 
 class Part:
@@ -26,6 +28,7 @@ class Part:
         self._members = books.members
         self._state = books.state
         self._cache = books.cache
+        self._links = books.links
 
     @property
     def _now_s(self) -> float:

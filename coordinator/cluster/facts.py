@@ -12,6 +12,10 @@ NO_EPOCH = Epoch(0)
 """Before the first plan."""
 
 
+COORDINATOR_NAME = "coordinator"
+"""The coordinator's, among the members of a ring. No shard may have it."""
+
+
 class Holder(NamedTuple):
     """One life of a shard: after a restart it holds nothing of what it held."""
 

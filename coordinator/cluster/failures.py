@@ -5,6 +5,8 @@ import math
 from dairllm.coordinator.cluster.actions import EventKind
 from dairllm.coordinator.cluster.books import Books, Part
 from dairllm.coordinator.cluster.events import EdgeBroken, StageLoadFailed
+from dairllm.coordinator.cluster.facts import COORDINATOR_NAME
+from dairllm.coordinator.cluster.links import Edge
 from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.planning import Planning
 from dairllm.coordinator.cluster.preparation import Preparation
@@ -84,6 +86,7 @@ class Failures(Part):
 
     def on_edge_broken(self, event: EdgeBroken) -> None:
         self._blame(event.peer if event.peer in self._members else event.reporter)
+        self._blame_link(Edge(event.reporter, event.peer))
         self._pause(f"the connection from {event.reporter} to {event.peer} broke: {event.message}")
 
     def on_ring_broken(self, message: str) -> None:
@@ -94,6 +97,7 @@ class Failures(Part):
             return
         if state.phase is Phase.OPENING:
             self._blame(state.active.plan.stages[0].shard)
+            self._blame_link(Edge(COORDINATOR_NAME, state.active.plan.stages[0].shard))
         self._pause(f"the ring broke: {message}")
 
     # -- nothing moves
@@ -152,7 +156,17 @@ class Failures(Part):
             words = f"shard {name} is set aside after {member.failures} failures in a row; the others try without it"
             self._journal.record(EventKind.SET_ASIDE, name, words)
 
+    def _blame_link(self, edge: Edge) -> None:
+        avoided_s = self._links.fail(edge, self._now_s)
+        if avoided_s:
+            words = f"the link from {edge.sender} to {edge.receiver} failed again, though both live: plans go around it for {avoided_s:g} s"
+            self._journal.record(EventKind.SET_ASIDE, "", f"{words}, if they can")
+
     # -- what is forgiven
+
+    def try_links_again(self) -> None:
+        if self._links.end_avoidances(self._now_s):
+            self._planning.schedule(self._now_s)
 
     def welcome_back_set_aside(self) -> None:
         for member in self._members:
@@ -165,6 +179,8 @@ class Failures(Part):
         state = self._state
         if state.phase is Phase.SERVING and self._now_s - state.phase_from_s >= self._config.longest_pause_s:
             state.failures = 0
+            if state.active:
+                self._links.hold(state.active.plan)
             for member in self._members:
                 if state.active and member.name in state.active.plan.placement:
                     member.failures = 0

@@ -95,6 +95,7 @@ class JoinsAndLosses(Part):
         What the cache's places say of them stays: a process that lost only its connection may come back with it.
         """
         state = self._state
+        self._links.forget(lost)
         reason = " and ".join(f"shard {name} {what}" for name in lost if state.cares_for(name))
         is_in_use = any(state.is_in_use(name) for name in lost)
         if is_in_use or (reason and state.phase in (Phase.LOADING, Phase.DRAINING, Phase.RETRYING)):

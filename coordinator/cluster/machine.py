@@ -53,6 +53,7 @@ from dairllm.coordinator.cluster.idle_shards import IdleShards
 from dairllm.coordinator.cluster.invariants import check_state
 from dairllm.coordinator.cluster.joins_and_losses import JoinsAndLosses
 from dairllm.coordinator.cluster.journal import Journal
+from dairllm.coordinator.cluster.links import Links
 from dairllm.coordinator.cluster.measurements import Measurements
 from dairllm.coordinator.cluster.plan_search import PlanSearch
 from dairllm.coordinator.cluster.planning import Planning
@@ -77,7 +78,8 @@ class ClusterMachine:
         self._journal = Journal()
         self._members = Roster(config, self._journal)
         self._state = ClusterState()
-        books = Books(config, self._journal, self._members, self._state, CachePlaces())
+        self._links = Links(config)
+        books = Books(config, self._journal, self._members, self._state, CachePlaces(), self._links)
         idle = IdleShards(books)
         self._search = PlanSearch(books)
         self._switch = Switch(books, idle)
@@ -125,6 +127,10 @@ class ClusterMachine:
         """None if the others can serve the model without this shard, or if the model is not served with it either; else what is missing."""
         return self._search.lack_without(name)
 
+    def avoids(self, one: str, other: str) -> bool:
+        """Whether the link between these two members has failed so often that it is not used."""
+        return self._links.avoids(one, other, self._journal.now_s)
+
     def snapshot(self, now_s: float, load: EngineLoad = NO_LOAD) -> ClusterSnapshot:
         """Everything that people may want to know, now. load: what the engine says, which the machine does not know."""
         return take_snapshot(self._config, self._state, self._members, tuple(self._journal.records), now_s, load)
@@ -161,6 +167,7 @@ class ClusterMachine:
         self._preparation.retry_loads()
         self._failures.notice_stalls()
         self._failures.forget_failures()
+        self._failures.try_links_again()
 
     # -- what counts
 

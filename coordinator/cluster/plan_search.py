@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator
+from functools import partial
 
 from dairllm.coordinator.cluster.books import Part
 from dairllm.coordinator.cluster.member import Member
@@ -16,20 +17,27 @@ class PlanSearch(Part):
         self, model: ModelDemand, previous: Plan | None, urgent: bool = False, without: Collection[str] = frozenset()
     ) -> Plan | Infeasible:
         outcome: Plan | Infeasible = Infeasible("no shard has joined yet")
-        calibration = calibration_of([member.speed for member in self._members])
         for members in self._choices(without):
-            outcome = make_plan(
-                model,
-                [member.offer(self._config, calibration, self._now_s) for member in members],
-                min_shards=self._config.min_shards,
-                previous=previous,
-                kv=self._config.kv,
-                held={member.name: member.held for member in members if member.held},
-                urgent=urgent,
-            )
+            make = partial(self._make, model, members)
+            outcome = make(previous, urgent)
             if isinstance(outcome, Plan):
-                break
+                return self._links.detour(outcome, previous, make, self._now_s, urgent=urgent)
         return outcome
+
+    def _make(
+        self, model: ModelDemand, members: Collection[Member], previous: Plan | None, urgent: bool, without: Collection[str] = ()
+    ) -> Plan | Infeasible:
+        calibration = calibration_of([member.speed for member in self._members])
+        asked = [member for member in members if member.name not in without]
+        return make_plan(
+            model,
+            [member.offer(self._config, calibration, self._now_s) for member in asked],
+            min_shards=self._config.min_shards,
+            previous=previous,
+            kv=self._config.kv,
+            held={member.name: member.held for member in asked if member.held},
+            urgent=urgent,
+        )
 
     def _choices(self, without: Collection[str]) -> Iterator[list[Member]]:
         """Who may be planned for. If they do not suffice, also shards that are set aside, and those that want to leave but have a part."""

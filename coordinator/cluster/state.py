@@ -35,7 +35,10 @@ class ClusterConfig:
     grace_s: how long after a broken edge membership has time to notice that a shard is lost; doubles with every failure in a
         row, up to longest_pause_s.
     load_stall_s: a stage that reports no progress for this long has failed.
+    open_timeout_s: how long the coordinator dials the first shard, which has switched already.
     set_aside_s: how long a shard that failed set_aside_after times in a row is not used, if the others suffice.
+    avoid_after: after so many failures of one edge in a row, while both ends live, plans go around the link, if they can: for avoid_s,
+        twice as long with each further failure, up to longest_avoid_s.
     held_settle_s: after a restart of the coordinator, how long the first plan waits for shards that hold the rest of the model.
     drain_timeout_s, activate_timeout_s: how long a graceful end of a ring, and a switch with its transfers, may take.
     beside_pause_s: pause after a plan that could not be prepared beside the one that serves; doubles, up to longest_beside_pause_s.
@@ -63,9 +66,12 @@ class ClusterConfig:
     grace_s: float = 0.5
     longest_pause_s: float = 10.0
     load_stall_s: float = 120.0
-    open_timeout_s: float = 10.0
+    open_timeout_s: float = 5.0
     set_aside_after: int = 3
     set_aside_s: float = 60.0
+    avoid_after: int = 2
+    avoid_s: float = 60.0
+    longest_avoid_s: float = 600.0
     held_settle_s: float = 2.0
     drain_timeout_s: float = 3.0
     activate_timeout_s: float = 30.0
@@ -85,6 +91,10 @@ class ClusterConfig:
     def pause_s(self, failures: int) -> float:
         """Pause after so many failures in a row (1 or more)."""
         return min(self.longest_pause_s, self.grace_s * 2.0 ** min(failures - 1, 20))
+
+    def avoidance_s(self, failures: int) -> float:
+        """How long plans go around a link after so many failures of an edge in a row (avoid_after or more)."""
+        return min(self.longest_avoid_s, self.avoid_s * 2.0 ** min(failures - self.avoid_after, 20))
 
     def pause_beside_s(self, failures: int) -> float:
         """Pause before the next plan beside the one that serves, after so many that failed in a row (1 or more)."""

@@ -56,7 +56,8 @@ class Switch(Part):
         active = self._state.active
         assert active is not None
         layers = [unit for unit, owner in active.owners.items() if owner == member.holder]
-        fetches = self._cache.fetches(member.holder, layers, {other.holder for other in self._members})
+        reachable = {other.holder for other in self._members if not self._links.avoids(member.name, other.name, self._now_s)}
+        fetches = self._cache.fetches(member.holder, layers, reachable)
         return tuple(Move(units, self._members[holder.name].peer) for units, holder in fetches)
 
     def on_activated(self, event: StageActivated) -> None:
