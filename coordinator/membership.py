@@ -18,14 +18,23 @@ import grpc
 from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.facts import (
+    COORDINATOR_NAME,
+    Epoch,
+    HeldUnits,
+    LeaseId,
+    LoadProgress,
+    ShardCapabilities,
+    ShardHello,
+    ShardUsage,
+)
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.reachability import Place, addresses_from
-from dairllm.coordinator.ring import COORDINATOR_NAME, Ring, first_request
+from dairllm.coordinator.ring import Ring, first_request
 from dairllm.mesh.cache_types import cache_type_to_proto
 from dairllm.mesh.errors import DairllmError, InvalidRequest, NameTaken, PeerUnreachable, RequestLost
 from dairllm.mesh.protocol import software_version
@@ -229,6 +238,7 @@ class Membership:
             weight_sources=self._weight_sources(action.name, action.units),
             kv_cache_type=cache_type_to_proto(self.config.kv_cache),
             ring_key=self._ring.key_of(action.epoch),
+            kv_key=self._ring.kv_key_of(action.name, action.boot_id),
         )
         self._send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 
@@ -236,7 +246,7 @@ class Membership:
         """Members that may have these units on their disks: first those with most of them in their plan, last the coordinator."""
         plan, source = self._machine.plan, self._place(receiver)
         parts = {} if plan is None else plan.placement
-        others = [name for name in parts if name != receiver and name in self._holders]
+        others = [name for name in parts if name != receiver and name in self._holders and not self._machine.avoids(name, receiver)]
         others.sort(key=lambda name: -len(range(max(units.start, parts[name].start), min(units.stop, parts[name].stop))))
         places = {name: self._place(name) for name in others[:MAX_WEIGHT_SOURCES]} | {COORDINATOR_NAME: self._own_place}
         return [cluster_pb2.Peer(name=name, addresses=addresses_from(source, place, self._own_hosts)) for name, place in places.items()]
@@ -252,7 +262,13 @@ class Membership:
 
     def _transfer(self, name: str, move: do.Move, block_ids: Sequence[int]) -> cluster_pb2.KvTransfer:
         addresses = addresses_from(self._place(name), self._place(move.source.name), self._own_hosts)
-        transfer = cluster_pb2.KvTransfer(first_unit=move.units.start, end_unit=move.units.stop, block_ids=block_ids)
+        source = self._holders.get(move.source.name)
+        transfer = cluster_pb2.KvTransfer(
+            first_unit=move.units.start,
+            end_unit=move.units.stop,
+            block_ids=block_ids,
+            kv_key=self._ring.kv_key_of(source.name, source.boot_id) if source else b"",
+        )
         getattr(transfer, "from").CopyFrom(cluster_pb2.Peer(name=move.source.name, addresses=addresses))
         return transfer
 

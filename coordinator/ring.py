@@ -7,27 +7,29 @@ import hmac
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import grpc
 
+from dairllm.coordinator.cluster.facts import COORDINATOR_NAME
 from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.engine.facts import Batch, Begin, Slice, SliceResult
 from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
 from dairllm.mesh.channels import dial, error_from_rpc
+from dairllm.mesh.edge_heartbeats import EdgeAnswers, Silence
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, PeerUnreachable, WrongCluster, WrongEpoch
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, ring_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-COORDINATOR_NAME = "coordinator"
 RESULT_CREDITS = 64
 """Results are small and handled at once; the number of frames in flight is bounded by the scheduler."""
 
 FIRST_REQUEST_DEADLINE_S = 5.0
 OPEN_DEADLINE_S = 30.0
 OPEN_RETRY_S = 0.05
+ForwardCall: TypeAlias = "grpc.aio.StreamStreamCall[ring_pb2.ForwardRequest, ring_pb2.ForwardResponse]"
 Request = TypeVar("Request", ring_pb2.ForwardRequest, cluster_pb2.JoinRequest)
 
 
@@ -70,6 +72,10 @@ class Ring:
     def key_of(self, epoch: int) -> bytes:
         """What members of this epoch's ring show each other. Epochs of another run of the coordinator have other keys."""
         return hashlib.blake2b(epoch.to_bytes(8, "big"), key=self._secret, digest_size=16).digest()
+
+    def kv_key_of(self, name: str, boot_id: str) -> bytes:
+        """What is shown to this process of a shard by whoever fetches KV cache from it. Not of an epoch: its cache may be of several."""
+        return hashlib.blake2b(f"{name}\n{boot_id}".encode(), key=self._secret, digest_size=16, person=b"kv").digest()
 
     async def open(self, epoch: int, first_shard: str, addresses: Sequence[str]) -> None:
         """Dial the first shard at any of `addresses` and wait until it accepts the epoch.
@@ -140,21 +146,33 @@ class Ring:
         )
         credits = asyncio.Semaphore(0)
         writer = asyncio.create_task(self._write(call, opening, outgoing, credits))
+        silence = Silence(self._first_shard)
+        reader = asyncio.create_task(self._read(call, silence, credits, accepted))
+        watcher = asyncio.create_task(silence.watch())
         try:
-            async for response in call:
-                match response.WhichOneof("message"):
-                    case "accepted":
-                        self._grant(credits, response.accepted.credits)
-                        if not accepted.done():
-                            accepted.set_result(None)
-                    case "credit":
-                        self._grant(credits, response.credit.frames)
-                    case "refused":
-                        refused = response.refused
-                        raise PeerUnreachable(f"the first shard refused frame {refused.batch_id}: {refused.message}")
+            done, _ = await asyncio.wait({reader, watcher}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
+            for task in (writer, reader, watcher):
+                task.cancel()
             call.cancel()
+            await asyncio.gather(writer, reader, watcher, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _read(self, call: ForwardCall, silence: Silence, credits: asyncio.Semaphore, accepted: asyncio.Future[None]) -> None:
+        async for response in call:
+            silence.heard()
+            match response.WhichOneof("message"):
+                case "accepted":
+                    silence.promised(response.accepted.heartbeat_interval_ms)
+                    self._grant(credits, response.accepted.credits)
+                    if not accepted.done():
+                        accepted.set_result(None)
+                case "credit":
+                    self._grant(credits, response.credit.frames)
+                case "refused":
+                    refused = response.refused
+                    raise PeerUnreachable(f"the first shard refused frame {refused.batch_id}: {refused.message}")
 
     @staticmethod
     def _grant(credits: asyncio.Semaphore, frames: int) -> None:
@@ -163,7 +181,7 @@ class Ring:
 
     @staticmethod
     async def _write(
-        call: "grpc.aio.StreamStreamCall[ring_pb2.ForwardRequest, ring_pb2.ForwardResponse]",
+        call: ForwardCall,
         opening: ring_pb2.EdgeOpen,
         outgoing: asyncio.Queue[ring_pb2.MicroBatch],
         credits: asyncio.Semaphore,
@@ -175,7 +193,7 @@ class Ring:
                 await credits.acquire()
                 await call.write(ring_pb2.ForwardRequest(micro_batch=await outgoing.get()))
 
-    async def receive(self, requests: AsyncIterator[ring_pb2.ForwardRequest]) -> AsyncIterator[ring_pb2.ForwardResponse]:
+    async def receive(self, requests: AsyncIterator[ring_pb2.ForwardRequest], answers: EdgeAnswers) -> None:
         """Serve the edge from the last shard: RingService.Forward of the coordinator.
 
         Raises InvalidRequest, DeadlineExceeded, WrongCluster, WrongEpoch, MalformedFrame.
@@ -188,13 +206,14 @@ class Ring:
         self._check_epoch(opening.epoch)
         if not hmac.compare_digest(opening.ring_key, self.key_of(opening.epoch)):
             raise WrongEpoch(f"{opening.sender!r} does not have the key of epoch {opening.epoch}")
-        yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=RESULT_CREDITS))
-        async for request in requests:
-            if request.WhichOneof("message") != "result":
-                raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
-            self._check_epoch(request.result.epoch)
-            self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
-            yield ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1))
+        await answers.accept(RESULT_CREDITS)
+        async with answers.beating():
+            async for request in requests:
+                if request.WhichOneof("message") != "result":
+                    raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
+                self._check_epoch(request.result.epoch)
+                self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
+                await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
 
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self._epoch:

@@ -10,6 +10,7 @@ from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.membership import Membership
 from dairllm.coordinator.reachability import host_of_peer
 from dairllm.coordinator.ring import Ring
+from dairllm.mesh.edge_heartbeats import EdgeAnswers
 from dairllm.mesh.errors import InvalidRequest, NotDispensable, UnknownShard
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
@@ -95,8 +96,5 @@ class RingServicer(ring_pb2_grpc.RingServiceServicer):
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
 
-    async def Forward(
-        self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[ring_pb2.ForwardResponse]:
-        async for response in self._ring.receive(request_iterator):
-            yield response
+    async def Forward(self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: grpc.aio.ServicerContext) -> None:
+        await self._ring.receive(request_iterator, EdgeAnswers(context))

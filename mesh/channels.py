@@ -10,7 +10,7 @@ import errno
 import functools
 import inspect
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -94,34 +94,50 @@ async def dial(addresses: Sequence[str], timeout_s: float, what: str) -> grpc.ai
 
     what: whom the addresses belong to, for the message. Raises PeerUnreachable when all have failed or the time is over.
     """
+    async with contextlib.aclosing(dial_each(addresses, timeout_s)) as connected:
+        async for _, channel in connected:
+            return channel
+    raise PeerUnreachable(f"{what} does not answer at {', '.join(addresses) or 'any address: it has none'} (waited up to {timeout_s:g} s)")
+
+
+async def dial_each(addresses: Sequence[str], timeout_s: float) -> AsyncGenerator[tuple[str, grpc.aio.Channel], None]:
+    """Connected channels to all of the addresses, each as soon as it answers; earlier ones get a small head start.
+
+    Ends when all have answered or failed, or the time is over. The caller closes what it got; with `contextlib.aclosing` around it, the
+    others are closed in time.
+    """
+    addresses = tuple(addresses)
     channels = [open_channel(address) for address in addresses]
     attempts = [asyncio.create_task(_connect(channel, index * _STAGGER_S)) for index, channel in enumerate(channels)]
-    chosen: grpc.aio.Channel | None = None
+    given: set[grpc.aio.Channel] = set()
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
     try:
-        async with asyncio.timeout(timeout_s):
-            for finished in asyncio.as_completed(attempts):
-                chosen = await finished
-                if chosen is not None:
-                    return chosen
-    except TimeoutError:
-        pass
+        pending = set(attempts)
+        while pending:
+            left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+            done, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                return
+            for index, attempt in enumerate(attempts):
+                if attempt in done and attempt.result():
+                    given.add(channels[index])
+                    yield addresses[index], channels[index]
     finally:
         for attempt in attempts:
             attempt.cancel()
         await asyncio.gather(*attempts, return_exceptions=True)
-        await asyncio.gather(*(channel.close() for channel in channels if channel is not chosen))
-    raise PeerUnreachable(f"{what} does not answer at {', '.join(addresses) or 'any address: it has none'} (waited up to {timeout_s:g} s)")
+        await asyncio.gather(*(channel.close() for channel in channels if channel not in given))
 
 
-async def _connect(channel: grpc.aio.Channel, delay_s: float) -> grpc.aio.Channel | None:
+async def _connect(channel: grpc.aio.Channel, delay_s: float) -> bool:
     await asyncio.sleep(delay_s)
     state = channel.get_state(try_to_connect=True)
     while state is not grpc.ChannelConnectivity.READY:
         if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-            return None
+            return False
         await channel.wait_for_state_change(state)
         state = channel.get_state(try_to_connect=True)
-    return channel
+    return True
 
 
 def create_server() -> grpc.aio.Server:

@@ -6,24 +6,27 @@ Within an epoch a broken edge stays broken: whoever made the plan is told and ma
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TypeAlias
 
 import grpc
 import grpc.aio
 
-from dairllm.mesh.channels import dial, error_from_rpc
+from dairllm.mesh.channels import dial_each, error_from_rpc
+from dairllm.mesh.edge_heartbeats import Silence
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, WrongEpoch
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import PeerFacts
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 
 QUEUE_FRAMES = 8
-CONNECT_DEADLINE_S = 10.0
+CONNECT_DEADLINE_S = 4.0
+"""The coordinator counts the member as alive: if it can't be reached for so long, the link is at fault, and another plan may do without."""
 READY_DEADLINE_S = 30.0
 """For the next member to be ready once a frame waits for it."""
-_ANSWER_DEADLINE_S = 5.0
-_ADDRESS_DEADLINE_S = 3.0
+_ANSWER_DEADLINE_S = 3.0
+_FIRST_DIAL_S = 1.0
+"""Doubles with every round over the addresses: one that swallows everything must not hold up another where the member is not ready yet."""
 _RETRY_S = 0.05
 _LONGEST_RETRY_S = 0.5
 _MOST_CREDITS = 1024
@@ -53,6 +56,7 @@ class OutgoingEdge:
         self._frames: asyncio.Queue[ring_pb2.ForwardRequest] = asyncio.Queue(QUEUE_FRAMES)
         self._frame_waits = asyncio.Event()
         self._credits = asyncio.Semaphore(0)
+        self._silence = Silence(peer.name)
         self.sent_bytes = 0
 
     async def send(self, request: ring_pb2.ForwardRequest) -> None:
@@ -65,20 +69,28 @@ class OutgoingEdge:
         async with AsyncExitStack() as stack:
             call = await self._open(stack)
             log.info("edge to the next member is open", extra=fields(peer=self._peer.name, epoch=self._opening.epoch))
-            reader = asyncio.create_task(self._read(call))
-            writer = asyncio.create_task(self._write(call))
+            # In this order the reader comes first: it knows the status, the writer only that it failed.
+            tasks = [asyncio.create_task(work) for work in (self._read(call), self._write(call), self._watch_silence())]
             try:
-                done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_EXCEPTION)
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             finally:
-                reader.cancel()
-                writer.cancel()
-                await asyncio.gather(reader, writer, return_exceptions=True)
-            for task in sorted(done, key=lambda task: task is writer):  # the reader knows the status, the writer only that it failed
-                task.result()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            for task in tasks:
+                if task in done:
+                    task.result()
+
+    async def _watch_silence(self) -> None:
+        try:
+            await self._silence.watch()
+        except PeerUnreachable as error:
+            raise EdgeLost(str(error)) from error
 
     async def _read(self, call: ForwardCall) -> None:
         try:
             while (response := await call.read()) is not grpc.aio.EOF:
+                self._silence.heard()
                 self._take(response)
             code, details = await call.code(), await call.details()
         except grpc.aio.AioRpcError as error:
@@ -114,9 +126,10 @@ class OutgoingEdge:
         loop = asyncio.get_running_loop()
         addresses = list(self._peer.addresses)
         unreachable_since_s, waiting_since_s = loop.time(), None
-        pause_s = _RETRY_S
+        pause_s, dial_s = _RETRY_S, _FIRST_DIAL_S
         while True:
-            error = await self._try_addresses(stack, addresses)
+            left_s = unreachable_since_s + self._connect_deadline_s - loop.time()
+            error = await self._try_addresses(stack, addresses, min(dial_s, max(left_s, _RETRY_S)))
             if not isinstance(error, DairllmError):
                 return error
             now_s = loop.time()
@@ -124,10 +137,11 @@ class OutgoingEdge:
                 unreachable_since_s = now_s
             if self._frame_waits.is_set() and waiting_since_s is None:
                 waiting_since_s = now_s
-            if now_s - unreachable_since_s > self._connect_deadline_s or now_s - (waiting_since_s or now_s) > self._ready_deadline_s:
+            if now_s - unreachable_since_s >= self._connect_deadline_s or now_s - (waiting_since_s or now_s) > self._ready_deadline_s:
                 raise EdgeLost(f"no edge to {self._peer.name}: {error}") from error
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
+            dial_s = _FIRST_DIAL_S if isinstance(error, WrongEpoch) else 2 * dial_s
 
     async def _pause(self, pause_s: float) -> None:
         """Shorter when the first frame comes: by then the next member is most likely ready."""
@@ -137,27 +151,27 @@ class OutgoingEdge:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._frame_waits.wait(), pause_s)
 
-    async def _try_addresses(self, stack: AsyncExitStack, addresses: list[str]) -> "ForwardCall | DairllmError":
+    async def _try_addresses(self, stack: AsyncExitStack, addresses: list[str], dial_s: float) -> "ForwardCall | DairllmError":
         """The first address that leads to the member. One where it is not ready for the epoch yet is tried first from then on."""
-        last: DairllmError = PeerUnreachable(f"{self._peer.name} has no address")
-        for address in list(addresses):
-            async with AsyncExitStack() as attempt:
-                try:
-                    call = await self._try_address(attempt, address)
-                except DairllmError as error:
-                    if isinstance(error, WrongEpoch):
-                        addresses.remove(address)
-                        addresses.insert(0, address)
-                    # That it is not ready yet says more than that another of its addresses does not answer.
-                    last = last if isinstance(last, WrongEpoch) else error
-                    continue
-                await stack.enter_async_context(attempt.pop_all())
-                return call
+        last: DairllmError = PeerUnreachable(f"{self._peer.name} does not answer at {', '.join(addresses) or 'any address: it has none'}")
+        async with aclosing(dial_each(addresses, dial_s)) as connected:
+            async for address, channel in connected:
+                async with AsyncExitStack() as attempt:
+                    attempt.push_async_callback(channel.close)
+                    try:
+                        call = await self._open_at(attempt, channel, address)
+                    except DairllmError as error:
+                        if isinstance(error, WrongEpoch):
+                            addresses.remove(address)
+                            addresses.insert(0, address)
+                        # That it is not ready yet says more than that another of its addresses does not answer.
+                        last = last if isinstance(last, WrongEpoch) else error
+                        continue
+                    await stack.enter_async_context(attempt.pop_all())
+                    return call
         return last
 
-    async def _try_address(self, attempt: AsyncExitStack, address: str) -> ForwardCall:
-        channel = await dial([address], _ADDRESS_DEADLINE_S, self._peer.name)
-        attempt.push_async_callback(channel.close)
+    async def _open_at(self, attempt: AsyncExitStack, channel: grpc.aio.Channel, address: str) -> ForwardCall:
         call = ring_pb2_grpc.RingServiceStub(channel).Forward()
         attempt.callback(call.cancel)
         try:
@@ -175,4 +189,5 @@ class OutgoingEdge:
         if response.WhichOneof("message") != "accepted":
             raise PeerUnreachable(f"{self._peer.name} answered the opening of the edge with something else")
         self._grant(response.accepted.credits)
+        self._silence.promised(response.accepted.heartbeat_interval_ms)
         return call

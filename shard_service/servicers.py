@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
+from dairllm.mesh.edge_heartbeats import EdgeAnswers
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame
 from dairllm.mesh.protocol import software_version
 from dairllm.shard_service.incoming import IncomingEdge, IncomingStream
@@ -26,9 +27,10 @@ class RingServicer(ring_pb2_grpc.RingServiceServicer):
         opening = await _opening(request_iterator)
         edge = self._host.incoming(opening)
         stream = edge.open(opening.sender)
-        accepted = ring_pb2.EdgeAccepted(credits=stream.granted)
-        await context.write(ring_pb2.ForwardResponse(accepted=accepted))
-        await _first_to_end(_receive(edge, stream, request_iterator), _answer(stream, context))
+        answers = EdgeAnswers(context)
+        await answers.accept(stream.granted)
+        async with answers.beating():
+            await _first_to_end(_receive(edge, stream, request_iterator), _answer(stream, answers))
 
 
 async def _opening(requests: AsyncIterator[ring_pb2.ForwardRequest]) -> ring_pb2.EdgeOpen:
@@ -50,9 +52,9 @@ async def _receive(edge: IncomingEdge, stream: IncomingStream, requests: AsyncIt
         edge.put(stream, request.micro_batch, loop.time())
 
 
-async def _answer(stream: IncomingStream, context: Context) -> None:
+async def _answer(stream: IncomingStream, answers: EdgeAnswers) -> None:
     while True:
-        await context.write(await stream.next_response())
+        await answers.write(await stream.next_response())
 
 
 async def _first_to_end(*works: Coroutine[Any, Any, None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import httpx
 
+from tests.instruments.namespaces import Namespaces
 from tests.instruments.processes import ManagedProcess, ProcessFailed
 
 POLL_S = 0.02
@@ -42,6 +43,7 @@ def shards(count: int, isas: Sequence[str | None] = (None,), threads: int = 1) -
 class Cluster:
     """Use as a context manager: all shards have joined and the model is served within the block; every process is gone after it.
 
+    network: each process runs on the host of its name; this thread must be on that of the coordinator.
     min_shards: None means all of `members`, so that the plan uses each. discovery: members find each other by mDNS instead of a flag.
     """
 
@@ -52,6 +54,7 @@ class Cluster:
     arguments: Sequence[str] = ()
     discovery: bool = False
     name: str = "test"
+    network: Namespaces | None = None
     wait: bool = True
     processes: dict[str, ManagedProcess] = field(default_factory=dict)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -81,11 +84,15 @@ class Cluster:
             *("--cluster", self.name, "--ready-file", "{ready_file}", *self.arguments),
         ]
         if not self.discovery:
-            argv += ["--no-discovery", "--grpc-host", "127.0.0.1"]
-        coordinator = self._stack.enter_context(ManagedProcess(argv, name="coordinator"))
+            argv.append("--no-discovery")
+            if self.network is None:
+                argv += ["--grpc-host", "127.0.0.1"]
+        coordinator = self._stack.enter_context(self._managed("coordinator", argv, {}))
         self.processes["coordinator"] = coordinator
         facts = coordinator.wait_ready()
         self.http, self.grpc = f"http://{facts['http']}", facts["grpc"]
+        if self.network is not None:
+            self.grpc = f"{self.network.address('coordinator')}:{self.grpc.rpartition(':')[2]}"
         self.client = self._stack.enter_context(httpx.Client(base_url=self.http, timeout=REQUEST_TIMEOUT_S, trust_env=False))
 
     def start_shard(self, member: ShardSetup) -> ManagedProcess:
@@ -94,10 +101,15 @@ class Cluster:
             *("--threads", str(member.threads), "--memory", member.memory, "--ready-file", "{ready_file}", *member.arguments),
         ]
         if not self.discovery:
-            argv += ["--coordinator", self.grpc, "--host", "127.0.0.1", "--no-discovery"]
-        process = self._stack.enter_context(ManagedProcess(argv, member.environment, name=member.name))
+            argv += ["--coordinator", self.grpc, "--no-discovery"]
+            if self.network is None:
+                argv += ["--host", "127.0.0.1"]
+        process = self._stack.enter_context(self._managed(member.name, argv, member.environment))
         self.processes[member.name] = process
         return process
+
+    def _managed(self, name: str, argv: Sequence[str], environment: Mapping[str, str | None]) -> ManagedProcess:
+        return ManagedProcess(argv, environment, name=name) if self.network is None else self.network.managed(name, argv, environment)
 
     def wait_serving(self, timeout_s: float = SERVING_TIMEOUT_S) -> dict[str, Any]:
         return self.wait_until(lambda state: state["phase"] == "serving", timeout_s)

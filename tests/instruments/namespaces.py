@@ -13,6 +13,7 @@ from typing import Self
 from tests.instruments.processes import ManagedProcess
 
 _COMMAND_TIMEOUT_S = 20
+_NOBODYS_CARD = "02:00:00:00:00:01"
 _numbers = itertools.count()
 
 
@@ -122,6 +123,18 @@ class Namespaces:
         self._on_bridge("ip", "link", "set", self._port(host), "up")
         if host in self._routed:
             self._route_to(host)
+
+    def cut_between(self, one: str, other: str) -> None:
+        """What these two send each other is lost from now on, without a word to either; all else goes on.
+
+        It is addressed to a network card that nobody has, which needs neither netem nor a firewall.
+        """
+        for host, peer in ((one, other), (other, one)):
+            self._on(host, *f"ip neighbour replace {self.address(peer)} lladdr {_NOBODYS_CARD} nud permanent dev veth0".split())
+
+    def mend_between(self, one: str, other: str) -> None:
+        for host, peer in ((one, other), (other, one)):
+            self._on(host, *f"ip neighbour delete {self.address(peer)} dev veth0".split())
 
     def set_quality(self, host: str, *, delay_ms: float = 0.0, loss_percent: float = 0.0) -> None:
         """What this host sends is delayed or lost. Raises NamespaceError if the system has no netem."""

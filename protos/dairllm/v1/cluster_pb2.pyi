@@ -191,7 +191,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources")
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,7 @@ class Assignment(_message.Message):
     RING_KEY_FIELD_NUMBER: _ClassVar[int]
     EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_SOURCES_FIELD_NUMBER: _ClassVar[int]
+    KV_KEY_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model_digest: bytes
     spec: _model_pb2.ModelSpec
@@ -222,7 +223,8 @@ class Assignment(_message.Message):
     ring_key: bytes
     exclusive: bool
     weight_sources: _containers.RepeatedCompositeFieldContainer[Peer]
-    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+    kv_key: bytes
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ...) -> None: ...
 
 class ActivateStage(_message.Message):
     __slots__ = ("epoch", "transfers", "alive_sequences")
@@ -235,15 +237,17 @@ class ActivateStage(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[KvTransfer, _Mapping]]] = ..., alive_sequences: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class KvTransfer(_message.Message):
-    __slots__ = ("first_unit", "end_unit", "block_ids")
+    __slots__ = ("first_unit", "end_unit", "block_ids", "kv_key")
     FROM_FIELD_NUMBER: _ClassVar[int]
     FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
     END_UNIT_FIELD_NUMBER: _ClassVar[int]
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    KV_KEY_FIELD_NUMBER: _ClassVar[int]
     first_unit: int
     end_unit: int
     block_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., **kwargs) -> None: ...
+    kv_key: bytes
+    def __init__(self, first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., kv_key: _Optional[bytes] = ..., **kwargs) -> None: ...
 
 class StageActivated(_message.Message):
     __slots__ = ("epoch", "transferred_units", "transferred_bytes", "seconds", "note")

@@ -29,14 +29,16 @@ class ForwardRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[EdgeOpen, _Mapping]] = ..., micro_batch: _Optional[_Union[MicroBatch, _Mapping]] = ..., result: _Optional[_Union[MicroBatchResult, _Mapping]] = ...) -> None: ...
 
 class ForwardResponse(_message.Message):
-    __slots__ = ("accepted", "credit", "refused")
+    __slots__ = ("accepted", "credit", "refused", "heartbeat")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     accepted: EdgeAccepted
     credit: Credit
     refused: FrameRefused
-    def __init__(self, accepted: _Optional[_Union[EdgeAccepted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., refused: _Optional[_Union[FrameRefused, _Mapping]] = ...) -> None: ...
+    heartbeat: EdgeHeartbeat
+    def __init__(self, accepted: _Optional[_Union[EdgeAccepted, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., refused: _Optional[_Union[FrameRefused, _Mapping]] = ..., heartbeat: _Optional[_Union[EdgeHeartbeat, _Mapping]] = ...) -> None: ...
 
 class EdgeOpen(_message.Message):
     __slots__ = ("cluster_hash", "epoch", "sender", "receiver", "ring_key")
@@ -53,10 +55,16 @@ class EdgeOpen(_message.Message):
     def __init__(self, cluster_hash: _Optional[str] = ..., epoch: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., ring_key: _Optional[bytes] = ...) -> None: ...
 
 class EdgeAccepted(_message.Message):
-    __slots__ = ("credits",)
+    __slots__ = ("credits", "heartbeat_interval_ms")
     CREDITS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     credits: int
-    def __init__(self, credits: _Optional[int] = ...) -> None: ...
+    heartbeat_interval_ms: int
+    def __init__(self, credits: _Optional[int] = ..., heartbeat_interval_ms: _Optional[int] = ...) -> None: ...
+
+class EdgeHeartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("frames",)

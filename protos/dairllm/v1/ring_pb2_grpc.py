@@ -50,7 +50,9 @@ class RingServiceServicer(object):
         Called by: the predecessor in the ring, once both ends are ready for the epoch. Not idempotent: a second stream of the
         same epoch replaces the first. The first request must be `open`; the first response is `accepted`. Frames are processed in
         the order in which they are sent. A sender has at most `credits` frames outstanding; nothing is dropped silently:
-        a frame that can't be processed is answered by `refused` and changes nothing.
+        a frame that can't be processed is answered by `refused` and changes nothing. The receiver sends a `heartbeat` as often as it has promised
+        in `accepted`, also while it has nothing else to say: a sender that hears nothing for 4.5 times as long, in which it ran itself, takes the
+        edge as lost. A cable that drops everything breaks no connection, and leases do not see it if both ends still reach the coordinator.
 
         Errors: FAILED_PRECONDITION wrong or unknown epoch, ring key or receiver in `open`; PERMISSION_DENIED other cluster; INVALID_ARGUMENT `open` missing
         or a malformed frame; RESOURCE_EXHAUSTED more frames than credits; UNAVAILABLE the member is shutting down.

@@ -11,9 +11,8 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("name", "boot_id", "software_version", "epoch", "first_unit", "end_unit", "capabilities", "usage", "coordinator")
+    __slots__ = ("name", "software_version", "epoch", "first_unit", "end_unit", "capabilities", "usage", "coordinator")
     NAME_FIELD_NUMBER: _ClassVar[int]
-    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
@@ -22,7 +21,6 @@ class GetStatsResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     COORDINATOR_FIELD_NUMBER: _ClassVar[int]
     name: str
-    boot_id: str
     software_version: str
     epoch: int
     first_unit: int
@@ -30,7 +28,7 @@ class GetStatsResponse(_message.Message):
     capabilities: _cluster_pb2.ShardCapabilities
     usage: _cluster_pb2.ShardUsage
     coordinator: str
-    def __init__(self, name: _Optional[str] = ..., boot_id: _Optional[str] = ..., software_version: _Optional[str] = ..., epoch: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[_cluster_pb2.ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[_cluster_pb2.ShardUsage, _Mapping]] = ..., coordinator: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., software_version: _Optional[str] = ..., epoch: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[_cluster_pb2.ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[_cluster_pb2.ShardUsage, _Mapping]] = ..., coordinator: _Optional[str] = ...) -> None: ...
 
 class EchoRequest(_message.Message):
     __slots__ = ("payload", "reply_size_bytes")
@@ -47,18 +45,20 @@ class EchoResponse(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
 
 class FetchKvRequest(_message.Message):
-    __slots__ = ("model_digest", "first_unit", "end_unit", "block_ids", "block_bytes")
+    __slots__ = ("model_digest", "first_unit", "end_unit", "block_ids", "block_bytes", "kv_key")
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
     END_UNIT_FIELD_NUMBER: _ClassVar[int]
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_KEY_FIELD_NUMBER: _ClassVar[int]
     model_digest: bytes
     first_unit: int
     end_unit: int
     block_ids: _containers.RepeatedScalarFieldContainer[int]
     block_bytes: int
-    def __init__(self, model_digest: _Optional[bytes] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., block_bytes: _Optional[int] = ...) -> None: ...
+    kv_key: bytes
+    def __init__(self, model_digest: _Optional[bytes] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., block_bytes: _Optional[int] = ..., kv_key: _Optional[bytes] = ...) -> None: ...
 
 class FetchKvResponse(_message.Message):
     __slots__ = ("unit", "block_ids", "data")

@@ -75,8 +75,8 @@ class ShardServiceServicer(object):
     def FetchKv(self, request, context):
         """The KV cache of layers that move to the caller.
 
-        Called by: the new owner, while the ring is closed. Safe to repeat. NOT_FOUND the shard does not hold that layer; FAILED_PRECONDITION other
-        model or geometry.
+        Called by: the new owner, while the ring is closed. Safe to repeat. PERMISSION_DENIED without the key of this shard's cache, whatever else
+        is asked: it holds what people wrote; NOT_FOUND the shard does not hold that layer; FAILED_PRECONDITION other model or geometry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,165 @@
+"""The coordinator's two edges of the ring over real sockets: what is refused, and that silence is noticed at either."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from dairllm.coordinator.engine.scheduler import BatchCompleted
+from dairllm.coordinator.ring import RESULT_CREDITS, Ring
+from dairllm.coordinator.servicer import RingServicer
+from dairllm.mesh import edge_heartbeats
+from dairllm.mesh.channels import bind, create_server, dial, error_from_rpc
+from dairllm.mesh.edge_heartbeats import EdgeAnswers
+from dairllm.mesh.errors import PeerUnreachable, WrongEpoch
+from dairllm.v1 import ring_pb2, ring_pb2_grpc
+from tests.instruments.tcp_proxy import TcpProxy
+
+HEARTBEAT_S = 0.05
+CLUSTER_HASH = "0123456789abcdef"
+
+
+class FirstShard(ring_pb2_grpc.RingServiceServicer):
+    """Accepts every edge. heartbeat_s: 0 for a shard that sends none."""
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self.heartbeat_s = heartbeat_s
+
+    async def Forward(self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any) -> None:
+        assert (await anext(aiter(requests))).open.receiver == "a"
+        answers = EdgeAnswers(context, self.heartbeat_s)
+        await answers.accept(1)
+        async with answers.beating() if self.heartbeat_s else contextlib.nullcontext():
+            async for _ in requests:
+                pass
+
+
+class Site:
+    """A ring, a server for its incoming edge, and a first shard behind a proxy."""
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self.completed: list[BatchCompleted] = []
+        self.broken: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+        self.ring = Ring(CLUSTER_HASH, lambda result, timings: self.completed.append(result), lambda *why: self.broken.put_nowait(why))
+        self._stack = contextlib.AsyncExitStack()
+        self._shard = FirstShard(heartbeat_s)
+
+    async def __aenter__(self) -> "Site":
+        self.port = await self._serve(RingServicer(self.ring))
+        self.proxy = await self._stack.enter_async_context(TcpProxy("127.0.0.1", await self._serve(self._shard)))
+        self._stack.push_async_callback(self.ring.close)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._stack.aclose()
+
+    async def _serve(self, servicer: ring_pb2_grpc.RingServiceServicer) -> int:
+        server = create_server()
+        ring_pb2_grpc.add_RingServiceServicer_to_server(servicer, server)
+        port = await bind(server, "127.0.0.1", 0, "a ring")
+        await server.start()
+        self._stack.push_async_callback(server.stop, None)
+        return port
+
+    async def open(self, epoch: int = 1) -> None:
+        async with asyncio.timeout(10):
+            await self.ring.open(epoch, "a", [self.proxy.address])
+
+    @contextlib.asynccontextmanager
+    async def last_shard(self, epoch: int = 1, key: bytes | None = None) -> AsyncIterator[Any]:
+        """The stream of the last shard, which has sent its opening."""
+        async with asyncio.timeout(10), await dial([f"127.0.0.1:{self.port}"], 5.0, "the coordinator") as channel:
+            call = ring_pb2_grpc.RingServiceStub(channel).Forward()
+            shown = self.ring.key_of(epoch) if key is None else key
+            opening = ring_pb2.EdgeOpen(cluster_hash=CLUSTER_HASH, epoch=epoch, sender="c", receiver="coordinator", ring_key=shown)
+            await call.write(ring_pb2.ForwardRequest(open=opening))
+            yield call
+            call.cancel()
+
+
+async def test_a_silent_edge_to_the_first_shard_breaks_the_ring() -> None:
+    async with Site(HEARTBEAT_S) as site, asyncio.timeout(20):
+        await site.open()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(site.broken.get(), 10 * HEARTBEAT_S)
+        site.proxy.black_hole()
+        epoch, why = await site.broken.get()
+        assert (epoch, why) == (1, "the edge is silent: nothing was heard of a for 0.225 s, though the connection stands")
+
+
+async def test_a_first_shard_without_heartbeats_is_not_judged_by_its_silence() -> None:
+    async with Site(0.0) as site:
+        await site.open()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(site.broken.get(), 10 * HEARTBEAT_S)
+
+
+async def test_an_end_of_the_stream_breaks_the_ring_at_once() -> None:
+    async with Site(HEARTBEAT_S) as site, asyncio.timeout(10):
+        await site.open()
+        site.proxy.cut()
+        assert (await site.broken.get())[0] == 1
+
+
+async def test_a_ring_that_is_closed_says_nothing() -> None:
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        await site.ring.close()
+        site.proxy.black_hole()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(site.broken.get(), 10 * HEARTBEAT_S)
+
+
+async def test_the_last_shard_hears_of_the_coordinator_also_while_it_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_heartbeats.EdgeAnswers.__init__, "__defaults__", (HEARTBEAT_S,))
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        async with site.last_shard() as call:
+            accepted = (await call.read()).accepted
+            assert (accepted.credits, accepted.heartbeat_interval_ms) == (RESULT_CREDITS, 50)
+            assert [(await call.read()).WhichOneof("message") for _ in range(3)] == ["heartbeat"] * 3
+            await call.write(ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(epoch=1, batch_id=7)))
+            while (response := await call.read()).WhichOneof("message") == "heartbeat":
+                pass
+            assert response.credit.frames == 1
+            assert [result.batch_id for result in site.completed] == [7]
+
+
+async def test_the_default_interval_is_that_of_a_lease() -> None:
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        async with site.last_shard() as call:
+            assert (await call.read()).accepted.heartbeat_interval_ms == 1000
+
+
+@pytest.mark.parametrize(("epoch", "key"), [(2, None), (1, b""), (1, bytes(16))])
+async def test_an_edge_of_another_epoch_or_without_its_key_is_refused(epoch: int, key: bytes | None) -> None:
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        async with site.last_shard(epoch, key) as call:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call.read()
+            assert type(error_from_rpc(raised.value)) is WrongEpoch
+
+
+async def test_a_first_shard_that_is_nowhere_is_an_error() -> None:
+    async with Site(HEARTBEAT_S) as site:
+        with pytest.raises(PeerUnreachable):
+            await asyncio.wait_for(_open_nowhere(site.ring), 10)
+
+
+async def _open_nowhere(ring: Ring) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dairllm.coordinator.ring.OPEN_DEADLINE_S", 0.3)
+        await ring.open(1, "a", ["127.0.0.1:9"])
+
+
+def test_keys_of_caches_differ_by_shard_process_and_run() -> None:
+    rings = [Ring(CLUSTER_HASH, lambda result, timings: None, lambda *why: None) for _ in range(2)]
+    keys = [ring.kv_key_of(name, boot) for ring in rings for name in ("a", "b") for boot in ("1", "2")]
+    assert len(set(keys)) == len(keys)
+    assert not set(keys) & {ring.key_of(epoch) for ring in rings for epoch in range(100)}
+    assert rings[0].kv_key_of("a", "1") == keys[0]
