@@ -14,6 +14,7 @@
     │   ├── WrongCluster          it belongs to another cluster
     │   ├── WrongProtocol         it speaks another version of the protocol
     │   └── NameTaken             a living shard has its name
+    ├── NotAMember                the caller lacks a key that the coordinator gives to members of a plan
     ├── FrameRejected             a frame of activations was not computed
     │   ├── WrongEpoch            it belongs to another plan
     │   └── MalformedFrame        its sizes, ids or encodings do not fit
@@ -124,6 +125,10 @@ class NameTaken(MembershipRefused):
     pass
 
 
+class NotAMember(DairllmError):
+    pass
+
+
 class FrameRejected(DairllmError):
     pass
 
@@ -185,6 +190,7 @@ MEANINGS: dict[type[DairllmError], Meaning] = {
     MembershipRefused: Meaning(_S.FAILED_PRECONDITION, 403, _INVALID, False),
     WrongCluster: Meaning(_S.PERMISSION_DENIED, 403, _INVALID, False),
     NameTaken: Meaning(_S.ALREADY_EXISTS, 409, _INVALID, True),
+    NotAMember: Meaning(_S.PERMISSION_DENIED, 403, _INVALID, False),
     FrameRejected: Meaning(_S.INVALID_ARGUMENT, 500, _SERVER, False),
     WrongEpoch: Meaning(_S.FAILED_PRECONDITION, 500, _SERVER, False),
     Busy: Meaning(_S.RESOURCE_EXHAUSTED, 429, "rate_limit_error", True),

@@ -96,6 +96,7 @@ class AssignmentFacts:
     exclusive: bool = False
     ring_key: bytes = field(default=b"", repr=False)
     weight_sources: tuple[PeerFacts, ...] = ()
+    kv_key: bytes = field(default=b"", repr=False)
 
     @property
     def span(self) -> range:
@@ -153,6 +154,7 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         exclusive=message.exclusive,
         ring_key=message.ring_key,
         weight_sources=tuple(PeerFacts(peer.name, tuple(peer.addresses)) for peer in message.weight_sources),
+        kv_key=message.kv_key,
     )
 
 

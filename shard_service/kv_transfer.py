@@ -4,8 +4,9 @@ A transfer that fails harms nobody: what is missing is computed again. So it is 
 """
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import grpc
@@ -13,7 +14,7 @@ import grpc.aio
 
 from dairllm.kernels_pyx import KvCache
 from dairllm.mesh.channels import dial, error_from_rpc
-from dairllm.mesh.errors import DairllmError, InvalidRequest, MalformedFrame, UnknownModel, Unsupported
+from dairllm.mesh.errors import DairllmError, InvalidRequest, MalformedFrame, NotAMember, UnknownModel, Unsupported
 from dairllm.shard_service.assignment import PeerFacts
 from dairllm.shard_service.kv_caches import KvCaches
 from dairllm.v1 import cluster_pb2, shard_pb2, shard_pb2_grpc
@@ -24,11 +25,12 @@ MAX_PIECE_BYTES = 4 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class TransferFacts:
-    """From this peer, the cache blocks in use of these layers. units: of the model, so that layer 0 is unit 1."""
+    """From this peer, the cache blocks in use of these layers. units: of the model, so that layer 0 is unit 1. kv_key: shown to it."""
 
     peer: PeerFacts
     units: range
     block_ids: tuple[int, ...]
+    kv_key: bytes = field(repr=False)
 
 
 class TransferOutcome(NamedTuple):
@@ -41,7 +43,8 @@ class TransferOutcome(NamedTuple):
 
 def transfer_from_proto(message: cluster_pb2.KvTransfer) -> TransferFacts:
     peer: cluster_pb2.Peer = getattr(message, "from")
-    return TransferFacts(PeerFacts(peer.name, tuple(peer.addresses)), range(message.first_unit, message.end_unit), tuple(message.block_ids))
+    units = range(message.first_unit, message.end_unit)
+    return TransferFacts(PeerFacts(peer.name, tuple(peer.addresses)), units, tuple(message.block_ids), message.kv_key)
 
 
 async def take_over(transfers: Sequence[TransferFacts], caches: KvCaches, deadline_s: float = TRANSFER_DEADLINE_S) -> TransferOutcome:
@@ -91,6 +94,7 @@ class _Receiver:
             end_unit=units.stop,
             block_ids=self._transfer.block_ids,
             block_bytes=self._caches[units.start].block_bytes,
+            kv_key=self._transfer.kv_key,
         )
         async with await dial(peer.addresses, deadline_s, peer.name) as channel:
             async for response in shard_pb2_grpc.ShardServiceStub(channel).FetchKv(request):
@@ -109,8 +113,13 @@ class _Receiver:
         self.size_bytes += len(response.data)
 
 
-async def kv_pieces(request: shard_pb2.FetchKvRequest, caches: KvCaches) -> AsyncIterator[shard_pb2.FetchKvResponse]:
-    """What FetchKv answers. Raises UnknownModel for a layer that is not here, Unsupported for another model or geometry."""
+async def kv_pieces(request: shard_pb2.FetchKvRequest, caches: KvCaches, kv_key: bytes) -> AsyncIterator[shard_pb2.FetchKvResponse]:
+    """What FetchKv answers. kv_key: of this shard's cache; empty if nobody may fetch it.
+
+    Raises NotAMember without the key, UnknownModel for a layer that is not here, Unsupported for another model or geometry.
+    """
+    if not kv_key or not hmac.compare_digest(request.kv_key, kv_key):
+        raise NotAMember("KV cache is given to members of the plan only: the request does not have this shard's `kv_key`")
     if request.model_digest != caches.model_digest:
         raise Unsupported(f"this shard has no KV cache of the model {request.model_digest.hex()[:16]}")
     units = range(request.first_unit, request.end_unit)

@@ -260,7 +260,6 @@ class Shard:
         span = range(0) if assignment is None else assignment.span
         return shard_pb2.GetStatsResponse(
             name=self._identity.name,
-            boot_id=self._identity.boot_id,
             epoch=0 if assignment is None else assignment.epoch,
             first_unit=span.start,
             end_unit=span.stop,

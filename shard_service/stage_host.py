@@ -89,6 +89,7 @@ class StageHost:
         self._changing = asyncio.Lock()
         self._preparing: asyncio.Task[None] | None = None
         self._wanted_epoch = 0
+        self._kv_key = b""
         self._transfers: asyncio.Task[TransferOutcome] | None = None
         self._is_shutting_down = False
         self.last_epoch = 0
@@ -107,6 +108,7 @@ class StageHost:
         log.info("assigned", extra=fields(epoch=assignment.epoch, model=assignment.model.name, units=_text_of(assignment.span)))
         self._supersede()
         self._wanted_epoch = assignment.epoch
+        self._kv_key = assignment.kv_key
         self._preparing = self._change(lambda: self._prepare(assignment))
 
     def activate(self, message: cluster_pb2.ActivateStage) -> None:
@@ -123,6 +125,7 @@ class StageHost:
     def end_epoch(self) -> None:
         """Another coordinator is in charge: its epochs and sequences have nothing to do with those of the last one. Weights stay."""
         self._supersede()
+        self._kv_key = b""
         self._end_run(WrongEpoch("another coordinator is in charge of this shard"))
         self._change(self._forget)
 
@@ -181,8 +184,8 @@ class StageHost:
         return self._run.incoming
 
     def kv_pieces(self, request: shard_pb2.FetchKvRequest) -> AsyncIterator[shard_pb2.FetchKvResponse]:
-        """KV cache of layers that this shard computes, or did until the last switch."""
-        return kv_pieces(request, self._caches)
+        """KV cache of layers that this shard computes, or did until the last switch, for whom the coordinator has given the key."""
+        return kv_pieces(request, self._caches, self._kv_key)
 
     def held_units(self) -> cluster_pb2.HeldUnits:
         digest, indexes = self._store.held_units()

@@ -26,6 +26,8 @@ KV_BLOCK_TOKENS = 32
 CONTEXT = 256
 MAX_ROWS = 64
 HEARTBEAT_MS = 100
+KV_KEY = b"key of the cache"
+"""Of every shard, unless an assignment says otherwise."""
 
 
 async def soon(awaitable: Any, timeout_s: float = PATIENCE_S) -> Any:
@@ -210,6 +212,7 @@ class FakeCoordinator:
             kv_block_tokens=KV_BLOCK_TOKENS,
             context_length=CONTEXT,
             max_batch_rows=MAX_ROWS,
+            kv_key=KV_KEY,
         )
         for name, value in changes.items():
             setattr(assignment, name, value)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dairllm.mesh.channels import dial, error_from_rpc
-from dairllm.mesh.errors import UnknownModel, Unsupported, WrongEpoch
+from dairllm.mesh.errors import NotAMember, UnknownModel, Unsupported, WrongEpoch
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc
-from tests.shard_service.fake_coordinator import HEARTBEAT_MS, FakeCoordinator, JoinedShard, RingEdge, soon
+from tests.shard_service.fake_coordinator import HEARTBEAT_MS, KV_KEY, FakeCoordinator, JoinedShard, RingEdge, soon
 from tests.shard_service.living_sequence import Answer, LivingSequence, Plan, Replay, activate, peer_of, prepare, serving
 from tests.shard_service.shard_processes import joined, process_of, shard_process
 
@@ -45,7 +45,8 @@ async def undisturbed(coordinator: FakeCoordinator, points: Mapping[int, model_p
 
 
 def transfer(source: JoinedShard, units: range, block_ids: list[int]) -> cluster_pb2.KvTransfer:
-    return cluster_pb2.KvTransfer(**{"from": peer_of(source)}, first_unit=units.start, end_unit=units.stop, block_ids=block_ids)
+    where = {"from": peer_of(source)}
+    return cluster_pb2.KvTransfer(**where, first_unit=units.start, end_unit=units.stop, block_ids=block_ids, kv_key=KV_KEY)
 
 
 async def test_layers_and_their_cache_move_while_answers_run(coordinator: FakeCoordinator) -> None:
@@ -76,6 +77,7 @@ async def test_layers_and_their_cache_move_while_answers_run(coordinator: FakeCo
             end_unit=4,
             block_ids=[0],
             block_bytes=activated["b"].transferred_bytes // 2,
+            kv_key=KV_KEY,
         )
         assert len(await fetch_kv(a, request)) == request.block_bytes, "a gives what it has lost until the next switch"
         request.block_bytes += 1
@@ -83,6 +85,33 @@ async def test_layers_and_their_cache_move_while_answers_run(coordinator: FakeCo
         request.block_bytes -= 1
         await a.assign(coordinator.assignment(3, range(0, 2)))
         assert type(await fetch_error(a, request)) is UnknownModel
+
+
+async def test_kv_cache_is_for_those_who_have_its_key(coordinator: FakeCoordinator) -> None:
+    """A switch without the key costs a replay and no more."""
+    async with shards_of(coordinator, "a", "b") as shards:
+        a = shards["a"]
+        sequence = LivingSequence(1, PROMPT, EXACT)
+        manifest = coordinator.manifest
+        assert manifest is not None
+        facts = {"model_digest": bytes.fromhex(manifest.model_digest), "first_unit": 1, "end_unit": 2, "block_ids": [0]}
+        assert type(await fetch_error(a, shard_pb2.FetchKvRequest(**facts))) is NotAMember, "before any assignment nobody may"
+        async with serving(coordinator, shards, ALONE, 1) as edge:
+            await sequence.go_on(edge, coordinator, 1, 3)
+            for key in (b"", KV_KEY[:-1], bytes(len(KV_KEY)), KV_KEY + b"x"):
+                refusal = await fetch_error(a, shard_pb2.FetchKvRequest(**facts, kv_key=key))
+                assert type(refusal) is NotAMember, "it is not told either whether the rest of its request was right"
+            assert type(await fetch_error(a, shard_pb2.FetchKvRequest(**facts, kv_key=KV_KEY))) is Unsupported, "0 bytes are no block"
+            await a.prepare(coordinator.assignment(2, range(0, 3), next_member=peer_of(shards["b"]), kv_key=b"another key"))
+            await shards["b"].prepare(coordinator.assignment(2, range(3, 5)))
+        after: Plan = [("a", range(0, 3)), ("b", range(3, 5))]
+        activated = await activate(shards, after, 2, [1], {"b": [transfer(a, range(3, 4), sequence.block_ids())]})
+        assert not activated["b"].transferred_units
+        assert "kv_key" in activated["b"].note
+        async with await RingEdge.open(a.address, 2) as edge:
+            await sequence.replay(edge, coordinator, 2, Replay(0, 4))
+            await sequence.go_on(edge, coordinator, 2, BEFORE + AFTER - 3)
+    assert sequence.answers == await undisturbed(coordinator, EXACT)
 
 
 async def fetch_kv(shard: JoinedShard, request: shard_pb2.FetchKvRequest) -> bytes:
