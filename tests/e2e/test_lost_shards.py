@@ -62,6 +62,7 @@ def test_lost_shards_are_replaced_and_no_stream_notices(tiny_model: Path) -> Non
             assert lost[0].wait(10.0) == (0 if how is signal.SIGTERM else -how)
             lost[0].start()
             cluster.wait_until(lambda state: len(state["shards"]) == 4 and state["phase"] == "serving", HEALED_WITHIN_S)
+        assert "could not take over the cache" not in cluster.processes["coordinator"].output(), "of the shard that left politely"
         assert_no_fault(*cluster.processes.values())
 
 

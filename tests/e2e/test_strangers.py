@@ -17,7 +17,7 @@ import pytest
 
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.protocol import PROTOCOL_MAJOR
-from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc, shard_pb2_grpc, weights_pb2_grpc
+from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc, weights_pb2_grpc
 from tests.e2e.answers import PROMPTS, Answer, ask, assert_sound
 from tests.instruments.clusters import Cluster, elapsed, shards
 from tests.instruments.streamed_answers import StreamedAnswer
@@ -253,6 +253,22 @@ def test_frames_of_strangers_are_not_computed(site: Site) -> None:
             assert "does not have the key of epoch" in details
         assert Answer.of_stream(stream) == expected
     assert site.epoch == epoch, "the ring was not disturbed"
+
+
+def test_strangers_get_no_kv_cache(site: Site) -> None:
+    """Nor do they learn who could join in a shard's place."""
+    with StreamedAnswer(site.cluster, PROMPTS[0], 200) as stream, site.channel("a") as channel:
+        stream.wait_tokens(10)
+        stub = shard_pb2_grpc.ShardServiceStub(channel)
+        digest = bytes.fromhex(site.cluster.state()["model_digest"])
+        for key in (b"", bytes(16), bytes(1000)):
+            request = shard_pb2.FetchKvRequest(model_digest=digest, first_unit=1, end_unit=2, block_ids=[0], kv_key=key)
+            with pytest.raises(grpc.RpcError) as raised:
+                list(stub.FetchKv(request, timeout=CALL_TIMEOUT_S))
+            assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        stats = stub.GetStats(shard_pb2.GetStatsRequest(), timeout=CALL_TIMEOUT_S)
+        assert stats.name == "a"
+        assert not hasattr(stats, "boot_id")
 
 
 def test_results_of_strangers_change_no_answer(site: Site) -> None:
