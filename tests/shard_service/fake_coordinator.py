@@ -14,6 +14,7 @@ from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.weights import WeightsServicer
 from dairllm.mesh.channels import bind, create_server, dial
 from dairllm.mesh.cluster_name import cluster_hash
+from dairllm.mesh.edge_heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
 from dairllm.mesh.errors import DairllmError
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
@@ -130,13 +131,15 @@ class _Ring(ring_pb2_grpc.RingServiceServicer):
     def __init__(self, coordinator: "FakeCoordinator") -> None:
         self._coordinator = coordinator
 
-    async def Forward(self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any) -> AsyncIterator[ring_pb2.ForwardResponse]:
+    async def Forward(self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any) -> None:
         opening = (await anext(aiter(requests))).open
         self._coordinator.return_edges.put_nowait(opening)
-        yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=self._coordinator.return_credits))
-        async for request in requests:
-            self._coordinator.results.put_nowait(request.result)
-            yield ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1))
+        answers = EdgeAnswers(context, self._coordinator.ring_heartbeat_s)
+        await answers.accept(self._coordinator.return_credits)
+        async with answers.beating():
+            async for request in requests:
+                self._coordinator.results.put_nowait(request.result)
+                await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
 
 
 class FakeCoordinator:
@@ -153,6 +156,7 @@ class FakeCoordinator:
         self.is_silent = False
         self.releases_leavers = True
         self.return_credits = 8
+        self.ring_heartbeat_s = HEARTBEAT_INTERVAL_S
         self.hellos: list[cluster_pb2.Hello] = []
         self.joined: asyncio.Queue[JoinedShard] = asyncio.Queue()
         self.return_edges: asyncio.Queue[ring_pb2.EdgeOpen] = asyncio.Queue()

@@ -63,6 +63,31 @@ async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordin
         assert not process.ready_file.exists()
 
 
+async def test_an_idle_shard_says_every_second_that_it_lives(coordinator: FakeCoordinator) -> None:
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=1))
+        async with await RingEdge.open(shard.address, epoch=1) as edge, asyncio.timeout(5):
+            assert [(await edge.call.read()).WhichOneof("message") for _ in range(2)] == ["heartbeat"] * 2
+
+
+async def test_a_shard_that_was_frozen_blames_nobody_for_it(coordinator: FakeCoordinator) -> None:
+    """For four times as long as it listens to a silent edge."""
+    coordinator.ring_heartbeat_s = 0.1
+    async with joined(coordinator) as shard:
+        await shard.assign(coordinator.assignment(epoch=1))
+        async with await RingEdge.open(shard.address, epoch=1) as edge:
+            frames = Frames(1)
+            tokens = await greedy_tokens(edge, coordinator, frames, PROMPT, 4)
+            process_of(shard).pause()
+            await asyncio.sleep(2.0)
+            process_of(shard).resume()
+            await asyncio.sleep(1.0)
+            assert shard.said.empty()
+            assert coordinator.return_edges.qsize() == 1
+            tokens += await greedy_tokens(edge, coordinator, frames, tokens[-1:], 4)
+        assert tokens == expected_tokens(coordinator, 8)
+
+
 async def test_two_stages_pass_activations_on(coordinator: FakeCoordinator) -> None:
     rounding = {2: model_pb2.ENCODING_Q8_0_OUTLIERS}
     async with joined(coordinator, name="a") as a, joined(coordinator, name="b") as b:
