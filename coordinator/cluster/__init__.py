@@ -1,7 +1,7 @@
 """The cluster: who is a member, which plan is active, what is done when either changes. One way in: `machine.ClusterMachine`.
 
 What comes in and goes out:  facts, events, actions; snapshot, for people.
-What the machine knows:      state (settings, phases, plans), member, roster, cache_places, links, journal; invariants hold between any two events.
+What the machine knows:      state (settings, phases, plans), member, roster, cache_places, links, journal; invariants hold between events.
 What needs only arguments:   admission, placement, speeds, words; and coordinator/planner, which makes plans.
 
 What it does is divided into parts. They share the `books`, and each calls only parts above it:
