@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.answers import PROMPTS, Answer, StreamedAnswer, ask_all, assert_no_fault
+from tests.e2e.answers import PROMPTS, Answer, ask_all, assert_no_fault
 from tests.e2e.test_lost_shards import names_in_plan
 from tests.faults.lossy_network import inside
 from tests.instruments.clusters import Cluster, elapsed, shards
 from tests.instruments.namespaces import Namespaces, unavailable_reason
+from tests.instruments.streamed_answers import StreamedAnswer
 
 NUM_TOKENS = 300
 TOKENS_BEFORE = 20
@@ -48,11 +49,11 @@ def cut_first_edge(cluster: Cluster, network: Namespaces, go_on: Callable[[], No
     first, second, *_ = names_in_plan(cluster)
     coordinator = cluster.processes["coordinator"]
     with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(StreamedAnswer(cluster, prompt, NUM_TOKENS)) for prompt in PROMPTS]
+        streams = [stack.enter_context(StreamedAnswer(cluster.http, prompt, NUM_TOKENS)) for prompt in PROMPTS]
         for stream in streams:
             stream.wait_tokens(TOKENS_BEFORE)
         network.cut_between(first, second)
-        cut_at, before = datetime.now(UTC), [stream.num_tokens for stream in streams]
+        cut_at, before = datetime.now(UTC), [len(stream.tokens) for stream in streams]
         with elapsed() as passed_s:
             assert not any(stream.is_over for stream in streams)
             coordinator.wait_output("the edge is silent", NOTICED_WITHIN_S + SLACK_S + 5.0)
@@ -63,7 +64,7 @@ def cut_first_edge(cluster: Cluster, network: Namespaces, go_on: Callable[[], No
             for stream, tokens in zip(streams, before, strict=True):
                 stream.wait_tokens(tokens + 10)
             went_on_s = passed_s()
-        return [stream.result() for stream in streams], went_on_s
+        return [Answer.of_stream(stream) for stream in streams], went_on_s
 
 
 def silent_at(output: str) -> datetime:
