@@ -20,8 +20,9 @@
 
 /* A worker that held up a run for longer than STALL_NS and STALL_CHUNKS chunks of ordinary length lost its core to another program. It then
    sits out for a while, twice as long each time that it soon happens again: a phase of a decoding stage takes 25 us, a scheduler's time slice
-   some milliseconds, so that a worker on a busy core costs far more than it brings. */
-#define STALL_NS 150000
+   some milliseconds, so that a worker on a busy core costs far more than it brings. Shorter stalls are the rule where a client or the
+   coordinator runs on the same machine and wakes up with every token: who sits out for those is hardly ever there. */
+#define STALL_NS 4000000
 #define STALL_CHUNKS 4
 #define SHORTEST_BENCH_NS 16000000
 #define LONGEST_BENCH_NS 1024000000
