@@ -65,7 +65,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             vocab_size=served.spec.vocab_size,
             has_tokenizer=served.tokenizer is not None,
             has_chat_template=served.chat_template is not None,
-            ready=engine.ready_reason() is None,
+            ready=engine.why_unready() is None,
         )
         return inference_pb2.ListModelsResponse(models=[info])
 

@@ -19,6 +19,7 @@ from dairllm.mesh.settings import ConfigFile, parse_size, settings_command
 from dairllm.mesh.telemetry import configure_logging
 
 DEFAULT_HTTP_PORT = 8080
+MAX_RECOVERY_LIMIT_S = 86400
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -48,6 +49,12 @@ def coordinator(
     ] = DEFAULT_CACHE_TYPE,
     max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
+    recovery_limit: Annotated[
+        int,
+        typer.Option(
+            min=1, max=MAX_RECOVERY_LIMIT_S, metavar="SECONDS", help="How long answers wait when too few shards are left, before they fail."
+        ),
+    ] = 60,
     local_shard: Annotated[bool, typer.Option("--local-shard/--no-local-shard", help="Compute on this machine, too.")] = True,
     memory: Annotated[str | None, typer.Option(help="Memory for the local shard, like 4GiB. Default: 80 % of what is free.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the local shard. Default: all cores.")] = None,
@@ -81,6 +88,7 @@ def coordinator(
         kv_cache=parse_cache_type(kv_cache),
         max_running=max_running,
         max_waiting=max_waiting,
+        recovery_limit_s=recovery_limit,
         local_shard=_local_shard_arguments(memory, threads, log_level, log_json) if local_shard else None,
         discovery=discovery,
         ready_file=ready_file,

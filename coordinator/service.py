@@ -64,7 +64,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_CONTEXT_LENGTH = 8192
 CONTEXTS_IN_CACHE = 4
 RETRY_AFTER_S = 2.0
-RECOVERY_LIMIT_S = 60.0
 WATCH_INTERVAL_S = 1.0
 SERVER_STOP_S = 2.0
 ANY_HOSTS = ("", "0.0.0.0", "::")
@@ -88,6 +87,7 @@ class CoordinatorSettings:
     kv_cache: str
     max_running: int
     max_waiting: int
+    recovery_limit_s: float
     local_shard: tuple[str, ...] | None
     discovery: bool
     ready_file: Path | None
@@ -110,7 +110,7 @@ class Coordinator:
             model.manifest.spec.vocab_size,
             self._ring.send,
             self.why_unready,
-            RECOVERY_LIMIT_S,
+            settings.recovery_limit_s,
             lambda: self._membership.drained(),
             self._recovered,
         )
@@ -246,7 +246,7 @@ class Coordinator:
         """None while a plan serves, or is about to again before answers that run now would fail."""
         machine = self._membership.machine
         closed_for_s = self._membership.closed_for_s()
-        if closed_for_s is not None and closed_for_s < RECOVERY_LIMIT_S and machine.phase is not Phase.WAITING:
+        if closed_for_s is not None and closed_for_s < self._settings.recovery_limit_s and machine.phase is not Phase.WAITING:
             return None
         kind = NotEnoughMemory if machine.missing_bytes else NotReady
         return kind(f"the model is not served yet: {machine.reason or 'the ring of shards is being opened'}", retry_after_s=RETRY_AFTER_S)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 from dairllm.coordinator.engine.actions import EmitEvent, FailSequence, ReportDrained, ReportRecovered, ReportRecovery, SendBatch
@@ -32,6 +32,10 @@ from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, GenerationF
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2.0
+REOPENING_LIMIT_S = 5.0
+"""How long after a ring was closed a new request waits for the next one even though no plan can be made: shards that only lost their
+leases, such as when this process was frozen, are back within moments."""
+
 FRAME_PATIENCE = 50.0
 LEAST_FRAME_LIMIT_S = 20.0
 FIRST_FRAME_LIMIT_S = 300.0
@@ -91,7 +95,8 @@ class Engine:
 
     send: puts a batch on the ring. why_unready: None while a plan serves or is about to serve again, else what
     requests fail with.
-    recovery_limit_s: how long running answers wait for a new ring before they fail with NotReady. on_drained: nothing is in flight any more
+    recovery_limit_s: how long answers wait for a new ring before they fail with NotReady; requests that come while no plan can be made wait
+    at most REOPENING_LIMIT_S of it. on_drained: nothing is in flight any more
     after drain_ring. on_recovered: every answer that was running when the ring before closed, so many seconds ago, has gone on or ended.
     """
 
@@ -118,16 +123,17 @@ class Engine:
         self._streams: dict[SequenceId, asyncio.Queue[Item]] = {}
         self._flights: dict[tuple[int, int], _Flight] = {}
         self._measured = _Measurements()
-        self._giving_up: asyncio.TimerHandle | None = None
+        self._deadlines: list[asyncio.TimerHandle] = []
+        # Requests that have come since the ring closed while no plan could be made; None when such requests are refused at once.
+        self._newcomers: set[SequenceId] | None = None
 
     @property
     def context_length(self) -> int:
         return self._scheduler.limits.context_length
 
-    def ready_reason(self) -> str | None:
-        """None while requests are served, else why not, in a sentence."""
-        error = self._why_unready()
-        return None if error is None else str(error)
+    def why_unready(self) -> DairllmError | None:
+        """None while requests are served, else what they fail with."""
+        return self._why_unready()
 
     def engine_stats(self) -> EngineStats:
         scheduler, measured = self._scheduler, self._measured
@@ -170,6 +176,8 @@ class Engine:
         sequence_id = SequenceId(next(self._ids))
         stream: asyncio.Queue[Item] = asyncio.Queue()
         self._streams[sequence_id] = stream
+        if self._newcomers is not None and self._why_unready() is not None:
+            self._newcomers.add(sequence_id)
         self._measured.prompt_tokens += len(request.prompt_ids)
         try:
             self._handle(GenerationRequested(sequence_id, request))
@@ -182,6 +190,8 @@ class Engine:
                     return
         finally:
             del self._streams[sequence_id]
+            if self._newcomers is not None:
+                self._newcomers.discard(sequence_id)
             self._handle(GenerationCancelled(sequence_id))
 
     def _check(self, request: GenerationRequest) -> None:
@@ -196,7 +206,7 @@ class Engine:
                 "prompt",
             )
         error = self._why_unready()
-        if error is not None:
+        if error is not None and self._newcomers is None:
             raise error
         if self._scheduler.is_full:
             raise Busy(
@@ -222,9 +232,8 @@ class Engine:
         return self._scheduler.used_block_ids
 
     def open_ring(self, geometry: RingGeometry) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
+        self._cancel_deadlines()
+        self._newcomers = None
         self._flights.clear()
         self._measured.stages = {}
         self._measured.decode_step_s = self._measured.slowest_flight_s = 0.0
@@ -236,20 +245,36 @@ class Engine:
 
     def close_ring(self) -> None:
         """What is in flight is given up. Answers wait for the next ring, for as long as the recovery limit."""
-        self._closed_at_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._closed_at_s = loop.time()
         self._flights.clear()
         self._handle(RingClosed())
-        if self._giving_up is None:
-            loop = asyncio.get_running_loop()
-            self._giving_up = loop.call_later(self._recovery_limit_s, self._give_up)
+        self._cancel_deadlines()
+        self._newcomers = set()
+        self._deadlines = [
+            loop.call_later(min(REOPENING_LIMIT_S, self._recovery_limit_s), self._refuse_newcomers),
+            loop.call_later(self._recovery_limit_s, self._give_up),
+        ]
+
+    def _cancel_deadlines(self) -> None:
+        for deadline in self._deadlines:
+            deadline.cancel()
+        self._deadlines = []
+
+    def _refuse_newcomers(self) -> None:
+        """From now on at once, too. If a plan is being prepared, those that wait for it go on waiting."""
+        error, newcomers = self._why_unready(), self._newcomers or set()
+        self._newcomers = None
+        if error is not None:
+            for sequence_id in newcomers:
+                self._deliver(sequence_id, error)
 
     def _give_up(self) -> None:
-        reason = self.ready_reason() or "the cluster did not serve again in time"
-        self.fail_all(NotReady(f"{reason}; gave up after {self._recovery_limit_s:g} s", retry_after_s=RETRY_AFTER_S))
+        error = self._why_unready() or NotReady("the cluster did not serve again in time", retry_after_s=RETRY_AFTER_S)
+        self.fail_all(replace(error, message=f"{error.message}; gave up after {self._recovery_limit_s:g} s"))
 
     def shut_down(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
+        self._cancel_deadlines()
         self.fail_all(RequestLost("the coordinator is shutting down"))
 
     def fail_all(self, error: DairllmError) -> None:

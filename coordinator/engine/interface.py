@@ -5,6 +5,7 @@ from typing import Protocol
 
 from dairllm.coordinator.engine.engine import EngineStats
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationRequest
+from dairllm.mesh.errors import DairllmError
 
 
 class Engine(Protocol):
@@ -12,8 +13,8 @@ class Engine(Protocol):
     def context_length(self) -> int:
         """Longest sequence, prompt and answer together, in tokens."""
 
-    def ready_reason(self) -> str | None:
-        """None while requests are served, else why not, in a sentence."""
+    def why_unready(self) -> DairllmError | None:
+        """None while requests are served, else what they fail with."""
 
     def engine_stats(self) -> EngineStats:
         """Load now, and counters since the start."""

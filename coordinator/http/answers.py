@@ -13,7 +13,7 @@ from fastapi import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from dairllm.coordinator.http.calls import Call
-from dairllm.coordinator.http.error_replies import error_object, error_reply, to_json
+from dairllm.coordinator.http.error_replies import error_event, error_reply, to_json
 from dairllm.coordinator.http.formats import AnswerFormat, ChatFormat, ChoiceSoFar, CompletionFormat
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.text import Choices, TextEvent, TextFinished, TextService
@@ -144,5 +144,5 @@ def _messages_of(reply: Response) -> list[Message]:
 
 def _failure_messages(error: DairllmError, started: bool) -> list[Message]:
     if started:
-        return [body_part(sse_event(to_json(error_object(error))), more=False)]
+        return [body_part(sse_event(to_json(error_event(error))), more=False)]
     return _messages_of(error_reply(error))

@@ -21,7 +21,7 @@ from dairllm.coordinator.http.fields import Fields, parse_json_object
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.http.metrics import CLIENT_GONE_STATUS, CountRequests, ServingMetrics
 from dairllm.coordinator.text import ServedModel, TextService
-from dairllm.mesh.errors import DairllmError, NotReady
+from dairllm.mesh.errors import DairllmError
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ def _add_status_routes(app: FastAPI, text: TextService, cluster: ClusterView, li
 
     @app.api_route("/readyz", methods=READ)
     async def readyz() -> Response:
-        reason = text.engine.ready_reason()
-        return _json({"status": "ready"}) if reason is None else error_reply(NotReady(reason))
+        error = text.engine.why_unready()
+        return _json({"status": "ready"}) if error is None else error_reply(error)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -168,7 +168,8 @@ def _model_object(text: TextService) -> dict[str, object]:
 
 def _cluster_object(text: TextService, cluster: ClusterView) -> dict[str, object]:
     """The cluster's own state, and under `engine` the load and why it is not ready (null if it is)."""
-    engine = {**text.engine.engine_stats()._asdict(), "ready_reason": text.engine.ready_reason()}
+    error = text.engine.why_unready()
+    engine = {**text.engine.engine_stats()._asdict(), "ready_reason": None if error is None else str(error)}
     return {**cluster(), "engine": engine}
 
 

@@ -1,4 +1,7 @@
-"""Errors as OpenAI's API shows them: {"error": {"message", "type", "param", "code"}}."""
+"""Errors as OpenAI's API shows them: {"error": {"message", "type", "param", "code"}}.
+
+Within an event stream an error has no HTTP status and no Retry-After any more: there the object has `status` and `retry_after`, too.
+"""
 
 import json
 import math
@@ -20,17 +23,21 @@ def to_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def error_object(error: DairllmError) -> dict[str, object]:
-    code = OPENAI_CODES.get(type(error), error.code)
-    return _error_object(error.message, error.meaning.openai_type, error.param, code)
+def error_event(error: DairllmError) -> dict[str, object]:
+    """For a stream that has begun. retry_after: whole seconds; null if trying again does not help."""
+    return {"error": {**_fields_of(error), "status": error.meaning.http_status, "retry_after": _retry_after_s(error)}}
 
 
 def error_reply(error: DairllmError) -> Response:
-    headers = {}
-    if error.meaning.retryable:
-        retry_after_s = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
-        headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
-    return Response(to_json(error_object(error)), error.meaning.http_status, headers, "application/json")
+    retry_after_s = _retry_after_s(error)
+    headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+    return Response(to_json({"error": _fields_of(error)}), error.meaning.http_status, headers, "application/json")
+
+
+def _retry_after_s(error: DairllmError) -> int | None:
+    if not error.meaning.retryable:
+        return None
+    return max(1, math.ceil(DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s))
 
 
 def plain_error_reply(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -40,8 +47,12 @@ def plain_error_reply(status: int, message: str, code: str, headers: Mapping[str
 
 def plain_error_body(status: int, message: str, code: str) -> bytes:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return to_json(_error_object(message, kind, None, code))
+    return to_json({"error": _fields(message, kind, None, code)})
 
 
-def _error_object(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def _fields_of(error: DairllmError) -> dict[str, object]:
+    return _fields(error.message, error.meaning.openai_type, error.param, OPENAI_CODES.get(type(error), error.code))
+
+
+def _fields(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
+    return {"message": message, "type": kind, "param": param, "code": code}

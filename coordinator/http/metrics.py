@@ -74,7 +74,7 @@ class _StateCollector(Collector):
         yield GaugeMetricFamily("dairllm_waiting_sequences", "Sequences in the queue.", stats.waiting)
         yield GaugeMetricFamily("dairllm_kv_blocks", "Blocks of the KV cache.", stats.kv_blocks_total)
         yield GaugeMetricFamily("dairllm_kv_blocks_free", "Blocks of the KV cache that no sequence holds.", stats.kv_blocks_free)
-        yield GaugeMetricFamily("dairllm_ready", "1 while requests are served.", float(self._engine.ready_reason() is None))
+        yield GaugeMetricFamily("dairllm_ready", "1 while requests are served.", float(self._engine.why_unready() is None))
 
     def _cluster_metrics(self) -> Iterable[Metric]:
         cluster = self._cluster()

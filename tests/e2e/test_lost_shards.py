@@ -2,21 +2,27 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.answers import PROMPTS, Answer, ask, ask_all, assert_no_fault, assert_sound
-from tests.instruments.clusters import Cluster, elapsed, shards
+from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, elapsed, shards
 from tests.instruments.processes import ManagedProcess, free_port
-from tests.instruments.streamed_answers import StreamedAnswer
+from tests.instruments.streamed_answers import StreamedAnswer, completion_body
 
 NUM_TOKENS = 200
 TOKENS_BEFORE = 20
 HEALED_WITHIN_S = 20.0
+LONGER_THAN_A_LEASE_S = 6.5
+NUM_ASKING = 8
+THAW_S = 1.0
 
 
 def shard_at_stage(cluster: Cluster, stage: int) -> str:
@@ -79,6 +85,36 @@ def test_a_frozen_shard_is_replaced_and_is_a_member_again_when_it_thaws(tiny_mod
             for process in frozen:
                 process.resume()
         cluster.wait_until(lambda state: len(state["shards"]) == 3, HEALED_WITHIN_S)
+        assert_sound(cluster, expected)
+
+
+def ask_anew(cluster: Cluster) -> Answer:
+    """On a connection of its own: one that was idle for longer than a server keeps it may be closed at any moment."""
+    response = httpx.post(
+        f"{cluster.http}/v1/completions", json=completion_body(PROMPTS[0], 16), timeout=REQUEST_TIMEOUT_S, trust_env=False
+    )
+    assert response.status_code == 200, response.text
+    return Answer.of(iter(response.json()["choices"]))
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_thaws_refuses_nobody(tiny_model: Path) -> None:
+    """It finds all leases broken, and its shards are back in moments. Requests come while it is frozen and all along the thaw."""
+    with Cluster(tiny_model, shards(2)) as cluster, ThreadPoolExecutor(NUM_ASKING) as pool:
+        expected = ask(cluster)
+        coordinator = cluster.processes["coordinator"]
+        coordinator.pause()
+        try:
+            asked = [pool.submit(ask_anew, cluster) for _ in range(NUM_ASKING // 2)]
+            time.sleep(LONGER_THAN_A_LEASE_S)
+        finally:
+            coordinator.resume()
+        end_s = time.monotonic() + THAW_S
+        while time.monotonic() < end_s:
+            asked += [pool.submit(ask_anew, cluster) for _ in range(NUM_ASKING // 2)]
+            wait([asked[-1]])
+        assert {one.result() for one in asked} == {expected}
+        print(f"{len(asked)} requests; plan {cluster.state()['epoch']}")
         assert_sound(cluster, expected)
 
 

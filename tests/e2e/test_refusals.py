@@ -79,7 +79,10 @@ def test_wrong_values_of_the_shards_flags() -> None:
     [
         (
             COORDINATOR,
-            [("--http-port", "many"), ("--http-port", "70000"), ("--min-shards", "0"), ("--context-length", "-1"), ("--nonsense",)],
+            [
+                *(("--http-port", "many"), ("--http-port", "70000"), ("--min-shards", "0"), ("--context-length", "-1")),
+                *(("--recovery-limit", "0"), ("--recovery-limit", "1e9"), ("--nonsense",)),
+            ],
         ),
         (SHARD, [("--threads", "0"), ("--port", "-1"), ("--nonsense",)]),
     ],

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import re
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from dairllm.mesh.errors import Busy, NotReady, RequestLost
-from tests.http.conftest import Site, read_events
+from dairllm.coordinator.http.error_replies import error_reply
+from dairllm.mesh.errors import MEANINGS, Busy, DairllmError, NotEnoughMemory, NotReady, RequestLost
+from tests.http.conftest import Site, read_events, request_bytes
 from tests.text.fakes import BEGIN_ID, CONTEXT_LENGTH, logprob_of
 
 USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
@@ -255,8 +257,10 @@ async def test_a_failure_in_the_middle_of_a_stream_is_an_error_event(site: Site,
     async with site.client() as client:
         stream = await client.chat.completions.create(model="tiny", messages=USER, stream=True)
         chunks = [await anext(stream) for _ in range(4)]
-        with pytest.raises(openai.APIError, match=r"two shards were lost|internal error"):
+        with pytest.raises(openai.APIError, match=r"two shards were lost|internal error") as failed:
             await anext(stream)
+    assert isinstance(failed.value.body, dict)
+    assert (failed.value.code, failed.value.body["status"], failed.value.body["retry_after"]) == ("request_lost", 503, 2)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hel"
     assert site.engine.num_open == 0
 
@@ -283,3 +287,31 @@ async def test_comments_keep_a_waiting_stream_alive(site: Site) -> None:
     await asyncio.wait_for(reader.readuntil(b": keep-alive\n\n"), 10)
     site.engine.resume.set()
     assert b'"role":"assistant"' in await asyncio.wait_for(reader.readuntil(b"[DONE]\n\n"), 10)
+
+
+async def test_what_fails_before_its_first_token_but_after_a_comment_ends_with_an_error_event(site: Site) -> None:
+    site.engine.pause_at = site.engine.fail_at = -1
+    site.engine.error = NotEnoughMemory("17 MiB of memory are missing", retry_after_s=0.2)
+    reader, writer = await site.connect()
+    writer.write(request_bytes("/v1/chat/completions", json.dumps({"messages": USER, "stream": True}).encode()))
+    assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b": keep-alive\n\n"), 10)
+    site.engine.resume.set()
+    (event,) = read_events((await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 10)).decode())
+    error = json.loads(event)["error"]
+    assert error == {
+        **{"message": "17 MiB of memory are missing", "type": "server_error", "param": None, "code": "not_enough_memory"},
+        **{"status": 503, "retry_after": 1},
+    }
+
+
+@pytest.mark.parametrize("kind", MEANINGS)
+@pytest.mark.parametrize("retry_after_s", [None, 0.0, 0.2, 2.0, 59.1])
+def test_what_may_work_later_says_when(kind: type[DairllmError], retry_after_s: float | None) -> None:
+    """In whole seconds, at least one (RFC 9110, section 10.2.3); and every 429 and 503 is of that kind."""
+    reply = error_reply(kind("no", retry_after_s=retry_after_s))
+    header = reply.headers.get("retry-after")
+    assert (header is not None) == kind("no").meaning.retryable
+    assert header is not None or reply.status_code not in (429, 503)
+    if header is not None:
+        assert re.fullmatch(r"[1-9]\d*", header)
+        assert retry_after_s is None or int(header) >= retry_after_s

@@ -6,6 +6,7 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from dairllm.mesh.errors import NotReady
 from tests.http.conftest import Site
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -20,7 +21,7 @@ async def read_metrics(site: Site) -> dict[tuple[str, ...], float]:
 async def test_health_and_readiness(site: Site) -> None:
     assert (await site.get("/healthz")).json() == {"status": "ok"}
     assert (await site.get("/readyz")).status_code == 200
-    site.engine.reason = "waiting for 2 more shards"
+    site.engine.unready = NotReady("waiting for 2 more shards")
     reply = await site.get("/readyz")
     assert (reply.status_code, reply.json()["error"]["message"]) == (503, "waiting for 2 more shards")
     assert "retry-after" in reply.headers

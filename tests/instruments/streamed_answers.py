@@ -30,13 +30,17 @@ class StreamedAnswer:
     """A streaming client in a thread of its own. Within the block it reads as fast as tokens come; leaving the block ends the answer.
 
     http: the API's base URL. error: with what the server ended the answer. is_complete: it came whole; if it is over with neither, the
-    connection was lost.
+    connection was lost. response: once its headers have come. num_comments: that kept it alive. ended_s: on the monotonic clock, as
+    Token.arrived_s.
     """
 
     def __init__(self, http: str, prompt: Sequence[int], num_tokens: int, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self.tokens: list[Token] = []
         self.error: str | None = None
         self.is_complete = False
+        self.response: httpx.Response | None = None
+        self.num_comments = 0
+        self.ended_s = 0.0
         self._connection_error: httpx.TransportError | None = None
         self._client = httpx.Client(base_url=http, timeout=timeout_s, trust_env=False)
         self._timeout_s = timeout_s
@@ -82,6 +86,7 @@ class StreamedAnswer:
     def _read(self) -> None:
         try:
             with self._client.stream("POST", "/v1/completions", json=self._body) as response:
+                self.response = response
                 if response.status_code != 200:
                     response.read()
                     self.error = f"{response.status_code}: {response.text}"
@@ -91,10 +96,13 @@ class StreamedAnswer:
                     self._take(line)
         except httpx.TransportError as error:
             self._connection_error = error
+        self.ended_s = time.monotonic()
 
     def _take(self, line: str) -> None:
         if line == "data: [DONE]":
             self.is_complete = True
+        elif line.startswith(":"):
+            self.num_comments += 1
         elif line.startswith("data: "):
             event: dict[str, Any] = json.loads(line.removeprefix("data: "))
             if "error" in event:

@@ -81,7 +81,7 @@ class FakeEngine:
     def __init__(self, reply: Callable[[GenerationRequest], bytes] | bytes = b"Hello, world") -> None:
         self.reply = (lambda request: reply) if isinstance(reply, bytes) else reply
         self.context_length = CONTEXT_LENGTH
-        self.reason: str | None = None
+        self.unready: DairllmError | None = None
         self.error: DairllmError | Exception | None = None
         self.fail_at: int | None = None
         self.pause_at: int | None = None
@@ -89,8 +89,8 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []
         self.num_open = self.most_open = self.num_generated = 0
 
-    def ready_reason(self) -> str | None:
-        return self.reason
+    def why_unready(self) -> DairllmError | None:
+        return self.unready
 
     def engine_stats(self) -> EngineStats:
         return EngineStats(self.num_open, 0, 64, 60, sum(len(one.prompt_ids) for one in self.requests), self.num_generated, 0.0)

@@ -8,7 +8,7 @@ import pytest
 
 from dairllm.coordinator.inference_servicer import SERVICE_NAME, InferenceServicer
 from dairllm.mesh.channels import bind, create_server, error_from_rpc, open_channel
-from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, InvalidRequest, RequestLost, UnknownModel, Unsupported
+from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, InvalidRequest, NotReady, RequestLost, UnknownModel, Unsupported
 from dairllm.v1 import inference_pb2, inference_pb2_grpc, ring_pb2
 from tests.text.fakes import CONTEXT_LENGTH, VOCAB_SIZE, FakeEngine, logprob_of, make_served
 
@@ -155,7 +155,7 @@ async def test_token_ids_out_of_range_and_no_tokenizer(service: Service, bare_se
 
 
 async def test_the_model_is_listed(service: Service) -> None:
-    service.engine.reason = "waiting for shards"
+    service.engine.unready = NotReady("waiting for shards")
     (model,) = (await service.stub.ListModels(inference_pb2.ListModelsRequest(), timeout=10)).models
     assert (model.name, model.architecture, model.context_length, model.vocab_size) == ("tiny", "llama", CONTEXT_LENGTH, VOCAB_SIZE)
     assert model.has_tokenizer
