@@ -118,7 +118,9 @@ class Engine:
         self._on_drained = on_drained
         self._on_recovered = on_recovered
         self._recovery: ReportRecovery | None = None
-        self._closed_at_s = 0.0
+        # Since when answers stand still, and how long of that no ring was open: one that opens proves nothing until a frame has come back.
+        self._stopped_at_s = self._closed_at_s = 0.0
+        self._waited_s = 0.0
         self._ids = itertools.count(1)
         self._streams: dict[SequenceId, asyncio.Queue[Item]] = {}
         self._flights: dict[tuple[int, int], _Flight] = {}
@@ -234,6 +236,8 @@ class Engine:
     def open_ring(self, geometry: RingGeometry) -> None:
         self._cancel_deadlines()
         self._newcomers = None
+        has_answers = self._scheduler.num_running + self._scheduler.num_waiting > 0
+        self._waited_s = self._waited_s + asyncio.get_running_loop().time() - self._closed_at_s if has_answers else 0.0
         self._flights.clear()
         self._measured.stages = {}
         self._measured.decode_step_s = self._measured.slowest_flight_s = 0.0
@@ -247,13 +251,15 @@ class Engine:
         """What is in flight is given up. Answers wait for the next ring, for as long as the recovery limit."""
         loop = asyncio.get_running_loop()
         self._closed_at_s = loop.time()
+        if self._waited_s == 0:
+            self._stopped_at_s = self._closed_at_s
         self._flights.clear()
         self._handle(RingClosed())
         self._cancel_deadlines()
         self._newcomers = set()
         self._deadlines = [
             loop.call_later(min(REOPENING_LIMIT_S, self._recovery_limit_s), self._refuse_newcomers),
-            loop.call_later(self._recovery_limit_s, self._give_up),
+            loop.call_later(self._recovery_limit_s - self._waited_s, self._give_up),
         ]
 
     def _cancel_deadlines(self) -> None:
@@ -270,6 +276,7 @@ class Engine:
                 self._deliver(sequence_id, error)
 
     def _give_up(self) -> None:
+        self._waited_s = 0.0
         error = self._why_unready() or NotReady("the cluster did not serve again in time", retry_after_s=RETRY_AFTER_S)
         self.fail_all(replace(error, message=f"{error.message}; gave up after {self._recovery_limit_s:g} s"))
 
@@ -284,6 +291,7 @@ class Engine:
     def complete(self, event: BatchCompleted, timings: Sequence[StageTiming]) -> None:
         flight = self._flights.pop((event.epoch, event.batch_id), None)
         if flight is not None:
+            self._waited_s = 0.0
             self._measure(flight, timings)
         self._handle(event)
 
@@ -330,7 +338,7 @@ class Engine:
 
     def _report_recovered(self) -> None:
         assert self._recovery is not None
-        self._on_recovered(self._recovery, asyncio.get_running_loop().time() - self._closed_at_s)
+        self._on_recovered(self._recovery, asyncio.get_running_loop().time() - self._stopped_at_s)
         self._recovery = None
 
 

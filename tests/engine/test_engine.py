@@ -7,9 +7,10 @@ import pytest
 
 from dairllm.coordinator.engine import engine as engine_module
 from dairllm.coordinator.engine.engine import Engine
+from dairllm.coordinator.engine.events import BatchCompleted
+from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits, SliceResult
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, TokenGenerated, TokenScore
-from dairllm.coordinator.engine.scheduler import Batch, BatchCompleted, RingGeometry, SchedulerLimits, SliceResult
 from dairllm.mesh.errors import Busy, DairllmError, NotEnoughMemory, NotReady, RequestLost
 from dairllm.mesh.sampling import SamplingParams
 
@@ -47,6 +48,9 @@ class Serving:
     def _complete(self, batch: Batch) -> None:
         results = tuple(SliceResult(piece.ring_id, TokenScore(7, float("nan")) if piece.sample else None, ()) for piece in batch.slices)
         self.engine.complete(BatchCompleted(batch.epoch, batch.batch_id, results), [])
+
+    def answer_last_frame(self) -> None:
+        self._complete(self.sent[-1])
 
     def request(self, num_tokens: int = 3) -> AsyncGenerator[GenerationEvent, None]:
         return self.engine.generate(GenerationRequest((1, 2, 3), SamplingParams(), num_tokens))
@@ -204,3 +208,40 @@ async def test_a_shutdown_ends_what_waits_for_a_ring() -> None:
     serving.engine.shut_down()
     with pytest.raises(RequestLost):
         await asked
+
+
+async def close_for(serving: Serving, seconds: float) -> None:
+    serving.close()
+    await asyncio.sleep(seconds)  # time itself is what counts here
+    serving.open()
+
+
+async def test_a_ring_that_opens_and_answers_nothing_does_not_stop_the_clock() -> None:
+    serving = Serving(recovery_limit_s=5 * SHORT_S)
+    serving.open()
+    serving.frames_come_back = False
+    running = serving.ask()
+    await serving.until_load(1, 0)
+    for _ in range(2):
+        await close_for(serving, 2 * SHORT_S)
+        assert not running.done()
+    serving.close()
+    with pytest.raises(NotEnoughMemory, match="gave up"):
+        await running
+    serving.assert_empty()
+
+
+async def test_an_answer_that_went_on_has_the_whole_limit_again() -> None:
+    serving = Serving(recovery_limit_s=5 * SHORT_S)
+    serving.open()
+    serving.frames_come_back = False
+    running = serving.ask()
+    await serving.until_load(1, 0)
+    await close_for(serving, 3 * SHORT_S)
+    serving.answer_last_frame()
+    await close_for(serving, 3 * SHORT_S)
+    assert not running.done()
+    serving.frames_come_back = True
+    serving.answer_last_frame()
+    assert await running == ANSWER
+    serving.assert_empty()

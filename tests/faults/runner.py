@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.faults.cases import Case, Fault, Moment, Outcome, Place, mover, targets
@@ -164,15 +165,22 @@ class CaseRun:
         assert not clients.are_over
         epoch = fleet.state()["epoch"]
         if moment is Moment.LOADING:
-            fleet.kill_shards()
-            fleet.revive()
-            self._aim(
-                fleet.wait_until(lambda state: state["phase"] == "loading" and len(_ring(state)) >= RING_SHARDS, "the shards to load")
-            )
+            self._aim(self._reach_loading(epoch))
         elif moment is Moment.MOVE:
             self._aim(fleet.state())
             fleet.terminate(mover(self._hit, self._ring))
             fleet.wait_until(lambda state: state["epoch"] > epoch or state["next_epoch"] > 0, "a plan without the shard that leaves")
+
+    def _reach_loading(self, epoch: int) -> State:
+        """Weights of some MiB may be loaded between two looks at the cluster: then once more."""
+        for _ in range(MOST_PLANS):
+            self._fleet.kill_shards()
+            self._fleet.revive()
+            state = self._fleet.wait_until(partial(_has_planned_since, epoch), "the shards to load")
+            if state["phase"] == "loading":
+                return state
+            epoch = state["epoch"]
+        raise AssertionError(f"the shards have loaded {MOST_PLANS} times before it was seen")
 
     def _aim(self, state: State) -> None:
         self._ring = _ring(state)
@@ -232,6 +240,10 @@ class CaseRun:
             assert outcome is not Outcome.SAME_ANSWER, what
             assert answer.lost is (outcome is Outcome.CONNECTION_LOST), what
         return Outcome.SAME_ANSWER if seen == expected else outcome
+
+
+def _has_planned_since(epoch: int, state: State) -> bool:
+    return state["phase"] != "waiting" and state["epoch"] > epoch and len(_ring(state)) >= RING_SHARDS
 
 
 def _ring(state: State) -> list[str]:
