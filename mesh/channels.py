@@ -220,9 +220,9 @@ async def abort_with(context: grpc.aio.ServicerContext, error: DairllmError) -> 
     message = error.message[:_MAX_ERROR_CHARACTERS]
     status = Status(code=meaning.grpc_status.value[0], message=message)
     status.details.add().Pack(info)
-    if error.retry_after_s is not None:
+    if error.retry_delay_s is not None:
         delay = Duration()
-        delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     await context.abort(meaning.grpc_status, message, ((_DETAILS_KEY, status.SerializeToString()),))
     raise AssertionError("ServicerContext.abort always raises")

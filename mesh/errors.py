@@ -35,6 +35,8 @@ from typing import NamedTuple
 
 import grpc
 
+DEFAULT_RETRY_DELAY_S = 2.0
+
 
 class Meaning(NamedTuple):
     grpc_status: grpc.StatusCode
@@ -49,7 +51,7 @@ class DairllmError(Exception):
 
     message: one sentence that names the thing, its value and what was expected.
     param: name of the request's field that is wrong, if one is.
-    retry_after_s: when trying again makes sense, if it does.
+    retry_after_s: when trying again makes sense, if that is known.
     """
 
     message: str
@@ -71,6 +73,13 @@ class DairllmError(Exception):
             if cls in MEANINGS:
                 return MEANINGS[cls]
         raise AssertionError(f"{type(self).__name__} has no row in MEANINGS")
+
+    @property
+    def retry_delay_s(self) -> float | None:
+        """After how long a client should try again; None if that does not help."""
+        if not self.meaning.retryable:
+            return None
+        return DEFAULT_RETRY_DELAY_S if self.retry_after_s is None else self.retry_after_s
 
 
 class InvalidRequest(DairllmError):

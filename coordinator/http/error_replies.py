@@ -16,7 +16,6 @@ OPENAI_CODES: Mapping[type[DairllmError], str] = {
     ContextExceeded: "context_length_exceeded",
     Busy: "rate_limit_exceeded",
 }
-DEFAULT_RETRY_AFTER_S = 2.0
 
 
 def to_json(value: object) -> bytes:
@@ -35,9 +34,7 @@ def error_reply(error: DairllmError) -> Response:
 
 
 def _retry_after_s(error: DairllmError) -> int | None:
-    if not error.meaning.retryable:
-        return None
-    return max(1, math.ceil(DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s))
+    return None if error.retry_delay_s is None else max(1, math.ceil(error.retry_delay_s))
 
 
 def plain_error_reply(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -7,6 +7,7 @@ import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -123,7 +124,8 @@ async def test_every_error_arrives_as_it_was_raised(
             assert caught.value.code() is error.meaning.grpc_status
             assert caught.value.details() == error.message
             received = error_from_rpc(caught.value)
-            assert (type(received), received) == (cls, error)
+            assert (type(received), received) == (cls, replace(error, retry_after_s=error.retry_delay_s))
+            assert (received.retry_after_s is None) is not error.meaning.retryable
 
 
 @pytest.mark.parametrize("call", CALLS)
