@@ -224,7 +224,7 @@ class ClusterState:
     unactivated: shards that have yet to switch.
     plan_due_s, is_plan_urgent: when to plan again; urgent: a new epoch is needed.
     closed_at_s, closed_why, is_switch: of the ring, while answers wait.
-    failures_beside, beside_not_before_s: of plans that were prepared while answers came.
+    failures_beside, beside_not_before_s: of plans that were prepared while answers came; in a row, until one of them serves.
     may_be_better, better_not_before_s: whether a faster plan than the one that serves may be possible, and when it may be looked for.
     served_from_s: when the ring opened.
     least_kv_blocks: of the plan whose ring opened last, and of all that shards may have shrunk their caches for since.

@@ -92,6 +92,8 @@ class Switch(Part):
         assert state.active is not None
         state.enter(Phase.SERVING, "", self._now_s)
         self._cache.serve(state.active.owners)
+        if state.is_switch:
+            state.failures_beside = 0
         self._record_serving(state.active)
         state.before, state.least_kv_blocks = state.active, state.active.plan.num_kv_blocks
         # What was urgent may have a better successor.
