@@ -94,7 +94,7 @@ class ClusterMachine:
 
     @property
     def epoch(self) -> Epoch:
-        """Of the plan that is active; while no ring is open, of the one that is being prepared."""
+        """Of the plan whose stages are in use; while none are, of the newest. It only grows."""
         return self._state.epoch
 
     @property
@@ -103,7 +103,7 @@ class ClusterMachine:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of this epoch, serving or not yet; None while waiting."""
+        """The plan that is loaded while no ring is open, or else the last one that was in use; None while waiting."""
         return self._state.plan
 
     @property

@@ -267,7 +267,7 @@ class ClusterState:
 
     @property
     def epoch(self) -> Epoch:
-        return self.deployment.epoch if self.deployment else self.newest_epoch
+        return self.active.epoch if self.active and self.phase in STAGES_IN_USE else self.newest_epoch
 
     @property
     def plan(self) -> Plan | None:

@@ -199,6 +199,15 @@ def test_a_standstill_of_the_coordinator_costs_no_lease() -> None:
     assert cluster.machine.phase is Phase.SERVING
 
 
+def test_the_epoch_does_not_fall_back_when_a_plan_cannot_be_loaded() -> None:
+    cluster = serving_pair()
+    cluster.happen(RingBroken(Epoch(1), "reset"))
+    for _ in range(3):
+        cluster.tick(1.0)
+        cluster.happen(StageLoadFailed("A", "1", Epoch(2), "the disk is full", True))
+    assert (cluster.machine.phase, cluster.machine.epoch) == (Phase.RETRYING, 2)
+
+
 def test_the_end_of_a_replaced_stream_does_not_end_the_new_lease() -> None:
     cluster = serving_pair()
     boot, old = cluster.streams["A"]
