@@ -8,27 +8,42 @@ MAX_RECORDS = 200
 
 
 class Journal:
-    def __init__(self) -> None:
-        self._now_s: float | None = None
+    """Its time is the machine's own, without those in which the machine itself stood still (a suspended laptop, SIGSTOP): no lease runs out
+    then and no deadline passes. Records bear the time of the clock.
+
+    standstill_s: the clock goes on by no more than this from one event to the next, unless the machine stood still.
+    """
+
+    def __init__(self, standstill_s: float) -> None:
+        self._standstill_s = standstill_s
+        self._clock_s: float | None = None
+        self._stood_still_s = 0.0
         self.actions: list[Action] = []
         self.records: deque[ClusterEventRecord] = deque(maxlen=MAX_RECORDS)
 
     @property
     def now_s(self) -> float:
-        assert self._now_s is not None, "only within handle"
-        return self._now_s
+        assert self._clock_s is not None, "only within handle"
+        return self.own_s(self._clock_s)
 
-    def begin(self, now_s: float) -> float:
-        """A new event: forget the actions of the last one. Returns the seconds since then; the time never runs backwards."""
-        before_s = now_s if self._now_s is None else self._now_s
-        self._now_s = max(now_s, before_s)
+    def own_s(self, clock_s: float) -> float:
+        """The machine's own time when the clock shows this, if it has not stood still since the last event."""
+        return clock_s - self._stood_still_s
+
+    def begin(self, clock_s: float) -> None:
+        """A new event: forget the actions of the last one. The time never runs backwards."""
+        before_s = clock_s if self._clock_s is None else self._clock_s
+        self._clock_s = max(clock_s, before_s)
+        passed_s = self._clock_s - before_s
+        if passed_s > self._standstill_s:
+            self._stood_still_s += passed_s
         self.actions = []
-        return self._now_s - before_s
 
     def do(self, action: Action) -> None:
         self.actions.append(action)
 
     def record(self, kind: EventKind, shard: str, text: str, duration_s: float = 0.0) -> None:
-        record = ClusterEventRecord(self.now_s, kind, shard, text, duration_s)
+        assert self._clock_s is not None, "only within handle"
+        record = ClusterEventRecord(self._clock_s, kind, shard, text, duration_s)
         self.records.append(record)
         self.do(RecordEvent(record))

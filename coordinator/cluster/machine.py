@@ -75,7 +75,7 @@ RingEvent = EdgeBroken | RingOpened | RingDrained | RingBroken | StepMeasured
 class ClusterMachine:
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
-        self._journal = Journal()
+        self._journal = Journal(config.lease_timeout_s / 2)
         self._members = Roster(config, self._journal)
         self._state = ClusterState()
         self._links = Links(config)
@@ -133,7 +133,7 @@ class ClusterMachine:
 
     def snapshot(self, now_s: float, load: EngineLoad = NO_LOAD) -> ClusterSnapshot:
         """Everything that people may want to know, now. load: what the engine says, which the machine does not know."""
-        return take_snapshot(self._config, self._state, self._members, tuple(self._journal.records), now_s, load)
+        return take_snapshot(self._config, self._state, self._members, tuple(self._journal.records), self._journal.own_s(now_s), load)
 
     def check_invariants(self) -> None:
         """What holds between any two events. For tests: it costs time, and raises AssertionError."""
@@ -143,7 +143,7 @@ class ClusterMachine:
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take an event and return the actions, in order. now_s: any clock that does not run backwards."""
-        self._members.stand_still(self._journal.begin(now_s))
+        self._journal.begin(now_s)
         self._note_life(event)
         if self._counts(event):
             self._dispatch(event)

@@ -24,7 +24,7 @@ class ShardPhase(Enum):
 class Member:
     """An admitted shard.
 
-    lease_from_s: the lease runs from here; last_seen_s: its last sign of life (they differ after the coordinator itself stood still).
+    last_seen_s: its last sign of life, from which its lease runs.
     failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
     is_leaving: it wants to go; is_cordoned: people want it not to be used. is_forced: also if the others do not suffice.
@@ -33,7 +33,6 @@ class Member:
 
     hello: ShardHello
     lease: LeaseId
-    lease_from_s: float
     last_seen_s: float
     speed: SpeedEstimate
     has_failed: bool = False
@@ -83,9 +82,6 @@ class Member:
         """Failures, and what people wanted, are not forgotten for a plan."""
         if not self.has_failed and self.is_willing:
             self.note = note
-
-    def heard(self, now_s: float) -> None:
-        self.lease_from_s = self.last_seen_s = now_s
 
     def configure(self, capabilities: ShardCapabilities) -> None:
         self.hello = replace(self.hello, capabilities=capabilities)

@@ -89,7 +89,7 @@ class Roster:
     def _admit(self, lease: LeaseId, hello: ShardHello) -> None:
         now_s = self._journal.now_s
         speed = SpeedEstimate(hello.capabilities.decode_s_per_byte)
-        self._members[hello.name] = Member(hello, lease, now_s, now_s, speed)
+        self._members[hello.name] = Member(hello, lease, now_s, speed)
         self._journal.do(AdmitShard(hello.name, hello.boot_id, lease))
         self._journal.record(EventKind.JOINED, hello.name, describe_join(hello))
 
@@ -99,21 +99,15 @@ class Roster:
         if hello.capabilities != member.hello.capabilities:
             member.configure(hello.capabilities)
         member.hello, member.lease = hello, lease
-        member.heard(self._journal.now_s)
+        member.last_seen_s = self._journal.now_s
         self._journal.do(AdmitShard(member.name, member.boot_id, lease))
         self._journal.record(EventKind.RECONNECTED, member.name, f"shard {member.name} is back on a new connection")
 
     # -- leases
 
-    def stand_still(self, gap_s: float) -> None:
-        """If the coordinator itself stood still (a suspended laptop), nobody's silence in that time counts."""
-        if gap_s > self._config.lease_timeout_s / 2:
-            for member in self._members.values():
-                member.lease_from_s += gap_s
-
     def hear(self, name: str, boot_id: str) -> None:
         if self.is_current(name, boot_id):
-            self._members[name].heard(self._journal.now_s)
+            self._members[name].last_seen_s = self._journal.now_s
 
     def beat(self, event: HeartbeatReceived) -> None:
         member = self._members[event.name]
@@ -126,7 +120,7 @@ class Roster:
     def expire(self) -> dict[str, str]:
         """End the leases of those who were silent for too long. Returns what happened, by name; they still have to be removed."""
         now_s = self._journal.now_s
-        expired = [member for member in self if now_s - member.lease_from_s > self._config.lease_timeout_s]
+        expired = [member for member in self if now_s - member.last_seen_s > self._config.lease_timeout_s]
         reasons = {member.name: f"nothing was heard of it for {now_s - member.last_seen_s:.1f} s" for member in expired}
         for member in expired:
             self.end_lease(member, reasons[member.name])

@@ -191,12 +191,56 @@ def serving_pair() -> Cluster:
     return cluster
 
 
-def test_a_standstill_of_the_coordinator_costs_no_lease() -> None:
-    cluster = serving_pair()
+def stand_still(cluster: Cluster) -> Phase:
+    """Nothing happens for an hour, not even that time passes; then it does."""
     cluster.now_s += 3600
     cluster.happen(TimePassed())
+    return cluster.machine.phase
+
+
+def test_a_standstill_of_the_coordinator_costs_no_lease() -> None:
+    cluster = serving_pair()
+    assert stand_still(cluster) is Phase.SERVING
     assert set(cluster.streams) == {"A", "B"}
+    cluster.silent.add("A")
+    cluster.tick(4.25)
+    assert set(cluster.streams) == {"A", "B"}
+    cluster.tick(0.5)
+    assert set(cluster.streams) == {"B"}, "the next silence counts"
+
+
+def test_no_deadline_passes_while_the_coordinator_stands_still() -> None:
+    """In every phase on the way from a broken ring to the next, and to a better plan, it is suspended for an hour."""
+    cluster = serving_pair()
+    cluster.happen(RingBroken(Epoch(1), "reset"))
+    assert stand_still(cluster) is Phase.RETRYING
+    cluster.tick(0.5)
+    assert stand_still(cluster) is Phase.LOADING
+    load(cluster)
+    assert stand_still(cluster) is Phase.ACTIVATING
+    for name in "AB":
+        cluster.activated(name)
+    assert stand_still(cluster) is Phase.OPENING
+    cluster.happen(RingOpened(Epoch(2)))
+    cluster.join(hello("C", memory=6 * GIB, speed=60))
+    cluster.tick(0.5)
+    assert stand_still(cluster) is Phase.PREPARING
+    load(cluster)
+    assert stand_still(cluster) is Phase.DRAINING
+    cluster.switched()
     assert cluster.machine.phase is Phase.SERVING
+    assert cluster.machine.plan.placement == {"C": range(6)}
+
+
+def test_records_bear_the_time_of_the_clock_and_silence_is_counted_without_the_standstill() -> None:
+    cluster = serving_pair()
+    cluster.silent.add("A")
+    cluster.tick(1.0)
+    stand_still(cluster)
+    cluster.happen(RingBroken(Epoch(1), "reset"))
+    snapshot = cluster.machine.snapshot(cluster.now_s)
+    assert snapshot.events[-1].time_s == cluster.now_s == pytest.approx(3601.5)
+    assert {shard.name: shard.last_seen_s for shard in snapshot.shards} == pytest.approx({"A": 1.0, "B": 0.0})
 
 
 def test_the_epoch_does_not_fall_back_when_a_plan_cannot_be_loaded() -> None:
