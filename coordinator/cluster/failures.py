@@ -57,7 +57,7 @@ class Failures(Part):
         """It cannot load this part; if it has another one already, it may keep that."""
         self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
         if not self._limit_to_present(member, math.inf):
-            member.has_failed, member.note, member.unused_until_s = True, message, math.inf
+            member.failure, member.unused_until_s = message, math.inf
             member.is_forced = False
         self._give_up_candidate(f"shard {member.name} failed")
 

@@ -8,7 +8,7 @@ from dairllm.coordinator.cluster.events import JoinRequested, LeaseBroken, Shard
 from dairllm.coordinator.cluster.facts import Holder
 from dairllm.coordinator.cluster.failures import Failures
 from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.member import CORDONED, Member
+from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.planning import Planning
 from dairllm.coordinator.cluster.preparation import Preparation
 from dairllm.coordinator.cluster.roster import Joining
@@ -37,8 +37,7 @@ class JoinsAndLosses(Part):
         if outcome is Joining.REFUSED:
             return
         member = self._members[hello.name]
-        if hello.name in self._state.cordoned:
-            member.is_cordoned, member.note = True, CORDONED
+        member.is_cordoned = hello.name in self._state.cordoned
         if self._state.model and hello.held.model_digest == self._state.model.digest:
             member.held = member.held | hello.held.units
         if outcome is Joining.RECONNECTED:

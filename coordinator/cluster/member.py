@@ -27,7 +27,9 @@ class Member:
     last_seen_s: its last sign of life, from which its lease runs.
     failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
-    is_leaving: it wants to go; is_cordoned: people want it not to be used. is_forced: also if the others do not suffice.
+    failure: why it cannot be used as it is, None if it can. leaving: in words, that it wants to go; '' if it does not.
+    is_cordoned: people want it not to be used. is_forced: also if the others do not suffice.
+    plan_note: what there is to say about its part in the plan, or why it has none.
     held: units of the present model in its memory. told_note: why it has no part, as it was told.
     """
 
@@ -35,8 +37,11 @@ class Member:
     lease: LeaseId
     last_seen_s: float
     speed: SpeedEstimate
-    has_failed: bool = False
-    note: str = ""
+    failure: str | None = None
+    leaving: str = ""
+    is_cordoned: bool = False
+    is_forced: bool = False
+    plan_note: str = ""
     usage: ShardUsage = field(default_factory=ShardUsage)
     round_trip_us: int = 0
     least_round_trip_us: int = 0
@@ -47,9 +52,6 @@ class Member:
     unused_until_s: float = -math.inf
     limit_bytes: int = 0
     limit_until_s: float = -math.inf
-    is_leaving: bool = False
-    is_cordoned: bool = False
-    is_forced: bool = False
     held: frozenset[int] = frozenset()
     told_note: str = ""
 
@@ -66,6 +68,14 @@ class Member:
         return Holder(self.name, self.boot_id)
 
     @property
+    def has_failed(self) -> bool:
+        return self.failure is not None
+
+    @property
+    def is_leaving(self) -> bool:
+        return bool(self.leaving)
+
+    @property
     def is_willing(self) -> bool:
         return not (self.is_leaving or self.is_cordoned)
 
@@ -78,10 +88,17 @@ class Member:
         capabilities = self.hello.capabilities
         return max(0, capabilities.memory_budget_bytes - capabilities.reserved_bytes)
 
+    @property
+    def note(self) -> str:
+        """For people. A failure comes first, then what is wanted of it, then the plan."""
+        if self.failure is not None:
+            return self.failure
+        return self.leaving or (CORDONED if self.is_cordoned else self.plan_note)
+
     def take_note(self, note: str) -> None:
-        """Failures, and what people wanted, are not forgotten for a plan."""
+        """About its part in the plan; nothing more is to be said of that while it has failed or is not to be used."""
         if not self.has_failed and self.is_willing:
-            self.note = note
+            self.plan_note = note
 
     def configure(self, capabilities: ShardCapabilities) -> None:
         self.hello = replace(self.hello, capabilities=capabilities)

@@ -6,7 +6,7 @@ from dairllm.coordinator.cluster.actions import AskToDrain, ConfigureLimits, Eve
 from dairllm.coordinator.cluster.books import Books, Part
 from dairllm.coordinator.cluster.events import CapabilitiesChanged, ConfigureRequested, CordonRequested, DrainRequested, ShardLeaving
 from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.member import CORDONED, Member
+from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.plan_search import PlanSearch
 from dairllm.coordinator.cluster.planning import Planning
 from dairllm.coordinator.planner import format_bytes
@@ -33,10 +33,9 @@ class Wishes(Part):
     def _leave(self, member: Member, reason: str) -> None:
         if not member.is_leaving:
             lack = None if member.is_forced else self._search.lack_without(member.name)
-            member.is_leaving = True
             until = f"; it goes on for now, since without it {lack.reason}" if lack else ""
-            member.note = f"wants to leave: {reason}{until}"
-            self._journal.record(EventKind.LEAVING, member.name, f"shard {member.name} {member.note}")
+            member.leaving = f"wants to leave: {reason}{until}"
+            self._journal.record(EventKind.LEAVING, member.name, f"shard {member.name} {member.leaving}")
         self._planning.schedule(self._now_s)
         self._idle.let_go(member)
 
@@ -52,7 +51,7 @@ class Wishes(Part):
 
     def _cordon(self, member: Member, cordoned: bool, force: bool) -> None:
         if member.is_cordoned != cordoned:
-            member.is_cordoned, member.note = cordoned, CORDONED if cordoned else ""
+            member.is_cordoned = cordoned
             self._state.cordoned ^= {member.name}
             words = f"shard {member.name} is {'cordoned' if cordoned else 'admitted to plans again'}"
             self._journal.record(EventKind.CORDONED, member.name, words)
@@ -72,5 +71,5 @@ class Wishes(Part):
         text = f"shard {member.name} has {format_bytes(member.room_bytes)} for the model (before: {format_bytes(room_bytes)})"
         self._journal.record(EventKind.CONFIGURED, member.name, f"{text} and {event.capabilities.num_threads} threads")
         if member.has_failed:
-            member.has_failed, member.unused_until_s, member.note = False, -math.inf, ""
+            member.failure, member.unused_until_s = None, -math.inf
         self._planning.schedule(self._now_s)
