@@ -101,9 +101,14 @@ class Member:
             self.plan_note = note
 
     def configure(self, capabilities: ShardCapabilities) -> None:
+        """With other limits it may be able to do what it could not."""
+        if capabilities == self.hello.capabilities:
+            return
         self.hello = replace(self.hello, capabilities=capabilities)
         self.speed.probed_s = capabilities.decode_s_per_byte
         self.limit_until_s = -math.inf
+        if self.has_failed:
+            self.failure, self.unused_until_s = None, -math.inf
 
     def hop_s(self, config: ClusterConfig) -> float:
         """What the edge to it costs a step."""

@@ -96,8 +96,7 @@ class Roster:
     def _reconnect(self, member: Member, lease: LeaseId, hello: ShardHello) -> None:
         """The process lives and keeps what it has; only what was sent on the old stream may be lost."""
         self.end_lease(member, "the shard has joined again on a new connection")
-        if hello.capabilities != member.hello.capabilities:
-            member.configure(hello.capabilities)
+        member.configure(hello.capabilities)
         member.hello, member.lease = hello, lease
         member.last_seen_s = self._journal.now_s
         self._journal.do(AdmitShard(member.name, member.boot_id, lease))

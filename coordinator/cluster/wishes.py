@@ -1,7 +1,5 @@
 """What shards and people want: to leave, not to be used, other limits."""
 
-import math
-
 from dairllm.coordinator.cluster.actions import AskToDrain, ConfigureLimits, EventKind
 from dairllm.coordinator.cluster.books import Books, Part
 from dairllm.coordinator.cluster.events import CapabilitiesChanged, ConfigureRequested, CordonRequested, DrainRequested, ShardLeaving
@@ -70,6 +68,4 @@ class Wishes(Part):
         member.configure(event.capabilities)
         text = f"shard {member.name} has {format_bytes(member.room_bytes)} for the model (before: {format_bytes(room_bytes)})"
         self._journal.record(EventKind.CONFIGURED, member.name, f"{text} and {event.capabilities.num_threads} threads")
-        if member.has_failed:
-            member.failure, member.unused_until_s = None, -math.inf
         self._planning.schedule(self._now_s)
