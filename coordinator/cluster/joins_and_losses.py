@@ -46,7 +46,7 @@ class JoinsAndLosses(Part):
                 self._planning.schedule(self._now_s)
         elif outcome is Joining.RESTARTED and before is not None and self._state.cares_for(hello.name):
             self._go_on_without({hello.name: before.holder}, "has restarted")
-        elif self._is_whole_again():
+        elif self._makes_whole_again(member):
             self._planning.schedule(self._now_s, urgent=True)
         else:
             self._planning.settle()
@@ -56,10 +56,13 @@ class JoinsAndLosses(Part):
         self._switch.repeat_order(member)
         self._idle.let_go(member)
 
-    def _is_whole_again(self) -> bool:
-        """Whether a plan is loaded because of a loss that has turned out to be none: all shards of the last one are back as they were."""
+    def _makes_whole_again(self, member: Member) -> bool:
+        """Whether a plan is loaded because of a loss that has turned out to be none: with it, all shards of the last one are back as they
+        were."""
         active = self._state.active
-        return self._state.phase is Phase.LOADING and active is not None and all(self._has(active, holder) for holder in active.holders)
+        if self._state.phase is not Phase.LOADING or active is None or member.holder not in active.holders:
+            return False
+        return all(self._has(active, holder) for holder in active.holders)
 
     def _has(self, deployment: Deployment, holder: Holder) -> bool:
         units = deployment.plan.placement[holder.name]
