@@ -24,8 +24,8 @@ def check_state(config: ClusterConfig, state: ClusterState, members: Roster) -> 
     assert (state.reason == "") == (state.phase in ANSWERING), "not answering has a reason"
     assert state.missing_bytes == 0 or state.phase is Phase.WAITING
     assert state.phase is not Phase.RETRYING or (state.plan_due_s is not None and state.is_plan_urgent), "a pause ends"
+    assert state.phase is Phase.RETRYING or not state.is_plan_urgent, "nothing is urgent but the end of a pause"
     assert bool(state.unactivated) == (state.phase is Phase.ACTIVATING), "a switch waits for someone"
-    assert not (state.is_plan_urgent and state.phase in ANSWERING), "nothing is urgent while answers come"
     _check_deployments(config, state, members)
 
 

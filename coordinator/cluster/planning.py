@@ -36,7 +36,7 @@ class Planning(Part):
         if state.phase is Phase.WAITING and state.model:
             state.enter(Phase.WAITING, "shards are joining", self._now_s)
         settled_s = self._now_s + self._config.settle_s
-        if state.active is None and state.model and any(m.held for m in self._members):
+        if state.phase is Phase.WAITING and state.active is None and state.model and any(m.held for m in self._members):
             state.held_from_s = self._now_s if state.held_from_s is None else state.held_from_s
             is_covered = len(frozenset[int]().union(*(m.held for m in self._members))) == state.model.num_units
             latest_s = state.held_from_s + self._config.held_settle_s
@@ -71,6 +71,7 @@ class Planning(Part):
         self._preparation.drop(reason)
         state.model = replace(model, context_length=min(limit, model.context_length))
         state.active, state.held_from_s = None, None
+        state.plan_due_s, state.is_plan_urgent = None, False
         self._cache.clear()
         for member in self._members:
             member.held = member.hello.held.units if member.hello.held.model_digest == model.digest else frozenset()
