@@ -58,7 +58,6 @@ class Failures(Part):
         self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
         if not self._limit_to_present(member, math.inf):
             member.failure, member.unused_until_s = message, math.inf
-            member.is_forced = False
         self._give_up_candidate(f"shard {member.name} failed")
 
     def _limit_to_present(self, member: Member, until_s: float) -> bool:

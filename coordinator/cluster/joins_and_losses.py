@@ -12,7 +12,7 @@ from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.planning import Planning
 from dairllm.coordinator.cluster.preparation import Preparation
 from dairllm.coordinator.cluster.roster import Joining
-from dairllm.coordinator.cluster.state import Deployment, Phase
+from dairllm.coordinator.cluster.state import Cordon, Deployment, Phase
 from dairllm.coordinator.cluster.switch import Switch
 
 
@@ -37,7 +37,7 @@ class JoinsAndLosses(Part):
         if outcome is Joining.REFUSED:
             return
         member = self._members[hello.name]
-        member.is_cordoned = hello.name in self._state.cordoned
+        member.cordon = self._state.cordons.get(hello.name, Cordon.NONE)
         if self._state.model and hello.held.model_digest == self._state.model.digest:
             member.held = member.held | hello.held.units
         if outcome is Joining.RECONNECTED:

@@ -181,7 +181,7 @@ class ClusterMachine:
             case DrainRequested() | ConfigureRequested():
                 return event.name in self._members
             case CordonRequested():
-                return event.name in self._members or event.name in self._state.cordoned
+                return event.name in self._members or event.name in self._state.cordons
             case LoadProgressed() | StageLoaded() | StageLoadFailed() | StageActivated():
                 return self._members.is_current(event.name, event.boot_id) and self._is_in_time(event, event.epoch, event.name)
             case EdgeBroken() | RingOpened() | RingDrained() | RingBroken() | StepMeasured():

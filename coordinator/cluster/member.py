@@ -6,7 +6,7 @@ from enum import Enum
 
 from dairllm.coordinator.cluster.facts import Holder, LeaseId, LoadProgress, Peer, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.speeds import SpeedEstimate
-from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.cluster.state import ClusterConfig, Cordon
 from dairllm.coordinator.planner import ShardOffer
 
 CORDONED = "cordoned: it is not used"
@@ -28,7 +28,7 @@ class Member:
     failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
     failure: why it cannot be used as it is, None if it can. leaving: in words, that it wants to go; '' if it does not.
-    is_cordoned: people want it not to be used. is_forced: also if the others do not suffice.
+    is_leave_forced: people want it to go also if the others do not suffice.
     plan_note: what there is to say about its part in the plan, or why it has none.
     held: units of the present model in its memory. told_note: why it has no part, as it was told.
     """
@@ -39,8 +39,8 @@ class Member:
     speed: SpeedEstimate
     failure: str | None = None
     leaving: str = ""
-    is_cordoned: bool = False
-    is_forced: bool = False
+    is_leave_forced: bool = False
+    cordon: Cordon = Cordon.NONE
     plan_note: str = ""
     usage: ShardUsage = field(default_factory=ShardUsage)
     round_trip_us: int = 0
@@ -74,6 +74,15 @@ class Member:
     @property
     def is_leaving(self) -> bool:
         return bool(self.leaving)
+
+    @property
+    def is_cordoned(self) -> bool:
+        return self.cordon is not Cordon.NONE
+
+    @property
+    def is_forced(self) -> bool:
+        """People want it not to be used also if the others do not suffice."""
+        return self.is_leave_forced or self.cordon is Cordon.FORCED
 
     @property
     def is_willing(self) -> bool:

@@ -101,6 +101,14 @@ class ClusterConfig:
         return min(self.longest_beside_pause_s, self.beside_pause_s * 2.0 ** min(failures - 1, 20))
 
 
+class Cordon(Enum):
+    """Whether people want a shard not to be used."""
+
+    NONE = "none"
+    UNLESS_NEEDED = "unless needed"
+    FORCED = "forced"
+
+
 class Phase(Enum):
     """
     WAITING     no plan is possible, or the first one settles           plan found -> LOADING
@@ -228,7 +236,7 @@ class ClusterState:
     may_be_better, better_not_before_s: whether a faster plan than the one that serves may be possible, and when it may be looked for.
     served_from_s: when the ring opened.
     least_kv_blocks: of the plan whose ring opened last, and of all that shards may have shrunk their caches for since.
-    held_from_s: when the first shard joined that held a part of the model. cordoned: names, also of shards that are away.
+    held_from_s: when the first shard joined that held a part of the model. cordons: by name, also of shards that are away.
     steps_s: measured, by shard, None for the whole ring.
     """
 
@@ -249,7 +257,7 @@ class ClusterState:
     closed_at_s: float | None = None
     closed_why: str = ""
     is_switch: bool = False
-    cordoned: set[str] = field(default_factory=set)
+    cordons: dict[str, Cordon] = field(default_factory=dict)
     failures: int = 0
     failures_beside: int = 0
     beside_not_before_s: float = -math.inf

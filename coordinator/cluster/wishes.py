@@ -7,6 +7,7 @@ from dairllm.coordinator.cluster.idle_shards import IdleShards
 from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.plan_search import PlanSearch
 from dairllm.coordinator.cluster.planning import Planning
+from dairllm.coordinator.cluster.state import Cordon
 from dairllm.coordinator.planner import format_bytes
 
 
@@ -24,7 +25,7 @@ class Wishes(Part):
 
     def on_drain(self, event: DrainRequested) -> None:
         member = self._members[event.name]
-        member.is_forced = member.is_forced or event.force
+        member.is_leave_forced = member.is_leave_forced or event.force
         self._journal.do(AskToDrain(member.name, member.boot_id, "it was asked to hand over its layers and leave"))
         self._leave(member, "it was asked to")
 
@@ -40,20 +41,21 @@ class Wishes(Part):
     # -- not to be used
 
     def on_cordon(self, event: CordonRequested) -> None:
-        """The names of cordoned shards that are away are remembered."""
+        """What is wanted of shards that are away is remembered."""
+        cordons = self._state.cordons
+        if event.cordoned:
+            cordons[event.name] = Cordon.FORCED if event.force else Cordon.UNLESS_NEEDED
+        else:
+            cordons.pop(event.name, None)
         member = self._members.get(event.name)
         if member is not None:
-            self._cordon(member, event.cordoned, event.force)
-        elif not event.cordoned:
-            self._state.cordoned.discard(event.name)
+            self._cordon(member, cordons.get(event.name, Cordon.NONE))
 
-    def _cordon(self, member: Member, cordoned: bool, force: bool) -> None:
-        if member.is_cordoned != cordoned:
-            member.is_cordoned = cordoned
-            self._state.cordoned ^= {member.name}
-            words = f"shard {member.name} is {'cordoned' if cordoned else 'admitted to plans again'}"
+    def _cordon(self, member: Member, cordon: Cordon) -> None:
+        was_cordoned, member.cordon = member.is_cordoned, cordon
+        if member.is_cordoned != was_cordoned:
+            words = f"shard {member.name} is {'cordoned' if member.is_cordoned else 'admitted to plans again'}"
             self._journal.record(EventKind.CORDONED, member.name, words)
-        member.is_forced = cordoned and force
         self._planning.schedule(self._now_s)
 
     # -- other limits
