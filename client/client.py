@@ -222,7 +222,7 @@ class Client:
         self._call(self._cluster.DrainShard, cluster_pb2.DrainShardRequest(name=name, force=force))
 
     def cordon_shard(self, name: str, cordoned: bool = True, *, force: bool = False) -> None:
-        """Exclude a shard from planning, or admit it again; it stays a member."""
+        """Exclude a shard from planning while the others suffice, or in any case (force), or admit it again; it stays a member."""
         self._call(self._cluster.CordonShard, cluster_pb2.CordonShardRequest(name=name, cordoned=cordoned, force=force))
 
     def configure_shard(self, name: str, *, memory_budget_bytes: int | None = None, num_threads: int | None = None) -> None:

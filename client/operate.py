@@ -44,10 +44,10 @@ def cordon(
     cluster: ClusterOption = DEFAULT_CLUSTER,
     config: ConfigFile = None,
 ) -> None:
-    """Give a shard no more work; it stays a member. Its layers move to the others."""
+    """Give a shard no more work while the others suffice; it stays a member. Its layers move to the others."""
     with connect(coordinator, cluster) as client:
         client.cordon_shard(name, True, force=force)
-    print(f"{name} gets no more work until `dairllm uncordon {name}`")
+    print(f"{name} gets no more work{'' if force else ' while the others suffice'}, until `dairllm uncordon {name}`")
 
 
 def uncordon(

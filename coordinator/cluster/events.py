@@ -72,7 +72,7 @@ class DrainRequested:
 
 @dataclass(frozen=True, slots=True)
 class CordonRequested:
-    """A person wants the shard not to be planned for, or (cordoned=False) to be used again. force: also if the others do not suffice."""
+    """A person wants the shard not to be used while the others suffice (force: in any case), or (cordoned=False) to be used again."""
 
     name: str
     cordoned: bool

@@ -9,8 +9,11 @@ from dairllm.coordinator.cluster.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.state import ClusterConfig, Cordon
 from dairllm.coordinator.planner import ShardOffer
 
-CORDONED = "cordoned: it is not used"
-"""The note of a member."""
+CORDON_NOTES = {
+    Cordon.NONE: "",
+    Cordon.UNLESS_NEEDED: "cordoned: it is used only while the others do not suffice",
+    Cordon.FORCED: "cordoned: it is not used",
+}
 
 
 class ShardPhase(Enum):
@@ -102,7 +105,7 @@ class Member:
         """For people. A failure comes first, then what is wanted of it, then the plan."""
         if self.failure is not None:
             return self.failure
-        return self.leaving or (CORDONED if self.is_cordoned else self.plan_note)
+        return self.leaving or CORDON_NOTES[self.cordon] or self.plan_note
 
     def take_note(self, note: str) -> None:
         """About its part in the plan; nothing more is to be said of that while it has failed or is not to be used."""

@@ -40,14 +40,23 @@ class PlanSearch(Part):
         )
 
     def _choices(self, without: Collection[str]) -> Iterator[list[Member]]:
-        """Who may be planned for. If they do not suffice, also shards that are set aside, and those that want to leave but have a part."""
-        usable = [m for m in self._members if m.unused_until_s < math.inf and m.name not in without]
-        willing = [m for m in usable if m.is_willing]
-        yield [m for m in willing if m.unused_until_s <= self._now_s]
-        if any(m.unused_until_s > self._now_s for m in willing):
-            yield willing
-        if any(not m.is_willing and not m.is_forced and self._state.cares_for(m.name) for m in usable):
-            yield [m for m in usable if m.is_willing or (not m.is_forced and self._state.cares_for(m.name))]
+        """Who may be planned for, and who else while they do not suffice."""
+        usable = [(self._resort(member), member) for member in self._members if self._is_usable(member) and member.name not in without]
+        for last in sorted({0, *(resort for resort, _ in usable)}):
+            yield [member for resort, member in usable if resort <= last]
+
+    def _is_usable(self, member: Member) -> bool:
+        """A shard that wants to leave goes on with a part that it has, and gets no new one."""
+        has_reason_to_stay = not member.is_leaving or self._state.cares_for(member.name)
+        return member.unused_until_s < math.inf and not member.is_forced and has_reason_to_stay
+
+    def _resort(self, member: Member) -> int:
+        """0 for whom nothing speaks against; then shards that are set aside, that are cordoned, that want to leave."""
+        if member.is_leaving:
+            return 3
+        if member.is_cordoned:
+            return 2
+        return int(member.unused_until_s > self._now_s)
 
     def find_while_closed(self, model: ModelDemand) -> Plan | Infeasible:
         """No ring is open: moving as little as possible comes first."""
