@@ -45,7 +45,7 @@ class Failures(Part):
         self._blame(member.name, is_beside)
         member.take_note(member.note or message)
         candidate.ready.discard(member.name)
-        if member.failures % self._config.set_aside_after:
+        if member.failures < self._config.set_aside_after:
             candidate.retry_at_s[member.name] = self._now_s + self._config.pause_s(member.failures)
         elif is_beside:
             self._limit_to_present(member, self._now_s + self._config.set_aside_s)
