@@ -86,18 +86,22 @@ class Failures(Part):
     def on_edge_broken(self, event: EdgeBroken) -> None:
         self._blame(event.peer if event.peer in self._members else event.reporter)
         self._blame_link(Edge(event.reporter, event.peer))
-        self._pause(f"the connection from {event.reporter} to {event.peer} broke: {event.message}")
+        self._give_up_ring(f"the connection from {event.reporter} to {event.peer} broke: {event.message}")
 
     def on_ring_broken(self, message: str) -> None:
         state = self._state
         assert state.active is not None
-        if state.phase is Phase.DRAINING:
-            self._preparation.cut_draining_short(message)
-            return
         if state.phase is Phase.OPENING:
             self._blame(state.active.plan.stages[0].shard)
             self._blame_link(Edge(COORDINATOR_NAME, state.active.plan.stages[0].shard))
-        self._pause(f"the ring broke: {message}")
+        self._give_up_ring(f"the ring broke: {message}")
+
+    def _give_up_ring(self, reason: str) -> None:
+        """If it was to be closed anyway, go on with the plan that is ready."""
+        if self._state.phase is Phase.DRAINING:
+            self._preparation.cut_draining_short(reason)
+        else:
+            self._pause(reason)
 
     # -- nothing moves
 
