@@ -58,7 +58,7 @@ class Planning(Part):
         if self._now_s < max(state.better_not_before_s, state.served_from_s + self._config.better_after_s):
             return
         self._replan()
-        if state.phase is Phase.PREPARING:
+        if state.candidate is not None:
             state.better_not_before_s = self._now_s + self._config.better_interval_s
 
     # -- what for
