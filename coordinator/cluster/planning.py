@@ -7,7 +7,7 @@ from dairllm.coordinator.cluster.books import Books, Part
 from dairllm.coordinator.cluster.idle_shards import IdleShards
 from dairllm.coordinator.cluster.plan_search import PlanSearch
 from dairllm.coordinator.cluster.preparation import Preparation
-from dairllm.coordinator.cluster.state import ANSWERING, Phase
+from dairllm.coordinator.cluster.state import ANSWERING, NO_LIMIT, Phase
 from dairllm.coordinator.cluster.switch import Switch
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 
@@ -70,7 +70,7 @@ class Planning(Part):
         self._switch.close_ring(reason)
         self._preparation.drop(reason)
         state.model = replace(model, context_length=min(limit, model.context_length))
-        state.active, state.held_from_s = None, None
+        state.active, state.before, state.held_from_s, state.least_kv_blocks = None, None, None, NO_LIMIT
         state.plan_due_s, state.is_plan_urgent = None, False
         self._cache.clear()
         for member in self._members:

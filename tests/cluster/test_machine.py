@@ -1,5 +1,7 @@
 """The cluster machine under random events, and what scenarios do not show."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -296,6 +298,17 @@ def test_another_model_closes_the_ring_and_is_planned() -> None:
     work(cluster)
     assert cluster.machine.epoch == 2
     assert cluster.machine.phase is Phase.SERVING
+
+
+def test_another_model_is_not_compared_with_the_one_before() -> None:
+    cluster = serving_pair()
+    sizes = (0, *(GIB // 2 for _ in range(9)), 0)
+    cluster.happen(ModelRegistered(replace(MODEL, digest=b"\2", unit_sizes_bytes=sizes, num_layers=9, context_length=1024)))
+    cluster.tick(0.5)
+    load(cluster)
+    opened = [action for action in cluster.switched() if isinstance(action, OpenRing)]
+    assert [ring.intact_blocks for ring in opened] == [1024 // 32]
+    assert "moved" not in cluster.machine.snapshot(cluster.now_s).events[-1].text
 
 
 def test_without_a_model_shards_join_and_wait() -> None:
