@@ -30,6 +30,7 @@ from dairllm.coordinator.cluster.facts import (
 )
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.engine.engine import EngineStats
 from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.model import LoadedModel
@@ -89,6 +90,9 @@ class RingUser(Protocol):
     def used_block_ids(self) -> Sequence[int]:
         """Cache blocks with content that is needed again."""
 
+    def engine_stats(self) -> EngineStats:
+        """Answers that run and wait."""
+
     def open_ring(self, geometry: RingGeometry) -> None:
         """Frames may be sent."""
 
@@ -140,7 +144,8 @@ class Membership:
         self.handle(on.ModelRegistered(self._model.demand(context_length, self.config.kv_cache)))
         while True:
             await asyncio.sleep(TICK_S)
-            self.handle(on.TimePassed())
+            load = self._engine.engine_stats()
+            self.handle(on.TimePassed(is_idle=not (load.running or load.waiting)))
 
     async def stop(self) -> None:
         for lease in self._leases.values():

@@ -203,7 +203,12 @@ class StepMeasured:
 
 @dataclass(frozen=True, slots=True)
 class TimePassed:
-    """Comes several times per heartbeat interval. Leases expire only here, so that events that queued up are heard first."""
+    """Comes several times per heartbeat interval. Leases expire only here, so that events that queued up are heard first.
+
+    is_idle: no answer runs or waits at this moment.
+    """
+
+    is_idle: bool = False
 
 
 Event = (

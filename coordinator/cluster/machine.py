@@ -149,6 +149,8 @@ class ClusterMachine:
             self._dispatch(event)
         if isinstance(event, TimePassed):
             self._run_timers()
+            if event.is_idle:
+                self._wishes.let_needed_go()
         self._planning.plan_if_due()
         return self._journal.actions
 

@@ -31,7 +31,7 @@ class Member:
     failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
     failure: why it cannot be used as it is, None if it can. leaving: in words, that it wants to go; '' if it does not.
-    is_leave_forced: people want it to go also if the others do not suffice.
+    is_leave_forced: it goes also if the others do not suffice: people want it, or no answer needs it.
     plan_note: what there is to say about its part in the plan, or why it has none.
     held: units of the present model in its memory. told_note: why it has no part, as it was told.
     """
@@ -84,7 +84,7 @@ class Member:
 
     @property
     def is_forced(self) -> bool:
-        """People want it not to be used also if the others do not suffice."""
+        """It is not used also if the others do not suffice."""
         return self.is_leave_forced or self.cordon is Cordon.FORCED
 
     @property

@@ -7,7 +7,7 @@ from dairllm.coordinator.cluster.idle_shards import IdleShards
 from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.plan_search import PlanSearch
 from dairllm.coordinator.cluster.planning import Planning
-from dairllm.coordinator.cluster.state import Cordon
+from dairllm.coordinator.cluster.state import Cordon, Phase
 from dairllm.coordinator.planner import format_bytes
 
 
@@ -37,6 +37,20 @@ class Wishes(Part):
             self._journal.record(EventKind.LEAVING, member.name, f"shard {member.name} {member.leaving}")
         self._planning.schedule(self._now_s)
         self._idle.let_go(member)
+
+    def let_needed_go(self) -> None:
+        """No answer runs or waits: who wants to leave, and has a part that nobody takes over, need not wait for that.
+
+        While a ring is open, a plan that is due or is prepared may still do without it.
+        """
+        state = self._state
+        is_loading = state.phase is Phase.LOADING
+        if state.plan is None or not (is_loading or (state.phase is Phase.SERVING and state.plan_due_s is None)):
+            return
+        needed = [m for m in self._members if m.is_leaving and not m.is_leave_forced and m.name in state.plan.placement]
+        for member in needed:
+            member.is_leave_forced = True
+            self._planning.schedule(self._now_s, urgent=is_loading)
 
     # -- not to be used
 

@@ -6,6 +6,7 @@ A command is one line:
     join A memory=8GiB speed=20                also: reserved, boot, cluster, protocol, formats, held=0..3, last_epoch; speed in GB/s
     tick 1.5s                                  time passes in steps of 0.25 s; shards that are not silent send heartbeats
     round_trips A=40ms B=3ms 5                 heartbeats that say so, that many
+    idle / busy                                no answer runs or waits from now on; some do, as in the beginning
     silence A / speak A                        A hangs: its connection stands but nothing comes
     lost A / leave A                           the connection ends without / with a word
     progress A 50%                             of its assignment
@@ -120,6 +121,7 @@ class Cluster:
         self.now_s = 0.0
         self.streams: dict[str, tuple[str, LeaseId]] = {}
         self.silent: set[str] = set()
+        self.is_idle = False
         self.hellos: dict[str, ShardHello] = {}
         self.assigned: dict[str, AssignUnits] = {}
         self.activating: dict[str, ActivateStage] = {}
@@ -220,7 +222,7 @@ class Cluster:
         end_s = self.now_s + seconds
         while self.now_s < end_s - 1e-9:
             self.now_s = min(end_s, self.now_s + TICK_S)
-            actions += [*self.heartbeats(), *self.happen(TimePassed())]
+            actions += [*self.heartbeats(), *self.happen(TimePassed(self.is_idle))]
         return actions
 
 
@@ -298,6 +300,9 @@ class Scenario:
                 times_us = {name: round(1000 * float(text.removesuffix("ms"))) for name, text in options.items()}
                 beats = [HeartbeatReceived(name, cluster.streams[name][0], ShardUsage(), us) for name, us in times_us.items()]
                 return [action for _ in range(int(count)) for beat in beats for action in cluster.happen(beat)]
+            case (("idle" | "busy"), []):
+                cluster.is_idle = command == "idle"
+                return []
             case "silence", [name]:
                 cluster.silent.add(name)
                 return []

@@ -62,7 +62,7 @@ commands = st.one_of(
     st.tuples(st.just("slow"), names, st.sampled_from([0.01, 3.0])),
     st.tuples(st.sampled_from(["leaving", "drain", "drain force", "cordon", "cordon force", "uncordon"]), names),
     st.tuples(st.just("configure"), names, memories),
-    st.tuples(st.sampled_from(["load", "switch"])),
+    st.tuples(st.sampled_from(["load", "switch", "idle", "busy"])),
     st.tuples(st.just("tick"), st.sampled_from([0.25, 0.5, 1.0, 3.0, 6.0, 61.0])),
     st.tuples(st.just("standstill"), st.sampled_from([3.0, 100.0])),
     st.tuples(st.just("work")),
@@ -125,6 +125,8 @@ def play_people_and_time(cluster: Cluster, kind: str, rest: list, boot: str) -> 
             cluster.happen(CordonRequested(rest[0], kind != "uncordon", kind == "cordon force"))
         case "configure" if boot != "unknown":
             cluster.configure(rest[0], rest[1], None)
+        case "idle" | "busy":
+            cluster.is_idle = kind == "idle"
         case "load":
             load(cluster)
         case "switch":

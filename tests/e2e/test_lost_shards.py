@@ -23,6 +23,8 @@ HEALED_WITHIN_S = 20.0
 LONGER_THAN_A_LEASE_S = 6.5
 NUM_ASKING = 8
 THAW_S = 1.0
+LEFT_WITHIN_S = 10.0
+"""Far less than the 60 s for which a shard waits to be released."""
 
 
 def shard_at_stage(cluster: Cluster, stage: int) -> str:
@@ -130,6 +132,27 @@ def test_without_a_replacement_the_streams_wait_for_one(tiny_model: Path) -> Non
             cluster.start_shard(members[2])
 
         disturb_streams(cluster, kill_and_replace)
+        assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.slow
+def test_a_shard_that_nobody_can_replace_leaves_when_no_answer_needs_it(tiny_model: Path) -> None:
+    with Cluster(tiny_model, shards(1)) as cluster:
+        expected = ask(cluster, PROMPTS[0], NUM_TOKENS)
+        shard = cluster.processes["a"]
+        shard.send(signal.SIGTERM)
+        assert shard.wait(LEFT_WITHIN_S) == 0
+        state = cluster.wait_until(lambda state: not state["shards"])
+        assert state["phase"] == "waiting"
+        assert "retry" not in {event["kind"] for event in state["events"]}
+        shard.start()
+        cluster.wait_serving(HEALED_WITHIN_S)
+        with StreamedAnswer(cluster.http, PROMPTS[0], NUM_TOKENS) as stream:
+            stream.wait_tokens(TOKENS_BEFORE)
+            assert not stream.is_over
+            shard.send(signal.SIGTERM)
+            assert Answer.of_stream(stream) == expected
+        assert shard.wait(LEFT_WITHIN_S) == 0
         assert_no_fault(*cluster.processes.values())
 
 

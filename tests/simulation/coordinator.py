@@ -95,7 +95,7 @@ class SimulatedCoordinator:
 
     def _tick(self) -> None:
         if self.is_alive:
-            self.handle(TimePassed())
+            self.handle(TimePassed(self.engine.is_idle))
             self.engine.give_up_if_due()
             if self.open and self.engine.is_overdue():
                 self.handle(RingBroken(self.open.epoch, "a frame did not come back"))

@@ -106,6 +106,10 @@ class SimulatedEngine:
     def used_block_ids(self) -> tuple[int, ...]:
         return self._scheduler.used_block_ids
 
+    @property
+    def is_idle(self) -> bool:
+        return not (self._scheduler.num_running or self._scheduler.num_waiting)
+
     def open_ring(self, geometry: RingGeometry) -> None:
         self._sent_s.clear()
         self._handle(RingOpened(geometry))
