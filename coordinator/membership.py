@@ -346,7 +346,7 @@ class Membership:
             self._opening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._opening
-        await self._ring.close()
+        await self._ring.end()
 
     def closed_for_s(self) -> float | None:
         """How long ago an open ring was closed: 0 while one is open, None if none ever was."""

@@ -18,7 +18,7 @@ from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.edge_heartbeats import EdgeAnswers, Silence
 from dairllm.mesh.encodings import parse_encoding
-from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, PeerUnreachable, WrongCluster, WrongEpoch
+from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, NotReady, PeerUnreachable, WrongCluster, WrongEpoch
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, ring_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Ring:
         self._first_shard = ""
         self._outgoing: asyncio.Queue[ring_pb2.MicroBatch] | None = None
         self._sender: asyncio.Task[None] | None = None
+        self._receivers: set[asyncio.Task[None]] = set()
+        self._has_ended = False
 
     @property
     def epoch(self) -> int:
@@ -105,6 +107,13 @@ class Ring:
         if sender is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await sender
+
+    async def end(self) -> None:
+        """Close for good. Who sends results is told, so that no stream holds up the end of the process."""
+        self._has_ended = True
+        for receiver in self._receivers:
+            receiver.cancel()
+        await self.close()
 
     def send(self, batch: Batch) -> None:
         if self._outgoing is not None and batch.epoch == self._epoch:
@@ -196,7 +205,7 @@ class Ring:
     async def receive(self, requests: AsyncIterator[ring_pb2.ForwardRequest], answers: EdgeAnswers) -> None:
         """Serve the edge from the last shard: RingService.Forward of the coordinator.
 
-        Raises InvalidRequest, DeadlineExceeded, WrongCluster, WrongEpoch, MalformedFrame.
+        Raises InvalidRequest, DeadlineExceeded, WrongCluster, WrongEpoch, MalformedFrame, NotReady once the ring has ended.
         """
         opening = (await first_request(requests, "open")).open
         if opening.cluster_hash != self.cluster_hash:
@@ -208,12 +217,24 @@ class Ring:
             raise WrongEpoch(f"{opening.sender!r} does not have the key of epoch {opening.epoch}")
         await answers.accept(RESULT_CREDITS)
         async with answers.beating():
-            async for request in requests:
-                if request.WhichOneof("message") != "result":
-                    raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
-                self._check_epoch(request.result.epoch)
-                self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
-                await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
+            receiver = asyncio.create_task(self._receive_results(requests, answers))
+            self._receivers.add(receiver)
+            try:
+                await receiver
+            except asyncio.CancelledError:
+                if self._has_ended:
+                    raise NotReady("the coordinator is shutting down") from None
+                raise
+            finally:
+                self._receivers.discard(receiver)
+
+    async def _receive_results(self, requests: AsyncIterator[ring_pb2.ForwardRequest], answers: EdgeAnswers) -> None:
+        async for request in requests:
+            if request.WhichOneof("message") != "result":
+                raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
+            self._check_epoch(request.result.epoch)
+            self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
+            await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
 
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self._epoch:

@@ -163,3 +163,19 @@ def test_keys_of_caches_differ_by_shard_process_and_run() -> None:
     assert len(set(keys)) == len(keys)
     assert not set(keys) & {ring.key_of(epoch) for ring in rings for epoch in range(100)}
     assert rings[0].kv_key_of("a", "1") == keys[0]
+
+
+async def test_who_sends_results_is_told_that_the_coordinator_ends() -> None:
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        async with site.last_shard() as call:
+            assert (await call.read()).WhichOneof("message") == "accepted"
+            await site.ring.end()
+            with pytest.raises(grpc.aio.AioRpcError, match="shutting down") as caught:
+                await _read_to_end(call)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def _read_to_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
