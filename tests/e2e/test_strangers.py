@@ -257,7 +257,7 @@ def test_frames_of_strangers_are_not_computed(site: Site) -> None:
 
 def test_strangers_get_no_kv_cache(site: Site) -> None:
     """Nor do they learn who could join in a shard's place."""
-    with StreamedAnswer(site.cluster, PROMPTS[0], 200) as stream, site.channel("a") as channel:
+    with StreamedAnswer(site.cluster.http, PROMPTS[0], 200) as stream, site.channel("a") as channel:
         stream.wait_tokens(10)
         stub = shard_pb2_grpc.ShardServiceStub(channel)
         digest = bytes.fromhex(site.cluster.state()["model_digest"])
