@@ -52,12 +52,13 @@ format: build ## Mend the style of the Python code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: build ## mypy --strict over every package
+types: build ## mypy --strict over every package, the tests and the benchmarks
 	@rm -rf .typing && mkdir -p .typing/dairllm
 	@for name in kernels_pyx model_files mesh shard_service coordinator client; do ln -s ../../$$name .typing/dairllm/$$name; done
 	@ln -s ../../protos/dairllm/v1 .typing/dairllm/v1
 	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases -p dairllm
-	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases deploy/demo.py setup.py protos/generate.py .ci/requirements.py .ci/install.py
+	MYPYPATH=.typing:.:benchmarks $(BIN)/mypy --namespace-packages --explicit-package-bases tests benchmarks deploy/demo.py setup.py \
+	    protos/generate.py .ci/requirements.py .ci/install.py
 
 protos: .venv-protos/installed ## Generate the Python code of the .proto files
 	.venv-protos/bin/python protos/generate.py

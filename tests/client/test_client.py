@@ -79,7 +79,7 @@ def test_watching_gives_the_state_at_once(client: Client) -> None:
     states = client.watch_cluster()
     assert next(states).num_layers == 3
     assert isinstance(states, Iterator)
-    states.close()  # type: ignore[attr-defined]
+    states.close()
 
 
 def test_leaving_an_answer_ends_its_generation(client: Client, cluster: Cluster) -> None:

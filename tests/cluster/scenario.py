@@ -69,7 +69,7 @@ from dairllm.coordinator.cluster.events import (
 from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig, Phase
-from dairllm.coordinator.planner import Infeasible, ModelDemand
+from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 TICK_S = 0.25
@@ -129,6 +129,12 @@ class Cluster:
         self.draining_epoch: Epoch | None = None
         self.epochs: list[Epoch] = []
         self._leases = 0
+
+    @property
+    def plan(self) -> Plan:
+        """The active one, which there must be."""
+        assert self.machine.plan is not None
+        return self.machine.plan
 
     def happen(self, event: Event) -> list[Action]:
         """Handle an event, check every invariant, and follow the actions."""

@@ -1,12 +1,13 @@
 """The cluster machine under random events, and what scenarios do not show."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RefuseShard
+from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RecordEvent, RefuseShard
 from dairllm.coordinator.cluster.events import (
     CordonRequested,
     DrainRequested,
@@ -233,7 +234,7 @@ def test_no_deadline_passes_while_the_coordinator_stands_still() -> None:
     assert stand_still(cluster) is Phase.DRAINING
     cluster.switched()
     assert cluster.machine.phase is Phase.SERVING
-    assert cluster.machine.plan.placement == {"C": range(6)}
+    assert cluster.plan.placement == {"C": range(6)}
 
 
 def test_records_bear_the_time_of_the_clock_and_silence_is_counted_without_the_standstill() -> None:
@@ -272,12 +273,13 @@ def test_the_least_of_five_round_trips_sets_the_cost_of_the_hop(round_trips_ms: 
         cluster.happen(HeartbeatReceived("A", "1", ShardUsage(), 1000 * milliseconds))
     cluster.tick(0.5)
     compute_s = 4.5 * GIB / 20e9
-    assert cluster.machine.plan.predicted_step_s == pytest.approx(hop_s + compute_s)
+    assert cluster.plan.predicted_step_s == pytest.approx(hop_s + compute_s)
 
 
 def test_the_last_stage_answers_to_the_coordinator_and_the_others_to_the_next() -> None:
     cluster = serving_pair()
     first, last = cluster.assigned["A"], cluster.assigned["B"]
+    assert first.next is not None
     assert (first.next.name, first.next.addresses) == ("B", ("B:7000",))
     assert last.next is None
     assert (first.context_length, first.kv_block_tokens, first.max_batch_rows) == (64, 32, 512)
@@ -356,11 +358,12 @@ def test_records_are_bounded() -> None:
         ({"name": "A", "speed": float("nan")}, "decode_s_per_byte"),
     ],
 )
-def test_a_malformed_hello_is_refused_and_names_the_field(facts: dict, param: str) -> None:  # type: ignore[type-arg]
+def test_a_malformed_hello_is_refused_and_names_the_field(facts: dict[str, Any], param: str) -> None:
     (refusal, record) = Cluster().join(hello(**facts))
     assert isinstance(refusal, RefuseShard)
     assert isinstance(refusal.error, InvalidRequest)
     assert refusal.error.param == param
+    assert isinstance(record, RecordEvent)
     assert "\n" not in record.record.text
 
 
@@ -380,7 +383,7 @@ def test_a_thousand_shards_join_and_a_hundred_fail_in_simulated_time() -> None:
         actions = [a for event in switched for a in machine.handle(event, 0.6)]
         opened += sum(isinstance(action, OpenRing) for action in actions)
         machine.handle(RingOpened(machine.epoch), 0.6)
-        lost = machine.plan.stages[3]
+        lost = cluster.plan.stages[3]
         actions = machine.handle(LeaseBroken(lost.shard, "1", LeaseId(int(lost.shard[1:])), "gone"), 0.7)
         machine.check_invariants()
     assert opened == 10

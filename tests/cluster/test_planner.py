@@ -1,6 +1,7 @@
 """Properties of the planner: what every plan has, and that the fastest is the fastest."""
 
 import time
+from collections.abc import Mapping
 from itertools import combinations, pairwise, permutations
 
 import pytest
@@ -168,7 +169,7 @@ def test_a_plan_after_a_loss_is_valid_and_a_previous_plan_costs_at_most_the_hyst
 SIX_LAYERS = demand((100 * MIB,) * 6, 50 * MIB, 50 * MIB)
 
 
-def placement(plan: Plan | Infeasible) -> dict[str, range]:
+def placement(plan: Plan | Infeasible) -> Mapping[str, range]:
     assert isinstance(plan, Plan), plan
     return plan.placement
 

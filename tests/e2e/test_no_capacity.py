@@ -38,7 +38,7 @@ GAVE_UP = f"; gave up after {LIMIT_S} s"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "for-two.gguf"
-    shape = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 8}
+    shape: dict[str, Any] = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 8}
     return write_tiny_llama(path, **shape, vocab_size=8192, context_length=1024)
 
 
@@ -52,13 +52,13 @@ def cluster_of_two(model: Path, *arguments: str) -> Iterator[Cluster]:
 
 
 def lacks_memory(state: dict[str, Any]) -> bool:
-    return state["phase"] == "waiting" and state["missing_bytes"] > 0
+    return bool(state["phase"] == "waiting" and state["missing_bytes"] > 0)
 
 
 def assert_nothing_left(cluster: Cluster) -> None:
     def is_idle() -> bool:
         engine = cluster.state()["engine"]
-        return engine["running"] == engine["waiting"] == 0 and engine["kv_blocks_free"] == engine["kv_blocks_total"] > 0
+        return bool(engine["running"] == engine["waiting"] == 0 and engine["kv_blocks_free"] == engine["kv_blocks_total"] > 0)
 
     wait_for(is_idle, "an engine without a trace of the answers that failed")
 
@@ -153,6 +153,7 @@ class Requests:
         assert_stream_says_what_is_missing(self.flowing)
         for stream in self.silent:
             assert_stream_says_what_is_missing(stream)
+            assert stream.response is not None
             assert (stream.response.status_code == 503) == (stream.num_comments == 0), "a status of its own, while no header was out"
         for future in self.whole:
             assert_says_what_is_missing(future.result().result)

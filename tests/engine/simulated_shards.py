@@ -45,7 +45,9 @@ class SimulatedRing:
         self.transferred = {(new_owner[unit], unit) for unit in units}
         for stage in old:
             source = self.shards.get(stage.holder)
-            for unit in units & source.cells.keys() if source else ():
+            if source is None:
+                continue
+            for unit in units & source.cells.keys():
                 cells = {block: list(rows) for block, rows in source.cells[unit].items()}
                 self._shard(new_owner[unit], source.block_tokens).cells[unit] = cells
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
+from dairllm.coordinator.cluster.facts import Holder
 from dairllm.coordinator.engine import engine as engine_module
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.events import BatchCompleted
@@ -14,6 +15,7 @@ from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinis
 from dairllm.mesh.errors import Busy, DairllmError, NotEnoughMemory, NotReady, RequestLost
 from dairllm.mesh.sampling import SamplingParams
 
+SCORE = TokenScore(7, -1.0)
 LIMITS = SchedulerLimits(context_length=64, max_running=2, max_waiting=2)
 NO_SHARDS = NotReady("the model is not served yet: no shard has joined", retry_after_s=2.0)
 NO_MEMORY = NotEnoughMemory("the model is not served yet: 17 MiB of memory are missing", retry_after_s=2.0)
@@ -34,7 +36,7 @@ class Serving:
     def open(self) -> None:
         self._epoch += 1
         self.unready = None
-        self.engine.open_ring(RingGeometry(self._epoch, (StagePlace("a", range(4)),), NUM_BLOCKS, 8, {}))
+        self.engine.open_ring(RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8, {}))
 
     def close(self, unready: DairllmError | None = NO_MEMORY) -> None:
         self.unready = unready
@@ -46,7 +48,7 @@ class Serving:
             asyncio.get_running_loop().call_soon(self._complete, batch)
 
     def _complete(self, batch: Batch) -> None:
-        results = tuple(SliceResult(piece.ring_id, TokenScore(7, float("nan")) if piece.sample else None, ()) for piece in batch.slices)
+        results = tuple(SliceResult(piece.ring_id, SCORE if piece.sample else None, ()) for piece in batch.slices)
         self.engine.complete(BatchCompleted(batch.epoch, batch.batch_id, results), [])
 
     def answer_last_frame(self) -> None:
@@ -81,7 +83,7 @@ class Serving:
         assert self.engine.used_block_ids == ()
 
 
-ANSWER = [TokenGenerated(TokenScore(7, pytest.approx(float("nan"), nan_ok=True)))] * 3 + [GenerationFinished("length")]
+ANSWER = [TokenGenerated(SCORE)] * 3 + [GenerationFinished("length")]
 
 
 @pytest.fixture

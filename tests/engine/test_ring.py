@@ -8,7 +8,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from dairllm.coordinator.engine.scheduler import BatchCompleted
+from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.ring import RESULT_CREDITS, Ring
 from dairllm.coordinator.servicer import RingServicer
 from dairllm.mesh import edge_heartbeats

@@ -1,6 +1,7 @@
 """The scheduler against a ring that checks everything a real one would, driven by hypothesis through cancellations and lost plans."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -295,7 +296,7 @@ stimuli = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(stimuli, min_size=1, max_size=40))
-def test_every_answer_is_right_whatever_happens(script: list[tuple]) -> None:
+def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -> None:
     harness = Harness(limits())
     epoch = 1
     now = even_placement(2)

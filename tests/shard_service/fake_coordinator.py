@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 
@@ -20,6 +20,8 @@ from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, model_pb2, ring_pb2, ring_pb2_grpc, weights_pb2_grpc
 
+T = TypeVar("T")
+
 CLUSTER = "shard-tests"
 PATIENCE_S = 20.0
 KV_BLOCKS = 16
@@ -31,7 +33,7 @@ KV_KEY = b"key of the cache"
 """Of every shard, unless an assignment says otherwise."""
 
 
-async def soon(awaitable: Any, timeout_s: float = PATIENCE_S) -> Any:
+async def soon(awaitable: Awaitable[T], timeout_s: float = PATIENCE_S) -> T:
     async with asyncio.timeout(timeout_s):
         return await awaitable
 
@@ -66,14 +68,15 @@ class JoinedShard:
 
     async def prepare(self, assignment: cluster_pb2.Assignment) -> cluster_pb2.StageReady:
         self.say_assignment(assignment)
-        return await self.next_message("stage_ready")
+        ready: cluster_pb2.StageReady = await self.next_message("stage_ready")
+        return ready
 
     async def activate(
         self, epoch: int, alive: Sequence[int] = (), transfers: Sequence[cluster_pb2.KvTransfer] = ()
     ) -> cluster_pb2.StageActivated:
         activation = cluster_pb2.ActivateStage(epoch=epoch, alive_sequences=alive, transfers=transfers)
         self.say(cluster_pb2.JoinResponse(activate_stage=activation))
-        activated = await self.next_message("stage_activated")
+        activated: cluster_pb2.StageActivated = await self.next_message("stage_activated")
         assert activated.epoch == epoch
         return activated
 
@@ -261,7 +264,7 @@ class RingEdge:
 
     async def next_refusal(self) -> ring_pb2.FrameRefused:
         while True:
-            response = await soon(self.call.read())
+            response: ring_pb2.ForwardResponse = await soon(self.call.read())
             assert response is not grpc.aio.EOF, await self.call.code()
             if response.WhichOneof("message") == "refused":
                 return response.refused

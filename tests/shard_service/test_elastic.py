@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -45,8 +46,13 @@ async def undisturbed(coordinator: FakeCoordinator, points: Mapping[int, model_p
 
 
 def transfer(source: JoinedShard, units: range, block_ids: list[int]) -> cluster_pb2.KvTransfer:
-    where = {"from": peer_of(source)}
-    return cluster_pb2.KvTransfer(**where, first_unit=units.start, end_unit=units.stop, block_ids=block_ids, kv_key=KV_KEY)
+    return transfer_from(peer_of(source), first_unit=units.start, end_unit=units.stop, block_ids=block_ids, kv_key=KV_KEY)
+
+
+def transfer_from(peer: cluster_pb2.Peer, **fields: Any) -> cluster_pb2.KvTransfer:
+    """The message's own name for `peer` is a keyword."""
+    fields["from"] = peer
+    return cluster_pb2.KvTransfer(**fields)
 
 
 async def test_layers_and_their_cache_move_while_answers_run(coordinator: FakeCoordinator) -> None:
@@ -94,7 +100,7 @@ async def test_kv_cache_is_for_those_who_have_its_key(coordinator: FakeCoordinat
         sequence = LivingSequence(1, PROMPT, EXACT)
         manifest = coordinator.manifest
         assert manifest is not None
-        facts = {"model_digest": bytes.fromhex(manifest.model_digest), "first_unit": 1, "end_unit": 2, "block_ids": [0]}
+        facts: dict[str, Any] = {"model_digest": bytes.fromhex(manifest.model_digest), "first_unit": 1, "end_unit": 2, "block_ids": [0]}
         assert type(await fetch_error(a, shard_pb2.FetchKvRequest(**facts))) is NotAMember, "before any assignment nobody may"
         async with serving(coordinator, shards, ALONE, 1) as edge:
             await sequence.go_on(edge, coordinator, 1, 3)
@@ -196,8 +202,8 @@ async def test_a_cache_that_can_not_be_taken_over_is_no_failure(coordinator: Fak
     async with shards_of(coordinator, "a") as shards:
         await prepare(coordinator, shards, ALONE, 1)
         gone = cluster_pb2.Peer(name="gone", addresses=["127.0.0.1:9"])
-        lost = cluster_pb2.KvTransfer(**{"from": gone}, first_unit=1, end_unit=3, block_ids=[0])
-        unused = cluster_pb2.KvTransfer(**{"from": gone}, first_unit=3, end_unit=4)
+        lost = transfer_from(gone, first_unit=1, end_unit=3, block_ids=[0])
+        unused = transfer_from(gone, first_unit=3, end_unit=4)
         activated = await shards["a"].activate(1, transfers=[lost, unused])
         assert list(activated.transferred_units) == [3]
         assert "gone" in activated.note
@@ -365,7 +371,7 @@ async def superseded_while_caches_are_on_their_way(coordinator: FakeCoordinator,
         a = shards["a"]
         await prepare(coordinator, shards, ALONE, 1)
         peer = cluster_pb2.Peer(name="silent", addresses=[silent])
-        stuck = cluster_pb2.KvTransfer(**{"from": peer}, first_unit=1, end_unit=4, block_ids=[0])
+        stuck = transfer_from(peer, first_unit=1, end_unit=4, block_ids=[0])
         a.say(cluster_pb2.JoinResponse(activate_stage=cluster_pb2.ActivateStage(epoch=1, transfers=[stuck])))
         a.say_assignment(coordinator.assignment(2))
         activated = await a.next_message("stage_activated")

@@ -1,6 +1,7 @@
 """Caches over changes of plan: what they hold, and what they take while they change."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_layers_that_stay_keep_their_content_and_others_their_cache() -> None:
 @pytest.mark.parametrize(
     ("changes", "num_blocks"), [({"model_digest": b"other"}, 4), ({"geometry": replace(GEOMETRY, block_tokens=32, num_blocks=2)}, 2)]
 )
-def test_nothing_is_kept_for_another_model_or_geometry(changes: dict[str, object], num_blocks: int) -> None:
+def test_nothing_is_kept_for_another_model_or_geometry(changes: dict[str, Any], num_blocks: int) -> None:
     caches = filled(range(1, 4))
     [cache] = caches.arrange(assignment(range(1, 2), **changes))
     assert cache.num_blocks == num_blocks

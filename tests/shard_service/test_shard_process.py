@@ -160,7 +160,7 @@ async def test_edges_of_strangers_are_refused(coordinator: FakeCoordinator) -> N
             ({"epoch": 3, "cluster": "other"}, WrongCluster),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await RingEdge.open(shard.address, **arguments)  # type: ignore[arg-type]
+                await RingEdge.open(shard.address, **arguments)
             assert type(error_from_rpc(raised.value)) is expected
 
 

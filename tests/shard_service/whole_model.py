@@ -1,6 +1,7 @@
 """A model run by the kernels alone, without a shard process: what the processes' tokens are compared with."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dairllm.kernels_pyx import KvCache, PackedMatrix, Stage, StageSlice, StageSpec, dequantize
 from dairllm.model_files.manifest import TensorInfo
@@ -14,11 +15,11 @@ class WholeModel:
         self._data = coordinator.model.read_bytes()
         spec, units = coordinator.manifest.spec, coordinator.manifest.units
         self._stage = Stage(_stage_spec(spec), max_rows=CONTEXT, max_context=CONTEXT)
-        weights = [{tensor.role: self._weights(tensor) for tensor in unit.tensors} for unit in units]
-        self._stage.set_embedding(weights[0]["token_embedding"])
-        for index, layer in enumerate(weights[1:-1]):
-            self._stage.add_layer(index, layer)
-        self._stage.set_head(weights[-1]["output_norm"], weights[-1]["output"])
+        embedding, *layers, head = ({tensor.role: tensor for tensor in unit.tensors} for unit in units)
+        self._stage.set_embedding(self._matrix(embedding["token_embedding"]))
+        for index, layer in enumerate(layers):
+            self._stage.add_layer(index, {role: self._vector_or_matrix(tensor) for role, tensor in layer.items()})
+        self._stage.set_head(self._vector(head["output_norm"]), self._matrix(head["output"]))
         self._kv = [KvCache(KV_BLOCKS, KV_BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
@@ -33,16 +34,22 @@ class WholeModel:
             pending = [tokens[-1]]
         return tokens
 
-    def _weights(self, tensor: TensorInfo) -> object:
-        data = self._data[tensor.offset : tensor.offset + tensor.size_bytes]
-        if len(tensor.shape) == 1:
-            return dequantize(tensor.block_format, data, tensor.shape[0])
+    def _bytes(self, tensor: TensorInfo) -> bytes:
+        return self._data[tensor.offset : tensor.offset + tensor.size_bytes]
+
+    def _vector_or_matrix(self, tensor: TensorInfo) -> NDArray[np.float32] | PackedMatrix:
+        return self._vector(tensor) if len(tensor.shape) == 1 else self._matrix(tensor)
+
+    def _vector(self, tensor: TensorInfo) -> NDArray[np.float32]:
+        return dequantize(tensor.block_format, self._bytes(tensor), tensor.shape[0])
+
+    def _matrix(self, tensor: TensorInfo) -> PackedMatrix:
         matrix = PackedMatrix(tensor.block_format, *tensor.shape)
-        matrix.pack_rows(0, data)
+        matrix.pack_rows(0, self._bytes(tensor))
         return matrix
 
 
 def _stage_spec(spec: object) -> StageSpec:
-    names = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "rope_dim", "rope_theta", "rope_interleaved")
-    names += ("rope_freq_factors", "rms_norm_eps", "attention_scale", "num_layers")
+    names = ["hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "rope_dim", "rope_theta", "rope_interleaved"]
+    names += ["rope_freq_factors", "rms_norm_eps", "attention_scale", "num_layers"]
     return StageSpec(**{name: getattr(spec, name) for name in names})

@@ -143,7 +143,7 @@ class SimulatedCoordinator:
             self.world,
             self.network,
             lambda message: self._hear(lease_id, message),
-            lambda action: shard.when_awake(boot, lambda: shard.hear(action) if shard.stream is stream else None),  # type: ignore[arg-type]
+            lambda action: shard.when_awake(boot, lambda: shard.hear(action) if shard.stream is stream else None),
             lambda: self._break(lease_id),
             lambda: shard.when_awake(boot, lambda: shard.lose_lease(stream)),
         )
