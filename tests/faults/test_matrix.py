@@ -52,9 +52,10 @@ def results(request: pytest.FixtureRequest, model: Path) -> Iterator[Results]:
             pool.submit(run_lane, fault, model, [case for case in chosen if case.fault is fault], undisturbed, results)
         yield results
     if request.config.getoption("--all-faults"):
-        terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-        assert terminal is not None
-        terminal.write_line("\n" + table(results))
+        capture = request.config.pluginmanager.get_plugin("capturemanager")
+        assert capture is not None
+        with capture.global_and_fixture_disabled():
+            print(f"\n\n{table(results)}")
 
 
 def _chosen(items: Sequence[pytest.Item]) -> Iterator[Case]:
