@@ -66,7 +66,7 @@ class ShardServiceServicer(object):
     def Echo(self, request, context):
         """Returns at once. For measuring the round trip and the throughput between two machines.
 
-        Called by: another member, to plan. Safe to repeat. INVALID_ARGUMENT if `reply_size_bytes` is over 16 MiB.
+        Called by: people, with a tool like grpcurl or a script. Safe to repeat. INVALID_ARGUMENT if `reply_size_bytes` is over 16 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
