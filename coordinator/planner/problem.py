@@ -17,6 +17,8 @@ HYSTERESIS = 0.2
 """How much dearer a unit counts that is not where it was."""
 URGENT_SURCHARGE = 10.0
 """The same while no answers come."""
+CACHE_SHARE = 0.1
+"""Of these, for a unit whose weights the shard has in memory: what was computed with them lies elsewhere, or is computed again."""
 ASSUMED_DECODE_S_PER_BYTE = 1e-10
 """For a shard that has not measured itself: 10 GB/s, a slow desktop."""
 
@@ -121,8 +123,8 @@ def pose_problem(
     """offers: by name, at least one. held: units that shards have in memory. move_surcharge: of units that are at another shard,
     as a part of their time."""
     need_bytes = _needed_up_to(demand, kv)
-    there = _lie_there(demand.num_units, offers, placement, held)
-    return Problem(demand, kv, min_shards, placement, need_bytes, _measured(demand, offers, need_bytes, there, move_surcharge))
+    surcharges = move_surcharge * _moved_parts(demand.num_units, offers, placement, held)
+    return Problem(demand, kv, min_shards, placement, need_bytes, _measured(demand, offers, need_bytes, surcharges))
 
 
 def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
@@ -131,27 +133,25 @@ def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
     return [0, *accumulate(size + (kv_layer_bytes if unit in layers else 0) for unit, size in enumerate(demand.unit_sizes_bytes))]
 
 
-def _lie_there(
+def _moved_parts(
     num_units: int, offers: Sequence[ShardOffer], placement: Mapping[str, range], held: Mapping[str, Set[int]]
-) -> NDArray[np.bool_]:
-    """Which shard has which unit already; before anything is loaded, all count as if they had all."""
-    there = np.full((len(offers), num_units), not placement and not held)
+) -> NDArray[np.float64]:
+    """By shard and unit, how much of a move it is: 0 where the unit is, CACHE_SHARE where its weights lie; all 0 before anything is loaded."""
+    parts = np.full((len(offers), num_units), 1.0 if placement or held else 0.0)
     for row, offer in enumerate(offers):
-        units = placement.get(offer.name, range(0))
-        there[row, units.start : units.stop] = True
         for unit in held.get(offer.name, ()):
-            there[row, unit] = True
-    return there
+            parts[row, unit] = CACHE_SHARE
+        units = placement.get(offer.name, range(0))
+        parts[row, units.start : units.stop] = 0.0
+    return parts
 
 
-def _measured(
-    demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], there: NDArray[np.bool_], move_surcharge: float
-) -> list[Candidate]:
+def _measured(demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], surcharges: NDArray[np.float64]) -> list[Candidate]:
     """All at once as matrices, shards by units: of a thousand shards most are only looked at."""
     sizes = np.array([0, *demand.unit_sizes_bytes[1:]], np.float64)
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
     times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
-    costs = times + np.rint(times * move_surcharge) * ~there
+    costs = times + np.rint(times * surcharges)
     rooms = np.array([offer.room_bytes for offer in offers], np.int64)
     needs = np.array(need_bytes, np.int64)
     furthest = np.maximum(np.searchsorted(needs, needs[:-1] + rooms[:, None], side="right") - 1, np.arange(demand.num_units))

@@ -272,6 +272,15 @@ def test_the_survivors_of_a_loss_keep_their_units() -> None:
     assert after["D"] == before.placement[lost]
 
 
+def test_what_was_computed_stays_where_it_is_when_another_still_holds_the_weights() -> None:
+    """D lost the units of all others a moment ago and has them in memory, but only what is computed with them counts for the answers."""
+    offers = [offer(name, GIB, hop_s=1e-4) for name in "ABD"]
+    before = Plan.of_placement({"A": range(3), "B": range(3, 6), "C": range(6, 8)})
+    held = {"A": set(range(3)), "B": set(range(3, 6)), "D": set(range(8))}
+    after = make_plan(SIX_LAYERS, offers, previous=before, held=held, min_shards=3, urgent=True)
+    assert placement(after) == {"A": range(3), "B": range(3, 6), "D": range(6, 8)}
+
+
 def test_the_survivors_of_a_loss_in_a_large_cluster_keep_their_units() -> None:
     model = demand((100 * MIB,) * 40, 50 * MIB, 50 * MIB)
     offers = [offer(f"s{i:02}", 420 * MIB) for i in range(14)]
