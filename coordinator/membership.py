@@ -417,7 +417,7 @@ class Membership:
                 )
             case "edge_lost":
                 lost = request.edge_lost
-                self.handle(on.EdgeBroken(Epoch(lost.epoch), name, lost.peer, lost.message))
+                self.handle(on.EdgeBroken(Epoch(lost.epoch), name, lost.peer, lost.message, lost.silent))
             case "stage_activated":
                 activated = request.stage_activated
                 units = frozenset(activated.transferred_units)

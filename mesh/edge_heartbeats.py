@@ -24,6 +24,10 @@ _HEARTBEAT = ring_pb2.ForwardResponse(heartbeat=ring_pb2.EdgeHeartbeat())
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
+class PeerSilent(PeerUnreachable):
+    """The connection stands, and nothing comes."""
+
+
 class EdgeAnswers:
     """The receiver's responses on one Forward stream, which may be written by several tasks."""
 
@@ -76,9 +80,9 @@ class Silence:
         self._ticks = 0
 
     async def watch(self) -> NoReturn:
-        """Raises PeerUnreachable once the receiver was silent for too long."""
+        """Raises PeerSilent once the receiver was silent for too long."""
         while not self._interval_s or self._ticks < MISSED_INTERVALS * _TICKS_PER_INTERVAL:
             await asyncio.sleep((self._interval_s or HEARTBEAT_INTERVAL_S) / _TICKS_PER_INTERVAL)
             self._ticks += 1
         silent_s = MISSED_INTERVALS * self._interval_s
-        raise PeerUnreachable(f"the edge is silent: nothing was heard of {self._peer} for {silent_s:g} s, though the connection stands")
+        raise PeerSilent(f"the edge is silent: nothing was heard of {self._peer} for {silent_s:g} s, though the connection stands")

@@ -17,7 +17,7 @@ from dairllm.v1 import ring_pb2
 
 log = logging.getLogger(__name__)
 
-ReportEdgeLost = Callable[[AssignmentFacts, str], None]
+ReportEdgeLost = Callable[[AssignmentFacts, EdgeLost], None]
 
 
 class EpochRun:
@@ -69,10 +69,10 @@ class EpochRun:
     def _report(self, outcome: BaseException | None) -> None:
         if isinstance(outcome, EdgeLost):
             log.warning("the edge is lost", extra=fields(peer=self.assignment.next.name, epoch=self.assignment.epoch, reason=outcome))
-            self._report_edge_lost(self.assignment, str(outcome))
+            self._report_edge_lost(self.assignment, outcome)
         elif isinstance(outcome, Exception):
             log.error("the epoch ended by a fault of this program", exc_info=outcome)
-            self._report_edge_lost(self.assignment, f"the shard failed: {type(outcome).__name__}")
+            self._report_edge_lost(self.assignment, EdgeLost(f"the shard failed: {type(outcome).__name__}"))
 
     async def _compute_frames(self) -> None:
         while True:

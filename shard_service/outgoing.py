@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from dairllm.mesh.channels import dial_each, error_from_rpc
-from dairllm.mesh.edge_heartbeats import Silence
+from dairllm.mesh.edge_heartbeats import PeerSilent, Silence
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, WrongEpoch
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import PeerFacts
@@ -37,7 +37,11 @@ log = logging.getLogger(__name__)
 
 
 class EdgeLost(DairllmError):
-    """The edge to the next member does not work any more, or the member has refused a frame."""
+    """The edge to the next member does not work any more, or the member has refused a frame. silent: it stood, but nothing came."""
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent
 
 
 class OutgoingEdge:
@@ -84,8 +88,8 @@ class OutgoingEdge:
     async def _watch_silence(self) -> None:
         try:
             await self._silence.watch()
-        except PeerUnreachable as error:
-            raise EdgeLost(str(error)) from error
+        except PeerSilent as error:
+            raise EdgeLost(str(error), silent=True) from error
 
     async def _read(self, call: ForwardCall) -> None:
         try:

@@ -10,6 +10,7 @@ from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.kv_transfer import TransferOutcome
 from dairllm.shard_service.layer_store import LoadCounts, ReportProgress
+from dairllm.shard_service.outgoing import EdgeLost
 from dairllm.shard_service.preparation import NeedsExclusive
 from dairllm.v1 import cluster_pb2
 
@@ -56,8 +57,8 @@ class Reports:
         )
         self._send(cluster_pb2.JoinRequest(stage_activated=activated))
 
-    def edge_lost(self, assignment: AssignmentFacts, message: str) -> None:
-        lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=assignment.next.name, message=message)
+    def edge_lost(self, assignment: AssignmentFacts, why: EdgeLost) -> None:
+        lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=assignment.next.name, message=str(why), silent=why.silent)
         self._send(cluster_pb2.JoinRequest(edge_lost=lost))
 
 

@@ -143,12 +143,13 @@ class StageLoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class EdgeBroken:
-    """The stream from `reporter` to `peer` broke."""
+    """The stream from `reporter` to `peer` broke. silent: it stood, but nothing came from the peer for as long as a lease allows."""
 
     epoch: Epoch
     reporter: str
     peer: str
     message: str
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

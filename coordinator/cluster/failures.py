@@ -85,7 +85,8 @@ class Failures(Part):
 
     def on_edge_broken(self, event: EdgeBroken) -> None:
         self._blame(event.peer if event.peer in self._members else event.reporter)
-        self._blame_link(Edge(event.reporter, event.peer))
+        # Silence towards the coordinator says nothing of the link, over which a lease is held: the coordinator may have stood still.
+        self._blame_link(Edge(event.reporter, event.peer), silent=event.silent and event.peer != COORDINATOR_NAME)
         self._give_up_ring(f"the connection from {event.reporter} to {event.peer} broke: {event.message}")
 
     def on_ring_broken(self, message: str) -> None:
@@ -159,10 +160,11 @@ class Failures(Part):
             words = f"shard {name} is set aside after {member.failures} failures in a row; the others try without it"
             self._journal.record(EventKind.SET_ASIDE, name, words)
 
-    def _blame_link(self, edge: Edge) -> None:
-        avoided_s = self._links.fail(edge, self._now_s)
+    def _blame_link(self, edge: Edge, *, silent: bool = False) -> None:
+        avoided_s = self._links.fail(edge, self._now_s, silent=silent)
         if avoided_s:
-            words = f"the link from {edge.sender} to {edge.receiver} failed again, though both live: plans go around it for {avoided_s:g} s"
+            failed = "fell silent" if silent else "failed again"
+            words = f"the link from {edge.sender} to {edge.receiver} {failed}, though both live: plans go around it for {avoided_s:g} s"
             self._journal.record(EventKind.SET_ASIDE, "", f"{words}, if they can")
 
     # -- what is forgiven

@@ -1,9 +1,9 @@
 """Links between members that fail although both ends live, and plans that go around them.
 
-An edge that breaks may have many causes, and most are over with the next epoch. One that breaks again, while the coordinator hears both of
-its ends, is a matter of what lies between the two: from then on plans avoid that link, if there are others. Who computes what is the
-planner's decision; it knows no links. So where its plan uses one that is avoided, it is asked for plans without one of the two, and whether
-the same shards can be put in another order.
+An edge that breaks may have many causes, and most are over with the next epoch. One that breaks again, or falls silent, while the
+coordinator hears both of its ends, is a matter of what lies between the two: from then on plans avoid that link, if there are others. Who
+computes what is the planner's decision; it knows no links. So where its plan uses one that is avoided, it is asked for plans without one of
+the two, and whether the same shards can be put in another order.
 """
 
 import math
@@ -45,10 +45,10 @@ class Links:
 
     # -- what happened
 
-    def fail(self, edge: Edge, now_s: float) -> float:
-        """Its stream broke, or could not be opened. Returns for how long plans go around it from now on; 0 if they do not yet."""
+    def fail(self, edge: Edge, now_s: float, *, silent: bool = False) -> float:
+        """Its stream broke, fell silent, or could not be opened. Returns for how long plans go around it; 0 if they do not yet."""
         trouble = self._troubles.setdefault(edge, _Trouble())
-        trouble.failures += 1
+        trouble.failures = max(trouble.failures + 1, self._config.avoid_after if silent else 0)
         if trouble.failures < self._config.avoid_after:
             return 0.0
         avoided_s = self._config.avoidance_s(trouble.failures)

@@ -136,7 +136,7 @@ def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
 def _moved_parts(
     num_units: int, offers: Sequence[ShardOffer], placement: Mapping[str, range], held: Mapping[str, Set[int]]
 ) -> NDArray[np.float64]:
-    """By shard and unit, how much of a move it is: 0 where the unit is, CACHE_SHARE where its weights lie; all 0 before anything is loaded."""
+    """By shard and unit, how much of a move: 0 where the unit is, CACHE_SHARE where its weights lie; 0 before anything is loaded."""
     parts = np.full((len(offers), num_units), 1.0 if placement or held else 0.0)
     for row, offer in enumerate(offers):
         for unit in held.get(offer.name, ()):

@@ -14,7 +14,7 @@ A command is one line:
     failed A 'message' [retryable|exclusive]   reports that loading failed; exclusive: that it must free layers first
     drained                                    nothing is in flight any more in the ring that was closed
     activated A [transferred=2..3]             has switched; without transferred it has taken over all that it should
-    edge A B [epoch=N]                         A reports that its stream to B broke
+    edge A B [silent] [epoch=N]                A reports that its stream to B broke, or fell silent
     opened / broken 'message' [epoch=N]        the coordinator's own stream to the first shard
     switched                                   drained if need be, all activated, opened
     leaving A / drain A / cordon A / uncordon A [force]   the shard wants to leave; people want it to leave, not to be used, to be used
@@ -338,6 +338,8 @@ class Scenario:
                 return cluster.switched()
             case "edge", [reporter, peer]:
                 return cluster.happen(EdgeBroken(epoch, reporter, peer, "stream reset"))
+            case "edge", [reporter, peer, "silent"]:
+                return cluster.happen(EdgeBroken(epoch, reporter, peer, "nothing was heard of it", silent=True))
             case "opened", []:
                 return cluster.happen(RingOpened(epoch))
             case "broken", [message]:

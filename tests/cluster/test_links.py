@@ -56,6 +56,13 @@ def test_the_second_failure_of_an_edge_in_a_row_decides() -> None:
     assert not network.avoids("A", "B", 61.0)
 
 
+def test_silence_decides_at_once() -> None:
+    network = links()
+    assert network.fail(A_TO_B, 0.0, silent=True) == 60.0
+    assert network.avoids("A", "B", 59.0)
+    assert network.fail(A_TO_B, 70.0) == 120.0, "in the same row"
+
+
 def test_a_link_that_fails_again_is_avoided_for_twice_as_long_up_to_a_limit() -> None:
     network = links(longest_avoid_s=200.0)
     network.fail(A_TO_B, 0.0)

@@ -56,7 +56,7 @@ commands = st.one_of(
     st.tuples(st.just("loaded"), names, epochs_back),
     st.tuples(st.just("progress"), names, epochs_back),
     st.tuples(st.just("failed"), names, epochs_back, st.booleans()),
-    st.tuples(st.just("edge"), names, names, epochs_back),
+    st.tuples(st.just("edge"), names, names, epochs_back, st.booleans()),
     st.tuples(st.just("failed exclusively"), names, epochs_back),
     st.tuples(st.just("activated"), names, epochs_back, st.booleans()),
     st.tuples(st.sampled_from(["opened", "drained", "broken", "step"]), epochs_back),
@@ -95,7 +95,7 @@ def play(cluster: Cluster, command: tuple, boots: dict[str, int]) -> None:  # ty
         case "failed":
             cluster.happen(StageLoadFailed(rest[0], boot, epoch, "no", rest[2]))
         case "edge":
-            cluster.happen(EdgeBroken(epoch, rest[0], rest[1], "reset"))
+            cluster.happen(EdgeBroken(epoch, rest[0], rest[1], "reset", silent=rest[3]))
         case "failed exclusively":
             cluster.happen(StageLoadFailed(rest[0], boot, epoch, "no", False, True))
         case "activated":

@@ -18,7 +18,7 @@ from tests.instruments.streamed_answers import StreamedAnswer
 NUM_TOKENS = 300
 TOKENS_BEFORE = 20
 NOTICED_WITHIN_S = 5.0
-AROUND_WITHIN_S = 15.0
+AROUND_WITHIN_S = 10.0
 SLACK_S = 1.0
 """For a busy machine. Measured times are printed."""
 
@@ -87,7 +87,7 @@ def test_answers_go_around_a_cut_cable(tiny_model: Path, needed: int) -> None:
         after = names_in_plan(cluster)
         assert len(after) >= needed
         assert not {(before[0], before[1]), (before[1], before[0])} & {*pairwise(after)}, f"{before}, then {after}"
-        assert "plans go around it" in cluster.processes["coordinator"].output()
+        assert "fell silent, though both live: plans go around it" in cluster.processes["coordinator"].output()
         assert ask_all(cluster, NUM_TOKENS) == expected
         assert_no_fault(*cluster.processes.values())
 

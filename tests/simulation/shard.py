@@ -376,4 +376,5 @@ class SimulatedShard:
 
     def lose_edge(self, stage: AssignUnits, message: str) -> None:
         if self.stage is stage:
-            self.tell(EdgeBroken(stage.epoch, self.name, stage.next.name if stage.next else "coordinator", message))
+            silent = self.world.chance(0.2)
+            self.tell(EdgeBroken(stage.epoch, self.name, stage.next.name if stage.next else "coordinator", message, silent))

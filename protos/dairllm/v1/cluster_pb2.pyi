@@ -342,14 +342,16 @@ class StageFailed(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., message: _Optional[str] = ..., retryable: bool = ..., needs_exclusive: bool = ...) -> None: ...
 
 class EdgeLost(_message.Message):
-    __slots__ = ("epoch", "peer", "message")
+    __slots__ = ("epoch", "peer", "message", "silent")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     peer: str
     message: str
-    def __init__(self, epoch: _Optional[int] = ..., peer: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    silent: bool
+    def __init__(self, epoch: _Optional[int] = ..., peer: _Optional[str] = ..., message: _Optional[str] = ..., silent: bool = ...) -> None: ...
 
 class Leaving(_message.Message):
     __slots__ = ("reason", "drain")
