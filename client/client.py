@@ -20,6 +20,8 @@ from dairllm.mesh.sampling import SamplingParams
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 CALL_TIMEOUT_S = 10.0
+CONFIGURE_TIMEOUT_S = 20.0
+"""Longer than the coordinator waits for the shard."""
 """Deadline of every call that answers at once."""
 
 
@@ -225,10 +227,13 @@ class Client:
         """Exclude a shard from planning while the others suffice, or in any case (force), or admit it again; it stays a member."""
         self._call(self._cluster.CordonShard, cluster_pb2.CordonShardRequest(name=name, cordoned=cordoned, force=force))
 
-    def configure_shard(self, name: str, *, memory_budget_bytes: int | None = None, num_threads: int | None = None) -> None:
-        """Change limits of a running shard; None leaves one as it is."""
+    def configure_shard(
+        self, name: str, *, memory_budget_bytes: int | None = None, num_threads: int | None = None
+    ) -> cluster_pb2.ConfigureShardResponse:
+        """Change limits of a running shard; None leaves one as it is. Returns what is in force then."""
         request = cluster_pb2.ConfigureShardRequest(name=name, memory_budget_bytes=memory_budget_bytes, num_threads=num_threads)
-        self._call(self._cluster.ConfigureShard, request)
+        limits: cluster_pb2.ConfigureShardResponse = self._call(self._cluster.ConfigureShard, request, CONFIGURE_TIMEOUT_S)
+        return limits
 
     def _start(
         self,
@@ -248,8 +253,8 @@ class Client:
             request.sampling.CopyFrom(sampling.to_proto())
         return Answer(self._inference.Generate(request), self._peer)
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: Any, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         try:
-            return method(request, timeout=CALL_TIMEOUT_S)
+            return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self._peer) from None

@@ -66,7 +66,7 @@ def configure(
     context: typer.Context,
     name: NameArgument,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory that it may use, like 4GiB.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads that compute.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
     coordinator: CoordinatorOption = None,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     config: ConfigFile = None,
@@ -79,10 +79,9 @@ def configure(
         raise InvalidRequest(f"nothing was given to set for {name!r}; expected --memory SIZE, --threads N or both")
     memory_bytes = None if memory is None else parse_size(memory)
     with connect(coordinator, cluster) as client:
-        client.configure_shard(name, memory_budget_bytes=memory_bytes, num_threads=threads)
-    changes = [] if memory_bytes is None else [f"at most {format_size(memory_bytes)} of memory"]
-    changes += [] if threads is None else [f"{threads} thread{'s' if threads > 1 else ''}"]
-    print(f"{name} was told to use {' and '.join(changes)}")
+        limits = client.configure_shard(name, memory_budget_bytes=memory_bytes, num_threads=threads)
+    count = f"{limits.num_threads} thread{'s' if limits.num_threads != 1 else ''}"
+    print(f"{name} uses at most {format_size(limits.memory_budget_bytes)} of memory and {count}")
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

@@ -37,7 +37,7 @@ from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.reachability import Place, addresses_from
 from dairllm.coordinator.ring import Ring, first_request
 from dairllm.mesh.cache_types import cache_type_to_proto
-from dairllm.mesh.errors import DairllmError, InvalidRequest, NameTaken, PeerUnreachable, RequestLost
+from dairllm.mesh.errors import DairllmError, DeadlineExceeded, InvalidRequest, NameTaken, PeerUnreachable, RequestLost
 from dairllm.mesh.protocol import software_version
 from dairllm.v1 import cluster_pb2
 
@@ -45,6 +45,8 @@ logger = logging.getLogger("dairllm.cluster")
 
 TICK_S = 0.2
 DRAIN_LIMIT_S = 2.0
+CONFIGURE_LIMIT_S = 15.0
+"""A shard without a part measures itself anew, which takes some seconds if others on its machine do so, too."""
 MAX_WEIGHT_SOURCES = 8
 MAX_QUEUED_RESPONSES = 64
 """A shard that does not read for so long that this fills up is cut off; it joins again."""
@@ -62,6 +64,8 @@ class _Lease:
         default_factory=lambda: asyncio.Queue(MAX_QUEUED_RESPONSES)
     )
     is_over: bool = False
+    configured: deque[asyncio.Future[cluster_pb2.CapabilitiesChanged]] = field(default_factory=deque)
+    """Who waits for the shard's answer to a Configure, in the order in which they were sent."""
 
     def send(self, response: cluster_pb2.JoinResponse) -> None:
         if self.is_over:
@@ -71,9 +75,20 @@ class _Lease:
         except asyncio.QueueFull:
             self.end(RequestLost(f"shard {self.name!r} does not read its Join stream"))
 
+    def answer_configure(self, answer: cluster_pb2.CapabilitiesChanged) -> None:
+        waiting = self.configured.popleft() if self.configured else None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
     def end(self, error: DairllmError | None) -> None:
         """End the stream, before whatever still waits to be sent."""
         self.is_over = True
+        for waiting in self.configured:
+            if not waiting.done():
+                waiting.set_exception(
+                    PeerUnreachable(f"the lease of shard {self.name!r} ended before it answered; try again when it is back")
+                )
+        self.configured.clear()
         while not self.responses.empty():
             self.responses.get_nowait()
         self.responses.put_nowait(error)
@@ -348,6 +363,20 @@ class Membership:
                 await self._opening
         await self._ring.end()
 
+    async def configure(self, name: str, memory_budget_bytes: int | None, num_threads: int | None) -> cluster_pb2.CapabilitiesChanged:
+        """Tell a member other limits, and wait for its answer. Raises PeerUnreachable if it is lost, DeadlineExceeded."""
+        lease = self._holders.get(name)
+        if lease is None or lease.is_over:
+            raise PeerUnreachable(f"shard {name!r} is not connected; try again when it is back")
+        waiting: asyncio.Future[cluster_pb2.CapabilitiesChanged] = asyncio.get_running_loop().create_future()
+        lease.configured.append(waiting)
+        self.handle(on.ConfigureRequested(name, memory_budget_bytes, num_threads))
+        try:
+            return await asyncio.wait_for(waiting, CONFIGURE_LIMIT_S)
+        except TimeoutError:
+            words = f"shard {name!r} has not answered within {CONFIGURE_LIMIT_S:g} s; `dairllm status` shows its limits"
+            raise DeadlineExceeded(words) from None
+
     def closed_for_s(self) -> float | None:
         """How long ago an open ring was closed: 0 while one is open, None if none ever was."""
         if self._is_ring_open:
@@ -427,7 +456,8 @@ class Membership:
                 self.handle(event)
             case "capabilities_changed":
                 capabilities = capabilities_from_proto(request.capabilities_changed.capabilities)
-                self.handle(on.CapabilitiesChanged(name, boot_id, capabilities))
+                self.handle(on.CapabilitiesChanged(name, boot_id, capabilities, request.capabilities_changed.refusal))
+                lease.answer_configure(request.capabilities_changed)
             case "leaving" if request.leaving.drain:
                 self.handle(on.ShardLeaving(name, boot_id, request.leaving.reason))
             case "leaving":

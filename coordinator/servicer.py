@@ -15,7 +15,6 @@ from dairllm.mesh.errors import InvalidRequest, NotDispensable, UnknownShard
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
 WATCH_INTERVAL_S = 0.5
-MAX_THREADS = 1024
 
 
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
@@ -66,12 +65,11 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         num_threads = request.num_threads if request.HasField("num_threads") else None
         if memory_budget_bytes is None and num_threads is None:
             raise InvalidRequest("neither memory_budget_bytes nor num_threads is set; expected at least one of them")
-        if memory_budget_bytes == 0:
-            raise InvalidRequest("memory_budget_bytes is 0; expected at least 1", "memory_budget_bytes")
-        if num_threads is not None and not 1 <= num_threads <= MAX_THREADS:
-            raise InvalidRequest(f"num_threads is {num_threads}; expected 1 to {MAX_THREADS}", "num_threads")
-        self._membership.handle(on.ConfigureRequested(request.name, memory_budget_bytes, num_threads))
-        return cluster_pb2.ConfigureShardResponse()
+        answer = await self._membership.configure(request.name, memory_budget_bytes, num_threads)
+        if answer.refusal:
+            raise InvalidRequest(f"shard {request.name!r} keeps its limits: {answer.refusal}")
+        limits = answer.capabilities
+        return cluster_pb2.ConfigureShardResponse(memory_budget_bytes=limits.memory_budget_bytes, num_threads=limits.num_threads)
 
     def _check_name(self, name: str) -> None:
         if not self._membership.machine.has_member(name):

@@ -39,7 +39,10 @@ class Reports:
 
     def failed(self, epoch: int, error: DairllmError) -> None:
         retryable, needs_exclusive = isinstance(error, _MAY_WORK_LATER), isinstance(error, NeedsExclusive)
-        log.error("the assignment failed: %s", error, extra=fields(epoch=epoch, retryable=retryable, needs_exclusive=needs_exclusive))
+        if needs_exclusive:
+            log.info("layers have to be freed before others can be loaded: %s", error, extra=fields(epoch=epoch))
+        else:
+            log.error("the assignment failed: %s", error, extra=fields(epoch=epoch, retryable=retryable))
         failed = cluster_pb2.StageFailed(epoch=epoch, message=str(error), retryable=retryable, needs_exclusive=needs_exclusive)
         self._send(cluster_pb2.JoinRequest(stage_failed=failed))
 

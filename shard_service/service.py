@@ -13,6 +13,7 @@ from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.discovery import Browser
+from dairllm.mesh.errors import InvalidRequest
 from dairllm.mesh.interfaces import real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
@@ -188,25 +189,23 @@ class Shard:
         await health.set_serving(True)
 
     async def _configure(self, message: cluster_pb2.Configure, before: "asyncio.Task[None] | None") -> None:
-        """Limits that make no sense are passed over; the answer says what is in force."""
+        """All of it or, if something makes no sense, nothing; the answer says what is in force."""
         if before is not None:
             await asyncio.wait({before})
-        if message.HasField("memory_budget_bytes"):
-            self._limit_memory(message.memory_budget_bytes)
-        if message.HasField("num_threads"):
-            loop = asyncio.get_running_loop()
-            self._speed = await loop.run_in_executor(self.host.compute_thread, self._use_threads, message.num_threads)
-        log.info("configured", extra=fields(memory=format_size(self._budget.total_bytes), threads=get_num_threads()))
-        self._send(cluster_pb2.JoinRequest(capabilities_changed=cluster_pb2.CapabilitiesChanged(capabilities=self._capabilities())))
-
-    def _limit_memory(self, budget_bytes: int) -> None:
-        if budget_bytes < SMALLEST_BUDGET_BYTES:
-            log.warning(
-                "a memory budget of %s is too small; expected at least %s", format_size(budget_bytes), format_size(SMALLEST_BUDGET_BYTES)
-            )
-            return
-        self._budget = MemoryBudget(budget_bytes)
-        self.host.limit(self._budget)
+        refusal = ""
+        try:
+            budget = _budget_of(message) if message.HasField("memory_budget_bytes") else self._budget
+            if message.HasField("num_threads"):
+                loop = asyncio.get_running_loop()
+                self._speed = await loop.run_in_executor(self.host.compute_thread, self._use_threads, message.num_threads)
+            self._budget = budget
+            self.host.limit(budget)
+            log.info("configured", extra=fields(memory=format_size(budget.total_bytes), threads=get_num_threads()))
+        except InvalidRequest as error:
+            refusal = error.message
+            log.warning("the limits stay as they are: %s", refusal)
+        changed = cluster_pb2.CapabilitiesChanged(capabilities=self._capabilities(), refusal=refusal)
+        self._send(cluster_pb2.JoinRequest(capabilities_changed=changed))
 
     def _use_threads(self, num_threads: int) -> Speed:
         """In the compute thread, where nothing else runs. Measuring takes a second, which running answers are not made to wait."""
@@ -214,8 +213,7 @@ class Shard:
         try:
             set_num_threads(num_threads)
         except ValueError as error:
-            log.warning("the number of threads stays %d: %s", before, error)
-            return self._speed
+            raise InvalidRequest(str(error), "num_threads") from error
         if self.host.assignment is None:
             return self._measure()
         return recall(probe_path(cache_folder()), time.time()) or scaled(self._speed, before, num_threads)
@@ -268,3 +266,11 @@ class Shard:
             usage=self.host.usage(),
             coordinator=self._coordinator_id if self.joiner.is_member else "",
         )
+
+
+def _budget_of(message: cluster_pb2.Configure) -> MemoryBudget:
+    budget_bytes = message.memory_budget_bytes
+    if budget_bytes < SMALLEST_BUDGET_BYTES:
+        expected = f"expected at least {format_size(SMALLEST_BUDGET_BYTES)}"
+        raise InvalidRequest(f"a memory budget of {format_size(budget_bytes)} is too small; {expected}", "memory_budget_bytes")
+    return MemoryBudget(budget_bytes)

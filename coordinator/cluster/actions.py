@@ -176,7 +176,7 @@ class AskToDrain:
 
 @dataclass(frozen=True, slots=True)
 class ConfigureLimits:
-    """Send Configure: the shard applies the limits that are not None, and answers CapabilitiesChanged."""
+    """Send Configure: the shard applies the limits that are not None, or none of them, and answers CapabilitiesChanged."""
 
     name: str
     boot_id: str

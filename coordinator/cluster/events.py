@@ -90,9 +90,12 @@ class ConfigureRequested:
 
 @dataclass(frozen=True, slots=True)
 class CapabilitiesChanged:
+    """The answer to ConfigureLimits. refusal: why the shard has applied nothing, empty if it has."""
+
     name: str
     boot_id: str
     capabilities: ShardCapabilities
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.plan_search import PlanSearch
 from dairllm.coordinator.cluster.planning import Planning
 from dairllm.coordinator.cluster.state import Cordon, Phase
+from dairllm.coordinator.cluster.words import counted
 from dairllm.coordinator.planner import format_bytes
 
 
@@ -80,8 +81,11 @@ class Wishes(Part):
 
     def on_capabilities(self, event: CapabilitiesChanged) -> None:
         member = self._members[event.name]
+        if event.refusal:
+            self._journal.record(EventKind.CONFIGURED, member.name, f"shard {member.name} keeps its limits: {event.refusal}")
+            return
         room_bytes = member.room_bytes
         member.configure(event.capabilities)
         text = f"shard {member.name} has {format_bytes(member.room_bytes)} for the model (before: {format_bytes(room_bytes)})"
-        self._journal.record(EventKind.CONFIGURED, member.name, f"{text} and {event.capabilities.num_threads} threads")
+        self._journal.record(EventKind.CONFIGURED, member.name, f"{text} and {counted(event.capabilities.num_threads, 'thread')}")
         self._planning.schedule(self._now_s)

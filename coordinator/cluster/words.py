@@ -10,7 +10,7 @@ from dairllm.coordinator.planner import Plan, format_bytes, format_speed
 def describe_join(hello: ShardHello) -> str:
     capabilities = hello.capabilities
     room = format_bytes(capabilities.memory_budget_bytes - capabilities.reserved_bytes)
-    threads = f"{capabilities.num_threads} thread{'s' if capabilities.num_threads != 1 else ''}"
+    threads = counted(capabilities.num_threads, "thread")
     held = f"; it holds {counted(len(hello.held.units), 'part')} of a model" if hello.held.units else ""
     return f"shard {hello.name} joined: {room} for the model, {threads}, {capabilities.isa}{held}"
 

@@ -83,4 +83,4 @@ class FakeCluster(cluster_pb2_grpc.ClusterServiceServicer):
         self, request: cluster_pb2.ConfigureShardRequest, context: grpc.aio.ServicerContext
     ) -> cluster_pb2.ConfigureShardResponse:
         self._take(request)
-        return cluster_pb2.ConfigureShardResponse()
+        return cluster_pb2.ConfigureShardResponse(memory_budget_bytes=2 << 30, num_threads=3)

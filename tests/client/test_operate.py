@@ -101,6 +101,12 @@ def test_what_is_asked_for(dairllm: RunDairllm, arguments: tuple[str, ...], requ
     assert cluster.requests == [request_]
 
 
+def test_the_limits_that_are_in_force_are_said(dairllm: RunDairllm) -> None:
+    with FakeCluster() as cluster:
+        result = dairllm("set", "b", "--threads", "3", "--coordinator", cluster.address)
+    assert result.stdout == "b uses at most 2 GiB of memory and 3 threads\n"
+
+
 @pytest.mark.parametrize("arguments", [("drain", "b"), ("cordon", "b"), ("uncordon", "b"), ("set", "b", "--threads", "2")])
 @pytest.mark.parametrize("refusal", [NotEnoughMemory("without 'b' 1.2 GiB are missing"), InvalidRequest("no shard is named 'b'")])
 def test_refusals_are_one_sentence(dairllm: RunDairllm, arguments: tuple[str, ...], refusal: NotEnoughMemory | InvalidRequest) -> None:

@@ -20,6 +20,7 @@ A command is one line:
     leaving A / drain A / cordon A / uncordon A [force]   the shard wants to leave; people want it to leave, not to be used, to be used
     without A                                  whether the others suffice
     configure A memory=2GiB threads=4          people change limits, and the shard has applied them
+    refused A 'message'                        the shard has applied nothing of them
     step 0.01 [A]                              measured seconds per token
     steps A=0.01 B=0.02 8s                     the same every second
     check                                      prints the state
@@ -365,6 +366,9 @@ class Scenario:
                 return cluster.happen(DrainRequested(name, rest == ["force"]))
             case (("cordon" | "uncordon"), [name, *rest]):
                 return cluster.happen(CordonRequested(name, command == "cordon", rest == ["force"]))
+            case "refused", [name, message]:
+                boot, facts = cluster.streams[name][0], cluster.hellos[name].capabilities
+                return cluster.happen(CapabilitiesChanged(name, boot, facts, message))
             case "configure", [name]:
                 memory, threads = options.get("memory"), options.get("threads")
                 return cluster.configure(name, size(memory) if memory else None, int(threads) if threads else None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,14 @@ from tests.tiny_gguf import write_tiny_llama
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     return write_tiny_llama(path, with_tokenizer=True, num_layers=4, context_length=2048)
+
+
+@pytest.fixture(scope="session")
+def larger_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Needs 46 MiB with its cache for 1024 tokens: too much for a shard with 144 MiB, of which 35 are for the model."""
+    path = tmp_path_factory.mktemp("models") / "larger.gguf"
+    shape: dict[str, Any] = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 8}
+    return write_tiny_llama(path, **shape, vocab_size=8192, context_length=1024)
 
 
 @pytest.fixture(scope="module", autouse=True)

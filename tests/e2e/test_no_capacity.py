@@ -23,23 +23,14 @@ from tests.e2e.answers import PROMPTS, Answer, ask, assert_no_fault
 from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, ShardSetup, wait_for
 from tests.instruments.processes import ManagedProcess
 from tests.instruments.streamed_answers import StreamedAnswer, completion_body
-from tests.tiny_gguf import write_tiny_llama
 
 MEMORY = "144MiB"
-"""Of which 35 MiB are for the model; with its cache it needs 46."""
 NUM_TOKENS = 600
 TOKENS_BEFORE = 10
 MISSING = "MiB of memory are missing"
 LIMIT_S = 9
 GAVE_UP = f"; gave up after {LIMIT_S} s"
 """What tells those that have waited up to the limit from those that were refused."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "for-two.gguf"
-    shape: dict[str, Any] = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 8}
-    return write_tiny_llama(path, **shape, vocab_size=8192, context_length=1024)
 
 
 @contextlib.contextmanager
@@ -73,9 +64,9 @@ def assert_says_what_is_missing(response: httpx.Response) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_stream_waits_for_a_machine_and_goes_on(model: Path) -> None:
+def test_a_stream_waits_for_a_machine_and_goes_on(larger_model: Path) -> None:
     """The machine comes only when the silence has been long enough for a comment."""
-    with cluster_of_two(model, "--recovery-limit", "600") as cluster:
+    with cluster_of_two(larger_model, "--recovery-limit", "600") as cluster:
         expected = ask(cluster, PROMPTS[0], NUM_TOKENS)
         with StreamedAnswer(cluster.http, PROMPTS[0], NUM_TOKENS) as stream:
             stream.wait_tokens(TOKENS_BEFORE)
@@ -200,8 +191,8 @@ def status_of(cluster: Cluster) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_at_the_limit_answers_fail_with_what_is_missing_and_the_cluster_heals(model: Path) -> None:
-    with cluster_of_two(model, "--recovery-limit", str(LIMIT_S), "--max-running", "3") as cluster:
+def test_at_the_limit_answers_fail_with_what_is_missing_and_the_cluster_heals(larger_model: Path) -> None:
+    with cluster_of_two(larger_model, "--recovery-limit", str(LIMIT_S), "--max-running", "3") as cluster:
         expected = ask(cluster, PROMPTS[3])
         lost: ManagedProcess = cluster.processes["b"]
         with Requests(cluster) as requests:

@@ -323,9 +323,17 @@ async def test_limits_change_while_it_runs(coordinator: FakeCoordinator) -> None
             changed = (await a.next_message("capabilities_changed")).capabilities
             assert (changed.memory_budget_bytes, changed.num_threads) == (256 * 1024**2, 2)
             assert changed.decode_s_per_byte > 0
-            a.say(cluster_pb2.JoinResponse(configure=cluster_pb2.Configure(memory_budget_bytes=1, num_threads=100_000)))
-            again = (await a.next_message("capabilities_changed")).capabilities
-            assert again == changed, "what makes no sense is passed over"
+            for nonsense, words in (
+                (
+                    cluster_pb2.Configure(memory_budget_bytes=1, num_threads=1),
+                    "1 B is too small; expected at least 128 MiB",
+                ),
+                (cluster_pb2.Configure(memory_budget_bytes=512 * 1024**2, num_threads=100_000), "num_threads is 100000, expected 1 to 256"),
+            ):
+                a.say(cluster_pb2.JoinResponse(configure=nonsense))
+                again = await a.next_message("capabilities_changed")
+                assert again.capabilities == changed, "all of it or nothing"
+                assert words in again.refusal
             await sequence.go_on(edge, coordinator, 1, AFTER)
         assert sequence.answers == await undisturbed(coordinator, EXACT)
 

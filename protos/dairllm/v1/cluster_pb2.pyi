@@ -278,10 +278,12 @@ class Configure(_message.Message):
     def __init__(self, memory_budget_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...
 
 class CapabilitiesChanged(_message.Message):
-    __slots__ = ("capabilities",)
+    __slots__ = ("capabilities", "refusal")
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     capabilities: ShardCapabilities
-    def __init__(self, capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ...) -> None: ...
+    refusal: str
+    def __init__(self, capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class Peer(_message.Message):
     __slots__ = ("name", "addresses")
@@ -518,5 +520,9 @@ class ConfigureShardRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., memory_budget_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...
 
 class ConfigureShardResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("memory_budget_bytes", "num_threads")
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    memory_budget_bytes: int
+    num_threads: int
+    def __init__(self, memory_budget_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...

@@ -109,9 +109,10 @@ class ClusterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureShard(self, request, context):
-        """Changes limits of a running shard; the plan follows.
+        """Changes limits of a running shard; the plan follows. Returns what is in force when the shard has applied them, within 15 s.
 
-        Called by: people, through the command line. Safe to repeat. NOT_FOUND no shard of that name; INVALID_ARGUMENT a limit that makes no sense.
+        Called by: people, through the command line. Safe to repeat. NOT_FOUND no shard of that name; INVALID_ARGUMENT the shard refuses, and has
+        changed nothing; UNAVAILABLE its lease ended before it answered; DEADLINE_EXCEEDED it did not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
