@@ -235,6 +235,8 @@ def error_from_rpc(rpc_error: grpc.RpcError, peer: str = "the other process") ->
         if error is not None:
             return error
     code = rpc_error.code()
+    if code is _S.INTERNAL and rpc_error.details() == _WRITTEN_TO_AN_ENDED_STREAM:
+        return PeerUnreachable(f"{peer}: the stream has ended")
     details = " ".join((rpc_error.details() or "").split())[:_MAX_ERROR_CHARACTERS] or "no details"
     return _CLASS_OF_STATUS.get(code, DairllmError)(f"{peer}: {_TEXT_OF_STATUS.get(code, code.name)} ({details})")
 
@@ -268,6 +270,8 @@ def _error_classes() -> dict[str, type[DairllmError]]:
 
 
 _S = grpc.StatusCode
+_WRITTEN_TO_AN_ENDED_STREAM = "Internal error from Core"
+"""What grpc.aio says instead of why a stream has ended, if it is written to at that moment (github.com/grpc/grpc/issues/36066)."""
 _CLASS_OF_STATUS: dict[grpc.StatusCode, type[DairllmError]] = {
     _S.UNAVAILABLE: PeerUnreachable,
     _S.CANCELLED: PeerUnreachable,

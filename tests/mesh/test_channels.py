@@ -194,6 +194,13 @@ async def test_calls_that_fail_without_our_details_get_the_nearest_error(port: i
     assert type(error_from_rpc(caught.value)) is errors.Unsupported
 
 
+def test_a_write_to_a_stream_that_has_just_ended_is_no_internal_error() -> None:
+    error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "Internal error from Core")
+    received = error_from_rpc(error, "shard b")
+    assert type(received) is PeerUnreachable
+    assert received.message == "shard b: the stream has ended"
+
+
 async def test_a_deadline_that_passes_is_its_own_error(port: int) -> None:
     async with TcpProxy("127.0.0.1", port) as proxy, open_channel(proxy.address) as channel:
         assert await echo(channel) == b"hello"
