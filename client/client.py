@@ -20,9 +20,9 @@ from dairllm.mesh.sampling import SamplingParams
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 CALL_TIMEOUT_S = 10.0
+"""Deadline of every call that answers at once."""
 CONFIGURE_TIMEOUT_S = 20.0
 """Longer than the coordinator waits for the shard."""
-"""Deadline of every call that answers at once."""
 
 
 class Message(NamedTuple):

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dairllm.mesh.diagnosis import Finding, Status
+from dairllm.mesh.words import counted
 
 _BY_WEIGHT = (
     "interfaces",
@@ -42,7 +43,7 @@ def conclusion(findings: Sequence[Finding], coordinator: str | None) -> str:
     reason = most_likely_reason(findings)
     if reason is None:
         num_warnings = sum(finding.status is Status.WARNING for finding in findings)
-        besides = f" ({num_warnings} warning{'s' if num_warnings > 1 else ''} above)" if num_warnings else ""
+        besides = f" ({counted(num_warnings, 'warning')} above)" if num_warnings else ""
         return f"This machine and the coordinator at {coordinator} find each other and can work together{besides}."
     parts = [f"Most likely reason: {reason.seen}."]
     parts += [f"Why: {reason.matters}."] if reason.matters else []

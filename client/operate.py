@@ -13,6 +13,7 @@ from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOp
 from dairllm.client.status import describe_units
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, PeerUnreachable
 from dairllm.mesh.settings import ConfigFile, format_size, parse_size
+from dairllm.mesh.words import counted
 from dairllm.v1 import cluster_pb2
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The shard's name, as `dairllm status` shows it.")]
@@ -80,8 +81,7 @@ def configure(
     memory_bytes = None if memory is None else parse_size(memory)
     with connect(coordinator, cluster) as client:
         limits = client.configure_shard(name, memory_budget_bytes=memory_bytes, num_threads=threads)
-    count = f"{limits.num_threads} thread{'s' if limits.num_threads != 1 else ''}"
-    print(f"{name} uses at most {format_size(limits.memory_budget_bytes)} of memory and {count}")
+    print(f"{name} uses at most {format_size(limits.memory_budget_bytes)} of memory and {counted(limits.num_threads, 'thread')}")
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

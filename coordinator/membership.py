@@ -10,7 +10,6 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
@@ -18,24 +17,17 @@ import grpc
 from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.cluster.facts import (
-    COORDINATOR_NAME,
-    Epoch,
-    HeldUnits,
-    LeaseId,
-    LoadProgress,
-    ShardCapabilities,
-    ShardHello,
-    ShardUsage,
-)
+from dairllm.coordinator.cluster.facts import COORDINATOR_NAME, Epoch, LeaseId
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.engine import EngineStats
 from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
+from dairllm.coordinator.lease import Lease
 from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.reachability import Place, addresses_from
 from dairllm.coordinator.ring import Ring, first_request
+from dairllm.coordinator.shard_facts import capabilities_from_proto, hello_from_proto, progress_from_proto, usage_from_proto
 from dairllm.mesh.cache_types import cache_type_to_proto
 from dairllm.mesh.errors import DairllmError, DeadlineExceeded, InvalidRequest, NameTaken, PeerUnreachable, RequestLost
 from dairllm.mesh.protocol import software_version
@@ -48,50 +40,6 @@ DRAIN_LIMIT_S = 2.0
 CONFIGURE_LIMIT_S = 15.0
 """A shard without a part measures itself anew, which takes some seconds if others on its machine do so, too."""
 MAX_WEIGHT_SOURCES = 8
-MAX_QUEUED_RESPONSES = 64
-"""A shard that does not read for so long that this fills up is cut off; it joins again."""
-
-
-@dataclass(slots=True)
-class _Lease:
-    """One Join stream. is_over: it is decided that it ends, and nothing more is heard or sent."""
-
-    id: LeaseId
-    name: str
-    boot_id: str
-    place: Place
-    responses: asyncio.Queue[cluster_pb2.JoinResponse | DairllmError | None] = field(
-        default_factory=lambda: asyncio.Queue(MAX_QUEUED_RESPONSES)
-    )
-    is_over: bool = False
-    configured: deque[asyncio.Future[cluster_pb2.CapabilitiesChanged]] = field(default_factory=deque)
-    """Who waits for the shard's answer to a Configure, in the order in which they were sent."""
-
-    def send(self, response: cluster_pb2.JoinResponse) -> None:
-        if self.is_over:
-            return
-        try:
-            self.responses.put_nowait(response)
-        except asyncio.QueueFull:
-            self.end(RequestLost(f"shard {self.name!r} does not read its Join stream"))
-
-    def answer_configure(self, answer: cluster_pb2.CapabilitiesChanged) -> None:
-        waiting = self.configured.popleft() if self.configured else None
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
-
-    def end(self, error: DairllmError | None) -> None:
-        """End the stream, before whatever still waits to be sent."""
-        self.is_over = True
-        for waiting in self.configured:
-            if not waiting.done():
-                waiting.set_exception(
-                    PeerUnreachable(f"the lease of shard {self.name!r} ended before it answered; try again when it is back")
-                )
-        self.configured.clear()
-        while not self.responses.empty():
-            self.responses.get_nowait()
-        self.responses.put_nowait(error)
 
 
 class RingUser(Protocol):
@@ -139,8 +87,8 @@ class Membership:
         self._own_hosts = own_hosts
         self._engine = engine
         self._on_event = on_event
-        self._leases: dict[LeaseId, _Lease] = {}
-        self._holders: dict[str, _Lease] = {}
+        self._leases: dict[LeaseId, Lease] = {}
+        self._holders: dict[str, Lease] = {}
         self._lease_ids = itertools.count(1)
         self._opening: asyncio.Task[None] | None = None
         self._is_ring_open = False
@@ -214,7 +162,7 @@ class Membership:
         if lease is not None:
             lease.send(response)
 
-    def _admit(self, lease: _Lease) -> None:
+    def _admit(self, lease: Lease) -> None:
         self._holders[lease.name] = lease
         lease.send(
             cluster_pb2.JoinResponse(
@@ -368,11 +316,10 @@ class Membership:
         lease = self._holders.get(name)
         if lease is None or lease.is_over:
             raise PeerUnreachable(f"shard {name!r} is not connected; try again when it is back")
-        waiting: asyncio.Future[cluster_pb2.CapabilitiesChanged] = asyncio.get_running_loop().create_future()
-        lease.configured.append(waiting)
+        answer = lease.expect_limits()
         self.handle(on.ConfigureRequested(name, memory_budget_bytes, num_threads))
         try:
-            return await asyncio.wait_for(waiting, CONFIGURE_LIMIT_S)
+            return await asyncio.wait_for(answer, CONFIGURE_LIMIT_S)
         except TimeoutError:
             words = f"shard {name!r} has not answered within {CONFIGURE_LIMIT_S:g} s; `dairllm status` shows its limits"
             raise DeadlineExceeded(words) from None
@@ -399,34 +346,34 @@ class Membership:
             reader.cancel()
             self._forget(lease)
 
-    def _new_lease(self, hello: cluster_pb2.Hello, observed_host: str) -> _Lease:
+    def _new_lease(self, hello: cluster_pb2.Hello, observed_host: str) -> Lease:
         if hello.name == COORDINATOR_NAME:
             raise NameTaken(f"{COORDINATOR_NAME!r} is the coordinator's name; start the shard with another --name")
         facts = hello_from_proto(hello)
-        lease = _Lease(LeaseId(next(self._lease_ids)), facts.name, facts.boot_id, Place(facts.addresses, observed_host))
+        lease = Lease(LeaseId(next(self._lease_ids)), facts.name, facts.boot_id, Place(facts.addresses, observed_host))
         self._leases[lease.id] = lease
         self.handle(on.JoinRequested(lease.id, facts))
         return lease
 
-    def _forget(self, lease: _Lease) -> None:
+    def _forget(self, lease: Lease) -> None:
         self._break(lease)
         del self._leases[lease.id]
         if self._holders.get(lease.name) is lease:
             del self._holders[lease.name]
 
-    def _break(self, lease: _Lease) -> None:
+    def _break(self, lease: Lease) -> None:
         if not lease.is_over:
             lease.end(None)
             self.handle(on.LeaseBroken(lease.name, lease.boot_id, lease.id, "the connection ended"))
 
-    async def _read(self, lease: _Lease, requests: AsyncIterator[cluster_pb2.JoinRequest]) -> None:
+    async def _read(self, lease: Lease, requests: AsyncIterator[cluster_pb2.JoinRequest]) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):
             async for request in requests:
                 if not lease.is_over:
                     self._hear(lease, request)
         self._break(lease)
 
-    def _hear(self, lease: _Lease, request: cluster_pb2.JoinRequest) -> None:
+    def _hear(self, lease: Lease, request: cluster_pb2.JoinRequest) -> None:
         name, boot_id = lease.name, lease.boot_id
         match request.WhichOneof("message"):
             case "heartbeat":
@@ -457,7 +404,7 @@ class Membership:
             case "capabilities_changed":
                 capabilities = capabilities_from_proto(request.capabilities_changed.capabilities)
                 self.handle(on.CapabilitiesChanged(name, boot_id, capabilities, request.capabilities_changed.refusal))
-                lease.answer_configure(request.capabilities_changed)
+                lease.tell_limits(request.capabilities_changed)
             case "leaving" if request.leaving.drain:
                 self.handle(on.ShardLeaving(name, boot_id, request.leaving.reason))
             case "leaving":
@@ -465,42 +412,3 @@ class Membership:
                 lease.end(None)
             case other:
                 lease.end(InvalidRequest(f"shard {name!r} sent {other or 'an unknown message'} on its Join stream, which is not expected"))
-
-
-def hello_from_proto(hello: cluster_pb2.Hello) -> ShardHello:
-    return ShardHello(
-        name=hello.name,
-        boot_id=hello.boot_id,
-        addresses=tuple(hello.addresses),
-        capabilities=capabilities_from_proto(hello.capabilities),
-        cluster_hash=hello.cluster_hash,
-        protocol_major=hello.protocol_major,
-        protocol_minor=hello.protocol_minor,
-        software_version=hello.software_version,
-        held=HeldUnits(hello.held.model_digest, frozenset(hello.held.unit_indexes)),
-        last_epoch=Epoch(hello.last_epoch),
-    )
-
-
-def capabilities_from_proto(message: cluster_pb2.ShardCapabilities) -> ShardCapabilities:
-    return ShardCapabilities(
-        memory_budget_bytes=message.memory_budget_bytes,
-        reserved_bytes=message.reserved_bytes,
-        num_threads=message.num_threads,
-        isa=message.isa,
-        cpu_model=message.cpu_model,
-        decode_s_per_byte=message.decode_s_per_byte,
-        prefill_s_per_byte_row=message.prefill_s_per_byte_row,
-        disk_bytes_per_s=message.disk_bytes_per_s,
-        architectures=frozenset(message.architectures),
-        block_formats=frozenset(message.block_formats),
-        features=frozenset(message.features),
-    )
-
-
-def usage_from_proto(message: cluster_pb2.ShardUsage) -> ShardUsage:
-    return ShardUsage(**{name: getattr(message, name) for name in ShardUsage.__slots__})
-
-
-def progress_from_proto(message: cluster_pb2.LoadProgress) -> LoadProgress:
-    return LoadProgress(**{name: getattr(message, name) for name in LoadProgress.__slots__})

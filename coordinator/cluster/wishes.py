@@ -8,8 +8,8 @@ from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.plan_search import PlanSearch
 from dairllm.coordinator.cluster.planning import Planning
 from dairllm.coordinator.cluster.state import Cordon, Phase
-from dairllm.coordinator.cluster.words import counted
 from dairllm.coordinator.planner import format_bytes
+from dairllm.mesh.words import counted
 
 
 class Wishes(Part):

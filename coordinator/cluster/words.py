@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dairllm.coordinator.cluster.events import AnswersRecovered
 from dairllm.coordinator.cluster.facts import Epoch, ShardHello
 from dairllm.coordinator.planner import Plan, format_bytes, format_speed
+from dairllm.mesh.words import counted
 
 
 def describe_join(hello: ShardHello) -> str:
@@ -13,10 +14,6 @@ def describe_join(hello: ShardHello) -> str:
     threads = counted(capabilities.num_threads, "thread")
     held = f"; it holds {counted(len(hello.held.units), 'part')} of a model" if hello.held.units else ""
     return f"shard {hello.name} joined: {room} for the model, {threads}, {capabilities.isa}{held}"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def describe_units(units: range, num_layers: int) -> str:
@@ -50,5 +47,4 @@ def describe_recovery(event: AnswersRecovered) -> str:
     count = event.num_kept + event.num_replayed + event.num_restarted
     ways = ((event.num_kept, "at once"), (event.num_replayed, "after a replay"), (event.num_restarted, "from their beginning"))
     how = ", ".join(f"{number} {way}" for number, way in ways if number)
-    answers = "1 answer" if count == 1 else f"{count} answers"
-    return f"{answers} went on after {event.duration_s:.2f} s: {how}; {event.share:.0%} of the work was done again"
+    return f"{counted(count, 'answer')} went on after {event.duration_s:.2f} s: {how}; {event.share:.0%} of the work was done again"

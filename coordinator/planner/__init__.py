@@ -17,9 +17,9 @@ The search knows three levels:
    doing all;
 3. `stages`: all memory that is left gives KV blocks, up to the target.
 
-Moving layers costs time. A unit that is not where it was counts HYSTERESIS dearer, and a previous plan that is still possible
-stays unless the new one is faster by more than HYSTERESIS. An urgent plan, while no answers come, moves as little as possible,
-whatever that costs: a better one may be prepared once it serves.
+Moving layers costs time. A unit that is not where it was counts HYSTERESIS dearer (CACHE_SHARE of that where its weights are still
+held), and a previous plan that is still possible stays unless the new one is faster by more than HYSTERESIS. An urgent plan, while no
+answers come, moves as little as possible, whatever that costs: a better one may be prepared once it serves.
 """
 
 from dairllm.coordinator.planner.balancing import BALANCE_SLACK

@@ -9,6 +9,7 @@ from dairllm.coordinator.planner.facts import Infeasible, KvDemand, LeftOut, Mod
 from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, pose_problem
 from dairllm.coordinator.planner.search import find_cover
 from dairllm.coordinator.planner.stages import keep, plan_of
+from dairllm.mesh.words import counted
 
 
 def make_plan(
@@ -58,4 +59,4 @@ def _split_by_ability(demand: ModelDemand, offers: Iterable[ShardOffer]) -> tupl
 
 def _too_few(count: int, min_shards: int, left_out: tuple[LeftOut, ...]) -> Infeasible:
     unable = f" ({'; '.join(f'{name} {reason}' for name, reason in left_out[:3])})" if left_out else ""
-    return Infeasible(f"{count} shard{'s' if count != 1 else ''} of {max(1, min_shards)}{unable}", 0, left_out)
+    return Infeasible(f"{counted(count, 'shard')} of {max(1, min_shards)}{unable}", 0, left_out)

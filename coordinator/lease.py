@@ -1,0 +1,60 @@
+"""One lease: the coordinator's end of a shard's Join stream."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from dairllm.coordinator.cluster.facts import LeaseId
+from dairllm.coordinator.reachability import Place
+from dairllm.mesh.errors import DairllmError, PeerUnreachable, RequestLost
+from dairllm.v1 import cluster_pb2
+
+MAX_QUEUED_RESPONSES = 64
+"""A shard that does not read for so long that this fills up is cut off; it joins again."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """One Join stream. is_over: it is decided that it ends, and nothing more is heard or sent."""
+
+    id: LeaseId
+    name: str
+    boot_id: str
+    place: Place
+    responses: asyncio.Queue[cluster_pb2.JoinResponse | DairllmError | None] = field(
+        default_factory=lambda: asyncio.Queue(MAX_QUEUED_RESPONSES)
+    )
+    is_over: bool = False
+    _limits: "deque[asyncio.Future[cluster_pb2.CapabilitiesChanged]]" = field(default_factory=deque, init=False)
+
+    def send(self, response: cluster_pb2.JoinResponse) -> None:
+        if self.is_over:
+            return
+        try:
+            self.responses.put_nowait(response)
+        except asyncio.QueueFull:
+            self.end(RequestLost(f"shard {self.name!r} does not read its Join stream"))
+
+    def expect_limits(self) -> "asyncio.Future[cluster_pb2.CapabilitiesChanged]":
+        """The answer to the Configure that is sent next. PeerUnreachable if the lease ends before."""
+        answer: asyncio.Future[cluster_pb2.CapabilitiesChanged] = asyncio.get_running_loop().create_future()
+        self._limits.append(answer)
+        return answer
+
+    def tell_limits(self, limits: cluster_pb2.CapabilitiesChanged) -> None:
+        """The shard answers each Configure, in the order in which they were sent."""
+        answer = self._limits.popleft() if self._limits else None
+        if answer is not None and not answer.done():
+            answer.set_result(limits)
+
+    def end(self, error: DairllmError | None) -> None:
+        """End the stream, before whatever still waits to be sent."""
+        self.is_over = True
+        for answer in self._limits:
+            if not answer.done():
+                words = f"the lease of shard {self.name!r} ended before it answered; try again when it is back"
+                answer.set_exception(PeerUnreachable(words))
+        self._limits.clear()
+        while not self.responses.empty():
+            self.responses.get_nowait()
+        self.responses.put_nowait(error)
