@@ -3,10 +3,14 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.instruments.commands import RunDairllm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -24,6 +28,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def rewrite(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--rewrite"))
+
+
+@pytest.fixture
+def clean_environment(tmp_path: Path) -> dict[str, str]:
+    """This process's environment without settings of the person who runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DAIRLLM_")}
+    return kept | {"XDG_CONFIG_HOME": str(tmp_path), "COLUMNS": "200", "TERM": "dumb"}
+
+
+@pytest.fixture
+def dairllm(clean_environment: dict[str, str]) -> "RunDairllm":
+    """Runs the `dairllm` command to its end."""
+    from tests.instruments.commands import dairllm_runner
+
+    return dairllm_runner(clean_environment)
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from dairllm.client.chat import describe_speed
 from dairllm.client.status import describe_units, to_json
 from dairllm.mesh.protocol import software_version
 from dairllm.v1 import cluster_pb2
-from tests.client.conftest import RunDairllm
 from tests.instruments.clusters import Cluster
+from tests.instruments.commands import RunDairllm
 
 pytestmark = pytest.mark.wheel
 

@@ -36,9 +36,9 @@ from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.shard_service.doctor_checks import Cores, check_machine, check_models, has_name, judge_cores, judge_digest, judge_memory
 from dairllm.v1 import cluster_pb2
-from tests.client.conftest import RunDairllm
 from tests.client.fake_cluster import FakeCluster
 from tests.instruments.clusters import Cluster
+from tests.instruments.commands import RunDairllm
 from tests.instruments.processes import free_port
 from tests.tiny_gguf import write_tiny_llama
 

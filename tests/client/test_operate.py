@@ -13,8 +13,8 @@ from dairllm.client.events import event_line, new_events
 from dairllm.client.operate import describe_departure
 from dairllm.mesh.errors import InvalidRequest, NotEnoughMemory
 from dairllm.v1 import cluster_pb2
-from tests.client.conftest import RunDairllm
 from tests.client.fake_cluster import FakeCluster
+from tests.instruments.commands import RunDairllm
 
 GIB = 1024**3
 

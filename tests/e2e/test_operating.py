@@ -2,8 +2,6 @@
 
 import contextlib
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,31 +10,32 @@ import pytest
 from tests.e2e.answers import assert_no_fault
 from tests.e2e.test_lost_shards import HEALED_WITHIN_S, disturb_streams, names_in_plan, shard_at_stage
 from tests.instruments.clusters import Cluster, ShardSetup, elapsed
+from tests.instruments.commands import RunDairllm
 
 pytestmark = pytest.mark.slow
 
-COMMAND_TIMEOUT_S = 60.0
 SOON_S = 10.0
 """Twice a lease, and less than the shard is waited for."""
 
 
-def dairllm(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dairllm.client.cli", *arguments, "--coordinator", cluster.grpc, "--cluster", cluster.name]
-    return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, stdin=subprocess.DEVNULL, check=False)
+class Person:
+    """At a terminal."""
 
+    def __init__(self, cluster: Cluster, dairllm: RunDairllm) -> None:
+        self._run = dairllm
+        self._which = ("--coordinator", cluster.grpc, "--cluster", cluster.name)
 
-def done(cluster: Cluster, *arguments: str) -> str:
-    ended = dairllm(cluster, *arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    def does(self, *arguments: str) -> str:
+        ended = self._run(*arguments, *self._which)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
 
-
-def refused(cluster: Cluster, *arguments: str) -> str:
-    """The one line that says why."""
-    ended = dairllm(cluster, *arguments)
-    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-    (line,) = ended.stderr.splitlines()
-    return line
+    def is_refused(self, *arguments: str) -> str:
+        """The one line that says why."""
+        ended = self._run(*arguments, *self._which)
+        assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+        (line,) = ended.stderr.splitlines()
+        return line
 
 
 def units_of(cluster: Cluster, name: str) -> range:
@@ -55,26 +54,28 @@ def cluster_of_three(model: Path) -> Iterator[Cluster]:
         assert_no_fault(*cluster.processes.values())
 
 
-def test_a_shard_is_cordoned_and_another_drained(larger_model: Path) -> None:
+def test_a_shard_is_cordoned_and_another_drained(larger_model: Path, dairllm: RunDairllm) -> None:
     with cluster_of_three(larger_model) as cluster:
+        person = Person(cluster, dairllm)
         resting, leaving = shard_at_stage(cluster, 0), shard_at_stage(cluster, 1)
-        disturb_streams(cluster, lambda: done(cluster, "cordon", resting))
+        disturb_streams(cluster, lambda: person.does("cordon", resting))
         assert resting not in names_in_plan(cluster)
-        done(cluster, "uncordon", resting)
-        disturb_streams(cluster, lambda: done(cluster, "drain", leaving))
+        person.does("uncordon", resting)
+        disturb_streams(cluster, lambda: person.does("drain", leaving))
         assert cluster.processes[leaving].wait(HEALED_WITHIN_S) == 0
         assert sorted(shard["name"] for shard in cluster.state()["shards"]) == sorted({"a", "b", "c"} - {leaving})
         assert resting in names_in_plan(cluster)
         assert "could not take over the cache" not in cluster.processes["coordinator"].output()
-        assert "cannot be served without" in refused(cluster, "drain", resting)
+        assert "cannot be served without" in person.is_refused("drain", resting)
 
 
-def test_limits_change_and_the_plan_follows(larger_model: Path) -> None:
+def test_limits_change_and_the_plan_follows(larger_model: Path, dairllm: RunDairllm) -> None:
     with cluster_of_three(larger_model) as cluster:
+        person = Person(cluster, dairllm)
         small = shard_at_stage(cluster, 0)
 
         def shrink() -> None:
-            said = done(cluster, "set", small, "--memory", "128MiB", "--threads", "2")
+            said = person.does("set", small, "--memory", "128MiB", "--threads", "2")
             assert said == f"{small} uses at most 128 MiB of memory and 2 threads\n"
 
         before = units_of(cluster, small)
@@ -84,18 +85,19 @@ def test_limits_change_and_the_plan_follows(larger_model: Path) -> None:
             (("--memory", "1MiB", "--threads", "1"), "a memory budget of 1 MiB is too small; expected at least 128 MiB"),
             (("--threads", "5000"), "num_threads is 5000, expected 1 to 256"),
         ):
-            assert f"shard {small!r} keeps its limits: {words}" in refused(cluster, "set", small, *arguments)
-        assert done(cluster, "set", small, "--memory", "256MiB") == f"{small} uses at most 256 MiB of memory and 2 threads\n"
+            assert f"shard {small!r} keeps its limits: {words}" in person.is_refused("set", small, *arguments)
+        assert person.does("set", small, "--memory", "256MiB") == f"{small} uses at most 256 MiB of memory and 2 threads\n"
 
 
-def test_who_sets_limits_of_a_frozen_shard_does_not_wait_for_it(larger_model: Path) -> None:
+def test_who_sets_limits_of_a_frozen_shard_does_not_wait_for_it(larger_model: Path, dairllm: RunDairllm) -> None:
     with cluster_of_three(larger_model) as cluster:
+        person = Person(cluster, dairllm)
         frozen = cluster.processes["b"]
         frozen.send(signal.SIGSTOP)
         with elapsed() as passed_s:
-            assert "the lease of shard 'b' ended before it answered" in refused(cluster, "set", "b", "--threads", "1")
+            assert "the lease of shard 'b' ended before it answered" in person.is_refused("set", "b", "--threads", "1")
             assert passed_s() < SOON_S
-        assert "no shard is named 'b'" in refused(cluster, "set", "b", "--threads", "1")
+        assert "no shard is named 'b'" in person.is_refused("set", "b", "--threads", "1")
         frozen.resume()
         cluster.wait_until(lambda state: len(state["shards"]) == 3)
-        assert "1 thread" in done(cluster, "set", "b", "--threads", "1")
+        assert "1 thread" in person.does("set", "b", "--threads", "1")
