@@ -20,11 +20,11 @@ from dairllm.model_files.progress import progress_bar
 from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.tokenizer import load_tokenizer
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
-from dairllm.shard_service.layer_store import LayerStore
-from dairllm.shard_service.sources import LocalFile
-from dairllm.shard_service.stage import StageParts, build_stage
-from dairllm.shard_service.stage_benchmark import whole_model
-from dairllm.shard_service.unit_assembler import LoadedUnit, Weights
+from dairllm.shard_service.bench.measurement import whole_model
+from dairllm.shard_service.forward.building import StageParts, build_stage
+from dairllm.shard_service.weights.assembler import LoadedUnit, Weights
+from dairllm.shard_service.weights.sources import LocalFile
+from dairllm.shard_service.weights.store import LayerStore
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN_FILE = ROOT / "tests" / "data" / "smollm2.json"

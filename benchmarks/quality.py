@@ -38,8 +38,8 @@ from rich.table import Table
 
 from dairllm.kernels_pyx import WIRE_ENCODINGS, StageSlice, decode_rows, encode_rows
 from dairllm.mesh.errors import InvalidSetting
-from dairllm.shard_service.head import MAX_ROWS as MAX_HEAD_ROWS
-from dairllm.shard_service.stage import StageParts
+from dairllm.shard_service.forward.building import StageParts
+from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
 
 EXACT = "F32"
 SMALLEST_CHANGE = "one ulp"

@@ -36,9 +36,7 @@ from dairllm.kernels_pyx import WIRE_ENCODINGS, StageSlice, decode_rows, encode_
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
-from dairllm.mesh.sampling import SamplingParams
-from dairllm.model_files.manifest_builder import build_manifest
-from dairllm.shard_service.frames import (
+from dairllm.mesh.ring.frames import (
     MicroBatch,
     MicroBatchResult,
     SequenceBegin,
@@ -49,6 +47,8 @@ from dairllm.shard_service.frames import (
     TokenScore,
     forward_request,
 )
+from dairllm.mesh.sampling import SamplingParams
+from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2
 
 EXACT = "F32"

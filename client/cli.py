@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dairllm.client.chat import chat
-from dairllm.client.doctor import doctor
+from dairllm.client.doctor.command import doctor
 from dairllm.client.events import events
 from dairllm.client.operate import configure, cordon, drain, uncordon
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect

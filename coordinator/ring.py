@@ -16,9 +16,9 @@ from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.engine.facts import Batch, Begin, Slice, SliceResult
 from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
 from dairllm.mesh.channels import dial, error_from_rpc
-from dairllm.mesh.edge_heartbeats import EdgeAnswers, Silence
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame, NotReady, PeerUnreachable, WrongCluster, WrongEpoch
+from dairllm.mesh.ring.heartbeats import EdgeAnswers, Silence
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, ring_pb2_grpc
 
 logger = logging.getLogger(__name__)

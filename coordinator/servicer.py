@@ -10,8 +10,8 @@ from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.membership import Membership
 from dairllm.coordinator.reachability import host_of_peer
 from dairllm.coordinator.ring import Ring
-from dairllm.mesh.edge_heartbeats import EdgeAnswers
 from dairllm.mesh.errors import InvalidRequest, NotDispensable, UnknownShard
+from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
 WATCH_INTERVAL_S = 0.5

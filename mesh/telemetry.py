@@ -1,6 +1,6 @@
 """Logs of both services: one line per record, as text for people or as JSON for machines.
 
-    2026-01-31T12:00:00.123Z INFO dairllm.shard_service.joiner joined the cluster | coordinator=10.0.0.5:8701 epoch=3
+    2026-01-31T12:00:00.123Z INFO dairllm.shard_service.membership.joiner joined the cluster | coordinator=10.0.0.5:8701 epoch=3
 
 Facts belong into fields, so that messages can be searched for:
 

@@ -12,7 +12,7 @@ from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.process import run_until_signal
 from dairllm.mesh.settings import ConfigFile, format_size, parse_size, settings_command
 from dairllm.mesh.telemetry import configure_logging
-from dairllm.shard_service.memory import SMALLEST_BUDGET_BYTES, default_budget_bytes, detect_available_bytes
+from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, default_budget_bytes, detect_available_bytes
 from dairllm.shard_service.service import DRAIN_DEADLINE_S, run_shard
 from dairllm.shard_service.settings import ShardSettings
 

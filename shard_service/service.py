@@ -21,14 +21,14 @@ from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.shard_service.assignment import ARCHITECTURES
-from dairllm.shard_service.joiner import Joiner
-from dairllm.shard_service.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
-from dairllm.shard_service.probe import Speed, cpu_model, measure_or_recall, probe_path, recall, scaled
+from dairllm.shard_service.epochs.stage_host import Identity, StageHost
+from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
+from dairllm.shard_service.machine.probe import Speed, cpu_model, measure_or_recall, probe_path, recall, scaled
+from dairllm.shard_service.membership.joiner import Joiner
 from dairllm.shard_service.servicers import RingServicer, ShardServicer
 from dairllm.shard_service.settings import ShardSettings
-from dairllm.shard_service.stage_host import Identity, StageHost
-from dairllm.shard_service.weights_cache import WeightsCache
-from dairllm.shard_service.weights_servicer import WeightsServicer
+from dairllm.shard_service.weights.disk_cache import WeightsCache
+from dairllm.shard_service.weights.servicer import WeightsServicer
 from dairllm.v1 import cluster_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc, weights_pb2_grpc
 
 SERVICES = ("dairllm.v1.RingService", "dairllm.v1.ShardService", "dairllm.v1.WeightsService")
@@ -98,9 +98,9 @@ class Shard:
         self._configuring: asyncio.Task[None] | None = None
         self._port = 0
         self.leaving = Leaving()
-        cache = WeightsCache(cache_folder() / "units", settings.weights_cache_bytes) if settings.weights_cache_bytes else None
+        self._cache = WeightsCache(cache_folder() / "units", settings.weights_cache_bytes) if settings.weights_cache_bytes else None
         self.host = StageHost(
-            self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses, cache
+            self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses, self._cache
         )
         self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
         coordinator = str(parse_address(settings.coordinator)) if settings.coordinator else None
@@ -180,7 +180,9 @@ class Shard:
         server = create_server()
         ring_pb2_grpc.add_RingServiceServicer_to_server(RingServicer(self.host), server)
         shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(self.host, self._stats), server)
-        weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self.host, self.host.loader_threads), server)
+        weights_pb2_grpc.add_WeightsServiceServicer_to_server(
+            WeightsServicer(self.host.find_unit, self._settings.model_dirs, self._cache, self.host.loader_threads), server
+        )
         health = add_standard_services(server, SERVICES)
         host = self._settings.host or EVERY_INTERFACE
         self._port = await bind(server, host, self._settings.port, f"shard {self._identity.name!r}")

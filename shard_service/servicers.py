@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from dairllm.mesh.edge_heartbeats import EdgeAnswers
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame
 from dairllm.mesh.protocol import software_version
-from dairllm.shard_service.incoming import IncomingEdge, IncomingStream
-from dairllm.shard_service.stage_host import StageHost
+from dairllm.mesh.ring.heartbeats import EdgeAnswers
+from dairllm.shard_service.epochs.stage_host import StageHost
+from dairllm.shard_service.ring.incoming import IncomingEdge, IncomingStream
 from dairllm.v1 import ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc
 
 MAX_ECHO_BYTES = 16 * 1024**2

@@ -23,8 +23,8 @@ CORE = [
         for path in (str(found.relative_to(ROOT)) for found in sorted((ROOT / "coordinator" / package).rglob("*.py")))
         if path not in SHELL
     ),
-    "shard_service/joining.py",
-    "shard_service/weight_senders.py",
+    "shard_service/membership/joining.py",
+    "shard_service/weights/senders.py",
 ]
 
 

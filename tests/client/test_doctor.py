@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zeroconf._protocol.incoming import DNSIncoming
 
-from dairllm.client import doctor_findings as judge
-from dairllm.client.doctor_findings import Wanted
-from dairllm.client.doctor_multicast import MulticastSeen, answers_directly, is_response, query
-from dairllm.client.doctor_probes import (
+from dairllm.client.doctor import findings as judge
+from dairllm.client.doctor.findings import Wanted
+from dairllm.client.doctor.multicast import MulticastSeen, answers_directly, is_response, query
+from dairllm.client.doctor.probes import (
     Browsed,
     CoordinatorAnswer,
     InterfaceSeen,
@@ -28,13 +28,21 @@ from dairllm.client.doctor_probes import (
     see_port,
     try_connect,
 )
-from dairllm.client.doctor_report import conclusion, most_likely_reason, to_json
+from dairllm.client.doctor.report import conclusion, most_likely_reason, to_json
 from dairllm.mesh.diagnosis import Finding, ServedModel, Status, Subject
 from dairllm.mesh.discovery import SERVICE_TYPE, DiscoveredCoordinator
 from dairllm.mesh.interfaces import real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from dairllm.model_files.manifest_builder import build_manifest
-from dairllm.shard_service.doctor_checks import Cores, check_machine, check_models, has_name, judge_cores, judge_digest, judge_memory
+from dairllm.shard_service.machine.doctor_checks import (
+    Cores,
+    check_machine,
+    check_models,
+    has_name,
+    judge_cores,
+    judge_digest,
+    judge_memory,
+)
 from dairllm.v1 import cluster_pb2
 from tests.client.fake_cluster import FakeCluster
 from tests.instruments.clusters import Cluster

@@ -11,10 +11,10 @@ import pytest
 from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.ring import RESULT_CREDITS, Ring
 from dairllm.coordinator.servicer import RingServicer
-from dairllm.mesh import edge_heartbeats
 from dairllm.mesh.channels import bind, create_server, dial, error_from_rpc
-from dairllm.mesh.edge_heartbeats import EdgeAnswers
 from dairllm.mesh.errors import PeerUnreachable, WrongEpoch
+from dairllm.mesh.ring import heartbeats as edge_heartbeats
+from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 from tests.instruments.tcp_proxy import TcpProxy
 

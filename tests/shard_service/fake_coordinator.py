@@ -14,8 +14,8 @@ from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.weights import WeightsServicer
 from dairllm.mesh.channels import bind, create_server, dial
 from dairllm.mesh.cluster_name import cluster_hash
-from dairllm.mesh.edge_heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.ring.heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, model_pb2, ring_pb2, ring_pb2_grpc, weights_pb2_grpc

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from dairllm.mesh.channels import bind, create_server
-from dairllm.mesh.edge_heartbeats import EdgeAnswers
 from dairllm.mesh.errors import Busy, DairllmError, WrongEpoch
+from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.shard_service.assignment import PeerFacts
-from dairllm.shard_service.incoming import IncomingEdge
-from dairllm.shard_service.outgoing import EdgeLost, OutgoingEdge
+from dairllm.shard_service.ring.incoming import IncomingEdge
+from dairllm.shard_service.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 from tests.instruments.tcp_proxy import TcpProxy
 

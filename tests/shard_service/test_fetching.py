@@ -14,10 +14,10 @@ import pytest
 
 from dairllm.mesh.channels import bind, create_server
 from dairllm.mesh.errors import PeerUnreachable, UnknownModel, WeightsDiffer
-from dairllm.shard_service import fetching
 from dairllm.shard_service.assignment import PeerFacts, UnitFacts
-from dairllm.shard_service.fetching import FetchedUnits, Members
-from dairllm.shard_service.weights_cache import PartialUnit, WeightsCache
+from dairllm.shard_service.weights import fetching
+from dairllm.shard_service.weights.disk_cache import PartialUnit, WeightsCache
+from dairllm.shard_service.weights.fetching import FetchedUnits, Members
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 DATA = bytes(range(256)) * 40
@@ -135,8 +135,8 @@ async def test_a_member_without_the_unit_is_not_asked_again(threads: ThreadPoolE
 
 
 async def test_a_slow_member_is_left(threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dairllm.shard_service.weight_senders._JUDGED_AFTER_S", 0.0)
-    monkeypatch.setattr("dairllm.shard_service.weight_senders._SLOWEST_BYTES_PER_S", 10**9)
+    monkeypatch.setattr("dairllm.shard_service.weights.senders._JUDGED_AFTER_S", 0.0)
+    monkeypatch.setattr("dairllm.shard_service.weights.senders._SLOWEST_BYTES_PER_S", 10**9)
     slow, last = Server(), Server()
     await fetch(threads, [slow, last])
     assert (slow.offsets, last.offsets) == ([0], [1000])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.mesh.errors import DairllmError, NameTaken, PeerUnreachable, WrongCluster
-from dairllm.shard_service.joining import (
+from dairllm.shard_service.membership.joining import (
     LONGEST_PAUSE_S,
     Found,
     Join,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, UnitFacts
-from dairllm.shard_service.kv_caches import KvCaches
+from dairllm.shard_service.kv_cache.layers import KvCaches
 
 MODEL = ModelFacts("llama", "test", 6, 64, 64, 2, 1, 32, 100, 1e-5, 1e4, 32, True, (), 0.2)
 GEOMETRY = CacheGeometry(num_blocks=4, block_tokens=16, context_length=64, max_batch_rows=8)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.mesh.errors import NotEnoughMemory
-from dairllm.shard_service.memory import (
+from dairllm.shard_service.machine.memory import (
     MIB,
     MemoryBudget,
     MemoryDemand,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dairllm.shard_service.probe import Speed, alone, recall, remember, scaled
+from dairllm.shard_service.machine.probe import Speed, alone, recall, remember, scaled
 
 HOLD = """
 import sys
 from pathlib import Path
-from dairllm.shard_service.probe import alone
+from dairllm.shard_service.machine.probe import alone
 with alone(Path(sys.argv[1]), 5.0):
     print("alone", flush=True)
     sys.stdin.readline()

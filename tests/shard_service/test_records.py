@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.kernels_pyx import WIRE_ENCODINGS, encoded_row_bytes
-from dairllm.shard_service.frames import SequenceId
-from dairllm.shard_service.records import RecordStore
+from dairllm.mesh.ring.frames import SequenceId
+from dairllm.shard_service.forward.records import RecordStore
 
 WIDTH = 32
 PLENTY = 10**9

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.sampling import SamplingParams
-from dairllm.shard_service.philox import philox4x64, uniform
-from dairllm.shard_service.sampler import TokenHistory, best_ids, sample, score
+from dairllm.shard_service.forward.philox import philox4x64, uniform
+from dairllm.shard_service.forward.sampler import TokenHistory, best_ids, sample, score
 
 WORDS = st.integers(0, 2**64 - 1)
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=300).map(lambda values: np.array(values, np.float32))

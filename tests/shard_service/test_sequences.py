@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.mesh.errors import MalformedFrame
+from dairllm.mesh.ring.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice, micro_batch_from_proto, micro_batch_to_proto
 from dairllm.mesh.sampling import SamplingParams
 from dairllm.shard_service.assignment import CacheGeometry, ModelFacts
-from dairllm.shard_service.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice, micro_batch_from_proto, micro_batch_to_proto
-from dairllm.shard_service.sampler import TokenHistory
-from dairllm.shard_service.sequences import SequenceTable
+from dairllm.shard_service.forward.sampler import TokenHistory
+from dairllm.shard_service.forward.sequences import SequenceTable
 
 MODEL = ModelFacts("llama", "test", 2, 64, 64, 2, 1, 32, 100, 1e-5, 1e4, 32, True, (), 0.2)
 GEOMETRY = CacheGeometry(num_blocks=8, block_tokens=4, context_length=20, max_batch_rows=10)

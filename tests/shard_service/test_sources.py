@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, UnitFacts
-from dairllm.shard_service.sources import find_local_files
+from dairllm.shard_service.weights.sources import find_local_files
 
 UNIT = UnitFacts(3, (), 10, b"")
 MODEL = ModelFacts("llama", "test", 1, 64, 64, 2, 1, 32, 50, 1e-5, 1e4, 32, True, (), 0.2)

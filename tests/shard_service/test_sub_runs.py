@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.mesh.errors import MalformedFrame
-from dairllm.shard_service.frames import SequenceId, SequenceSlice, no_ids
-from dairllm.shard_service.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
+from dairllm.mesh.ring.frames import SequenceId, SequenceSlice, no_ids
+from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 
 NORMAL = SequenceSlice(SequenceId(1), 0, np.zeros(1, np.int32), no_ids(), None, b"", False, no_ids())
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
-from dairllm.shard_service.layer_store import LayerStore, LoadCounts
-from dairllm.shard_service.sources import LocalFile, Piece
-from dairllm.shard_service.unit_assembler import LoadedUnit, UnitAssembler, demanded_bytes
+from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, demanded_bytes
+from dairllm.shard_service.weights.sources import LocalFile, Piece
+from dairllm.shard_service.weights.store import LayerStore, LoadCounts
 
 RANDOM = np.random.default_rng(0)
 MODEL = ModelFacts("llama", "test", 1, 64, 64, 2, 1, 32, 50, 1e-5, 1e4, 32, True, (), 0.2)

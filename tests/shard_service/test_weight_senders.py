@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.shard_service.weight_senders import WeightSenders
+from dairllm.shard_service.weights.senders import WeightSenders
 
 MIB = 1024**2
 

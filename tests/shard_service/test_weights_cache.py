@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.shard_service.weights_cache import CompleteUnit, Entry, NoRoom, PartialUnit, WeightsCache, choose_evictions
+from dairllm.shard_service.weights.disk_cache import CompleteUnit, Entry, NoRoom, PartialUnit, WeightsCache, choose_evictions
 
 ENTRIES = st.lists(
     st.builds(Entry, st.text("abcdef", min_size=1, max_size=3), st.integers(0, 100), st.integers(0, 1000)),

@@ -16,7 +16,7 @@ from dairllm.model_files.errors import ModelFileError
 from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
 from dairllm.model_files.names import KNOWN_MODELS
-from dairllm.shard_service.memory import MIB, default_budget_bytes, detect_available_bytes
+from dairllm.shard_service.machine.memory import MIB, default_budget_bytes, detect_available_bytes
 
 MACHINE, MODELS = "This machine", "Model files"
 _SMALL_BUDGET_BYTES = 256 * MIB

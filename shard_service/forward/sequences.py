@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import WIRE_ENCODINGS
 from dairllm.mesh.errors import MalformedFrame
+from dairllm.mesh.ring.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice
 from dairllm.shard_service.assignment import CacheGeometry, ModelFacts
-from dairllm.shard_service.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice
-from dairllm.shard_service.sampler import TokenHistory
+from dairllm.shard_service.forward.sampler import TokenHistory
 
 EXACT = "F32"
 BlockTable = npt.NDArray[np.int32]

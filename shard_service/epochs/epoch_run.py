@@ -6,13 +6,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from dairllm.mesh.errors import DairllmError, FrameRejected, WrongEpoch
+from dairllm.mesh.ring.frames import forward_request, micro_batch_from_proto
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.compute_stage import ComputeStage
-from dairllm.shard_service.counters import Counters
-from dairllm.shard_service.frames import forward_request, micro_batch_from_proto
-from dairllm.shard_service.incoming import IncomingEdge, QueuedFrame
-from dairllm.shard_service.outgoing import EdgeLost, OutgoingEdge
+from dairllm.shard_service.epochs.counters import Counters
+from dairllm.shard_service.forward.compute_stage import ComputeStage
+from dairllm.shard_service.ring.incoming import IncomingEdge, QueuedFrame
+from dairllm.shard_service.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.v1 import ring_pb2
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ plans. A record without a beginning is useless, so a sequence is recorded from i
 from collections.abc import Collection
 
 from dairllm.kernels_pyx import encoded_row_bytes
-from dairllm.shard_service.frames import SequenceId
+from dairllm.mesh.ring.frames import SequenceId
 
 
 class _Record:

@@ -29,7 +29,7 @@ def bench(
     from dairllm.model_files.fetch import resolve_model
     from dairllm.model_files.manifest_builder import build_manifest
     from dairllm.model_files.progress import progress_bar
-    from dairllm.shard_service.stage_benchmark import StageSpeed, Workload, measure_stage
+    from dairllm.shard_service.bench.measurement import StageSpeed, Workload, measure_stage
 
     workload = Workload(prompt=prompt, generate=generate, sequences=sequences, depth=depth, repeat=repeat)
     try:

@@ -13,8 +13,8 @@ import grpc
 import grpc.aio
 
 from dairllm.mesh.channels import dial_each, error_from_rpc
-from dairllm.mesh.edge_heartbeats import PeerSilent, Silence
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, WrongEpoch
+from dairllm.mesh.ring.heartbeats import PeerSilent, Silence
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import PeerFacts
 from dairllm.v1 import ring_pb2, ring_pb2_grpc

@@ -16,7 +16,7 @@ from dairllm.kernels_pyx import KvCache
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import DairllmError, InvalidRequest, MalformedFrame, NotAMember, UnknownModel, Unsupported
 from dairllm.shard_service.assignment import PeerFacts
-from dairllm.shard_service.kv_caches import KvCaches
+from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.v1 import cluster_pb2, shard_pb2, shard_pb2_grpc
 
 TRANSFER_DEADLINE_S = 5.0

@@ -22,11 +22,11 @@ from dairllm.kernels_pyx import KvCache, StageSlice, get_num_threads, memory_rea
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
-from dairllm.shard_service.head import MAX_ROWS as MAX_HEAD_ROWS
-from dairllm.shard_service.layer_store import LayerStore
-from dairllm.shard_service.memory import resident_bytes
-from dairllm.shard_service.sources import LocalFile
-from dairllm.shard_service.stage import StageParts, build_stage
+from dairllm.shard_service.forward.building import StageParts, build_stage
+from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
+from dairllm.shard_service.machine.memory import resident_bytes
+from dairllm.shard_service.weights.sources import LocalFile
+from dairllm.shard_service.weights.store import LayerStore
 
 BLOCK_TOKENS = 32
 MAX_BATCH_ROWS = 512

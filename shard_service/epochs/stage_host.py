@@ -19,20 +19,20 @@ from dairllm.kernels_pyx import KvCache
 from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongCluster, WrongEpoch
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts, assignment_from_proto
-from dairllm.shard_service.compute_stage import ComputeStage
-from dairllm.shard_service.counters import Counters
-from dairllm.shard_service.epoch_run import EpochRun
-from dairllm.shard_service.incoming import IncomingEdge
-from dairllm.shard_service.kv_caches import KvCaches
-from dairllm.shard_service.kv_transfer import TransferOutcome, kv_pieces, take_over, transfer_from_proto
-from dairllm.shard_service.layer_store import LayerStore
-from dairllm.shard_service.memory import MemoryBudget, resident_bytes
-from dairllm.shard_service.outgoing import OutgoingEdge
-from dairllm.shard_service.preparation import Prepared, Preparer, make_loader_threads
-from dairllm.shard_service.records import RecordStore
-from dairllm.shard_service.reports import Reports, Send
-from dairllm.shard_service.sequences import SequenceTable
-from dairllm.shard_service.weights_cache import WeightsCache
+from dairllm.shard_service.epochs.counters import Counters
+from dairllm.shard_service.epochs.epoch_run import EpochRun
+from dairllm.shard_service.epochs.preparation import Prepared, Preparer, make_loader_threads
+from dairllm.shard_service.epochs.reports import Reports, Send
+from dairllm.shard_service.forward.compute_stage import ComputeStage
+from dairllm.shard_service.forward.records import RecordStore
+from dairllm.shard_service.forward.sequences import SequenceTable
+from dairllm.shard_service.kv_cache.layers import KvCaches
+from dairllm.shard_service.kv_cache.transfer import TransferOutcome, kv_pieces, take_over, transfer_from_proto
+from dairllm.shard_service.machine.memory import MemoryBudget, resident_bytes
+from dairllm.shard_service.ring.incoming import IncomingEdge
+from dairllm.shard_service.ring.outgoing import OutgoingEdge
+from dairllm.shard_service.weights.disk_cache import WeightsCache
+from dairllm.shard_service.weights.store import LayerStore
 from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,6 @@ class StageHost:
     ) -> None:
         self._identity = identity
         self._budget = budget
-        self.model_dirs = model_dirs
-        self.weights_cache = weights_cache
         self._reports = Reports(send)
         self.compute_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.loader_threads = make_loader_threads()

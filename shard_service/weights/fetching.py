@@ -14,9 +14,9 @@ from dairllm.mesh.errors import DairllmError, InvalidRequest, PeerUnreachable, U
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.reader import chunks_of
 from dairllm.shard_service.assignment import PeerFacts, UnitFacts
-from dairllm.shard_service.sources import Piece
-from dairllm.shard_service.weight_senders import WeightSenders
-from dairllm.shard_service.weights_cache import CompleteUnit, PartialUnit, WeightsCache
+from dairllm.shard_service.weights.disk_cache import CompleteUnit, PartialUnit, WeightsCache
+from dairllm.shard_service.weights.senders import WeightSenders
+from dairllm.shard_service.weights.sources import Piece
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 _CONNECT_S = 5.0

@@ -8,10 +8,10 @@ from dairllm.mesh.errors import DairllmError, DeadlineExceeded, PeerUnreachable,
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.kv_transfer import TransferOutcome
-from dairllm.shard_service.layer_store import LoadCounts, ReportProgress
-from dairllm.shard_service.outgoing import EdgeLost
-from dairllm.shard_service.preparation import NeedsExclusive
+from dairllm.shard_service.epochs.preparation import NeedsExclusive
+from dairllm.shard_service.kv_cache.transfer import TransferOutcome
+from dairllm.shard_service.ring.outgoing import EdgeLost
+from dairllm.shard_service.weights.store import LoadCounts, ReportProgress
 from dairllm.v1 import cluster_pb2
 
 PROGRESS_INTERVAL_S = 0.2

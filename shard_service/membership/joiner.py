@@ -10,7 +10,7 @@ from dairllm.mesh.channels import dial
 from dairllm.mesh.discovery import Browser
 from dairllm.mesh.errors import DairllmError, DeadlineExceeded, NotReady, PeerUnreachable, RequestLost
 from dairllm.mesh.telemetry import fields
-from dairllm.shard_service.joining import (
+from dairllm.shard_service.membership.joining import (
     Action,
     Event,
     Found,
@@ -24,7 +24,7 @@ from dairllm.shard_service.joining import (
     Seek,
     Started,
 )
-from dairllm.shard_service.lease import JoinUnsuccessful, Lease, Member
+from dairllm.shard_service.membership.lease import JoinUnsuccessful, Lease, Member
 from dairllm.v1 import cluster_pb2
 
 _DIAL_DEADLINE_S = 5.0

@@ -16,14 +16,14 @@ from typing import NamedTuple, TypeVar
 
 from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.shard_service.assignment import AssignmentFacts, PeerFacts
-from dairllm.shard_service.fetching import FetchedUnits, Members
-from dairllm.shard_service.kv_caches import KvCaches
-from dairllm.shard_service.layer_store import LayerStore, ReportProgress, bytes_together
-from dairllm.shard_service.memory import MemoryBudget, MemoryDemand
-from dairllm.shard_service.sources import LocalFile, UnitSource, find_local_files
-from dairllm.shard_service.stage import StageParts, build_stage, empty_stage, scratch_bytes
-from dairllm.shard_service.unit_assembler import LoadedUnit
-from dairllm.shard_service.weights_cache import WeightsCache
+from dairllm.shard_service.forward.building import StageParts, build_stage, empty_stage, scratch_bytes
+from dairllm.shard_service.kv_cache.layers import KvCaches
+from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
+from dairllm.shard_service.weights.assembler import LoadedUnit
+from dairllm.shard_service.weights.disk_cache import WeightsCache
+from dairllm.shard_service.weights.fetching import FetchedUnits, Members
+from dairllm.shard_service.weights.sources import LocalFile, UnitSource, find_local_files
+from dairllm.shard_service.weights.store import LayerStore, ReportProgress, bytes_together
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import Stage, StageSlice, decode_rows, encode_rows
 from dairllm.mesh.errors import DairllmError
-from dairllm.shard_service.frames import SequenceId, SequenceResult, TokenScore
-from dairllm.shard_service.sampler import sample, score
-from dairllm.shard_service.sequences import EXACT, CheckedSlice
+from dairllm.mesh.ring.frames import SequenceId, SequenceResult, TokenScore
+from dairllm.shard_service.forward.sampler import sample, score
+from dairllm.shard_service.forward.sequences import EXACT, CheckedSlice
 
 Rows = npt.NDArray[np.float32]
 

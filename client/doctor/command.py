@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dairllm.client import doctor_findings as judge
-from dairllm.client.doctor_findings import COORDINATOR, MEMBERS, Wanted
-from dairllm.client.doctor_multicast import MulticastSeen, answers_directly, probe_multicast
-from dairllm.client.doctor_probes import (
+from dairllm.client.doctor import findings as judge
+from dairllm.client.doctor.findings import COORDINATOR, MEMBERS, Wanted
+from dairllm.client.doctor.multicast import MulticastSeen, answers_directly, probe_multicast
+from dairllm.client.doctor.probes import (
     Browsed,
     CoordinatorAnswer,
     InterfaceSeen,
@@ -32,7 +32,7 @@ from dairllm.client.doctor_probes import (
     see_port,
     try_all,
 )
-from dairllm.client.doctor_report import most_likely_reason, print_report, to_json
+from dairllm.client.doctor.report import most_likely_reason, print_report, to_json
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT, parse_address
 from dairllm.mesh.cluster_name import cluster_hash

@@ -5,7 +5,7 @@ Who receives them verifies them.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,8 @@ from dairllm.mesh.errors import InvalidRequest, UnknownModel, WeightsDiffer
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.reader import FileSource, chunks_of
 from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts
-from dairllm.shard_service.sources import find_local_files
-from dairllm.shard_service.stage_host import StageHost
-from dairllm.shard_service.weights_cache import CompleteUnit
+from dairllm.shard_service.weights.disk_cache import CompleteUnit, WeightsCache
+from dairllm.shard_service.weights.sources import find_local_files
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 _PIECE_BYTES = 1024**2
@@ -29,12 +28,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
 P = ParamSpec("P")
 
+FindUnit = Callable[[bytes, int], tuple[AssignmentFacts, UnitFacts]]
+
 
 class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
-    """Of the cache, any unit that is asked for by its digest; of a file, the units that this shard is assigned."""
+    """Of the cache, any unit that is asked for by its digest; of a file, the units that this shard is assigned.
 
-    def __init__(self, host: StageHost, threads: Executor) -> None:
-        self._host = host
+    find_unit: by model digest and unit index, the assignment that has it and the unit itself; raises UnknownModel.
+    """
+
+    def __init__(self, find_unit: FindUnit, model_dirs: Sequence[Path], cache: WeightsCache | None, threads: Executor) -> None:
+        self._find_unit = find_unit
+        self._model_dirs = model_dirs
+        self._cache = cache
         self._threads = threads
         self._is_right: dict[tuple[Path, int], bool] = {}
 
@@ -45,11 +51,10 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
             yield response
 
     def _find_kept(self, digest: bytes) -> CompleteUnit | None:
-        cache = self._host.weights_cache
-        if cache is None or len(digest) != _SHA256_BYTES:
+        if self._cache is None or len(digest) != _SHA256_BYTES:
             return None
         try:
-            return cache.find(digest)
+            return self._cache.find(digest)
         except OSError:
             return None
 
@@ -64,7 +69,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
                 yield weights_pb2.FetchUnitResponse(offset_bytes=offset, data=data)
 
     async def _from_file(self, request: weights_pb2.FetchUnitRequest) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
-        assignment, unit = self._host.find_unit(request.model_digest, request.unit_index)
+        assignment, unit = self._find_unit(request.model_digest, request.unit_index)
         _require_offset(request.offset_bytes, unit.size_bytes)
         path = await self._in_thread(self._right_file, assignment, unit)
         with FileSource(path) as file:
@@ -77,7 +82,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     def _right_file(self, assignment: AssignmentFacts, unit: UnitFacts) -> Path:
         """A file that has the unit: files of another model may have the same size. Each is looked into once."""
-        for path in find_local_files(assignment, self._host.model_dirs):
+        for path in find_local_files(assignment, self._model_dirs):
             try:
                 known = path, path.stat().st_mtime_ns
                 if known not in self._is_right:

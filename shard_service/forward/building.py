@@ -7,9 +7,9 @@ import numpy as np
 
 from dairllm.kernels_pyx import PackedMatrix, Stage, StageSpec
 from dairllm.mesh.errors import InvalidModel
-from dairllm.shard_service import head
 from dairllm.shard_service.assignment import AssignmentFacts, ModelFacts
-from dairllm.shard_service.unit_assembler import LoadedUnit, Weights
+from dairllm.shard_service.forward import head
+from dairllm.shard_service.weights.assembler import LoadedUnit, Weights
 
 
 class StageParts(NamedTuple):

@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import KvCache, StageSlice, decode_rows, encode_rows, encoded_row_bytes
 from dairllm.mesh.errors import DairllmError, MalformedFrame
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, SequenceResult, SequenceSlice, StageTiming
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.frames import MicroBatch, MicroBatchResult, SequenceResult, SequenceSlice, StageTiming
-from dairllm.shard_service.head import Head
-from dairllm.shard_service.records import RecordStore
-from dairllm.shard_service.sequences import CheckedFrame, CheckedSlice, SequenceTable
-from dairllm.shard_service.stage import StageParts
-from dairllm.shard_service.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
+from dairllm.shard_service.forward.building import StageParts
+from dairllm.shard_service.forward.head import Head
+from dairllm.shard_service.forward.records import RecordStore
+from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, SequenceTable
+from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 
 Rows = npt.NDArray[np.float32]
 Inputs = npt.NDArray[np.int32] | Rows

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import exp_f32, log_softmax_rows
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.ring.frames import TokenIds, TokenLogprob, TokenScore
 from dairllm.mesh.sampling import SamplingParams
-from dairllm.shard_service.frames import TokenIds, TokenLogprob, TokenScore
-from dairllm.shard_service.philox import uniform
+from dairllm.shard_service.forward.philox import uniform
 
 Row = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]

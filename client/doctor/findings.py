@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from dairllm.client.doctor_multicast import MulticastSeen, heard_others
-from dairllm.client.doctor_probes import Browsed, CoordinatorAnswer, InterfaceSeen, NoAnswer, Outcome, PortSeen, Reach, hosts_of
+from dairllm.client.doctor.multicast import MulticastSeen, heard_others
+from dairllm.client.doctor.probes import Browsed, CoordinatorAnswer, InterfaceSeen, NoAnswer, Outcome, PortSeen, Reach, hosts_of
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
 from dairllm.mesh.diagnosis import Finding, Status
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR

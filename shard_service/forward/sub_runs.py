@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from dairllm.mesh.errors import MalformedFrame
-from dairllm.shard_service.frames import SequenceSlice
+from dairllm.mesh.ring.frames import SequenceSlice
 
 
 class Origin(Enum):

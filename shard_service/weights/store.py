@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from dairllm.kernels_pyx import PackedMatrix
 from dairllm.mesh.errors import DairllmError, UnknownModel, WeightsDiffer
 from dairllm.shard_service.assignment import AssignmentFacts, TensorFacts, UnitFacts
-from dairllm.shard_service.sources import Piece, UnitSource
-from dairllm.shard_service.unit_assembler import LoadedUnit, UnitAssembler, demanded_bytes, share_matrix
+from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, demanded_bytes, share_matrix
+from dairllm.shard_service.weights.sources import Piece, UnitSource
 
 _UNITS_FETCHED_AT_ONCE = 4
 

@@ -1,0 +1,1 @@
+"""`dairllm doctor`: why two machines do not find each other, and what to do."""

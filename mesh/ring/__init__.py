@@ -1,0 +1,1 @@
+"""What both ends of an edge of the ring share."""

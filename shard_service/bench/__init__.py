@@ -1,0 +1,1 @@
+"""`dairllm bench`: what one machine that holds the whole model reaches, without network."""

@@ -1,0 +1,1 @@
+"""One plan after the other: an assignment is prepared, switched to, and run."""
