@@ -11,8 +11,8 @@ from dairllm.coordinator.text import (
     ChatMessage,
     LatencyObserver,
     ServedModel,
+    TextDelta,
     TextFinished,
-    TextPiece,
     TextRequest,
     TextService,
     TextToken,
@@ -41,7 +41,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         text_request = await self._read_request(request)
         async with aclosing(self._text.generate(text_request)) as events:
             async for event in events:
-                yield _write_piece(event, text_request.sampling) if isinstance(event, TextPiece) else _write_finish(event)
+                yield _write_delta(event, text_request.sampling) if isinstance(event, TextDelta) else _write_finish(event)
 
     async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext) -> inference_pb2.TokenizeResponse:
         self._text.require_model(request.model)
@@ -88,8 +88,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 raise InvalidRequest("prompt is missing; expected text, token_ids or chat", "prompt")
 
 
-def _write_piece(piece: TextPiece, sampling: SamplingParams) -> inference_pb2.GenerateResponse:
-    return inference_pb2.GenerateResponse(text=piece.text, tokens=_write_tokens(piece.tokens, sampling.logprobs))
+def _write_delta(delta: TextDelta, sampling: SamplingParams) -> inference_pb2.GenerateResponse:
+    return inference_pb2.GenerateResponse(text=delta.text, tokens=_write_tokens(delta.tokens, sampling.logprobs))
 
 
 def _write_tokens(tokens: Iterable[TextToken], with_logprobs: bool) -> list[ring_pb2.TokenLogprobs]:

@@ -133,7 +133,7 @@ class GenerationResponse(Response):
 
     def _write(self, index: int, event: TextEvent, is_first: bool) -> bytes:
         first = self._format.first_chunk(index) if is_first else None
-        chunk = self._format.last_chunk(index, event) if isinstance(event, TextFinished) else self._format.piece_chunk(index, event)
+        chunk = self._format.last_chunk(index, event) if isinstance(event, TextFinished) else self._format.delta_chunk(index, event)
         return b"".join(sse_event(to_json(one)) for one in (first, chunk) if one is not None)
 
 

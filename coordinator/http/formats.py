@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dairllm.coordinator.http.calls import Call
-from dairllm.coordinator.text import TextEvent, TextFinished, TextPiece, TextToken
+from dairllm.coordinator.text import TextDelta, TextEvent, TextFinished, TextToken
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks."""
@@ -51,17 +51,17 @@ class AnswerFormat(ABC):
         return {**self._head(self.object_name), "choices": written, "usage": self._usage(finished)}
 
     def first_chunk(self, index: int) -> JsonObject | None:
-        """What precedes the first piece of a choice, if anything does."""
+        """What precedes the first delta of a choice, if anything does."""
         return None
 
-    def piece_chunk(self, index: int, piece: TextPiece) -> JsonObject | None:
-        """None if the piece has nothing that the client asked for."""
-        if piece.text or (piece.tokens and (self._call.wants_logprobs or self._call.wants_token_ids)):
-            return self._chunk([self._piece_choice(index, piece)])
+    def delta_chunk(self, index: int, delta: TextDelta) -> JsonObject | None:
+        """None if the delta has nothing that the client asked for."""
+        if delta.text or (delta.tokens and (self._call.wants_logprobs or self._call.wants_token_ids)):
+            return self._chunk([self._delta_choice(index, delta)])
         return None
 
     def last_chunk(self, index: int, finished: TextFinished) -> JsonObject:
-        return self._chunk([{**self._piece_choice(index, TextPiece("", ())), "logprobs": None, "finish_reason": finished.reason}])
+        return self._chunk([{**self._delta_choice(index, TextDelta("", ())), "logprobs": None, "finish_reason": finished.reason}])
 
     def usage_chunk(self, finished: Sequence[TextFinished]) -> JsonObject:
         return {**self._chunk([]), "usage": self._usage(finished)}
@@ -70,7 +70,7 @@ class AnswerFormat(ABC):
     def _whole_choice(self, index: int, choice: ChoiceSoFar) -> JsonObject: ...
 
     @abstractmethod
-    def _piece_choice(self, index: int, piece: TextPiece) -> JsonObject: ...
+    def _delta_choice(self, index: int, delta: TextDelta) -> JsonObject: ...
 
     def _head(self, object_name: str) -> JsonObject:
         return {"id": self._id, "object": object_name, "created": self._created_s, "model": self._model}
@@ -109,10 +109,10 @@ class ChatFormat(AnswerFormat):
             **self._token_ids(choice.tokens),
         }
 
-    def _piece_choice(self, index: int, piece: TextPiece) -> JsonObject:
-        delta = {"content": piece.text} if piece.text or piece.tokens else {}
-        logprobs = self._logprobs(piece.tokens)
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None, **self._token_ids(piece.tokens)}
+    def _delta_choice(self, index: int, delta: TextDelta) -> JsonObject:
+        content = {"content": delta.text} if delta else {}
+        logprobs = self._logprobs(delta.tokens)
+        return {"index": index, "delta": content, "logprobs": logprobs, "finish_reason": None, **self._token_ids(delta.tokens)}
 
     def _logprobs(self, tokens: Iterable[TextToken]) -> JsonObject | None:
         if not self._call.wants_logprobs:
@@ -132,12 +132,12 @@ class CompletionFormat(AnswerFormat):
     object_name, chunk_name, id_prefix = "text_completion", "text_completion", "cmpl"
 
     def _whole_choice(self, index: int, choice: ChoiceSoFar) -> JsonObject:
-        piece = self._piece_choice(index, TextPiece("".join(choice.texts), tuple(choice.tokens)))
-        return {**piece, "finish_reason": choice.finished.reason if choice.finished else None}
+        whole = TextDelta("".join(choice.texts), tuple(choice.tokens))
+        return {**self._delta_choice(index, whole), "finish_reason": choice.finished.reason if choice.finished else None}
 
-    def _piece_choice(self, index: int, piece: TextPiece) -> JsonObject:
-        logprobs = self._logprobs(piece.tokens)
-        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": None, **self._token_ids(piece.tokens)}
+    def _delta_choice(self, index: int, delta: TextDelta) -> JsonObject:
+        logprobs = self._logprobs(delta.tokens)
+        return {"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": None, **self._token_ids(delta.tokens)}
 
     def _logprobs(self, tokens: Iterable[TextToken]) -> JsonObject | None:
         """Four lists of one length; the first token of an echoed prompt has null for its log-probabilities."""

@@ -10,9 +10,9 @@ from dairllm.coordinator.text import (
     AnswerText,
     ChatMessage,
     Choices,
+    TextDelta,
     TextEvent,
     TextFinished,
-    TextPiece,
     TextRequest,
     TextService,
     TextToken,
@@ -27,10 +27,10 @@ LOGPROBS = SamplingParams(logprobs=True, top_logprobs=2)
 async def collect(engine: FakeEngine, request: TextRequest, with_tokenizer: bool = True) -> tuple[str, list[TextToken], TextFinished]:
     service = TextService(make_served(with_tokenizer=with_tokenizer), engine)
     events: list[TextEvent] = [event async for event in service.generate(request)]
-    pieces = [event for event in events if isinstance(event, TextPiece)]
+    deltas = [event for event in events if isinstance(event, TextDelta)]
     last = events[-1]
     assert isinstance(last, TextFinished)
-    return "".join(piece.text for piece in pieces), [token for piece in pieces for token in piece.tokens], last
+    return "".join(delta.text for delta in deltas), [token for delta in deltas for token in delta.tokens], last
 
 
 def prompt(text: str = "Hi") -> tuple[int, ...]:
@@ -251,15 +251,15 @@ answers = st.lists(st.one_of(st.sampled_from(list(b"ab \n")), st.integers(0, 255
 @given(answers, st.lists(st.text("ab \n", min_size=1, max_size=3), max_size=3), st.booleans())
 def test_tokens_and_text_belong_together(ids: list[int], stops: list[str], ends: bool) -> None:
     answer = AnswerText(ByteTokenizer(), stops, frozenset({END_ID}), 0)
-    pieces = []
+    deltas = []
     for token_id in [*ids, END_ID] if ends else ids:
-        pieces.append(answer.push(TokenScore(token_id, -1.0)))
+        deltas.append(answer.push(TokenScore(token_id, -1.0)))
         if answer.stopped:
             break
     if not answer.stopped:
-        pieces.append(answer.finish())
-    text = "".join(piece.text for piece in pieces)
-    tokens = [token for piece in pieces for token in piece.tokens]
+        deltas.append(answer.finish())
+    text = "".join(delta.text for delta in deltas)
+    tokens = [token for delta in deltas for token in delta.tokens]
     whole = ByteTokenizer().decode(ids, skip_special=True)
     assert whole.startswith(text)
     assert not any(stop in text for stop in stops)

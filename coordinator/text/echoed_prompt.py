@@ -1,0 +1,47 @@
+"""The prompt, given out before its answer where `echo` was asked for."""
+
+from collections.abc import Sequence
+
+from dairllm.coordinator.engine.requests import TokenScore
+from dairllm.coordinator.text.text_events import TextDelta
+from dairllm.coordinator.text.text_request import TextRequest
+from dairllm.coordinator.text.token_texts import TokenTexts
+from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer
+
+
+class EchoedPrompt:
+    """text: what is given out of the prompt of `request`."""
+
+    def __init__(self, tokenizer: Tokenizer | None, request: TextRequest) -> None:
+        self._tokenizer = tokenizer
+        self._ids = request.prompt_ids
+        self.text = _text_of(tokenizer, request)
+
+    def delta(self, scores: Sequence[TokenScore] | None) -> TextDelta:
+        """scores: of all tokens but the first; None where none were asked for."""
+        first, *others = self._ids
+        unknown = float("nan")
+        scored = scores if scores is not None else [TokenScore(token_id, unknown) for token_id in others]
+        all_scores = [TokenScore(first, unknown), *scored]
+        texts = TokenTexts(self._tokenizer)
+        return TextDelta(self.text, tuple(texts.describe(score, offset) for score, offset in zip(all_scores, self._offsets(), strict=True)))
+
+    def _offsets(self) -> list[int]:
+        """Where each token's text begins in the echoed text. Tokens that the tokenizer added before it begin at 0."""
+        if self._tokenizer is None:
+            return [0] * len(self._ids)
+        decoder = StreamDecoder(self._tokenizer, skip_special=False)
+        offsets, length = [], 0
+        for token_id in self._ids:
+            offsets.append(length)
+            length += len(decoder.push(token_id))
+        added = max(length + len(decoder.flush()) - len(self.text), 0)
+        return [max(offset - added, 0) for offset in offsets]
+
+
+def _text_of(tokenizer: Tokenizer | None, request: TextRequest) -> str:
+    if not request.echo:
+        return ""
+    if request.prompt_text is not None:
+        return request.prompt_text
+    return "" if tokenizer is None else tokenizer.decode(request.prompt_ids, skip_special=False)

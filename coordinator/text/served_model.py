@@ -1,0 +1,26 @@
+"""The model as its clients know it."""
+
+import time
+from dataclasses import dataclass, field
+
+from dairllm.mesh.errors import Unsupported
+from dairllm.model_files.chat_template import ChatTemplate
+from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The one model of a coordinator. created_s: seconds since 1970, for lists of models."""
+
+    name: str
+    spec: ModelSpec
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or Unsupported."""
+        if self.tokenizer is None:
+            raise Unsupported(f"model {self.name!r} has no tokenizer; expected a prompt of token ids", "prompt")
+        return self.tokenizer

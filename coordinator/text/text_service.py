@@ -1,0 +1,120 @@
+"""The text layer itself: from text to token ids, and from the engine's tokens to text."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from dairllm.coordinator.engine.interface import Engine
+from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
+from dairllm.coordinator.text.answer_text import AnswerText
+from dairllm.coordinator.text.echoed_prompt import EchoedPrompt
+from dairllm.coordinator.text.served_model import ServedModel
+from dairllm.coordinator.text.stopwatch import LatencyObserver, Stopwatch
+from dairllm.coordinator.text.text_events import TextEvent
+from dairllm.coordinator.text.text_request import ChatMessage, TextRequest
+from dairllm.mesh.errors import ContextExceeded, InvalidRequest, PromptTemplateFailed, UnknownModel, Unsupported
+from dairllm.model_files.errors import InvalidTemplate
+
+
+class TextService:
+    """Generates text with the served model. latency: is told how long tokens took."""
+
+    def __init__(self, served: ServedModel, engine: Engine, latency: LatencyObserver | None = None) -> None:
+        self.served = served
+        self.engine = engine
+        self._latency = latency
+
+    def require_model(self, name: str | None) -> None:
+        """UnknownModel unless it is the served one's name, empty or None."""
+        if name and name != self.served.name:
+            raise UnknownModel(f"the model {name[:80]!r} is not served; expected {self.served.name!r}", "model")
+
+    async def encode_text(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:
+        """Token ids of a text; Unsupported if the model has no tokenizer."""
+        tokenizer = self.served.text_tokenizer()
+        ids = await asyncio.to_thread(tokenizer.encode, text, add_special=add_special, parse_special=parse_special)
+        return tuple(ids)
+
+    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of the rendered chat template; Unsupported without one, PromptTemplateFailed if it refuses the messages."""
+        tokenizer, template = self.served.text_tokenizer(), self.served.chat_template
+        if template is None:
+            raise Unsupported(f"model {self.served.name!r} has no chat template; expected a plain completion", "messages")
+        if not messages:
+            raise InvalidRequest("messages is empty; expected at least one message", "messages")
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            rendered = await asyncio.to_thread(template.render, plain, add_generation_prompt=True)
+        except InvalidTemplate as error:
+            raise PromptTemplateFailed(str(error), "messages") from error
+        return tuple(await asyncio.to_thread(tokenizer.encode_prompt, rendered))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens written out; Unsupported without a tokenizer, InvalidRequest for an id out of range."""
+        tokenizer = self.served.text_tokenizer()
+        self.check_token_ids(token_ids, "token_ids")
+        return tokenizer.decode(token_ids, skip_special=False)
+
+    def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """InvalidRequest, with `param`, unless all are ids of the vocabulary."""
+        vocab_size = self.served.spec.vocab_size
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(f"{param} has the token id {token_id}; expected 0 to {vocab_size - 1}", param)
+
+    def check(self, request: TextRequest) -> None:
+        """Refuses what can be known to fail: InvalidRequest, ContextExceeded, Unsupported."""
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt has no tokens; expected at least one", "prompt")
+        self.check_token_ids(request.prompt_ids, "prompt")
+        self.check_token_ids(list(request.sampling.logit_bias), "logit_bias")
+        if request.stop and self.served.tokenizer is None:
+            raise Unsupported(f"model {self.served.name!r} has no tokenizer; expected no stop strings", "stop")
+        self._check_length(len(request.prompt_ids), request.max_tokens)
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
+        context_length = self.engine.context_length
+        if prompt_tokens + (max_tokens != 0) > context_length:
+            raise ContextExceeded(
+                f"the prompt has {prompt_tokens} tokens, but the context is {context_length} tokens, answer included; expected less",
+                "prompt",
+            )
+        if max_tokens is not None and prompt_tokens + max_tokens > context_length:
+            raise ContextExceeded(
+                f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the context is {context_length} tokens; "
+                f"expected max_tokens of at most {context_length - prompt_tokens}",
+                "max_tokens",
+            )
+
+    async def generate(self, request: TextRequest) -> AsyncGenerator[TextEvent, None]:
+        """The answer, TextFinished last; `aclose` cancels it. The errors of `check` and of `Engine.generate`."""
+        self.check(request)
+        end_ids = self._end_ids(request)
+        prompt = EchoedPrompt(self.served.tokenizer, request)
+        answer = AnswerText(self.served.tokenizer, request.stop, end_ids, len(prompt.text))
+        watch = Stopwatch(self._latency)
+        wants_scores = request.echo and request.sampling.logprobs
+        engine_request = GenerationRequest(request.prompt_ids, request.sampling, request.max_tokens, end_ids, wants_scores)
+        reason, echoed = "stop", not request.echo
+        async with aclosing(self.engine.generate(engine_request)) as events:
+            async for event in events:
+                if not echoed:
+                    echoed = True
+                    yield prompt.delta(event.scores if isinstance(event, PromptScored) else None)
+                match event:
+                    case TokenGenerated(score):
+                        watch.count_token()
+                        if delta := answer.push(score):
+                            yield delta
+                        if answer.stopped:
+                            break
+                    case GenerationFinished(engine_reason):
+                        reason = engine_reason
+        if not answer.stopped and (delta := answer.finish()):
+            yield delta
+        yield watch.finished("stop" if answer.stopped else reason, len(request.prompt_ids))
+
+    def _end_ids(self, request: TextRequest) -> frozenset[int]:
+        if request.ignore_eos or self.served.tokenizer is None:
+            return frozenset()
+        return self.served.tokenizer.end_of_generation_ids
