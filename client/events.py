@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
+from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.settings import ConfigFile
 from dairllm.v1 import cluster_pb2
 
 NUM_RECENT = 5
 """So many stand at the end of `dairllm status`."""
 
-_FIELDS = ("time_s", "kind", "shard", "text", "duration_s")
 _RED, _YELLOW, _GREEN = ("lost", "failed"), ("left", "refused", "waiting"), ("serving", "recovered", "opened")
 _STYLES = {**dict.fromkeys(_RED, "red"), **dict.fromkeys(_YELLOW, "yellow"), **dict.fromkeys(_GREEN, "green")}
 """By words in the kind of an event."""
@@ -34,9 +34,9 @@ def events(
     with connect(coordinator, cluster) as client:
         states: Iterable[cluster_pb2.ClusterState] = client.watch_cluster() if follow else [client.cluster()]
         try:
-            for event in new_events(state.recent_events for state in states):
+            for event in new_events(state.events for state in states):
                 if as_json:
-                    print(json.dumps({name: getattr(event, name) for name in _FIELDS}), flush=True)
+                    print(json.dumps(message_to_json(event)), flush=True)
                 else:
                     console.print(event_line(event))
         except KeyboardInterrupt:

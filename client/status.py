@@ -3,10 +3,9 @@
 import json
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from google.protobuf.message import Message
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from dairllm.client.events import NUM_RECENT, event_line
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
+from dairllm.mesh.message_json import enum_to_json, message_to_json
 from dairllm.mesh.settings import ConfigFile, format_size
 from dairllm.v1 import cluster_pb2, model_pb2
 
@@ -39,7 +39,7 @@ def status(
 
 def show_json(states: Iterable[cluster_pb2.ClusterState]) -> None:
     for state in states:
-        print(json.dumps(to_json(state)), flush=True)
+        print(json.dumps(message_to_json(state)), flush=True)
 
 
 def show_tables(states: Iterable[cluster_pb2.ClusterState]) -> None:
@@ -53,38 +53,6 @@ def show_tables(states: Iterable[cluster_pb2.ClusterState]) -> None:
             live.update(render(state), refresh=True)
 
 
-def to_json(message: Message) -> dict[str, Any]:
-    """All fields under their names: numbers as numbers, enums in lower case without their prefix, bytes in hex, absent ones as null.
-
-    The JSON mapping of protobuf writes 64-bit numbers as strings, which nobody expects of a size in bytes.
-    """
-    fields = message.DESCRIPTOR.fields
-    return {field.name: _field_to_json(message, field) for field in fields}
-
-
-def _field_to_json(message: Message, field: Any) -> Any:
-    value = getattr(message, field.name)
-    if field.is_repeated:
-        return [_value_to_json(item, field) for item in value]
-    if field.has_presence and not message.HasField(field.name):
-        return None
-    return _value_to_json(value, field)
-
-
-def _value_to_json(value: Any, field: Any) -> Any:
-    if field.message_type is not None:
-        return to_json(value)
-    if field.enum_type is not None:
-        return _enum_name(field.enum_type.name, field.enum_type.values_by_number[value].name)
-    return value.hex() if isinstance(value, bytes) else value
-
-
-def _enum_name(enum: str, value: str) -> str:
-    prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in enum).lstrip("_") + "_"
-    name = value.removeprefix(prefix)
-    return name if enum == "Encoding" else name.lower()
-
-
 def render(state: cluster_pb2.ClusterState) -> RenderableType:
     table = Table(*_COLUMNS, box=None, header_style="bold", pad_edge=False)
     in_ring_order = sorted(state.shards, key=lambda shard: (not shard.HasField("stage"), shard.stage, shard.name))
@@ -92,13 +60,13 @@ def render(state: cluster_pb2.ClusterState) -> RenderableType:
         table.add_row(*_shard_row(shard, state.num_layers))
     shards = table if state.shards else Text("no shards yet", style="dim")
     parts: list[RenderableType] = [_headline(state), _speed_line(state), Text(""), shards]
-    if state.recent_events:
-        parts += [Text(""), *(event_line(event) for event in state.recent_events[-NUM_RECENT:])]
+    if state.events:
+        parts += [Text(""), *(event_line(event) for event in state.events[-NUM_RECENT:])]
     return Group(*parts)
 
 
 def _headline(state: cluster_pb2.ClusterState) -> Text:
-    phase = _enum_name("ClusterPhase", cluster_pb2.ClusterPhase.Name(state.phase))
+    phase = enum_to_json(cluster_pb2.ClusterPhase.DESCRIPTOR, state.phase)
     style = {"serving": "bold green", "loading": "bold yellow"}.get(phase, "bold red")
     text = Text.assemble((state.model or "no model", "bold"), " is ", (phase, style))
     if state.reason:
@@ -107,7 +75,7 @@ def _headline(state: cluster_pb2.ClusterState) -> Text:
 
 
 def _speed_line(state: cluster_pb2.ClusterState) -> Text:
-    wire = model_pb2.Encoding.Name(state.wire).removeprefix("ENCODING_")
+    wire = enum_to_json(model_pb2.Encoding.DESCRIPTOR, state.wire)
     parts = [f"{state.num_layers} layers", format_size(state.model_size_bytes), f"epoch {state.epoch}", f"wire {wire}"]
     if state.predicted_decode_tok_s:
         parts.append(f"{state.predicted_decode_tok_s:.1f} tok/s planned")
@@ -135,7 +103,7 @@ def _shard_row(shard: cluster_pb2.ShardState, num_layers: int) -> tuple[str, ...
 
 
 def _describe_phase(shard: cluster_pb2.ShardState) -> str:
-    phase = _enum_name("ShardPhase", cluster_pb2.ShardPhase.Name(shard.phase))
+    phase = enum_to_json(cluster_pb2.ShardPhase.DESCRIPTOR, shard.phase)
     if phase == "loading" and shard.load.total_bytes:
         return f"loading {shard.load.loaded_bytes / shard.load.total_bytes:.0%}"
     return phase

@@ -30,7 +30,8 @@ def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float) -> cluster_
         kv_blocks_total=snapshot.kv_blocks_total,
         kv_blocks_free=snapshot.kv_blocks_free,
         next_epoch=snapshot.next_epoch,
-        recent_events=[_event_to_proto(event, clock_offset_s) for event in snapshot.events],
+        missing_bytes=snapshot.missing_bytes,
+        events=[_event_to_proto(event, clock_offset_s) for event in snapshot.events],
     )
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -45,6 +44,7 @@ from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.discovery import Announcement, Announcer
 from dairllm.mesh.errors import DairllmError, InvalidSetting, NotEnoughMemory, NotReady
 from dairllm.mesh.interfaces import real_interface_addresses
+from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
 from dairllm.model_files.progress import progress_bar
@@ -190,9 +190,7 @@ class Coordinator:
         return Membership(config, self._model, self._ring, addresses, frozenset(hosts), self._engine, count)
 
     async def _start_grpc(self, server: grpc.aio.Server, latency: LatencyObserver) -> None:
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
-            ClusterServicer(self._membership, lambda: state_to_proto(self.snapshot(), self._clock_offset_s)), server
-        )
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._membership, self._state), server)
         ring_pb2_grpc.add_RingServiceServicer_to_server(RingServicer(self._ring), server)
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self._model.manifest, self._model.path), server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._model.served, self._engine, latency), server)
@@ -256,12 +254,14 @@ class Coordinator:
         load = EngineLoad(stats.running, stats.waiting, stats.kv_blocks_free)
         return self._membership.machine.snapshot(asyncio.get_running_loop().time(), load)
 
+    def _state(self) -> cluster_pb2.ClusterState:
+        return state_to_proto(self.snapshot(), self._clock_offset_s)
+
     def _cluster_json(self) -> Mapping[str, object]:
+        """The public state, and beside it measurements of this process that are only for whoever looks into it."""
         loads = {name: load.to_json() for name, load in self._engine.stage_loads().items()}
-        snapshot = self.snapshot()
-        events = [_event_json(event, self._clock_offset_s) for event in snapshot.events]
         delay = self._event_loop_delay.recent()._asdict()
-        return {**snapshot.to_json(), "stage_loads": loads, "events": events, "event_loop_delay": delay}
+        return {**message_to_json(self._state()), "stage_loads": loads, "event_loop_delay": delay}
 
 
 def context_length_of(settings: CoordinatorSettings, model: LoadedModel) -> int:
@@ -272,13 +272,6 @@ def context_length_of(settings: CoordinatorSettings, model: LoadedModel) -> int:
     if settings.context_length > longest:
         raise InvalidSetting(f"--context-length is {settings.context_length}; the model was made for at most {longest} tokens")
     return settings.context_length
-
-
-def _event_json(event: ClusterEventRecord, clock_offset_s: float) -> dict[str, object]:
-    """The machine counts time as the event loop does; people have clocks."""
-    when = datetime.fromtimestamp(event.time_s + clock_offset_s, UTC)
-    facts = {"kind": event.kind, "shard": event.shard, "text": event.text, "duration_s": event.duration_s}
-    return {"time": when.isoformat(timespec="milliseconds"), **facts}
 
 
 def _expected_error(group: ExceptionGroup[Exception]) -> DairllmError | None:

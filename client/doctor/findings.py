@@ -7,6 +7,7 @@ from dairllm.client.doctor.multicast import MulticastSeen, heard_others
 from dairllm.client.doctor.probes import Browsed, CoordinatorAnswer, InterfaceSeen, NoAnswer, Outcome, PortSeen, Reach, hosts_of
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
 from dairllm.mesh.diagnosis import Finding, Status
+from dairllm.mesh.message_json import enum_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from dairllm.v1 import cluster_pb2
 
@@ -218,7 +219,7 @@ def judge_coordinator(wanted: Wanted, answer: CoordinatorAnswer, own_version: st
 
 def _phase(answer: CoordinatorAnswer) -> Finding:
     state = answer.state
-    phase = cluster_pb2.ClusterPhase.Name(state.phase).removeprefix("CLUSTER_PHASE_").lower()
+    phase = enum_to_json(cluster_pb2.ClusterPhase.DESCRIPTOR, state.phase)
     text = f"the coordinator at {answer.address} answers: {state.model or 'no model'} is {phase}"
     return Finding(COORDINATOR, "coordinator_answer", _OK, f"{text}: {state.reason}" if state.reason else text)
 

@@ -1,8 +1,7 @@
 """The state of the cluster as people see it: what ClusterState of cluster.proto holds, and recent events."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.facts import Epoch, LoadProgress, ShardCapabilities, ShardUsage
@@ -55,30 +54,6 @@ class ShardSnapshot:
     note: str
     software_version: str
 
-    def to_json(self) -> dict[str, Any]:
-        capabilities = asdict(self.capabilities)
-        for name in ("architectures", "block_formats", "features"):
-            capabilities[name] = sorted(capabilities[name])
-        return {
-            "name": self.name,
-            "addresses": list(self.addresses),
-            "phase": self.phase.value,
-            "stage": self.stage,
-            "first_unit": self.units.start,
-            "end_unit": self.units.stop,
-            "next_first_unit": self.next_units.start,
-            "next_end_unit": self.next_units.stop,
-            "capabilities": capabilities,
-            "usage": asdict(self.usage),
-            "load": asdict(self.load),
-            "round_trip_us": self.round_trip_us,
-            "last_seen_s": self.last_seen_s,
-            "predicted_step_s": self.predicted_step_s,
-            "measured_step_s": self.measured_step_s,
-            "note": self.note,
-            "software_version": self.software_version,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
@@ -112,31 +87,6 @@ class ClusterSnapshot:
     def public_phase(self) -> str:
         """'waiting', 'loading' or 'serving', as in ClusterPhase of cluster.proto."""
         return _PUBLIC_PHASES[self.phase]
-
-    def to_json(self) -> dict[str, Any]:
-        """For /api/cluster: the names of cluster.proto, phases in lower case, the digest in hex."""
-        return {
-            "coordinator_id": self.coordinator_id,
-            "software_version": self.software_version,
-            "model": self.model,
-            "model_digest": self.model_digest.hex(),
-            "num_layers": self.num_layers,
-            "model_size_bytes": self.model_size_bytes,
-            "wire": self.wire,
-            "phase": self.public_phase,
-            "reason": self.reason,
-            "missing_bytes": self.missing_bytes,
-            "epoch": self.epoch,
-            "next_epoch": self.next_epoch,
-            "shards": [shard.to_json() for shard in self.shards],
-            "predicted_decode_tok_s": self.predicted_decode_tok_s,
-            "measured_decode_tok_s": self.measured_decode_tok_s,
-            "running_sequences": self.running_sequences,
-            "waiting_sequences": self.waiting_sequences,
-            "kv_blocks_total": self.kv_blocks_total,
-            "kv_blocks_free": self.kv_blocks_free,
-            "events": [asdict(event) for event in self.events],
-        }
 
 
 def take_snapshot(

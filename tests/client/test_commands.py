@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from dairllm.client.chat import describe_speed
-from dairllm.client.status import describe_units, to_json
+from dairllm.client.status import describe_units
 from dairllm.mesh.protocol import software_version
-from dairllm.v1 import cluster_pb2
 from tests.instruments.clusters import Cluster
 from tests.instruments.commands import RunDairllm
 
@@ -32,6 +31,9 @@ def test_status_for_programs_has_what_the_http_api_has(dairllm: RunDairllm, clus
     assert {name: state[name] for name in steady} == {name: by_http[name] for name in steady}
     assert [shard["name"] for shard in state["shards"]] == ["a", "b"]
     assert set(state["shards"][0]) == set(by_http["shards"][0])
+    assert state["events"] == by_http["events"]
+    assert set(by_http) - set(state) == {"engine", "stage_loads", "event_loop_delay"}
+    assert set(state) <= set(by_http)
 
 
 def test_status_for_people_names_every_shard_and_what_it_computes(dairllm: RunDairllm, cluster: Cluster) -> None:
@@ -231,20 +233,6 @@ def test_ctrl_c_at_the_prompt_drops_the_line_and_ctrl_d_leaves(terminal: Termina
 )
 def test_units_in_words(units: range, words: str) -> None:
     assert describe_units(units, 3) == words
-
-
-def test_json_of_a_message_has_numbers_as_numbers_and_absent_values_as_null() -> None:
-    state = cluster_pb2.ClusterState(model_digest=b"\xab\x01", model_size_bytes=2**53, phase=cluster_pb2.CLUSTER_PHASE_LOADING)
-    state.shards.add(name="x", phase=cluster_pb2.SHARD_PHASE_READY)
-    state.shards.add(stage=0)
-    as_json = to_json(state)
-    assert as_json["model_digest"] == "ab01"
-    assert as_json["model_size_bytes"] == 2**53
-    assert as_json["phase"] == "loading"
-    assert [shard["stage"] for shard in as_json["shards"]] == [None, 0]
-    assert as_json["shards"][0]["phase"] == "ready"
-    assert as_json["shards"][0]["usage"] is None
-    assert json.loads(json.dumps(as_json)) == as_json
 
 
 def test_describing_the_speed_of_a_stopped_answer_needs_no_finish() -> None:

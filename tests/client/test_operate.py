@@ -20,7 +20,7 @@ GIB = 1024**3
 
 
 def state(*shards: cluster_pb2.ShardState, events: Sequence[cluster_pb2.ClusterEvent] = ()) -> cluster_pb2.ClusterState:
-    return cluster_pb2.ClusterState(model="m", num_layers=10, shards=shards, recent_events=events, phase=cluster_pb2.CLUSTER_PHASE_SERVING)
+    return cluster_pb2.ClusterState(model="m", num_layers=10, shards=shards, events=events, phase=cluster_pb2.CLUSTER_PHASE_SERVING)
 
 
 def shard(name: str, first: int = 0, end: int = 0, **fields: object) -> cluster_pb2.ShardState:
@@ -154,8 +154,14 @@ def test_events_are_shown_once_in_their_order(dairllm: RunDairllm) -> None:
         followed = dairllm("events", "--follow", "--json", "--coordinator", cluster.address)
     assert [line.split("  ", 1)[1] for line in now.stdout.splitlines()] == ["shard b has joined"] * 2
     shown = [json.loads(line) for line in followed.stdout.splitlines()]
-    assert [one["time_s"] for one in shown] == [1.0, 2.0, 3.0]
-    assert shown[-1] == {"time_s": 3.0, "kind": "recovered", "shard": "b", "text": "answers recovered", "duration_s": 0.42}
+    assert [one["time"] for one in shown] == [f"1970-01-01T00:00:0{second}.000+00:00" for second in (1, 2, 3)]
+    assert shown[-1] == {
+        "time": "1970-01-01T00:00:03.000+00:00",
+        "kind": "recovered",
+        "shard": "b",
+        "text": "answers recovered",
+        "duration_s": 0.42,
+    }
 
 
 def test_status_ends_with_recent_events(dairllm: RunDairllm) -> None:

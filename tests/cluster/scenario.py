@@ -70,6 +70,7 @@ from dairllm.coordinator.cluster.events import (
 from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig, Phase
+from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -141,7 +142,7 @@ class Cluster:
         """Handle an event, check every invariant, and follow the actions."""
         actions = self.machine.handle(event, self.now_s)
         self.machine.check_invariants()
-        self.machine.snapshot(self.now_s).to_json()
+        state_to_proto(self.machine.snapshot(self.now_s), 0.0)
         for action in actions:
             self._follow(action)
         self.epochs.append(self.machine.epoch)

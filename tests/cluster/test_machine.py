@@ -319,7 +319,7 @@ def test_without_a_model_shards_join_and_wait() -> None:
     cluster = Cluster()
     assert any(isinstance(action, AdmitShard) for action in cluster.join(hello("A")))
     cluster.tick(1)
-    assert cluster.machine.snapshot(cluster.now_s).to_json()["reason"] == "no model is registered yet"
+    assert cluster.machine.snapshot(cluster.now_s).reason == "no model is registered yet"
     cluster.happen(ModelRegistered(MODEL))
     assert any(isinstance(action, AssignUnits) for action in cluster.tick(0.5))
 
@@ -329,9 +329,9 @@ def test_measured_steps_are_averaged_and_forgotten_with_the_plan() -> None:
     for step_s in (0.1, 0.2):
         cluster.happen(StepMeasured(Epoch(1), None, step_s))
         cluster.happen(StepMeasured(Epoch(1), "B", step_s / 2))
-    state = cluster.machine.snapshot(cluster.now_s).to_json()
-    assert state["measured_decode_tok_s"] == pytest.approx(1 / 0.11)
-    assert [shard["measured_step_s"] for shard in state["shards"]] == pytest.approx([0, 0.055])
+    state = cluster.machine.snapshot(cluster.now_s)
+    assert state.measured_decode_tok_s == pytest.approx(1 / 0.11)
+    assert [shard.measured_step_s for shard in state.shards] == pytest.approx([0, 0.055])
     cluster.happen(RingBroken(Epoch(1), "reset"))
     cluster.tick(0.5)
     assert cluster.machine.snapshot(cluster.now_s).measured_decode_tok_s == 0
