@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from dairllm.coordinator.local_shard import LOCAL_SHARD_NAME
-from dairllm.coordinator.service import CoordinatorSettings, run_coordinator
+from dairllm.coordinator.service import run_coordinator
+from dairllm.coordinator.settings import CoordinatorSettings
 from dairllm.kernels_pyx import KV_ELEMENT_TYPES, WIRE_ENCODINGS
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
 from dairllm.mesh.cache_types import DEFAULT_CACHE_TYPE, parse_cache_type

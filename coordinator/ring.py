@@ -45,19 +45,12 @@ class StageTiming(NamedTuple):
 class Ring:
     """At most one epoch at a time.
 
-    on_result is called with every result of the open epoch and its stage timings. on_broken is called once per epoch, with the epoch and a
-    sentence, when an edge of the coordinator fails; nothing can be sent then until the next open().
+    on_result is called with every result of the open epoch and its stage timings.
     """
 
-    def __init__(
-        self,
-        cluster_hash: str,
-        on_result: Callable[[BatchCompleted, Sequence[StageTiming]], None],
-        on_broken: Callable[[int, str], None],
-    ) -> None:
+    def __init__(self, cluster_hash: str, on_result: Callable[[BatchCompleted, Sequence[StageTiming]], None]) -> None:
         self.cluster_hash = cluster_hash
         self._on_result = on_result
-        self._on_broken = on_broken
         self._secret = secrets.token_bytes(32)
         self._epoch = 0
         self._first_shard = ""
@@ -79,9 +72,11 @@ class Ring:
         """What is shown to this process of a shard by whoever fetches KV cache from it. Not of an epoch: its cache may be of several."""
         return hashlib.blake2b(f"{name}\n{boot_id}".encode(), key=self._secret, digest_size=16, person=b"kv").digest()
 
-    async def open(self, epoch: int, first_shard: str, addresses: Sequence[str]) -> None:
+    async def open(self, epoch: int, first_shard: str, addresses: Sequence[str], on_broken: Callable[[int, str], None]) -> None:
         """Dial the first shard at any of `addresses` and wait until it accepts the epoch.
 
+        on_broken is called at most once, with the epoch and a sentence, when the edge to the first shard fails later; nothing can be sent
+        then until the next open().
         Raises PeerUnreachable, with the reason of the last try, after OPEN_DEADLINE_S.
         """
         await self.close()
@@ -90,7 +85,7 @@ class Ring:
         outgoing: asyncio.Queue[ring_pb2.MicroBatch] = asyncio.Queue()
         self._outgoing = outgoing
         self._first_shard = first_shard
-        self._sender = asyncio.create_task(self._keep_edge(epoch, addresses, outgoing, accepted), name=f"ring-{epoch}")
+        self._sender = asyncio.create_task(self._keep_edge(epoch, addresses, outgoing, accepted, on_broken), name=f"ring-{epoch}")
         await accepted
 
     def shut(self) -> None:
@@ -120,7 +115,12 @@ class Ring:
             self._outgoing.put_nowait(batch_to_proto(batch))
 
     async def _keep_edge(
-        self, epoch: int, addresses: Sequence[str], outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]
+        self,
+        epoch: int,
+        addresses: Sequence[str],
+        outgoing: asyncio.Queue[ring_pb2.MicroBatch],
+        accepted: asyncio.Future[None],
+        on_broken: Callable[[int, str], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + OPEN_DEADLINE_S
@@ -140,7 +140,7 @@ class Ring:
             accepted.set_exception(PeerUnreachable(reason))
         elif epoch == self._epoch:
             self._outgoing = None
-            self._on_broken(epoch, reason)
+            on_broken(epoch, reason)
 
     async def _run_edge(
         self, epoch: int, channel: grpc.aio.Channel, outgoing: asyncio.Queue[ring_pb2.MicroBatch], accepted: asyncio.Future[None]

@@ -72,6 +72,11 @@ class StageLoad:
         return asdict(self)
 
 
+class _OpenedRing(NamedTuple):
+    send: Callable[[Batch], None]
+    on_recovered: Callable[[ReportRecovery, float], None]
+
+
 @dataclass(slots=True)
 class _Flight:
     sent_s: float
@@ -93,30 +98,24 @@ Item = GenerationEvent | DairllmError
 class Engine:
     """Implements `coordinator.engine.interface.Engine`.
 
-    send: puts a batch on the ring. why_unready: None while a plan serves or is about to serve again, else what
-    requests fail with.
+    why_unready: None while a plan serves or is about to serve again, else what requests fail with.
     recovery_limit_s: how long answers wait for a new ring before they fail with NotReady; requests that come while no plan can be made wait
-    at most REOPENING_LIMIT_S of it. on_drained: nothing is in flight any more
-    after drain_ring. on_recovered: every answer that was running when the ring before closed, so many seconds ago, has gone on or ended.
+    at most REOPENING_LIMIT_S of it.
     """
 
     def __init__(
         self,
         limits: SchedulerLimits,
         vocab_size: int,
-        send: Callable[[Batch], None],
         why_unready: Callable[[], DairllmError | None],
         recovery_limit_s: float,
-        on_drained: Callable[[], None],
-        on_recovered: Callable[[ReportRecovery, float], None],
     ) -> None:
         self._scheduler = Scheduler(limits)
         self._vocab_size = vocab_size
-        self._send = send
         self._why_unready = why_unready
         self._recovery_limit_s = recovery_limit_s
-        self._on_drained = on_drained
-        self._on_recovered = on_recovered
+        self._ring: _OpenedRing | None = None
+        self._on_drained: Callable[[], None] | None = None
         self._recovery: ReportRecovery | None = None
         # Since when answers stand still, and how long of that no ring was open: one that opens proves nothing until a frame has come back.
         self._stopped_at_s = self._closed_at_s = 0.0
@@ -233,7 +232,12 @@ class Engine:
         """Cache blocks with content that is needed again."""
         return self._scheduler.used_block_ids
 
-    def open_ring(self, geometry: RingGeometry) -> None:
+    def open_ring(
+        self, geometry: RingGeometry, send: Callable[[Batch], None], on_recovered: Callable[[ReportRecovery, float], None]
+    ) -> None:
+        """send: puts a batch on the ring. on_recovered: every answer that was running when the ring before closed, so many seconds ago, has
+        gone on or ended."""
+        self._ring = _OpenedRing(send, on_recovered)
         self._cancel_deadlines()
         self._newcomers = None
         has_answers = self._scheduler.num_running + self._scheduler.num_waiting > 0
@@ -243,8 +247,9 @@ class Engine:
         self._measured.decode_step_s = self._measured.slowest_flight_s = 0.0
         self._handle(RingOpened(geometry))
 
-    def drain_ring(self) -> None:
+    def drain_ring(self, on_drained: Callable[[], None]) -> None:
         """Send nothing more; on_drained is called once nothing is in flight."""
+        self._on_drained = on_drained
         self._handle(RingClosing())
 
     def close_ring(self) -> None:
@@ -261,6 +266,11 @@ class Engine:
             loop.call_later(min(REOPENING_LIMIT_S, self._recovery_limit_s), self._refuse_newcomers),
             loop.call_later(self._recovery_limit_s - self._waited_s, self._give_up),
         ]
+
+    @property
+    def _opened_ring(self) -> _OpenedRing:
+        assert self._ring is not None, "frames are sent and answers go on only once a ring was open"
+        return self._ring
 
     def _cancel_deadlines(self) -> None:
         for deadline in self._deadlines:
@@ -318,13 +328,14 @@ class Engine:
                 case SendBatch(batch):
                     only_decodes = bool(batch.slices) and all(len(piece.token_ids) == 1 for piece in batch.slices)
                     self._flights[batch.epoch, batch.batch_id] = _Flight(asyncio.get_running_loop().time(), only_decodes)
-                    self._send(batch)
+                    self._opened_ring.send(batch)
                 case EmitEvent(sequence_id, item):
                     self._measured.generated_tokens += isinstance(item, TokenGenerated)
                     self._deliver(sequence_id, item)
                 case FailSequence(sequence_id, reason):
                     self._deliver(sequence_id, GenerationFailed(reason))
                 case ReportDrained():
+                    assert self._on_drained is not None
                     self._on_drained()
                 case ReportRecovery():
                     self._recovery = action
@@ -338,7 +349,7 @@ class Engine:
 
     def _report_recovered(self) -> None:
         assert self._recovery is not None
-        self._on_recovered(self._recovery, asyncio.get_running_loop().time() - self._stopped_at_s)
+        self._opened_ring.on_recovered(self._recovery, asyncio.get_running_loop().time() - self._stopped_at_s)
         self._recovery = None
 
 

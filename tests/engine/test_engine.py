@@ -30,13 +30,14 @@ class Serving:
         self.unready: DairllmError | None = NO_SHARDS
         self.frames_come_back = True
         self.sent: list[Batch] = []
-        self.engine = Engine(LIMITS, 100, self._send, lambda: self.unready, recovery_limit_s, lambda: None, lambda report, duration_s: None)
+        self.engine = Engine(LIMITS, 100, lambda: self.unready, recovery_limit_s)
         self._epoch = 0
 
     def open(self) -> None:
         self._epoch += 1
         self.unready = None
-        self.engine.open_ring(RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8, {}))
+        geometry = RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8, {})
+        self.engine.open_ring(geometry, self._send, lambda report, duration_s: None)
 
     def close(self, unready: DairllmError | None = NO_MEMORY) -> None:
         self.unready = unready

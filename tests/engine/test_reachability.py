@@ -1,6 +1,6 @@
 import pytest
 
-from dairllm.coordinator.reachability import Place, addresses_from, host_of_peer
+from dairllm.coordinator.membership.reachability import Place, addresses_from, host_of_peer
 
 OWN = frozenset({"192.168.1.2"})
 LOCAL = Place(("127.0.0.1:7001", "192.168.1.2:7001"), "127.0.0.1")

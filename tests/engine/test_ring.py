@@ -10,7 +10,7 @@ import pytest
 
 from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.ring import RESULT_CREDITS, Ring
-from dairllm.coordinator.servicer import RingServicer
+from dairllm.coordinator.services.ring_servicer import ResultsServicer
 from dairllm.mesh.channels import bind, create_server, dial, error_from_rpc
 from dairllm.mesh.errors import PeerUnreachable, WrongEpoch
 from dairllm.mesh.ring import heartbeats as edge_heartbeats
@@ -43,12 +43,12 @@ class Site:
     def __init__(self, heartbeat_s: float) -> None:
         self.completed: list[BatchCompleted] = []
         self.broken: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
-        self.ring = Ring(CLUSTER_HASH, lambda result, timings: self.completed.append(result), lambda *why: self.broken.put_nowait(why))
+        self.ring = Ring(CLUSTER_HASH, lambda result, timings: self.completed.append(result))
         self._stack = contextlib.AsyncExitStack()
         self._shard = FirstShard(heartbeat_s)
 
     async def __aenter__(self) -> "Site":
-        self.port = await self._serve(RingServicer(self.ring))
+        self.port = await self._serve(ResultsServicer(self.ring))
         self.proxy = await self._stack.enter_async_context(TcpProxy("127.0.0.1", await self._serve(self._shard)))
         self._stack.push_async_callback(self.ring.close)
         return self
@@ -66,7 +66,7 @@ class Site:
 
     async def open(self, epoch: int = 1) -> None:
         async with asyncio.timeout(30):
-            await self.ring.open(epoch, "a", [self.proxy.address])
+            await self.ring.open(epoch, "a", [self.proxy.address], lambda *why: self.broken.put_nowait(why))
 
     @contextlib.asynccontextmanager
     async def last_shard(self, epoch: int = 1, key: bytes | None = None) -> AsyncIterator[Any]:
@@ -154,11 +154,11 @@ async def test_a_first_shard_that_is_nowhere_is_an_error() -> None:
 async def _open_nowhere(ring: Ring) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dairllm.coordinator.ring.OPEN_DEADLINE_S", 0.3)
-        await ring.open(1, "a", ["127.0.0.1:9"])
+        await ring.open(1, "a", ["127.0.0.1:9"], lambda *why: None)
 
 
 def test_keys_of_caches_differ_by_shard_process_and_run() -> None:
-    rings = [Ring(CLUSTER_HASH, lambda result, timings: None, lambda *why: None) for _ in range(2)]
+    rings = [Ring(CLUSTER_HASH, lambda result, timings: None) for _ in range(2)]
     keys = [ring.kv_key_of(name, boot) for ring in rings for name in ("a", "b") for boot in ("1", "2")]
     assert len(set(keys)) == len(keys)
     assert not set(keys) & {ring.key_of(epoch) for ring in rings for epoch in range(100)}

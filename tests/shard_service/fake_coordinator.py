@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
-from dairllm.coordinator.weights import WeightsServicer
+from dairllm.coordinator.services.weights_servicer import ModelFileServicer
 from dairllm.mesh.channels import bind, create_server, dial
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.errors import DairllmError
@@ -176,7 +176,7 @@ class FakeCoordinator:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(_Cluster(self), self._server)
         ring_pb2_grpc.add_RingServiceServicer_to_server(_Ring(self), self._server)
         if self.manifest is not None and self.model is not None:
-            weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self.manifest, self.model), self._server)
+            weights_pb2_grpc.add_WeightsServiceServicer_to_server(ModelFileServicer(self.manifest, self.model), self._server)
         self.port = await bind(self._server, "127.0.0.1", port, "the fake coordinator")
         await self._server.start()
 

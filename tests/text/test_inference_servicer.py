@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from dairllm.coordinator.inference_servicer import SERVICE_NAME, InferenceServicer
+from dairllm.coordinator.services.inference_servicer import SERVICE_NAME, InferenceServicer
 from dairllm.mesh.channels import bind, create_server, error_from_rpc, open_channel
 from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, InvalidRequest, NotReady, RequestLost, UnknownModel, Unsupported
 from dairllm.v1 import inference_pb2, inference_pb2_grpc, ring_pb2

@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from dairllm.coordinator.cluster.facts import COORDINATOR_NAME
 from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.errors import InvalidSetting
 
@@ -24,6 +25,28 @@ class Place:
     def is_on(self, own_hosts: Collection[str]) -> bool:
         """Whether it is on the coordinator's host, whose addresses are `own_hosts`."""
         return is_loopback(self.observed_host) or self.observed_host in own_hosts
+
+
+class Places:
+    """Where the coordinator and its members are. own_addresses: "host:port", loopback included; own_hosts: addresses of its machine."""
+
+    def __init__(self, own_addresses: tuple[str, ...], own_hosts: Collection[str]) -> None:
+        self._own_hosts = own_hosts
+        self._places = {COORDINATOR_NAME: Place(own_addresses, "127.0.0.1")}
+
+    def note(self, name: str, place: Place) -> None:
+        self._places[name] = place
+
+    def forget(self, name: str) -> None:
+        del self._places[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def addresses(self, source: str, target: str) -> tuple[str, ...]:
+        """Where `source` should dial `target`, best first. Nothing is known of members that are away."""
+        nowhere = Place((), "")
+        return addresses_from(self._places.get(source, nowhere), self._places.get(target, nowhere), self._own_hosts)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The coordinator's gRPC services that shards and observers call."""
+"""ClusterService: what shards and people call. The contract is in protos/dairllm/v1/cluster.proto."""
 
 import asyncio
 import time
@@ -7,12 +7,10 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.membership import Membership
-from dairllm.coordinator.reachability import host_of_peer
-from dairllm.coordinator.ring import Ring
+from dairllm.coordinator.membership.membership import Membership
+from dairllm.coordinator.membership.reachability import host_of_peer
 from dairllm.mesh.errors import InvalidRequest, NotDispensable, UnknownShard
-from dairllm.mesh.ring.heartbeats import EdgeAnswers
-from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
+from dairllm.v1 import cluster_pb2, cluster_pb2_grpc
 
 WATCH_INTERVAL_S = 0.5
 
@@ -25,7 +23,7 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
     async def Join(
         self, request_iterator: AsyncIterator[cluster_pb2.JoinRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[cluster_pb2.JoinResponse]:
-        async for response in self._membership.join(request_iterator, host_of_peer(context.peer())):
+        async for response in self._membership.streams.serve(request_iterator, host_of_peer(context.peer())):
             yield response
 
     async def WatchCluster(
@@ -65,7 +63,7 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         num_threads = request.num_threads if request.HasField("num_threads") else None
         if memory_budget_bytes is None and num_threads is None:
             raise InvalidRequest("neither memory_budget_bytes nor num_threads is set; expected at least one of them")
-        answer = await self._membership.configure(request.name, memory_budget_bytes, num_threads)
+        answer = await self._membership.streams.configure(request.name, memory_budget_bytes, num_threads)
         if answer.refusal:
             raise InvalidRequest(f"shard {request.name!r} keeps its limits: {answer.refusal}")
         limits = answer.capabilities
@@ -88,11 +86,3 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
             cluster_hash=config.cluster_hash,
             time_s=time.time(),
         )
-
-
-class RingServicer(ring_pb2_grpc.RingServiceServicer):
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
-
-    async def Forward(self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: grpc.aio.ServicerContext) -> None:
-        await self._ring.receive(request_iterator, EdgeAnswers(context))

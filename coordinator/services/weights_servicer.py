@@ -15,7 +15,7 @@ from dairllm.v1 import weights_pb2, weights_pb2_grpc
 CHUNK_BYTES = 1 << 20
 
 
-class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
+class ModelFileServicer(weights_pb2_grpc.WeightsServiceServicer):
     """Reads in a thread: a slow disk never holds up the event loop."""
 
     def __init__(self, manifest: Manifest, path: Path) -> None:

@@ -1,11 +1,11 @@
-"""One lease: the coordinator's end of a shard's Join stream."""
+"""The coordinator's end of one shard's Join stream. A stream is a lease: while it lives, and is not silent, its shard is a member."""
 
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
 from dairllm.coordinator.cluster.facts import LeaseId
-from dairllm.coordinator.reachability import Place
+from dairllm.coordinator.membership.reachability import Place
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, RequestLost
 from dairllm.v1 import cluster_pb2
 
@@ -14,8 +14,8 @@ MAX_QUEUED_RESPONSES = 64
 
 
 @dataclass(slots=True)
-class Lease:
-    """One Join stream. is_over: it is decided that it ends, and nothing more is heard or sent."""
+class JoinStream:
+    """id: of the lease. is_over: it is decided that it ends, and nothing more is heard or sent."""
 
     id: LeaseId
     name: str

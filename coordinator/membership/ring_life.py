@@ -1,0 +1,124 @@
+"""One ring after the other: opened when all its stages are ready, watched, drained or broken off."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from dairllm.coordinator.cluster import actions as do
+from dairllm.coordinator.cluster import events as on
+from dairllm.coordinator.cluster.facts import COORDINATOR_NAME, Epoch
+from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.engine.actions import ReportRecovery
+from dairllm.coordinator.engine.engine import Engine
+from dairllm.coordinator.engine.facts import RingGeometry
+from dairllm.coordinator.engine.recovery import StagePlace
+from dairllm.coordinator.membership.reachability import Places
+from dairllm.coordinator.membership.readiness import Readiness
+from dairllm.coordinator.ring import Ring
+from dairllm.mesh.errors import PeerUnreachable
+
+DRAIN_LIMIT_S = 2.0
+WATCH_INTERVAL_S = 1.0
+
+
+class RingLife:
+    """handle: takes what happens to the ring."""
+
+    def __init__(
+        self, config: ClusterConfig, ring: Ring, engine: Engine, readiness: Readiness, places: Places, handle: Callable[[on.Event], None]
+    ) -> None:
+        self._config = config
+        self._ring = ring
+        self._engine = engine
+        self._readiness = readiness
+        self._places = places
+        self._handle = handle
+        self._opening: asyncio.Task[None] | None = None
+        self._draining: Epoch | None = None
+
+    # It opens
+
+    def start_opening(self, action: do.OpenRing) -> None:
+        addresses = self._places.addresses(COORDINATOR_NAME, action.first.name)
+        previous, self._opening = self._opening, None
+        self._opening = asyncio.create_task(self._open(previous, action, addresses), name=f"open-ring-{action.epoch}")
+
+    async def _open(self, previous: asyncio.Task[None] | None, action: do.OpenRing, addresses: tuple[str, ...]) -> None:
+        if previous is not None:
+            previous.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await previous
+        try:
+            await self._ring.open(action.epoch, action.first.name, addresses, self._broken)
+        except PeerUnreachable as error:
+            self._broken(action.epoch, str(error))
+            return
+        self._readiness.ring_opened()
+        # The engine first: from RingOpened on the machine believes that what the shards lacked is computed again, and it may close the
+        # ring in the same call.
+        self._engine.open_ring(self._geometry(action), self._ring.send, self._recovered)
+        self._handle(on.RingOpened(action.epoch))
+
+    def _geometry(self, action: do.OpenRing) -> RingGeometry:
+        placement = tuple(StagePlace(holder, stage.units) for holder, stage in zip(action.holders, action.plan.stages, strict=True))
+        boundaries = [stage.units.start for stage in placement[1:]]
+        return RingGeometry(
+            epoch=action.epoch,
+            placement=placement,
+            num_kv_blocks=action.plan.num_kv_blocks,
+            kv_block_tokens=self._config.kv_block_tokens,
+            rounding_points={} if self._config.wire == "F32" else dict.fromkeys(boundaries, self._config.wire),
+            present=action.kept | action.transferred,
+            intact_blocks=action.intact_blocks,
+        )
+
+    # It is in use
+
+    async def watch(self) -> None:
+        """Give up on frames that do not come back, and say how long steps take. Until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            epoch = Epoch(self._ring.epoch)
+            overdue_s = self._engine.overdue_s()
+            if overdue_s is not None:
+                self._broken(epoch, f"a frame did not come back within {overdue_s:.0f} s")
+            for shard, step_s in self._engine.decode_steps_s().items():
+                self._handle(on.StepMeasured(epoch, shard, step_s))
+
+    def _recovered(self, report: ReportRecovery, duration_s: float) -> None:
+        share = report.replayed_work / report.all_work if report.all_work else 0.0
+        self._handle(on.AnswersRecovered(report.num_kept, report.num_replayed, report.num_restarted, share, duration_s))
+
+    def _broken(self, epoch: int, message: str) -> None:
+        self._handle(on.RingBroken(Epoch(epoch), message))
+
+    # It closes
+
+    def drain(self, epoch: Epoch) -> None:
+        self._draining = epoch
+        asyncio.get_running_loop().call_later(DRAIN_LIMIT_S, self._end_draining, epoch)
+        self._engine.drain_ring(lambda: self._end_draining(epoch))
+
+    def _end_draining(self, epoch: Epoch) -> None:
+        """Also when time is up: what is still in flight is given up, and computed again."""
+        if self._draining != epoch:
+            return
+        self.close()
+        self._handle(on.RingDrained(epoch))
+
+    def close(self) -> None:
+        self._draining = None
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._readiness.is_ring_open:
+            self._readiness.ring_closed()
+            self._engine.close_ring()
+        self._ring.shut()
+
+    async def stop(self) -> None:
+        """For good."""
+        if self._opening is not None:
+            self._opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._opening
+        await self._ring.end()
