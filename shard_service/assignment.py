@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.mesh.cache_types import cache_type_name
 from dairllm.mesh.errors import InvalidModel, Unsupported
+from dairllm.mesh.peers import Peer
 from dairllm.v1 import cluster_pb2, model_pb2
 
 ARCHITECTURES = ("llama",)
@@ -65,12 +66,6 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerFacts:
-    name: str
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class CacheGeometry:
     num_blocks: int
     block_tokens: int
@@ -91,11 +86,11 @@ class AssignmentFacts:
     units: tuple[UnitFacts, ...]
     model_path: str
     model_file_size_bytes: int
-    next: PeerFacts
+    next: Peer
     geometry: CacheGeometry
     exclusive: bool = False
     ring_key: bytes = field(default=b"", repr=False)
-    weight_sources: tuple[PeerFacts, ...] = ()
+    weight_sources: tuple[Peer, ...] = ()
     kv_key: bytes = field(default=b"", repr=False)
 
     @property
@@ -149,11 +144,11 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         units=units,
         model_path=message.model_path,
         model_file_size_bytes=message.model_file_size_bytes,
-        next=PeerFacts(message.next.name, tuple(message.next.addresses)),
+        next=Peer(message.next.name, tuple(message.next.addresses)),
         geometry=geometry,
         exclusive=message.exclusive,
         ring_key=message.ring_key,
-        weight_sources=tuple(PeerFacts(peer.name, tuple(peer.addresses)) for peer in message.weight_sources),
+        weight_sources=tuple(Peer(peer.name, tuple(peer.addresses)) for peer in message.weight_sources),
         kv_key=message.kv_key,
     )
 

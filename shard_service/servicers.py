@@ -1,20 +1,20 @@
 """The gRPC services of a shard that compute; see `weights_servicer` for the other one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
 import grpc.aio
 
-from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, MalformedFrame
+from dairllm.mesh.errors import InvalidRequest, MalformedFrame
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
+from dairllm.mesh.streams import first_request, first_to_end
 from dairllm.shard_service.epochs.stage_host import StageHost
 from dairllm.shard_service.ring.incoming import IncomingEdge, IncomingStream
 from dairllm.v1 import ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc
 
 MAX_ECHO_BYTES = 16 * 1024**2
-OPEN_DEADLINE_S = 10.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -24,24 +24,13 @@ class RingServicer(ring_pb2_grpc.RingServiceServicer):
         self._host = host
 
     async def Forward(self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: Context) -> None:
-        opening = await _opening(request_iterator)
+        opening = (await first_request(request_iterator, "open")).open
         edge = self._host.incoming(opening)
         stream = edge.open(opening.sender)
         answers = EdgeAnswers(context)
         await answers.accept(stream.granted)
         async with answers.beating():
-            await _first_to_end(_receive(edge, stream, request_iterator), _answer(stream, answers))
-
-
-async def _opening(requests: AsyncIterator[ring_pb2.ForwardRequest]) -> ring_pb2.EdgeOpen:
-    try:
-        async with asyncio.timeout(OPEN_DEADLINE_S):
-            first = await anext(aiter(requests), None)
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"no `open` came within {OPEN_DEADLINE_S:g} s") from error
-    if first is None or first.WhichOneof("message") != "open":
-        raise InvalidRequest("the first message of a Forward stream is not `open`")
-    return first.open
+            await first_to_end(_receive(edge, stream, request_iterator), _answer(stream, answers))
 
 
 async def _receive(edge: IncomingEdge, stream: IncomingStream, requests: AsyncIterator[ring_pb2.ForwardRequest]) -> None:
@@ -55,19 +44,6 @@ async def _receive(edge: IncomingEdge, stream: IncomingStream, requests: AsyncIt
 async def _answer(stream: IncomingStream, answers: EdgeAnswers) -> None:
     while True:
         await answers.write(await stream.next_response())
-
-
-async def _first_to_end(*works: Coroutine[Any, Any, None]) -> None:
-    """Runs them at once until one ends or fails, which ends all."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 class ShardServicer(shard_pb2_grpc.ShardServiceServicer):

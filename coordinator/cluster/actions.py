@@ -6,9 +6,10 @@ Nothing is awaited: what comes of an action returns as an event.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId, Peer
+from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId
 from dairllm.coordinator.planner import Plan
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.peers import Peer
 
 
 class EventKind(StrEnum):

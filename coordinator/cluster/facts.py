@@ -12,10 +12,6 @@ NO_EPOCH = Epoch(0)
 """Before the first plan."""
 
 
-COORDINATOR_NAME = "coordinator"
-"""The coordinator's, among the members of a ring. No shard may have it."""
-
-
 class Holder(NamedTuple):
     """One life of a shard: after a restart it holds nothing of what it held."""
 
@@ -95,11 +91,3 @@ class LoadProgress:
     from_memory_bytes: int = 0
     from_disk_bytes: int = 0
     from_network_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The member that follows in the ring. addresses: "host:port", to be tried in order."""
-
-    name: str
-    addresses: tuple[str, ...]

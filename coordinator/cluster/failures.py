@@ -5,13 +5,13 @@ import math
 from dairllm.coordinator.cluster.actions import EventKind
 from dairllm.coordinator.cluster.books import Books, Part
 from dairllm.coordinator.cluster.events import EdgeBroken, StageLoadFailed
-from dairllm.coordinator.cluster.facts import COORDINATOR_NAME
 from dairllm.coordinator.cluster.links import Edge
 from dairllm.coordinator.cluster.member import Member
 from dairllm.coordinator.cluster.planning import Planning
 from dairllm.coordinator.cluster.preparation import Preparation
 from dairllm.coordinator.cluster.state import Candidate, Phase
 from dairllm.coordinator.cluster.switch import Switch
+from dairllm.mesh.peers import COORDINATOR_NAME
 
 
 class Failures(Part):

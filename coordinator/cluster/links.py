@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations, islice, pairwise
 from typing import NamedTuple, Protocol
 
-from dairllm.coordinator.cluster.facts import COORDINATOR_NAME
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.planner import Infeasible, LeftOut, Plan
+from dairllm.mesh.peers import COORDINATOR_NAME
 
 MAX_ORDERS = 12
 """Orders of the same shards for which the planner is asked."""

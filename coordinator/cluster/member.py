@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from dairllm.coordinator.cluster.facts import Holder, LeaseId, LoadProgress, Peer, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.facts import Holder, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.state import ClusterConfig, Cordon
 from dairllm.coordinator.planner import ShardOffer
+from dairllm.mesh.peers import Peer
 
 CORDON_NOTES = {
     Cordon.NONE: "",

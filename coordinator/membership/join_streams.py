@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.cluster.facts import COORDINATOR_NAME, LeaseId
+from dairllm.coordinator.cluster.facts import LeaseId
 from dairllm.coordinator.membership.join_stream import JoinStream
 from dairllm.coordinator.membership.reachability import Place, Places
 from dairllm.coordinator.membership.shard_messages import event_of, hello_from_proto
-from dairllm.coordinator.ring import first_request
 from dairllm.mesh.errors import DairllmError, DeadlineExceeded, InvalidRequest, NameTaken, PeerUnreachable
+from dairllm.mesh.peers import COORDINATOR_NAME
+from dairllm.mesh.streams import first_request
 from dairllm.v1 import cluster_pb2
 
 CONFIGURE_LIMIT_S = 15.0

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.cluster import actions as do
-from dairllm.coordinator.cluster.facts import COORDINATOR_NAME
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.engine import Engine
@@ -13,6 +12,7 @@ from dairllm.coordinator.membership.join_streams import JoinStreams
 from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.ring import Ring
 from dairllm.mesh.cache_types import cache_type_to_proto
+from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.protocol import software_version
 from dairllm.v1 import cluster_pb2
 

@@ -8,9 +8,9 @@ import ipaddress
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from dairllm.coordinator.cluster.facts import COORDINATOR_NAME
 from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.errors import InvalidSetting
+from dairllm.mesh.peers import COORDINATOR_NAME
 
 MAX_ADDRESSES = 32
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.cluster.facts import COORDINATOR_NAME, Epoch
+from dairllm.coordinator.cluster.facts import Epoch
 from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.actions import ReportRecovery
 from dairllm.coordinator.engine.engine import Engine
@@ -16,6 +16,7 @@ from dairllm.coordinator.membership.reachability import Places
 from dairllm.coordinator.membership.readiness import Readiness
 from dairllm.coordinator.ring import Ring
 from dairllm.mesh.errors import PeerUnreachable
+from dairllm.mesh.peers import COORDINATOR_NAME
 
 DRAIN_LIMIT_S = 2.0
 WATCH_INTERVAL_S = 1.0

@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import KvCache, StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, set_num_threads
 from dairllm.mesh.errors import InvalidSetting
+from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import Manifest, Unit
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, TensorFacts, UnitFacts
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
 from dairllm.shard_service.machine.memory import resident_bytes
@@ -198,7 +199,7 @@ def whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry) -> Assi
         units=tuple(_unit_facts(unit) for unit in manifest.units),
         model_path=str(path),
         model_file_size_bytes=manifest.file_size_bytes,
-        next=PeerFacts("nobody", ()),
+        next=Peer("nobody", ()),
         geometry=geometry,
     )
 

@@ -7,12 +7,12 @@ from concurrent.futures import Executor
 
 from dairllm.mesh.errors import DairllmError, FrameRejected, WrongEpoch
 from dairllm.mesh.ring.frames import forward_request, micro_batch_from_proto
+from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.epochs.counters import Counters
 from dairllm.shard_service.forward.compute_stage import ComputeStage
 from dairllm.shard_service.ring.incoming import IncomingEdge, QueuedFrame
-from dairllm.shard_service.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.v1 import ring_pb2
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from dairllm.mesh.errors import NotEnoughMemory
-from dairllm.shard_service.assignment import AssignmentFacts, PeerFacts
+from dairllm.mesh.peers import COORDINATOR_NAME, Peer
+from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.forward.building import StageParts, build_stage, empty_stage, scratch_bytes
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
@@ -29,8 +30,6 @@ T = TypeVar("T")
 
 LOADER_THREADS = 3
 _LOADER_NICENESS = 10
-COORDINATOR_NAME = "coordinator"
-"""As in cluster.proto; no shard has it."""
 
 
 class NeedsExclusive(NotEnoughMemory):
@@ -122,9 +121,9 @@ class Preparer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def weight_peers(sources: Sequence[PeerFacts], coordinator_addresses: Sequence[str]) -> list[PeerFacts]:
+def weight_peers(sources: Sequence[Peer], coordinator_addresses: Sequence[str]) -> list[Peer]:
     """Members to fetch weights from, the coordinator last: also where this shard has joined."""
     named = [address for peer in sources if peer.name == COORDINATOR_NAME for address in peer.addresses]
-    coordinator = PeerFacts(COORDINATOR_NAME, tuple(dict.fromkeys([*named, *coordinator_addresses])))
+    coordinator = Peer(COORDINATOR_NAME, tuple(dict.fromkeys([*named, *coordinator_addresses])))
     others = {peer.name: peer for peer in sources if peer.name != COORDINATOR_NAME}
     return [*others.values(), coordinator]

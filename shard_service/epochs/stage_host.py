@@ -7,7 +7,6 @@ switch.
 """
 
 import asyncio
-import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from dairllm.kernels_pyx import KvCache
-from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongCluster, WrongEpoch
+from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongEpoch
+from dairllm.mesh.ring.member import RingMember
+from dairllm.mesh.ring.outgoing import OutgoingEdge
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts, assignment_from_proto
 from dairllm.shard_service.epochs.counters import Counters
@@ -30,7 +31,6 @@ from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.kv_cache.transfer import TransferOutcome, kv_pieces, take_over, transfer_from_proto
 from dairllm.shard_service.machine.memory import MemoryBudget, resident_bytes
 from dairllm.shard_service.ring.incoming import IncomingEdge
-from dairllm.shard_service.ring.outgoing import OutgoingEdge
 from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.store import LayerStore
 from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2
@@ -169,17 +169,15 @@ class StageHost:
         WrongEpoch, also while the epoch is not active yet."""
         if self._is_shutting_down:
             raise self._shutting_down()
-        if opening.cluster_hash != self._identity.cluster_hash:
-            raise WrongCluster(f"{opening.sender!r} belongs to another cluster: its hash is {opening.cluster_hash!r}")
-        if opening.receiver and opening.receiver != self._identity.name:
-            raise WrongEpoch(f"{opening.sender!r} meant to reach {opening.receiver!r}, and reached {self._identity.name!r}")
-        assignment = self.assignment
-        if self._run is None or assignment is None or assignment.epoch != opening.epoch:
-            own = "none" if assignment is None else assignment.epoch
-            raise WrongEpoch(f"epoch is {opening.epoch}; shard {self._identity.name!r} is at {own}")
-        if not hmac.compare_digest(opening.ring_key, assignment.ring_key):
-            raise WrongEpoch(f"{opening.sender!r} does not have the key of epoch {opening.epoch}")
+        self._member_in(self.assignment).require(opening)
+        assert self._run is not None, "a member without an epoch refuses every edge"
         return self._run.incoming
+
+    def _member_in(self, assignment: AssignmentFacts | None) -> RingMember:
+        cluster_hash, name = self._identity.cluster_hash, self._identity.name
+        if assignment is None:
+            return RingMember(cluster_hash, name, None)
+        return RingMember(cluster_hash, name, assignment.epoch, assignment.ring_key)
 
     def kv_pieces(self, request: shard_pb2.FetchKvRequest) -> AsyncIterator[shard_pb2.FetchKvResponse]:
         """KV cache of layers that this shard computes, or did until the last switch, for whom the coordinator has given the key."""
@@ -338,14 +336,7 @@ class StageHost:
         assignment = prepared.assignment
         self._scratch_bytes = prepared.scratch_bytes
         stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.records, self._identity.name)
-        opening = ring_pb2.EdgeOpen(
-            cluster_hash=self._identity.cluster_hash,
-            epoch=assignment.epoch,
-            sender=self._identity.name,
-            receiver=assignment.next.name,
-            ring_key=assignment.ring_key,
-        )
-        outgoing = OutgoingEdge(assignment.next, opening)
+        outgoing = OutgoingEdge(assignment.next, self._member_in(assignment).opening_to(assignment.next.name))
         self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost)
         self._run.start()
 

@@ -15,7 +15,7 @@ import grpc.aio
 from dairllm.kernels_pyx import KvCache
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import DairllmError, InvalidRequest, MalformedFrame, NotAMember, UnknownModel, Unsupported
-from dairllm.shard_service.assignment import PeerFacts
+from dairllm.mesh.peers import Peer
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.v1 import cluster_pb2, shard_pb2, shard_pb2_grpc
 
@@ -27,7 +27,7 @@ MAX_PIECE_BYTES = 4 * 1024**2
 class TransferFacts:
     """From this peer, the cache blocks in use of these layers. units: of the model, so that layer 0 is unit 1. kv_key: shown to it."""
 
-    peer: PeerFacts
+    peer: Peer
     units: range
     block_ids: tuple[int, ...]
     kv_key: bytes = field(repr=False)
@@ -44,7 +44,7 @@ class TransferOutcome(NamedTuple):
 def transfer_from_proto(message: cluster_pb2.KvTransfer) -> TransferFacts:
     peer: cluster_pb2.Peer = getattr(message, "from")
     units = range(message.first_unit, message.end_unit)
-    return TransferFacts(PeerFacts(peer.name, tuple(peer.addresses)), units, tuple(message.block_ids), message.kv_key)
+    return TransferFacts(Peer(peer.name, tuple(peer.addresses)), units, tuple(message.block_ids), message.kv_key)
 
 
 async def take_over(transfers: Sequence[TransferFacts], caches: KvCaches, deadline_s: float = TRANSFER_DEADLINE_S) -> TransferOutcome:

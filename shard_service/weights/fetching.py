@@ -11,9 +11,10 @@ import grpc
 
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import DairllmError, InvalidRequest, PeerUnreachable, UnknownModel, WeightsDiffer
+from dairllm.mesh.peers import Peer
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.reader import chunks_of
-from dairllm.shard_service.assignment import PeerFacts, UnitFacts
+from dairllm.shard_service.assignment import UnitFacts
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, PartialUnit, WeightsCache
 from dairllm.shard_service.weights.senders import WeightSenders
 from dairllm.shard_service.weights.sources import Piece
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 class RemoteMember:
     """A member that serves WeightsService, at any of these addresses."""
 
-    def __init__(self, peer: PeerFacts, model_digest: bytes, silence_s: float) -> None:
+    def __init__(self, peer: Peer, model_digest: bytes, silence_s: float) -> None:
         self.name = peer.name
         self._silence_s = silence_s
         self._addresses = peer.addresses
@@ -133,7 +134,7 @@ class Transfer:
 class Members:
     """Members that may have units of one model: at least one, best first, the last resort last. Close it."""
 
-    def __init__(self, peers: Sequence[PeerFacts], model_digest: bytes, *, give_up_s: float = _GIVE_UP_S) -> None:
+    def __init__(self, peers: Sequence[Peer], model_digest: bytes, *, give_up_s: float = _GIVE_UP_S) -> None:
         silences_s = [_SILENCE_S] * (len(peers) - 1) + [_SILENCE_OF_LAST_S]
         pairs = zip(peers, silences_s, strict=True)
         self.by_name = {peer.name: RemoteMember(peer, model_digest, silence_s) for peer, silence_s in pairs}

@@ -145,6 +145,13 @@ async def test_an_edge_of_another_epoch_or_without_its_key_is_refused(epoch: int
             assert type(error_from_rpc(raised.value)) is WrongEpoch
 
 
+async def test_an_address_that_swallows_everything_does_not_hold_up_another() -> None:
+    async with Site(HEARTBEAT_S) as site, TcpProxy("127.0.0.1", 9) as hole, asyncio.timeout(5):
+        hole.black_hole()
+        await site.ring.open(1, "a", [hole.address, site.proxy.address], lambda *why: None)
+        assert site.ring.epoch == 1
+
+
 async def test_a_first_shard_that_is_nowhere_is_an_error() -> None:
     async with Site(HEARTBEAT_S) as site:
         with pytest.raises(PeerUnreachable):

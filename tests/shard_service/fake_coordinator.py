@@ -15,7 +15,9 @@ from dairllm.coordinator.services.weights_servicer import ModelFileServicer
 from dairllm.mesh.channels import bind, create_server, dial
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.ring.heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
+from dairllm.mesh.ring.member import RingMember
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, model_pb2, ring_pb2, ring_pb2_grpc, weights_pb2_grpc
@@ -235,11 +237,14 @@ class RingEdge:
         self.credits = 0
 
     @classmethod
-    async def open(cls, address: str, epoch: int, receiver: str = "", cluster: str = CLUSTER) -> "RingEdge":
-        edge = cls(await dial([address], 5.0, "the shard"), None)
+    async def open(cls, shard: JoinedShard, epoch: int, receiver: str | None = None, cluster: str = CLUSTER) -> "RingEdge":
+        """receiver: whom the edge is meant for, if it is another than the shard that is dialled."""
+        edge = cls(await dial([shard.address], 5.0, "the shard"), None)
         edge.call = ring_pb2_grpc.RingServiceStub(edge._channel).Forward()
         try:
-            opening = ring_pb2.EdgeOpen(cluster_hash=cluster_hash(cluster), epoch=epoch, sender="coordinator", receiver=receiver)
+            opening = RingMember(cluster_hash(cluster), COORDINATOR_NAME, epoch).opening_to(
+                shard.hello.name if receiver is None else receiver
+            )
             await edge.call.write(ring_pb2.ForwardRequest(open=opening))
             response = await soon(edge.call.read())
             assert response is not grpc.aio.EOF, await edge.call.code()

@@ -64,7 +64,7 @@ async def serving(
 ) -> AsyncIterator[RingEdge]:
     await prepare(coordinator, shards, plan, epoch)
     await activate(shards, plan, epoch, alive)
-    async with await RingEdge.open(shards[plan[0][0]].address, epoch) as edge:
+    async with await RingEdge.open(shards[plan[0][0]], epoch) as edge:
         yield edge
 
 

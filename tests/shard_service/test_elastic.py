@@ -66,13 +66,13 @@ async def test_layers_and_their_cache_move_while_answers_run(coordinator: FakeCo
             await prepare(coordinator, shards, after, 2)
             await sequence.go_on(edge, coordinator, 1, BEFORE - 3)
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await RingEdge.open(a.address, 2)
+                await RingEdge.open(a, 2)
             assert type(error_from_rpc(raised.value)) is WrongEpoch, "prepared is not active"
             activated = await activate(shards, after, 2, [1], {"b": [transfer(a, range(3, 4), sequence.block_ids())]})
             assert await edge.status() is grpc.StatusCode.FAILED_PRECONDITION
         assert (list(activated["b"].transferred_units), activated["b"].note) == ([3], "")
         assert activated["b"].transferred_bytes > 0
-        async with await RingEdge.open(a.address, 2) as edge:
+        async with await RingEdge.open(a, 2) as edge:
             await sequence.go_on(edge, coordinator, 2, AFTER)
         assert sequence.answers == expected
         manifest = coordinator.manifest
@@ -114,7 +114,7 @@ async def test_kv_cache_is_for_those_who_have_its_key(coordinator: FakeCoordinat
         activated = await activate(shards, after, 2, [1], {"b": [transfer(a, range(3, 4), sequence.block_ids())]})
         assert not activated["b"].transferred_units
         assert "kv_key" in activated["b"].note
-        async with await RingEdge.open(a.address, 2) as edge:
+        async with await RingEdge.open(a, 2) as edge:
             await sequence.replay(edge, coordinator, 2, Replay(0, 4))
             await sequence.go_on(edge, coordinator, 2, BEFORE + AFTER - 3)
     assert sequence.answers == await undisturbed(coordinator, EXACT)
@@ -230,7 +230,7 @@ async def test_what_does_not_fit_beside_the_active_plan_needs_room_first(coordin
         failed = await a.next_message("stage_failed")
         assert (failed.needs_exclusive, failed.retryable) == (True, False)
         assert "512 MiB" in failed.message
-        async with await RingEdge.open(a.address, 2):
+        async with await RingEdge.open(a, 2):
             pass  # epoch 2 is as it was
         a.say_assignment(coordinator.assignment(4, range(2, 3), num_kv_blocks=3 * blocks))
         failed = await a.next_message("stage_failed")
@@ -248,7 +248,7 @@ async def test_one_sequence_with_broken_numbers_fails_alone(coordinator: FakeCoo
             frame.slices[0].encoding = model_pb2.ENCODING_F32
             frame.slices[0].activations = np.full(width, value, np.float32).tobytes()
         broken.MergeFrom(ring_pb2.MicroBatch(begins=sound.begins, slices=sound.slices))
-        async with await RingEdge.open(shards["b"].address, 1) as edge:
+        async with await RingEdge.open(shards["b"], 1) as edge:
             await edge.send(broken)
             failed, worked = (await soon(coordinator.results.get())).results
         assert "logit" in failed.failure
@@ -276,7 +276,7 @@ async def test_a_shard_that_is_told_to_stop_serves_until_others_have_taken_over(
             shards["a"].say(cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=2, leave=True)))
             assert not (await shards["a"].next_message("leaving")).drain
             assert await asyncio.to_thread(process.wait) == 0
-            async with await RingEdge.open(shards["b"].address, 2) as edge:
+            async with await RingEdge.open(shards["b"], 2) as edge:
                 await sequence.go_on(edge, coordinator, 2, AFTER)
             assert sequence.answers == expected
         coordinator.releases_leavers = True
@@ -351,7 +351,7 @@ async def test_another_coordinator_learns_what_a_shard_holds(coordinator: FakeCo
         assert again.hello.held.model_digest == bytes.fromhex(coordinator.manifest.model_digest)
         assert list(again.hello.held.unit_indexes) == [1, 2]
         with pytest.raises(grpc.aio.AioRpcError):
-            await RingEdge.open(again.address, 7)
+            await RingEdge.open(again, 7)
         await asyncio.sleep(HEARTBEAT_MS / 1000)
         assert again.heartbeats
 
@@ -363,7 +363,7 @@ async def test_a_release_by_an_older_plan_keeps_what_the_next_one_prepares(coord
         await prepare(coordinator, shards, ALONE, 3)
         a.say(cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=2, reason="not in plan 2")))
         await a.activate(3)
-        async with await RingEdge.open(a.address, 3) as edge:
+        async with await RingEdge.open(a, 3) as edge:
             sequence = LivingSequence(1, PROMPT, EXACT)
             await sequence.go_on(edge, coordinator, 3, BEFORE)
         assert sequence.answers == (await undisturbed(coordinator, EXACT))[:BEFORE]

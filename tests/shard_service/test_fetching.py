@@ -14,7 +14,8 @@ import pytest
 
 from dairllm.mesh.channels import bind, create_server
 from dairllm.mesh.errors import PeerUnreachable, UnknownModel, WeightsDiffer
-from dairllm.shard_service.assignment import PeerFacts, UnitFacts
+from dairllm.mesh.peers import Peer
+from dairllm.shard_service.assignment import UnitFacts
 from dairllm.shard_service.weights import fetching
 from dairllm.shard_service.weights.disk_cache import PartialUnit, WeightsCache
 from dairllm.shard_service.weights.fetching import FetchedUnits, Members
@@ -71,7 +72,7 @@ async def members_of(*servers: Server, give_up_s: float = 5.0) -> AsyncIterator[
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(server, grpc_server)
         server.address = f"127.0.0.1:{await bind(grpc_server, '127.0.0.1', 0, 'the test')}"
         await grpc_server.start()
-    members = Members([PeerFacts(f"m{i}", (server.address,)) for i, server in enumerate(servers)], b"digest", give_up_s=give_up_s)
+    members = Members([Peer(f"m{i}", (server.address,)) for i, server in enumerate(servers)], b"digest", give_up_s=give_up_s)
     try:
         yield members
     finally:

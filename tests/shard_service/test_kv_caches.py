@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, UnitFacts
+from dairllm.mesh.peers import Peer
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, UnitFacts
 from dairllm.shard_service.kv_cache.layers import KvCaches
 
 MODEL = ModelFacts("llama", "test", 6, 64, 64, 2, 1, 32, 100, 1e-5, 1e4, 32, True, (), 0.2)
@@ -16,7 +17,7 @@ BLOCK_BYTES = 2 * 2 * 16 * 32
 def assignment(units: range, num_blocks: int = 4, **changes: object) -> AssignmentFacts:
     facts = tuple(UnitFacts(index, (), 0, b"") for index in units)
     geometry = replace(GEOMETRY, num_blocks=num_blocks)
-    whole = AssignmentFacts(1, b"model", MODEL, facts, "", 0, PeerFacts("next", ()), geometry)
+    whole = AssignmentFacts(1, b"model", MODEL, facts, "", 0, Peer("next", ()), geometry)
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 

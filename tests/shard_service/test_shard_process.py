@@ -18,7 +18,7 @@ from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
 from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
 from tests.instruments.processes import ManagedProcess
-from tests.shard_service.fake_coordinator import FakeCoordinator, Frames, RingEdge, greedy_tokens, soon
+from tests.shard_service.fake_coordinator import FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
 from tests.shard_service.shard_processes import joined, process_of, shard_process
 from tests.shard_service.whole_model import WholeModel
 from tests.tiny_gguf import write_tiny_llama
@@ -47,7 +47,7 @@ async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordin
         assert shard.progress[-1].loaded_bytes == shard.progress[-1].total_bytes == shard.progress[-1].from_disk_bytes
         opening = await soon(coordinator.return_edges.get())
         assert (opening.epoch, opening.sender, opening.receiver) == (7, "s", "coordinator")
-        async with await RingEdge.open(shard.address, epoch=7, receiver="s") as edge:
+        async with await RingEdge.open(shard, epoch=7) as edge:
             tokens = await greedy_tokens(edge, coordinator, Frames(7), PROMPT, 12)
         assert tokens == expected_tokens(coordinator, 12)
         shard.beat.clear()
@@ -66,7 +66,7 @@ async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordin
 async def test_an_idle_shard_says_every_second_that_it_lives(coordinator: FakeCoordinator) -> None:
     async with joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=1))
-        async with await RingEdge.open(shard.address, epoch=1) as edge, asyncio.timeout(5):
+        async with await RingEdge.open(shard, epoch=1) as edge, asyncio.timeout(5):
             assert [(await edge.call.read()).WhichOneof("message") for _ in range(2)] == ["heartbeat"] * 2
 
 
@@ -75,7 +75,7 @@ async def test_a_shard_that_was_frozen_blames_nobody_for_it(coordinator: FakeCoo
     coordinator.ring_heartbeat_s = 0.1
     async with joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=1))
-        async with await RingEdge.open(shard.address, epoch=1) as edge:
+        async with await RingEdge.open(shard, epoch=1) as edge:
             frames = Frames(1)
             tokens = await greedy_tokens(edge, coordinator, frames, PROMPT, 4)
             process_of(shard).pause()
@@ -94,7 +94,7 @@ async def test_two_stages_pass_activations_on(coordinator: FakeCoordinator) -> N
         to_b = cluster_pb2.Peer(name="b", addresses=["127.0.0.1:9", b.address])
         await a.assign(coordinator.assignment(epoch=1, units=range(0, 2), next_member=to_b))
         await b.assign(coordinator.assignment(epoch=1, units=range(2, 5)))
-        async with await RingEdge.open(a.address, epoch=1, receiver="a") as edge:
+        async with await RingEdge.open(a, epoch=1) as edge:
             exact = await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 8)
             await edge.send(Frames(1, sequence_id=2, rounding_points=rounding).next(PROMPT))
             rounded = await soon(coordinator.results.get())
@@ -108,8 +108,8 @@ async def test_rounding_inside_a_shard_equals_rounding_on_the_wire(coordinator: 
     """A sequence keeps its rounding points when a new plan makes them internal: also that before the head."""
     points = {2: model_pb2.ENCODING_Q8_0, 4: model_pb2.ENCODING_Q8_0}
 
-    async def logprobs(address: str, epoch: int) -> list[float]:
-        async with await RingEdge.open(address, epoch=epoch) as edge:
+    async def logprobs(first: JoinedShard, epoch: int) -> list[float]:
+        async with await RingEdge.open(first, epoch=epoch) as edge:
             frames = Frames(epoch, rounding_points=points)
             await edge.send(frames.next(PROMPT, sample=False, score_targets=PROMPT))
             result = await soon(coordinator.results.get())
@@ -117,17 +117,17 @@ async def test_rounding_inside_a_shard_equals_rounding_on_the_wire(coordinator: 
 
     async with joined(coordinator, name="a") as a, joined(coordinator, name="b") as b, joined(coordinator, name="c") as c:
         await a.assign(coordinator.assignment(epoch=1))
-        within = await logprobs(a.address, 1)
+        within = await logprobs(a, 1)
         await a.assign(coordinator.assignment(2, range(0, 2), next_member=cluster_pb2.Peer(name="b", addresses=[b.address])))
         await b.assign(coordinator.assignment(2, range(2, 4), next_member=cluster_pb2.Peer(name="c", addresses=[c.address])))
         await c.assign(coordinator.assignment(2, range(4, 5)))
-        assert await logprobs(a.address, 2) == within
+        assert await logprobs(a, 2) == within
 
 
 async def test_frames_that_do_not_fit_are_refused_and_change_nothing(coordinator: FakeCoordinator) -> None:
     async with joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=3))
-        async with await RingEdge.open(shard.address, epoch=3) as edge:
+        async with await RingEdge.open(shard, epoch=3) as edge:
             good = Frames(3)
             await edge.send(good.next(PROMPT))
             first = (await soon(coordinator.results.get())).results[0].sampled.token_id
@@ -160,7 +160,7 @@ async def test_edges_of_strangers_are_refused(coordinator: FakeCoordinator) -> N
             ({"epoch": 3, "cluster": "other"}, WrongCluster),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await RingEdge.open(shard.address, **arguments)
+                await RingEdge.open(shard, **arguments)
             assert type(error_from_rpc(raised.value)) is expected
 
 
@@ -168,9 +168,9 @@ async def test_a_second_stream_replaces_the_first(coordinator: FakeCoordinator) 
     async with joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=3))
         frames = Frames(3)
-        async with await RingEdge.open(shard.address, epoch=3) as first:
+        async with await RingEdge.open(shard, epoch=3) as first:
             tokens = await greedy_tokens(first, coordinator, frames, PROMPT, 1)
-            async with await RingEdge.open(shard.address, epoch=3) as second:
+            async with await RingEdge.open(shard, epoch=3) as second:
                 assert await first.status() is grpc.StatusCode.UNAVAILABLE
                 tokens += await greedy_tokens(second, coordinator, frames, tokens, 1)
         assert tokens == expected_tokens(coordinator, 2)
@@ -180,7 +180,7 @@ async def test_more_frames_than_credits_end_the_stream(coordinator: FakeCoordina
     coordinator.return_credits = 0  # so nothing flows off
     async with joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=3))
-        async with await RingEdge.open(shard.address, epoch=3) as edge:
+        async with await RingEdge.open(shard, epoch=3) as edge:
             frames = Frames(3)
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the stream ends while frames are sent
                 for _ in range(64):
@@ -196,7 +196,7 @@ async def test_strangers_on_the_port_do_no_harm(coordinator: FakeCoordinator) ->
         for data in (b"", os.urandom(4096), b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(512)):
             with socket.create_connection((host, int(port))) as connection, contextlib.suppress(OSError):
                 connection.sendall(data)
-        async with await RingEdge.open(shard.address, epoch=3) as edge:
+        async with await RingEdge.open(shard, epoch=3) as edge:
             assert await greedy_tokens(edge, coordinator, Frames(3), PROMPT, 2) == expected_tokens(coordinator, 2)
 
 
@@ -209,7 +209,7 @@ async def test_joins_again_after_the_coordinator_was_gone_and_keeps_its_weights(
         assert again.hello.boot_id == shard.hello.boot_id
         await again.assign(coordinator.assignment(epoch=2, model_path=""))
         assert again.progress[-1].from_memory_bytes == again.progress[-1].total_bytes
-        async with await RingEdge.open(again.address, epoch=2) as edge:
+        async with await RingEdge.open(again, epoch=2) as edge:
             assert await greedy_tokens(edge, coordinator, Frames(2), PROMPT, 2) == expected_tokens(coordinator, 2)
 
 
@@ -237,7 +237,7 @@ async def test_a_file_with_other_weights_is_not_used(coordinator: FakeCoordinato
         await shard.assign(coordinator.assignment(epoch=1, model_path=str(tmp_path / "gone.gguf")))
         assert shard.progress[-1].from_network_bytes == shard.progress[-1].total_bytes
         assert "other.gguf" in process_of(shard).output()
-        async with await RingEdge.open(shard.address, epoch=1) as edge:
+        async with await RingEdge.open(shard, epoch=1) as edge:
             assert await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 4) == expected_tokens(coordinator, 4)
 
 
@@ -298,7 +298,7 @@ async def test_a_lost_edge_is_reported(coordinator: FakeCoordinator) -> None:
         to_b = cluster_pb2.Peer(name="b", addresses=[b.address])
         await a.assign(coordinator.assignment(epoch=1, units=range(0, 2), next_member=to_b))
         await b.assign(coordinator.assignment(epoch=1, units=range(2, 5)))
-        async with await RingEdge.open(a.address, epoch=1) as edge:
+        async with await RingEdge.open(a, epoch=1) as edge:
             await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 1)
             process_of(b).kill()
             lost = await a.next_message("edge_lost")
@@ -315,7 +315,7 @@ async def test_broken_weights_fail_the_sequence_and_neither_frame_nor_process(tm
         file.write(np.full(tensor.n_elements, np.nan, np.float32).tobytes())
     async with FakeCoordinator(path) as coordinator, joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=1))
-        async with await RingEdge.open(shard.address, epoch=1) as edge:
+        async with await RingEdge.open(shard, epoch=1) as edge:
             await edge.send(Frames(1).next(PROMPT))
             result = await soon(coordinator.results.get())
             assert "logit" in result.results[0].failure
@@ -326,7 +326,7 @@ async def test_smollm2_agrees_with_the_golden_answer(smollm2_path: Path) -> None
     golden = json.loads((Path(__file__).parents[1] / "data" / "smollm2.json").read_text())["cases"][0]
     async with FakeCoordinator(smollm2_path) as coordinator, joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=1))
-        async with await RingEdge.open(shard.address, epoch=1) as edge:
+        async with await RingEdge.open(shard, epoch=1) as edge:
             frames = Frames(1, logprobs=True)
             differences = []
             pending = golden["prompt_ids"]

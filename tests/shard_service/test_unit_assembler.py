@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, PeerFacts, TensorFacts, UnitFacts
+from dairllm.mesh.peers import Peer
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, TensorFacts, UnitFacts
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, demanded_bytes
 from dairllm.shard_service.weights.sources import LocalFile, Piece
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts
@@ -113,7 +114,7 @@ class FakeSource:
 
 
 def assignment(*units: UnitFacts) -> AssignmentFacts:
-    return AssignmentFacts(1, b"model", MODEL, units, "", 0, PeerFacts("next", ()), CacheGeometry(1, 32, 32, 32))
+    return AssignmentFacts(1, b"model", MODEL, units, "", 0, Peer("next", ()), CacheGeometry(1, 32, 32, 32))
 
 
 RIGHT = {0: EMBEDDING[1], 1: LAYER[1], 2: HEAD[1]}

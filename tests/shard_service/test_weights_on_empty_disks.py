@@ -45,7 +45,7 @@ def without_file(coordinator: FakeCoordinator, epoch: int, units: range | None =
 
 
 async def require_right_tokens(coordinator: FakeCoordinator, shard: JoinedShard, epoch: int) -> None:
-    async with await RingEdge.open(shard.address, epoch=epoch) as edge:
+    async with await RingEdge.open(shard, epoch=epoch) as edge:
         assert await greedy_tokens(edge, coordinator, Frames(epoch), PROMPT, 4) == WholeModel(coordinator).greedy(PROMPT, 4)
 
 

@@ -1,4 +1,4 @@
-"""The two ends of an edge: credits, replacement, and dialling a member that is not ready yet."""
+"""The edge to the next member: dialling one that is not ready yet, credits, silence, and what it ends with."""
 
 import asyncio
 import contextlib
@@ -9,57 +9,16 @@ from typing import Any
 import pytest
 
 from dairllm.mesh.channels import bind, create_server
-from dairllm.mesh.errors import Busy, DairllmError, WrongEpoch
+from dairllm.mesh.errors import WrongEpoch
+from dairllm.mesh.peers import Peer
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
-from dairllm.shard_service.assignment import PeerFacts
-from dairllm.shard_service.ring.incoming import IncomingEdge
-from dairllm.shard_service.ring.outgoing import EdgeLost, OutgoingEdge
+from dairllm.mesh.ring.outgoing import READY_DEADLINE_S, EdgeLost, OutgoingEdge
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 from tests.instruments.tcp_proxy import TcpProxy
 
 
 def batch(number: int) -> ring_pb2.MicroBatch:
     return ring_pb2.MicroBatch(epoch=1, batch_id=number)
-
-
-async def test_credits_come_back_as_frames_are_taken() -> None:
-    edge = IncomingEdge(capacity=2)
-    stream = edge.open("a")
-    assert stream.granted == 2
-    edge.put(stream, batch(1), 0.0)
-    edge.put(stream, batch(2), 0.0)
-    with pytest.raises(Busy, match="frame 3"):
-        edge.put(stream, batch(3), 0.0)
-    assert (await edge.take()).message.batch_id == 1
-    assert (await stream.next_response()).credit.frames == 1
-    edge.put(stream, batch(3), 0.0)
-    assert [(await edge.take()).message.batch_id for _ in range(2)] == [2, 3]
-
-
-async def test_a_second_stream_gets_the_room_that_is_left() -> None:
-    edge = IncomingEdge(capacity=2)
-    first = edge.open("a")
-    edge.put(first, batch(1), 0.0)
-    second = edge.open("a")
-    assert second.granted == 1
-    with pytest.raises(DairllmError, match="replaced"):
-        await first.next_response()
-    edge.put(first, batch(99), 0.0)
-    edge.put(second, batch(2), 0.0)
-    assert [(await edge.take()).message.batch_id for _ in range(2)] == [1, 2]
-    assert (await second.next_response()).credit.frames == 2
-
-
-async def test_a_closed_edge_says_why() -> None:
-    edge = IncomingEdge()
-    stream = edge.open("a")
-    stream.refuse(ring_pb2.FrameRefused(batch_id=5))
-    edge.close(WrongEpoch("over"))
-    assert (await stream.next_response()).refused.batch_id == 5
-    with pytest.raises(WrongEpoch):
-        await stream.next_response()
-    with pytest.raises(WrongEpoch):
-        edge.open("a")
 
 
 class NextMember(ring_pb2_grpc.RingServiceServicer):
@@ -88,9 +47,9 @@ class NextMember(ring_pb2_grpc.RingServiceServicer):
 class Running:
     """A NextMember on a port, and an edge to it that runs, through `proxy`."""
 
-    def __init__(self, member: NextMember, **deadlines: float) -> None:
+    def __init__(self, member: NextMember, ready_deadline_s: float = READY_DEADLINE_S) -> None:
         self._member = member
-        self._deadlines = deadlines
+        self._ready_deadline_s = ready_deadline_s
         self._server = create_server()
 
     async def __aenter__(self) -> "Running":
@@ -100,7 +59,7 @@ class Running:
         self.proxy = TcpProxy("127.0.0.1", port)
         await self.proxy.listen()
         opening = ring_pb2.EdgeOpen(epoch=1, sender="a", receiver="b")
-        self.edge = OutgoingEdge(PeerFacts("b", ("127.0.0.1:9", self.proxy.address)), opening, **self._deadlines)
+        self.edge = OutgoingEdge(Peer("b", ("127.0.0.1:9", self.proxy.address)), opening, ready_deadline_s=self._ready_deadline_s)
         self.task = asyncio.create_task(self.edge.run())
         return self
 
@@ -131,8 +90,27 @@ async def test_gives_up_when_a_frame_has_waited_long_enough() -> None:
             await running.task
 
 
+async def test_gives_up_without_a_frame_too_if_somebody_waits() -> None:
+    async with Running(NextMember(not_ready=10**6), ready_deadline_s=0.3) as running, asyncio.timeout(10):
+        running.edge.hurry()
+        with pytest.raises(EdgeLost, match="not ready yet"):
+            await running.task
+
+
+async def test_says_when_it_is_open() -> None:
+    member, opened = NextMember(not_ready=1), asyncio.Event()
+    async with Running(member) as running, asyncio.timeout(10):
+        running.task.cancel()
+        edge = OutgoingEdge(Peer("b", (running.proxy.address,)), ring_pb2.EdgeOpen(epoch=1, sender="a", receiver="b"))
+        task = asyncio.create_task(edge.run(opened.set))
+        await opened.wait()
+        assert len(member.openings) >= 2, "it was refused before"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_gives_up_on_a_member_that_does_not_answer() -> None:
-    edge = OutgoingEdge(PeerFacts("b", ("127.0.0.1:9",)), ring_pb2.EdgeOpen(), connect_deadline_s=0.3)
+    edge = OutgoingEdge(Peer("b", ("127.0.0.1:9",)), ring_pb2.EdgeOpen(), connect_deadline_s=0.3)
     with pytest.raises(EdgeLost, match="does not answer"):
         await asyncio.wait_for(edge.run(), 10)
 
@@ -209,7 +187,7 @@ async def test_an_address_that_swallows_everything_does_not_hold_up_another() ->
     async with Running(member) as running, TcpProxy("127.0.0.1", 9) as hole, asyncio.timeout(10):
         hole.black_hole()
         running.task.cancel()
-        peer = PeerFacts("b", (hole.address, running.proxy.address))
+        peer = Peer("b", (hole.address, running.proxy.address))
         edge = OutgoingEdge(peer, ring_pb2.EdgeOpen(epoch=1, sender="a", receiver="b"))
         began_s, task = time.monotonic(), asyncio.create_task(edge.run())
         await edge.send(ring_pb2.ForwardRequest(micro_batch=batch(7)))
@@ -225,7 +203,7 @@ async def test_a_member_that_can_not_be_reached_is_given_up_in_time_however_many
         holes = [await stack.enter_async_context(TcpProxy("127.0.0.1", 9)) for _ in range(4)]
         for hole in holes:
             hole.black_hole()
-        peer = PeerFacts("b", tuple(hole.address for hole in holes))
+        peer = Peer("b", tuple(hole.address for hole in holes))
         began_s = time.monotonic()
         with pytest.raises(EdgeLost, match="no edge to b: b does not answer at"):
             await asyncio.wait_for(OutgoingEdge(peer, ring_pb2.EdgeOpen(), connect_deadline_s=1.5).run(), 10)
