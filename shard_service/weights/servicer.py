@@ -13,7 +13,8 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import grpc.aio
 
-from dairllm.mesh.errors import InvalidRequest, UnknownModel, WeightsDiffer
+from dairllm.mesh.errors import UnknownModel, WeightsDiffer
+from dairllm.mesh.weights import pieces_of
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.reader import FileSource, chunks_of
 from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts
@@ -21,7 +22,6 @@ from dairllm.shard_service.weights.disk_cache import CompleteUnit, WeightsCache
 from dairllm.shard_service.weights.sources import find_local_files
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
-_PIECE_BYTES = 1024**2
 _SHA256_BYTES = 32
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -60,25 +60,24 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     async def _from_cache(self, kept: CompleteUnit, offset_bytes: int) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         with kept:
-            _require_offset(offset_bytes, kept.size_bytes)
-            for offset in range(offset_bytes, kept.size_bytes, _PIECE_BYTES):
+            for piece in pieces_of([(0, kept.size_bytes)], offset_bytes):
                 try:
-                    data = await self._in_thread(kept.read, offset, _PIECE_BYTES)
+                    data = await self._in_thread(kept.read, piece.file_offset_bytes, piece.size_bytes)
                 except OSError as error:
                     raise WeightsDiffer(f"the shard's copy cannot be read: {error}") from error
-                yield weights_pb2.FetchUnitResponse(offset_bytes=offset, data=data)
+                yield weights_pb2.FetchUnitResponse(offset_bytes=piece.offset_bytes, data=data)
 
     async def _from_file(self, request: weights_pb2.FetchUnitRequest) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         assignment, unit = self._find_unit(request.model_digest, request.unit_index)
-        _require_offset(request.offset_bytes, unit.size_bytes)
+        pieces = pieces_of([(tensor.offset_bytes, tensor.size_bytes) for tensor in unit.tensors], request.offset_bytes)
         path = await self._in_thread(self._right_file, assignment, unit)
         with FileSource(path) as file:
-            for offset, file_offset, size in _pieces(unit, request.offset_bytes):
+            for piece in pieces:
                 try:
-                    data = await self._in_thread(file.read, file_offset, size)
+                    data = await self._in_thread(file.read, piece.file_offset_bytes, piece.size_bytes)
                 except CorruptModelFile as error:
                     raise WeightsDiffer(str(error)) from error
-                yield weights_pb2.FetchUnitResponse(offset_bytes=offset, data=data)
+                yield weights_pb2.FetchUnitResponse(offset_bytes=piece.offset_bytes, data=data)
 
     def _right_file(self, assignment: AssignmentFacts, unit: UnitFacts) -> Path:
         """A file that has the unit: files of another model may have the same size. Each is looked into once."""
@@ -104,19 +103,3 @@ def _digest_in(path: Path, unit: UnitFacts) -> bytes:
             for offset, size in chunks_of(tensor.offset_bytes, tensor.size_bytes):
                 digest.update(file.read(offset, size))
     return digest.digest()
-
-
-def _require_offset(offset_bytes: int, size_bytes: int) -> None:
-    if offset_bytes > size_bytes:
-        raise InvalidRequest(f"offset_bytes is {offset_bytes}; the unit has {size_bytes} bytes", "offset_bytes")
-
-
-def _pieces(unit: UnitFacts, from_bytes: int) -> list[tuple[int, int, int]]:
-    """(offset in the unit, offset in the file, size) of what is left from this offset on."""
-    pieces, begin = [], 0
-    for tensor in unit.tensors:
-        start = max(from_bytes - begin, 0)
-        for inner in range(start, tensor.size_bytes, _PIECE_BYTES):
-            pieces.append((begin + inner, tensor.offset_bytes + inner, min(_PIECE_BYTES, tensor.size_bytes - inner)))
-        begin += tensor.size_bytes
-    return pieces
