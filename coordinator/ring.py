@@ -128,26 +128,26 @@ class Ring:
         Raises InvalidRequest, DeadlineExceeded, WrongCluster, WrongEpoch, MalformedFrame, NotReady once the ring has ended.
         """
         self._member.require((await first_request(requests, "open")).open)
-        await answers.accept(RESULT_CREDITS)
-        async with answers.beating():
-            receiver = asyncio.create_task(self._receive_results(requests, answers))
-            self._receivers.add(receiver)
-            try:
-                await receiver
-            except asyncio.CancelledError:
-                if self._has_ended:
-                    raise NotReady("the coordinator is shutting down") from None
-                raise
-            finally:
-                self._receivers.discard(receiver)
+        receiver = asyncio.create_task(self._receive_results(requests, answers))
+        self._receivers.add(receiver)
+        try:
+            await receiver
+        except asyncio.CancelledError:
+            if self._has_ended:
+                raise NotReady("the coordinator is shutting down") from None
+            raise
+        finally:
+            self._receivers.discard(receiver)
 
     async def _receive_results(self, requests: AsyncIterator[ring_pb2.ForwardRequest], answers: EdgeAnswers) -> None:
-        async for request in requests:
-            if request.WhichOneof("message") != "result":
-                raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
-            self._member.require_epoch(request.result.epoch)
-            self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
-            await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
+        await answers.accept(RESULT_CREDITS)
+        async with answers.beating():
+            async for request in requests:
+                if request.WhichOneof("message") != "result":
+                    raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
+                self._member.require_epoch(request.result.epoch)
+                self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
+                await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
 
 
 def batch_to_proto(batch: Batch) -> ring_pb2.MicroBatch:
