@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, EngineLoad
-from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.facts import SchedulerLimits

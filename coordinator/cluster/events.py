@@ -215,21 +215,18 @@ class TimePassed:
     is_idle: bool = False
 
 
+WordOfShard = HeartbeatReceived | ShardLeaving | CapabilitiesChanged | LoadProgressed | StageLoaded | StageLoadFailed | StageActivated
+"""What a shard says on its Join stream. Each is a sign of life that renews its lease, also one that comes too late for its plan."""
+
 Event = (
-    ModelRegistered
+    WordOfShard
+    | ModelRegistered
     | JoinRequested
-    | HeartbeatReceived
     | LeaseBroken
     | ShardLeft
-    | ShardLeaving
     | DrainRequested
     | CordonRequested
     | ConfigureRequested
-    | CapabilitiesChanged
-    | LoadProgressed
-    | StageLoaded
-    | StageLoadFailed
-    | StageActivated
     | EdgeBroken
     | RingOpened
     | RingDrained

@@ -3,33 +3,31 @@
 import math
 from itertools import pairwise
 
-from dairllm.coordinator.cluster.roster import Roster
-from dairllm.coordinator.cluster.state import (
-    ANSWERING,
-    STAGES_IN_USE,
-    WITH_CANDIDATE,
-    ClusterConfig,
-    ClusterState,
-    Deployment,
-    Phase,
-)
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.deployments import Deployment
+from dairllm.coordinator.cluster.books.members import Members
+from dairllm.coordinator.cluster.books.state import ClusterState
+from dairllm.coordinator.cluster.config import ClusterConfig
+from dairllm.coordinator.cluster.phases import ANSWERING, STAGES_IN_USE, WITH_CANDIDATE, Phase
 from dairllm.coordinator.planner import ModelDemand
 
 
-def check_state(config: ClusterConfig, state: ClusterState, members: Roster) -> None:
+def check_books(books: Books) -> None:
     """Raises AssertionError."""
+    config, state, members, timer = books.config, books.state, books.members, books.timer
     leases = [member.lease for member in members]
     assert len(set(leases)) == len(leases), "one shard per lease"
     assert (state.candidate is not None) == (state.phase in WITH_CANDIDATE), "a candidate is being prepared"
     assert (state.reason == "") == (state.phase in ANSWERING), "not answering has a reason"
     assert state.missing_bytes == 0 or state.phase is Phase.WAITING
-    assert state.phase is not Phase.RETRYING or (state.plan_due_s is not None and state.is_plan_urgent), "a pause ends"
-    assert state.phase is Phase.RETRYING or not state.is_plan_urgent, "nothing is urgent but the end of a pause"
+    assert state.phase is not Phase.RETRYING or (timer.due_s is not None and timer.is_urgent), "a pause ends"
+    assert state.phase is Phase.RETRYING or not timer.is_urgent, "nothing is urgent but the end of a pause"
     assert bool(state.unactivated) == (state.phase is Phase.ACTIVATING), "a switch waits for someone"
+    assert books.pause.is_switch <= (books.pause.from_s is not None), "a switch is a pause"
     _check_deployments(config, state, members)
 
 
-def _check_deployments(config: ClusterConfig, state: ClusterState, members: Roster) -> None:
+def _check_deployments(config: ClusterConfig, state: ClusterState, members: Members) -> None:
     model, active, candidate = state.model, state.active, state.candidate
     if active and state.phase in STAGES_IN_USE:
         assert model is not None
@@ -47,7 +45,7 @@ def _check_deployments(config: ClusterConfig, state: ClusterState, members: Rost
         assert members[stage.shard].held.issuperset(stage.units), "who serves has what it needs"
 
 
-def _check_plan(config: ClusterConfig, model: ModelDemand, deployment: Deployment, members: Roster) -> None:
+def _check_plan(config: ClusterConfig, model: ModelDemand, deployment: Deployment, members: Members) -> None:
     plan = deployment.plan
     assert (plan.stages[0].units.start, plan.stages[-1].units.stop) == (0, model.num_units), "every unit"
     assert all(a.units.stop == b.units.start for a, b in pairwise(plan.stages)), "once"

@@ -3,8 +3,8 @@
 It holds no clock, no sockets and no tasks, so that a cluster of a thousand shards with faults runs in a unit test, in simulated
 time; equal events at equal times give equal actions. A lost shard is an event like any other.
 
-Here stands what counts when, and who takes care of it; the parts that do stand in the order of the package's docstring. Phases and their
-successors stand in `state.Phase`; when an event of a plan counts, in `state.COUNTS_FOR_CANDIDATE` and `state.COUNTS_FOR_ACTIVE`.
+Here stands the table of events: what each is about, when it counts, who takes care of it. The parts that do are in `parts`, what they read
+and write in `books`. Phases and their successors stand in `phases`.
 
 A plan has an epoch, which only grows, over restarts of the coordinator too. Every change of plan has two parts. First the candidate
 is prepared: shards load what they lack, beside the plan that is active and goes on answering. When all are ready, the ring empties, the
@@ -20,66 +20,38 @@ failing is set aside for a while if the others suffice; one whose stage can neve
 again only after a restart, or for what it has.
 """
 
-from dairllm.coordinator.cluster.actions import Action, EventKind
-from dairllm.coordinator.cluster.books import Books
-from dairllm.coordinator.cluster.cache_places import CachePlaces
-from dairllm.coordinator.cluster.events import (
-    AnswersRecovered,
-    CapabilitiesChanged,
-    ConfigureRequested,
-    CordonRequested,
-    DrainRequested,
-    EdgeBroken,
-    Event,
-    HeartbeatReceived,
-    JoinRequested,
-    LeaseBroken,
-    LoadProgressed,
-    ModelRegistered,
-    RingBroken,
-    RingDrained,
-    RingOpened,
-    ShardLeaving,
-    ShardLeft,
-    StageActivated,
-    StageLoaded,
-    StageLoadFailed,
-    StepMeasured,
-    TimePassed,
-)
+from collections.abc import Iterator
+from typing import Any
+
+from dairllm.coordinator.cluster import events as on
+from dairllm.coordinator.cluster.actions import Action
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.config import ClusterConfig
+from dairllm.coordinator.cluster.event_table import EventTable, Row, Scopes
 from dairllm.coordinator.cluster.facts import Epoch
-from dairllm.coordinator.cluster.failures import Failures
-from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.invariants import check_state
-from dairllm.coordinator.cluster.joins_and_losses import JoinsAndLosses
-from dairllm.coordinator.cluster.journal import Journal
-from dairllm.coordinator.cluster.links import Links
-from dairllm.coordinator.cluster.measurements import Measurements
-from dairllm.coordinator.cluster.plan_search import PlanSearch
-from dairllm.coordinator.cluster.planning import Planning
-from dairllm.coordinator.cluster.preparation import Preparation
-from dairllm.coordinator.cluster.roster import Roster
+from dairllm.coordinator.cluster.invariants import check_books
+from dairllm.coordinator.cluster.parts.failures import Failures
+from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
+from dairllm.coordinator.cluster.parts.joins_and_losses import JoinsAndLosses
+from dairllm.coordinator.cluster.parts.measurements import Measurements
+from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
+from dairllm.coordinator.cluster.parts.planning import Planning
+from dairllm.coordinator.cluster.parts.preparation import Preparation
+from dairllm.coordinator.cluster.parts.switch import Switch
+from dairllm.coordinator.cluster.parts.wishes import Wishes
+from dairllm.coordinator.cluster.phases import ANSWERING, ANY_PHASE, RING_IN_USE, STAGES_IN_USE, WITH_CANDIDATE, Phase
 from dairllm.coordinator.cluster.snapshot import NO_LOAD, ClusterSnapshot, EngineLoad, take_snapshot
-from dairllm.coordinator.cluster.state import COUNTS_FOR_ACTIVE, COUNTS_FOR_CANDIDATE, ClusterConfig, ClusterState, Phase
-from dairllm.coordinator.cluster.switch import Switch
-from dairllm.coordinator.cluster.wishes import Wishes
-from dairllm.coordinator.cluster.words import describe_recovery
 from dairllm.coordinator.planner import Infeasible, Plan
 
-MemberEvent = JoinRequested | HeartbeatReceived | LeaseBroken | ShardLeft | TimePassed
-WishEvent = ShardLeaving | DrainRequested | CordonRequested | ConfigureRequested | CapabilitiesChanged
-StageEvent = LoadProgressed | StageLoaded | StageLoadFailed | StageActivated
-RingEvent = EdgeBroken | RingOpened | RingDrained | RingBroken | StepMeasured
+ACTIVATING, OPENING, DRAINING = frozenset({Phase.ACTIVATING}), frozenset({Phase.OPENING}), frozenset({Phase.DRAINING})
 
 
 class ClusterMachine:
     def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
-        self._journal = Journal(config.lease_timeout_s / 2)
-        self._members = Roster(config, self._journal)
-        self._state = ClusterState()
-        self._links = Links(config)
-        books = Books(config, self._journal, self._members, self._state, CachePlaces(), self._links)
+        self._books = books = Books.of(config)
+        self._journal = books.journal
+        self._members = books.members
+        self._state = books.state
         idle = IdleShards(books)
         self._search = PlanSearch(books)
         self._switch = Switch(books, idle)
@@ -89,6 +61,62 @@ class ClusterMachine:
         self._joins_and_losses = JoinsAndLosses(books, idle, self._switch, self._preparation, self._planning, self._failures)
         self._wishes = Wishes(books, idle, self._search, self._planning)
         self._measurements = Measurements(books)
+        self._table = EventTable(self._state, self._rows(Scopes(self._members, self._state)))
+
+    def _rows(self, about: Scopes) -> Iterator[Row[Any]]:
+        """Event, what it is about, phases in which it counts, who takes care of it."""
+        joins, wishes, preparation, switch = self._joins_and_losses, self._wishes, self._preparation, self._switch
+        failures, measurements = self._failures, self._measurements
+
+        yield Row(on.ModelRegistered, about.cluster, ANY_PHASE, self._planning.on_model)
+        yield Row(on.TimePassed, about.cluster, ANY_PHASE, self._on_time)
+
+        yield Row(on.JoinRequested, about.cluster, ANY_PHASE, joins.on_join)
+        yield Row(on.HeartbeatReceived, about.boot, ANY_PHASE, self._members.beat)
+        yield Row(on.LeaseBroken, about.lease, ANY_PHASE, joins.on_lease_broken)
+        yield Row(on.ShardLeft, about.lease, ANY_PHASE, joins.on_left)
+
+        yield Row(on.ShardLeaving, about.boot, ANY_PHASE, wishes.on_leaving)
+        yield Row(on.DrainRequested, about.member, ANY_PHASE, wishes.on_drain)
+        yield Row(on.CordonRequested, about.wanted, ANY_PHASE, wishes.on_cordon)
+        yield Row(on.ConfigureRequested, about.member, ANY_PHASE, wishes.on_configure)
+        yield Row(on.CapabilitiesChanged, about.boot, ANY_PHASE, wishes.on_capabilities)
+
+        yield Row(on.LoadProgressed, about.candidate, WITH_CANDIDATE, preparation.on_progress)
+        yield Row(on.StageLoaded, about.candidate, WITH_CANDIDATE, preparation.on_loaded)
+        yield Row(on.StageLoadFailed, about.candidate, WITH_CANDIDATE, failures.on_load_failed)
+        yield Row(on.StageLoadFailed, about.active, STAGES_IN_USE, failures.on_stage_failed)
+        yield Row(on.StageActivated, about.active, ACTIVATING, switch.on_activated)
+
+        yield Row(on.RingOpened, about.ring, OPENING, switch.on_opened)
+        yield Row(on.RingDrained, about.ring, DRAINING, preparation.on_drained)
+        yield Row(on.RingBroken, about.ring, RING_IN_USE, failures.on_ring_broken)
+        yield Row(on.EdgeBroken, about.ring, STAGES_IN_USE, failures.on_edge_broken)
+        yield Row(on.StepMeasured, about.ring, ANSWERING, measurements.on_step)
+        yield Row(on.AnswersRecovered, about.cluster, ANY_PHASE, measurements.on_recovered)
+
+    # -- what happens
+
+    def handle(self, event: on.Event, now_s: float) -> list[Action]:
+        """Take an event and return the actions, in order. now_s: any clock that does not run backwards."""
+        self._journal.begin(now_s)
+        if isinstance(event, on.WordOfShard):
+            self._members.hear(event.name, event.boot_id)
+        self._table.handle(event)
+        self._planning.plan_if_due()
+        return self._journal.actions
+
+    def _on_time(self, event: on.TimePassed) -> None:
+        """All but leases, whose end comes first, look at every member: so not with every heartbeat."""
+        self._joins_and_losses.expire_leases()
+        self._failures.welcome_back_set_aside()
+        self._measurements.forget_old_speeds()
+        self._preparation.retry_loads()
+        self._failures.notice_stalls()
+        self._failures.forget_failures()
+        self._failures.try_links_again()
+        if event.is_idle:
+            self._wishes.let_needed_go()
 
     # -- what it is now
 
@@ -129,146 +157,12 @@ class ClusterMachine:
 
     def avoids(self, one: str, other: str) -> bool:
         """Whether the link between these two members has failed so often that it is not used."""
-        return self._links.avoids(one, other, self._journal.now_s)
+        return self._books.links.avoids(one, other, self._journal.now_s)
 
     def snapshot(self, now_s: float, load: EngineLoad = NO_LOAD) -> ClusterSnapshot:
         """Everything that people may want to know, now. load: what the engine says, which the machine does not know."""
-        return take_snapshot(self._config, self._state, self._members, tuple(self._journal.records), self._journal.own_s(now_s), load)
+        return take_snapshot(self._books, self._journal.own_s(now_s), load)
 
     def check_invariants(self) -> None:
         """What holds between any two events. For tests: it costs time, and raises AssertionError."""
-        check_state(self._config, self._state, self._members)
-
-    # -- what happens
-
-    def handle(self, event: Event, now_s: float) -> list[Action]:
-        """Take an event and return the actions, in order. now_s: any clock that does not run backwards."""
-        self._journal.begin(now_s)
-        self._note_life(event)
-        if self._counts(event):
-            self._dispatch(event)
-        if isinstance(event, TimePassed):
-            self._run_timers()
-            if event.is_idle:
-                self._wishes.let_needed_go()
-        self._planning.plan_if_due()
-        return self._journal.actions
-
-    def _note_life(self, event: Event) -> None:
-        """Every word of a shard renews its lease, also one that comes too late for its plan."""
-        match event:
-            case HeartbeatReceived() | LoadProgressed() | StageLoaded() | StageLoadFailed() | StageActivated():
-                self._members.hear(event.name, event.boot_id)
-            case ShardLeaving() | CapabilitiesChanged():
-                self._members.hear(event.name, event.boot_id)
-
-    def _run_timers(self) -> None:
-        """These look at every member, so not with every heartbeat."""
-        self._failures.welcome_back_set_aside()
-        self._measurements.forget_old_speeds()
-        self._preparation.retry_loads()
-        self._failures.notice_stalls()
-        self._failures.forget_failures()
-        self._failures.try_links_again()
-
-    # -- what counts
-
-    def _counts(self, event: Event) -> bool:
-        """Whether the event is about this lease, boot and epoch."""
-        match event:
-            case LeaseBroken() | ShardLeft():
-                return self._members.has_lease(event.name, event.boot_id, event.lease)
-            case HeartbeatReceived() | ShardLeaving() | CapabilitiesChanged():
-                return self._members.is_current(event.name, event.boot_id)
-            case DrainRequested() | ConfigureRequested():
-                return event.name in self._members
-            case CordonRequested():
-                return event.name in self._members or event.name in self._state.cordons
-            case LoadProgressed() | StageLoaded() | StageLoadFailed() | StageActivated():
-                return self._members.is_current(event.name, event.boot_id) and self._is_in_time(event, event.epoch, event.name)
-            case EdgeBroken() | RingOpened() | RingDrained() | RingBroken() | StepMeasured():
-                return self._is_in_time(event, event.epoch)
-            case ModelRegistered() | JoinRequested() | TimePassed() | AnswersRecovered():
-                return True
-
-    def _is_in_time(self, event: Event, epoch: Epoch, name: str | None = None) -> bool:
-        return self._is_for_candidate(event, epoch, name) or self._is_for_active(event, epoch, name)
-
-    def _is_for_candidate(self, event: Event, epoch: Epoch, name: str | None) -> bool:
-        candidate = self._state.candidate
-        if candidate is None or candidate.epoch != epoch or self._state.phase not in COUNTS_FOR_CANDIDATE.get(type(event), ()):
-            return False
-        return name in candidate.assigned
-
-    def _is_for_active(self, event: Event, epoch: Epoch, name: str | None) -> bool:
-        active = self._state.active
-        if active is None or active.epoch != epoch or self._state.phase not in COUNTS_FOR_ACTIVE.get(type(event), ()):
-            return False
-        return name is None or name in active.plan.placement
-
-    # -- who takes care of it
-
-    def _dispatch(self, event: Event) -> None:
-        match event:
-            case ModelRegistered():
-                self._planning.on_model(event.model)
-            case JoinRequested() | HeartbeatReceived() | LeaseBroken() | ShardLeft() | TimePassed():
-                self._dispatch_membership(event)
-            case ShardLeaving() | DrainRequested() | CordonRequested() | ConfigureRequested() | CapabilitiesChanged():
-                self._dispatch_wish(event)
-            case LoadProgressed() | StageLoaded() | StageLoadFailed() | StageActivated():
-                self._dispatch_stage(event)
-            case EdgeBroken() | RingOpened() | RingDrained() | RingBroken() | StepMeasured():
-                self._dispatch_ring(event)
-            case AnswersRecovered():
-                self._journal.record(EventKind.RECOVERED, "", describe_recovery(event), event.duration_s)
-
-    def _dispatch_membership(self, event: MemberEvent) -> None:
-        match event:
-            case JoinRequested():
-                self._joins_and_losses.on_join(event)
-            case HeartbeatReceived():
-                self._members.beat(event)
-            case LeaseBroken():
-                self._joins_and_losses.on_lease_broken(event)
-            case ShardLeft():
-                self._joins_and_losses.on_left(event)
-            case TimePassed():
-                self._joins_and_losses.expire_leases()
-
-    def _dispatch_wish(self, event: WishEvent) -> None:
-        match event:
-            case ShardLeaving():
-                self._wishes.on_leaving(event)
-            case DrainRequested():
-                self._wishes.on_drain(event)
-            case CordonRequested():
-                self._wishes.on_cordon(event)
-            case ConfigureRequested():
-                self._wishes.on_configure(event)
-            case CapabilitiesChanged():
-                self._wishes.on_capabilities(event)
-
-    def _dispatch_stage(self, event: StageEvent) -> None:
-        match event:
-            case LoadProgressed():
-                self._preparation.on_progress(event)
-            case StageLoaded():
-                self._preparation.on_loaded(event)
-            case StageLoadFailed():
-                self._failures.on_load_failed(event)
-            case StageActivated():
-                self._switch.on_activated(event)
-
-    def _dispatch_ring(self, event: RingEvent) -> None:
-        match event:
-            case EdgeBroken():
-                self._failures.on_edge_broken(event)
-            case RingOpened():
-                self._switch.on_opened()
-            case RingDrained():
-                self._preparation.go_on_with_closed_ring()
-            case RingBroken():
-                self._failures.on_ring_broken(event.message)
-            case StepMeasured():
-                self._measurements.on_step(event)
+        check_books(self._books)

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.member import Member, ShardPhase
+from dairllm.coordinator.cluster.books.members import Members
+from dairllm.coordinator.cluster.books.state import ClusterState
 from dairllm.coordinator.cluster.facts import Epoch, LoadProgress, ShardCapabilities, ShardUsage
-from dairllm.coordinator.cluster.member import Member, ShardPhase
-from dairllm.coordinator.cluster.roster import Roster
-from dairllm.coordinator.cluster.state import STAGES_IN_USE, ClusterConfig, ClusterState, Phase
+from dairllm.coordinator.cluster.phases import RING_OPEN, STAGES_IN_USE, Phase
 
 _PUBLIC_PHASES = {
     Phase.WAITING: "waiting",
@@ -89,11 +91,11 @@ class ClusterSnapshot:
         return _PUBLIC_PHASES[self.phase]
 
 
-def take_snapshot(
-    config: ClusterConfig, state: ClusterState, members: Roster, events: tuple[ClusterEventRecord, ...], now_s: float, load: EngineLoad
-) -> ClusterSnapshot:
+def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapshot:
+    """now_s: by the machine's own time."""
+    config, state = books.config, books.state
     model, plan = state.model, state.plan
-    step_s = state.steps_s.get(None, 0.0)
+    step_s = _measured_s(books, None)
     return ClusterSnapshot(
         coordinator_id=config.coordinator_id,
         software_version=config.software_version,
@@ -107,24 +109,30 @@ def take_snapshot(
         missing_bytes=state.missing_bytes,
         epoch=state.epoch,
         next_epoch=state.candidate.epoch if state.candidate else Epoch(0),
-        shards=tuple(_shard_snapshot(state, member, now_s) for member in _in_ring_order(state, members)),
+        shards=tuple(_shard_snapshot(books, member, now_s) for member in _in_ring_order(state, books.members)),
         predicted_decode_tok_s=plan.predicted_decode_tok_s if plan else 0.0,
         measured_decode_tok_s=1 / step_s if step_s > 0 else 0.0,
         running_sequences=load.running_sequences,
         waiting_sequences=load.waiting_sequences,
         kv_blocks_total=plan.num_kv_blocks if plan else 0,
         kv_blocks_free=load.kv_blocks_free,
-        events=events,
+        events=tuple(books.journal.records),
     )
 
 
-def _in_ring_order(state: ClusterState, members: Roster) -> Iterator[Member]:
+def _measured_s(books: Books, shard: str | None) -> float:
+    """0 while no ring is open."""
+    return books.steps.of(books.state.epoch, shard) if books.state.phase in RING_OPEN else 0.0
+
+
+def _in_ring_order(state: ClusterState, members: Members) -> Iterator[Member]:
     placement = state.plan.placement if state.plan else {}
     yield from (members[name] for name in placement if name in members)
     yield from (member for member in members if member.name not in placement)
 
 
-def _shard_snapshot(state: ClusterState, member: Member, now_s: float) -> ShardSnapshot:
+def _shard_snapshot(books: Books, member: Member, now_s: float) -> ShardSnapshot:
+    state = books.state
     stages = state.plan.stages if state.plan else ()
     position = next((i for i, stage in enumerate(stages) if stage.shard == member.name), None)
     candidate = state.candidate
@@ -141,7 +149,7 @@ def _shard_snapshot(state: ClusterState, member: Member, now_s: float) -> ShardS
         round_trip_us=member.round_trip_us,
         last_seen_s=max(0.0, now_s - member.last_seen_s),
         predicted_step_s=stages[position].predicted_step_s if position is not None else 0.0,
-        measured_step_s=state.steps_s.get(member.name, 0.0),
+        measured_step_s=_measured_s(books, member.name),
         note=member.note,
         software_version=member.hello.software_version,
     )

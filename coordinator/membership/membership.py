@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.machine import ClusterMachine
-from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.membership.join_streams import JoinStreams
 from dairllm.coordinator.membership.orders import Orders

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.cluster import actions as do
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.machine import ClusterMachine
-from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.membership.join_stream import JoinStream
 from dairllm.coordinator.membership.join_streams import JoinStreams

@@ -3,7 +3,7 @@
 import asyncio
 
 from dairllm.coordinator.cluster.machine import ClusterMachine
-from dairllm.coordinator.cluster.state import Phase
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady
 
 RETRY_AFTER_S = 2.0

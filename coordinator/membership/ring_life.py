@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.facts import Epoch
-from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.actions import ReportRecovery
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.facts import RingGeometry

@@ -30,46 +30,12 @@ Actions are printed as they come, events of the log with '#' and the time.
 import shlex
 from dataclasses import fields, replace
 
-from dairllm.coordinator.cluster.actions import (
-    Action,
-    ActivateStage,
-    AdmitShard,
-    AskToDrain,
-    AssignUnits,
-    CloseRing,
-    ConfigureLimits,
-    EndLease,
-    OpenRing,
-    RecordEvent,
-    RefuseShard,
-    ReleaseShard,
-)
-from dairllm.coordinator.cluster.events import (
-    CapabilitiesChanged,
-    ConfigureRequested,
-    CordonRequested,
-    DrainRequested,
-    EdgeBroken,
-    Event,
-    HeartbeatReceived,
-    JoinRequested,
-    LeaseBroken,
-    LoadProgressed,
-    ModelRegistered,
-    RingBroken,
-    RingDrained,
-    RingOpened,
-    ShardLeaving,
-    ShardLeft,
-    StageActivated,
-    StageLoaded,
-    StageLoadFailed,
-    StepMeasured,
-    TimePassed,
-)
+from dairllm.coordinator.cluster import actions as do
+from dairllm.coordinator.cluster import events as on
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
-from dairllm.coordinator.cluster.state import ClusterConfig, Phase
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 
@@ -125,8 +91,8 @@ class Cluster:
         self.silent: set[str] = set()
         self.is_idle = False
         self.hellos: dict[str, ShardHello] = {}
-        self.assigned: dict[str, AssignUnits] = {}
-        self.activating: dict[str, ActivateStage] = {}
+        self.assigned: dict[str, do.AssignUnits] = {}
+        self.activating: dict[str, do.ActivateStage] = {}
         self.open_epoch: Epoch | None = None
         self.draining_epoch: Epoch | None = None
         self.epochs: list[Epoch] = []
@@ -138,7 +104,7 @@ class Cluster:
         assert self.machine.plan is not None
         return self.machine.plan
 
-    def happen(self, event: Event) -> list[Action]:
+    def happen(self, event: on.Event) -> list[do.Action]:
         """Handle an event, check every invariant, and follow the actions."""
         actions = self.machine.handle(event, self.now_s)
         self.machine.check_invariants()
@@ -149,124 +115,124 @@ class Cluster:
         assert self.epochs[-1] >= self.epochs[-2] if len(self.epochs) > 1 else True, "epochs only grow"
         return actions
 
-    def _follow(self, action: Action) -> None:
+    def _follow(self, action: do.Action) -> None:
         match action:
-            case AdmitShard():
+            case do.AdmitShard():
                 self.streams[action.name] = (action.boot_id, action.lease)
-            case EndLease():
+            case do.EndLease():
                 ended = (action.boot_id, action.lease)
                 self.streams = {name: stream for name, stream in self.streams.items() if (name, stream) != (action.name, ended)}
-            case AssignUnits():
+            case do.AssignUnits():
                 assert action.name in self.streams, "only members are assigned units"
                 assert not (action.exclusive and self.open_epoch), "nothing is freed that is in use"
                 self.assigned[action.name] = action
-            case ActivateStage():
+            case do.ActivateStage():
                 assert self.assigned[action.name].epoch == action.epoch, "only what was prepared is activated"
                 assert self.open_epoch is None, "no switch under an open ring"
                 assert all(move.source.name in self.streams and move.source.name != action.name for move in action.moves)
                 self.activating[action.name] = action
-            case OpenRing():
+            case do.OpenRing():
                 assert self.open_epoch is None, "one ring at a time"
                 assert not action.kept & action.transferred
                 self.open_epoch = action.epoch
-            case CloseRing():
+            case do.CloseRing():
                 assert action.epoch in (self.open_epoch, self.draining_epoch), "only an open ring is closed"
                 self.draining_epoch = action.epoch if action.graceful else None
                 self.open_epoch = None
-            case RefuseShard() | ReleaseShard() | RecordEvent() | AskToDrain() | ConfigureLimits():
+            case do.RefuseShard() | do.ReleaseShard() | do.RecordEvent() | do.AskToDrain() | do.ConfigureLimits():
                 pass
 
-    def join(self, facts: ShardHello) -> list[Action]:
+    def join(self, facts: ShardHello) -> list[do.Action]:
         self._leases += 1
         self.silent.discard(facts.name)
         self.hellos[facts.name] = facts
-        return self.happen(JoinRequested(LeaseId(self._leases), facts))
+        return self.happen(on.JoinRequested(LeaseId(self._leases), facts))
 
-    def lost(self, name: str, polite: bool = False) -> list[Action]:
+    def lost(self, name: str, polite: bool = False) -> list[do.Action]:
         boot, lease = self.streams.pop(name)
-        return self.happen(ShardLeft(name, boot, lease, "stopped") if polite else LeaseBroken(name, boot, lease, "connection reset"))
+        return self.happen(on.ShardLeft(name, boot, lease, "stopped") if polite else on.LeaseBroken(name, boot, lease, "connection reset"))
 
-    def loaded(self, name: str, epoch: int | None = None, boot: str | None = None) -> list[Action]:
+    def loaded(self, name: str, epoch: int | None = None, boot: str | None = None) -> list[do.Action]:
         current = self.streams.get(name, ("gone", 0))[0]
         assignment = self.assigned[name]
-        return self.happen(StageLoaded(name, boot or current, Epoch(epoch or assignment.epoch), 1 << 30, 1 << 20, 2.0))
+        return self.happen(on.StageLoaded(name, boot or current, Epoch(epoch or assignment.epoch), 1 << 30, 1 << 20, 2.0))
 
-    def drained(self) -> list[Action]:
+    def drained(self) -> list[do.Action]:
         epoch, self.draining_epoch = self.draining_epoch, None
-        return self.happen(RingDrained(epoch)) if epoch is not None else []
+        return self.happen(on.RingDrained(epoch)) if epoch is not None else []
 
-    def activated(self, name: str, transferred: range | None = None) -> list[Action]:
+    def activated(self, name: str, transferred: range | None = None) -> list[do.Action]:
         order = self.activating.pop(name)
         moved = {unit for move in order.moves for unit in move.units}
         taken = frozenset(moved if transferred is None else transferred)
         note = "" if taken >= moved else "the old owner did not answer"
         current = self.streams.get(name, ("gone", 0))[0]
-        return self.happen(StageActivated(name, current, order.epoch, taken, len(taken) << 20, 0.02, note))
+        return self.happen(on.StageActivated(name, current, order.epoch, taken, len(taken) << 20, 0.02, note))
 
-    def switched(self) -> list[Action]:
+    def switched(self) -> list[do.Action]:
         actions = self.drained()
         for name in sorted(self.activating):
             if name in self.streams and name in self.activating:
                 actions += self.activated(name)
         if self.machine.phase is Phase.OPENING and self.open_epoch is not None:
-            actions += self.happen(RingOpened(self.open_epoch))
+            actions += self.happen(on.RingOpened(self.open_epoch))
         return actions
 
-    def configure(self, name: str, memory: int | None, threads: int | None) -> list[Action]:
+    def configure(self, name: str, memory: int | None, threads: int | None) -> list[do.Action]:
         capabilities = self.hellos[name].capabilities
         changed = replace(
             capabilities, memory_budget_bytes=memory or capabilities.memory_budget_bytes, num_threads=threads or capabilities.num_threads
         )
         self.hellos[name] = replace(self.hellos[name], capabilities=changed)
-        asked = self.happen(ConfigureRequested(name, memory, threads))
-        return [*asked, *self.happen(CapabilitiesChanged(name, self.streams[name][0], changed))]
+        asked = self.happen(on.ConfigureRequested(name, memory, threads))
+        return [*asked, *self.happen(on.CapabilitiesChanged(name, self.streams[name][0], changed))]
 
-    def heartbeats(self) -> list[Action]:
+    def heartbeats(self) -> list[do.Action]:
         speaking = [(name, boot) for name, (boot, _) in sorted(self.streams.items()) if name not in self.silent]
-        return [action for name, boot in speaking for action in self.happen(HeartbeatReceived(name, boot, ShardUsage(), 0))]
+        return [action for name, boot in speaking for action in self.happen(on.HeartbeatReceived(name, boot, ShardUsage(), 0))]
 
-    def tick(self, seconds: float) -> list[Action]:
-        actions: list[Action] = []
+    def tick(self, seconds: float) -> list[do.Action]:
+        actions: list[do.Action] = []
         end_s = self.now_s + seconds
         while self.now_s < end_s - 1e-9:
             self.now_s = min(end_s, self.now_s + TICK_S)
-            actions += [*self.heartbeats(), *self.happen(TimePassed(self.is_idle))]
+            actions += [*self.heartbeats(), *self.happen(on.TimePassed(self.is_idle))]
         return actions
 
 
-def words_of(action: Action) -> str:
+def words_of(action: do.Action) -> str:
     """One line of a transcript."""
     match action:
-        case AdmitShard():
+        case do.AdmitShard():
             return f"admit {action.name}"
-        case RefuseShard():
+        case do.RefuseShard():
             return f"refuse {action.name!r}: {type(action.error).__name__}"
-        case EndLease():
+        case do.EndLease():
             return f"end lease of {action.name} (boot {action.boot_id}): {action.reason}"
-        case AssignUnits():
+        case do.AssignUnits():
             following = action.next.name if action.next else "coordinator"
             units, cache = action.units, f"{action.num_kv_blocks} x {action.kv_block_tokens} tokens"
             exclusive = ", exclusive" if action.exclusive else ""
             return f"assign {action.name} epoch {action.epoch}: units {words_of_units(units)}, next {following}, cache {cache}{exclusive}"
-        case ActivateStage():
+        case do.ActivateStage():
             moves = "".join(f", cache of {words_of_units(move.units)} from {move.source.name}" for move in action.moves)
             return f"activate {action.name} epoch {action.epoch}{moves}"
-        case ReleaseShard():
+        case do.ReleaseShard():
             return f"release {action.name} epoch {action.epoch}{', it may leave' if action.leave else ''}: {action.reason}"
-        case OpenRing():
+        case do.OpenRing():
             cache = "".join(
                 f", {word} {','.join(map(str, sorted(units)))}"
                 for word, units in (("kept", action.kept), ("transferred", action.transferred))
                 if units
             )
             return f"open ring {action.epoch} at {action.first.name}{cache}"
-        case CloseRing():
+        case do.CloseRing():
             return f"close ring {action.epoch}{' when it is empty' if action.graceful else ''}: {action.reason}"
-        case AskToDrain():
+        case do.AskToDrain():
             return f"ask {action.name} to drain: {action.reason}"
-        case ConfigureLimits():
+        case do.ConfigureLimits():
             return f"configure {action.name}: memory {action.memory_budget_bytes}, threads {action.num_threads}"
-        case RecordEvent():
+        case do.RecordEvent():
             return f"# {action.record.time_s:.2f} s {action.record.kind}: {action.record.text}"
 
 
@@ -294,19 +260,19 @@ class Scenario:
             return [f"without {plain[0]}: {lack.reason if isinstance(lack, Infeasible) else 'fine'}"]
         return [words_of(action) for action in self._do(words[0], plain, options)]
 
-    def _do(self, command: str, plain: list[str], options: dict[str, str]) -> list[Action]:
+    def _do(self, command: str, plain: list[str], options: dict[str, str]) -> list[do.Action]:
         cluster = self._cluster
         epoch = Epoch(int(options.get("epoch", cluster.machine.epoch)))
         match command, plain:
             case "model", []:
-                return cluster.happen(ModelRegistered(self._model(options)))
+                return cluster.happen(on.ModelRegistered(self._model(options)))
             case "join", [name]:
                 return cluster.join(self._hello(name, options))
             case "tick", [duration]:
                 return cluster.tick(float(duration.removesuffix("s")))
             case "round_trips", [count]:
                 times_us = {name: round(1000 * float(text.removesuffix("ms"))) for name, text in options.items()}
-                beats = [HeartbeatReceived(name, cluster.streams[name][0], ShardUsage(), us) for name, us in times_us.items()]
+                beats = [on.HeartbeatReceived(name, cluster.streams[name][0], ShardUsage(), us) for name, us in times_us.items()]
                 return [action for _ in range(int(count)) for beat in beats for action in cluster.happen(beat)]
             case (("idle" | "busy"), []):
                 cluster.is_idle = command == "idle"
@@ -321,7 +287,7 @@ class Scenario:
                 return cluster.lost(name, polite=command == "leave")
             case "progress", [name, percent]:
                 progress = LoadProgress(int(percent.removesuffix("%")), 100)
-                return cluster.happen(LoadProgressed(name, cluster.streams[name][0], epoch, progress))
+                return cluster.happen(on.LoadProgressed(name, cluster.streams[name][0], epoch, progress))
             case "loaded", [*names]:
                 newest = max(assignment.epoch for assignment in cluster.assigned.values())
                 names = names or [name for name, assignment in sorted(cluster.assigned.items()) if assignment.epoch == newest]
@@ -330,7 +296,7 @@ class Scenario:
             case "failed", [name, message, *rest]:
                 assigned = Epoch(int(options.get("epoch", cluster.assigned[name].epoch)))
                 kinds = rest == ["retryable"], rest == ["exclusive"]
-                return cluster.happen(StageLoadFailed(name, cluster.streams[name][0], assigned, message, *kinds))
+                return cluster.happen(on.StageLoadFailed(name, cluster.streams[name][0], assigned, message, *kinds))
             case "drained", []:
                 return cluster.drained()
             case "activated", [*names]:
@@ -339,37 +305,37 @@ class Scenario:
             case "switched", []:
                 return cluster.switched()
             case "edge", [reporter, peer]:
-                return cluster.happen(EdgeBroken(epoch, reporter, peer, "stream reset"))
+                return cluster.happen(on.EdgeBroken(epoch, reporter, peer, "stream reset"))
             case "edge", [reporter, peer, "silent"]:
-                return cluster.happen(EdgeBroken(epoch, reporter, peer, "nothing was heard of it", silent=True))
+                return cluster.happen(on.EdgeBroken(epoch, reporter, peer, "nothing was heard of it", silent=True))
             case "opened", []:
-                return cluster.happen(RingOpened(epoch))
+                return cluster.happen(on.RingOpened(epoch))
             case "broken", [message]:
-                return cluster.happen(RingBroken(epoch, message))
+                return cluster.happen(on.RingBroken(epoch, message))
             case "steps", [duration]:
-                actions: list[Action] = []
+                actions: list[do.Action] = []
                 for _ in range(int(duration.removesuffix("s"))):
                     for shard, seconds in options.items():
-                        actions += cluster.happen(StepMeasured(cluster.machine.epoch, shard, float(seconds)))
+                        actions += cluster.happen(on.StepMeasured(cluster.machine.epoch, shard, float(seconds)))
                     actions += cluster.tick(1.0)
                 return actions
             case "step", [seconds, *shard]:
-                return cluster.happen(StepMeasured(epoch, shard[0] if shard else None, float(seconds)))
+                return cluster.happen(on.StepMeasured(epoch, shard[0] if shard else None, float(seconds)))
             case _:
                 return self._do_as_people(command, plain, options, epoch)
 
-    def _do_as_people(self, command: str, plain: list[str], options: dict[str, str], epoch: Epoch) -> list[Action]:
+    def _do_as_people(self, command: str, plain: list[str], options: dict[str, str], epoch: Epoch) -> list[do.Action]:
         cluster = self._cluster
         match command, plain:
             case "leaving", [name]:
-                return cluster.happen(ShardLeaving(name, cluster.streams[name][0], "SIGTERM"))
+                return cluster.happen(on.ShardLeaving(name, cluster.streams[name][0], "SIGTERM"))
             case "drain", [name, *rest]:
-                return cluster.happen(DrainRequested(name, rest == ["force"]))
+                return cluster.happen(on.DrainRequested(name, rest == ["force"]))
             case (("cordon" | "uncordon"), [name, *rest]):
-                return cluster.happen(CordonRequested(name, command == "cordon", rest == ["force"]))
+                return cluster.happen(on.CordonRequested(name, command == "cordon", rest == ["force"]))
             case "refused", [name, message]:
                 boot, facts = cluster.streams[name][0], cluster.hellos[name].capabilities
-                return cluster.happen(CapabilitiesChanged(name, boot, facts, message))
+                return cluster.happen(on.CapabilitiesChanged(name, boot, facts, message))
             case "configure", [name]:
                 memory, threads = options.get("memory"), options.get("threads")
                 return cluster.configure(name, size(memory) if memory else None, int(threads) if threads else None)

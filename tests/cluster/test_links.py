@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.coordinator.cluster.links import Edge, Links
-from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.cluster.books.links import Edge, Links
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.planner import Infeasible, Plan, ShardOffer, make_plan
 from tests.cluster.test_machine import MODEL
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RecordEvent, RefuseShard
+from dairllm.coordinator.cluster.books.journal import MAX_RECORDS
 from dairllm.coordinator.cluster.events import (
     CordonRequested,
     DrainRequested,
@@ -28,8 +29,7 @@ from dairllm.coordinator.cluster.events import (
     TimePassed,
 )
 from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardUsage
-from dairllm.coordinator.cluster.journal import MAX_RECORDS
-from dairllm.coordinator.cluster.state import Phase
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.planner import ModelDemand
 from dairllm.mesh.errors import InvalidRequest
 from tests.cluster.scenario import Cluster, hello

@@ -18,6 +18,7 @@ from dairllm.coordinator.cluster.actions import (
     RefuseShard,
     ReleaseShard,
 )
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.events import (
     Event,
     JoinRequested,
@@ -31,7 +32,6 @@ from dairllm.coordinator.cluster.events import (
 )
 from dairllm.coordinator.cluster.facts import Epoch, LeaseId, ShardHello
 from dairllm.coordinator.cluster.machine import ClusterMachine
-from dairllm.coordinator.cluster.state import ClusterConfig
 from dairllm.coordinator.engine.facts import Batch, RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.planner import ModelDemand

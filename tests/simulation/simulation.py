@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Callable
 
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.events import ConfigureRequested, CordonRequested, DrainRequested
 from dairllm.coordinator.cluster.facts import Epoch
-from dairllm.coordinator.cluster.state import ClusterConfig, Phase
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.engine.requests import GenerationRequest
 from dairllm.coordinator.planner import ModelDemand
 from tests.simulation.coordinator import SimulatedCoordinator

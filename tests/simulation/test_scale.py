@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from dairllm.coordinator.cluster.actions import Action, ActivateStage, AssignUnits, OpenRing
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.events import (
     Event,
     HeartbeatReceived,
@@ -19,7 +20,7 @@ from dairllm.coordinator.cluster.events import (
 )
 from dairllm.coordinator.cluster.facts import LeaseId, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster.machine import ClusterMachine
-from dairllm.coordinator.cluster.state import ClusterConfig, Phase
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.planner import ModelDemand
 
 GIB = 1 << 30

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dairllm.coordinator.cluster.cache_places import CachePlaces, Intact
+from dairllm.coordinator.cluster.books.cache_places import CachePlaces, Intact
 from dairllm.coordinator.engine import sequences
 from dairllm.coordinator.engine.blocks import BlockAllocator
 from dairllm.coordinator.engine.recovery import Placement, Records, Replay, records_of

@@ -3,14 +3,16 @@
 import math
 
 from dairllm.coordinator.cluster.actions import EventKind
-from dairllm.coordinator.cluster.books import Books, Part
-from dairllm.coordinator.cluster.events import EdgeBroken, StageLoadFailed
-from dairllm.coordinator.cluster.links import Edge
-from dairllm.coordinator.cluster.member import Member
-from dairllm.coordinator.cluster.planning import Planning
-from dairllm.coordinator.cluster.preparation import Preparation
-from dairllm.coordinator.cluster.state import Candidate, Phase
-from dairllm.coordinator.cluster.switch import Switch
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.deployments import Candidate
+from dairllm.coordinator.cluster.books.links import Edge
+from dairllm.coordinator.cluster.books.member import Member
+from dairllm.coordinator.cluster.events import EdgeBroken, RingBroken, StageLoadFailed
+from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.planning import Planning
+from dairllm.coordinator.cluster.parts.preparation import Preparation
+from dairllm.coordinator.cluster.parts.switch import Switch
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.mesh.peers import COORDINATOR_NAME
 
 
@@ -23,14 +25,18 @@ class Failures(Part):
 
     # -- a stage fails
 
+    def on_stage_failed(self, event: StageLoadFailed) -> None:
+        """One that is active, or was to be."""
+        reason = f"the stage of shard {event.name} failed: {event.message}"
+        self._journal.record(EventKind.LOAD_FAILED, event.name, reason)
+        self._blame(event.name)
+        self._close_and_retry(reason)
+
     def on_load_failed(self, event: StageLoadFailed) -> None:
-        member = self._members[event.name]
-        candidate = self._state.candidate
-        if candidate is None or candidate.epoch != event.epoch:
-            self._journal.record(EventKind.LOAD_FAILED, member.name, f"the stage of shard {member.name} failed: {event.message}")
-            self._blame(member.name)
-            self._pause(f"the stage of shard {member.name} failed: {event.message}")
-        elif event.needs_exclusive and not candidate.assigned[event.name]:
+        """One of the candidate."""
+        member, candidate = self._members[event.name], self._state.candidate
+        assert candidate is not None
+        if event.needs_exclusive and not candidate.assigned[event.name]:
             words = f"shard {member.name} has to free layers before it can load others: {event.message}"
             self._journal.record(EventKind.LOAD_FAILED, member.name, words)
             self._preparation.assign_exclusively(candidate, member)
@@ -44,14 +50,14 @@ class Failures(Part):
         is_beside = self._state.phase is not Phase.LOADING
         self._blame(member.name, is_beside)
         member.take_note(member.note or message)
-        candidate.ready.discard(member.name)
+        candidate.note_failed(member.name)
         if member.failures < self._config.set_aside_after:
-            candidate.retry_at_s[member.name] = self._now_s + self._config.pause_s(member.failures)
+            candidate.retry(member.name, self._now_s + self._config.pause_s(member.failures))
         elif is_beside:
             self._limit_to_present(member, self._now_s + self._config.set_aside_s)
             self._give_up_candidate(f"shard {member.name} could not load its part: {message}")
         else:
-            self._pause(f"shard {member.name} could not load its part: {message}")
+            self._close_and_retry(f"shard {member.name} could not load its part: {message}")
 
     def _on_hopeless(self, member: Member, message: str) -> None:
         """It cannot load this part; if it has another one already, it may keep that."""
@@ -71,10 +77,8 @@ class Failures(Part):
         return True
 
     def _give_up_candidate(self, reason: str) -> None:
-        state = self._state
-        if state.phase is Phase.PREPARING:
-            state.failures_beside += 1
-            state.beside_not_before_s = self._now_s + self._config.pause_beside_s(state.failures_beside)
+        if self._state.phase is Phase.PREPARING:
+            self._retries_beside.fail(self._now_s)
             self._preparation.stop(reason)
             self._planning.schedule(self._now_s)
         else:
@@ -89,7 +93,10 @@ class Failures(Part):
         self._blame_link(Edge(event.reporter, event.peer), silent=event.silent and event.peer != COORDINATOR_NAME)
         self._give_up_ring(f"the connection from {event.reporter} to {event.peer} broke: {event.message}")
 
-    def on_ring_broken(self, message: str) -> None:
+    def on_ring_broken(self, event: RingBroken) -> None:
+        self._break_ring(event.message)
+
+    def _break_ring(self, message: str) -> None:
         state = self._state
         assert state.active is not None
         if state.phase is Phase.OPENING:
@@ -102,7 +109,7 @@ class Failures(Part):
         if self._state.phase is Phase.DRAINING:
             self._preparation.cut_draining_short(reason)
         else:
-            self._pause(reason)
+            self._close_and_retry(reason)
 
     # -- nothing moves
 
@@ -110,13 +117,13 @@ class Failures(Part):
         state, config = self._state, self._config
         since_s = self._now_s - state.phase_from_s
         if state.phase is Phase.OPENING and since_s > config.open_timeout_s:
-            self.on_ring_broken(f"it did not open within {config.open_timeout_s:g} s")
+            self._break_ring(f"it did not open within {config.open_timeout_s:g} s")
         elif state.phase is Phase.DRAINING and since_s > config.drain_timeout_s:
             self._preparation.cut_draining_short(f"it did not empty within {config.drain_timeout_s:g} s")
         elif state.phase is Phase.ACTIVATING and since_s > config.activate_timeout_s:
             for name in sorted(state.unactivated):
                 self._blame(name)
-            self._pause(f"{' and '.join(sorted(state.unactivated))} did not switch within {config.activate_timeout_s:g} s")
+            self._close_and_retry(f"{' and '.join(sorted(state.unactivated))} did not switch within {config.activate_timeout_s:g} s")
         self._notice_stalled_loads()
 
     def _notice_stalled_loads(self) -> None:
@@ -126,27 +133,25 @@ class Failures(Part):
                 self._on_retryable(candidate, self._members[name], f"no progress for {self._config.load_stall_s:g} s")
 
     def _has_stalled(self, candidate: Candidate, name: str) -> bool:
-        is_loading = name not in candidate.ready and name not in candidate.retry_at_s
-        return is_loading and self._now_s - self._members[name].load_moved_s > self._config.load_stall_s
+        return candidate.is_loading(name) and self._now_s - self._members[name].load_moved_s > self._config.load_stall_s
 
     # -- what follows
 
     def interrupt(self, reason: str) -> None:
         """No ring, no candidate; the caller schedules a plan."""
         self._switch.close_ring(reason)
-        if self._state.is_switch:
-            self._state.is_switch, self._state.closed_why = False, reason
+        if self._pause.is_switch:
+            self._pause.fail(reason)
         self._state.enter(Phase.RETRYING, reason, self._now_s)
         self._preparation.drop(reason)
 
-    def _pause(self, reason: str) -> None:
+    def _close_and_retry(self, reason: str) -> None:
         """Close the ring; after the grace plan anew, with whoever is left."""
-        state = self._state
         self.interrupt(reason)
-        state.failures += 1
-        pause_s = self._config.pause_s(state.failures)
+        self._retries.fail(self._now_s)
+        pause_s = self._retries.pause_s
         self._journal.record(EventKind.RETRY, "", f"{reason}; planning again in {pause_s:g} s", pause_s)
-        self._planning.schedule(self._now_s + pause_s, urgent=True)
+        self._planning.schedule(self._retries.not_before_s, urgent=True)
 
     def _blame(self, name: str, is_beside: bool = False) -> None:
         """is_beside: it still does well what it does now."""
@@ -183,7 +188,7 @@ class Failures(Part):
         """Failures are in a row until it has served for a while."""
         state = self._state
         if state.phase is Phase.SERVING and self._now_s - state.phase_from_s >= self._config.longest_pause_s:
-            state.failures = 0
+            self._retries.succeed()
             if state.active:
                 self._links.hold(state.active.plan)
             for member in self._members:

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 
 from dairllm.coordinator.cluster.actions import EventKind
-from dairllm.coordinator.cluster.books import Books, Part
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.deployments import Deployment
+from dairllm.coordinator.cluster.books.member import Member
+from dairllm.coordinator.cluster.books.members import JoinOutcome
 from dairllm.coordinator.cluster.events import JoinRequested, LeaseBroken, ShardLeft
 from dairllm.coordinator.cluster.facts import Holder
-from dairllm.coordinator.cluster.failures import Failures
-from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.member import Member
-from dairllm.coordinator.cluster.planning import Planning
-from dairllm.coordinator.cluster.preparation import Preparation
-from dairllm.coordinator.cluster.roster import Joining
-from dairllm.coordinator.cluster.state import Cordon, Deployment, Phase
-from dairllm.coordinator.cluster.switch import Switch
+from dairllm.coordinator.cluster.parts.failures import Failures
+from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
+from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.planning import Planning
+from dairllm.coordinator.cluster.parts.preparation import Preparation
+from dairllm.coordinator.cluster.parts.switch import Switch
+from dairllm.coordinator.cluster.phases import Phase
 
 
 class JoinsAndLosses(Part):
@@ -34,17 +36,16 @@ class JoinsAndLosses(Part):
         before = self._members.get(hello.name)
         capabilities = before.hello.capabilities if before else None
         outcome = self._members.join(event.lease, hello)
-        if outcome is Joining.REFUSED:
+        if outcome is JoinOutcome.REFUSED:
             return
         member = self._members[hello.name]
-        member.cordon = self._state.cordons.get(hello.name, Cordon.NONE)
         if self._state.model and hello.held.model_digest == self._state.model.digest:
             member.held = member.held | hello.held.units
-        if outcome is Joining.RECONNECTED:
+        if outcome is JoinOutcome.RECONNECTED:
             self._repeat_orders(member)
             if capabilities != hello.capabilities:
                 self._planning.schedule(self._now_s)
-        elif outcome is Joining.RESTARTED and before is not None and self._state.cares_for(hello.name):
+        elif outcome is JoinOutcome.RESTARTED and before is not None and self._state.cares_for(hello.name):
             self._go_on_without({hello.name: before.holder}, "has restarted")
         elif self._makes_whole_again(member):
             self._planning.schedule(self._now_s, urgent=True)

@@ -1,4 +1,4 @@
-"""Which shard has the KV cache of each layer: of all that was computed up to the end of the last ring that opened.
+"""Which shard has the KV cache of each layer, and up to which block: of all that was computed up to the end of the last ring that opened.
 
 A switch moves the cache of layers that change hands, and may be interrupted at any point. A shard that has been told to activate a
 stage without a layer still has that layer's cache for a while, so that others can fetch it, but it no longer counts on it itself.
@@ -9,6 +9,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from dairllm.coordinator.cluster.facts import Holder
+
+NO_LIMIT = 1 << 62
 
 
 class Fetch(NamedTuple):
@@ -28,15 +30,27 @@ class CachePlaces:
         self._owners: Mapping[int, Holder] = {}
         self._holders: dict[int, Holder] = {}
         self._given_up: set[int] = set()
+        self._intact_blocks = NO_LIMIT
+
+    @property
+    def intact_blocks(self) -> int:
+        """Blocks from this one on are empty on some shard."""
+        return self._intact_blocks
+
+    def limit_blocks(self, num_blocks: int) -> None:
+        """A shard gives back the blocks beyond."""
+        self._intact_blocks = min(self._intact_blocks, num_blocks)
 
     def clear(self) -> None:
         """Another model is served: what was computed is of no use."""
+        self._intact_blocks = NO_LIMIT
         self._owners = {}
         self._holders.clear()
         self._given_up.clear()
 
-    def serve(self, owners: Mapping[int, Holder]) -> None:
+    def serve(self, owners: Mapping[int, Holder], num_blocks: int) -> None:
         """A ring of these owners opened: from now on the cache is made where it belongs."""
+        self._intact_blocks = num_blocks
         self._owners = owners
         self._holders = dict(owners)
         self._given_up.clear()

@@ -4,29 +4,30 @@ from collections.abc import Iterator
 from enum import Enum
 
 from dairllm.coordinator.cluster.actions import AdmitShard, EndLease, EventKind, RefuseShard
-from dairllm.coordinator.cluster.admission import refusal_of
+from dairllm.coordinator.cluster.books.admission import refusal_of
+from dairllm.coordinator.cluster.books.journal import Journal
+from dairllm.coordinator.cluster.books.member import Cordon, Member
+from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
+from dairllm.coordinator.cluster.config import ClusterConfig
+from dairllm.coordinator.cluster.descriptions import describe_join
 from dairllm.coordinator.cluster.events import HeartbeatReceived
 from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId, ShardHello
-from dairllm.coordinator.cluster.journal import Journal
-from dairllm.coordinator.cluster.member import Member
-from dairllm.coordinator.cluster.speeds import SpeedEstimate
-from dairllm.coordinator.cluster.state import ClusterConfig
-from dairllm.coordinator.cluster.words import describe_join
 from dairllm.mesh.errors import DairllmError, NameTaken
 
 
-class Joining(Enum):
+class JoinOutcome(Enum):
     REFUSED = "refused"
     NEW = "new"
     RESTARTED = "restarted"
     RECONNECTED = "reconnected"
 
 
-class Roster:
+class Members:
     def __init__(self, config: ClusterConfig, journal: Journal) -> None:
         self._config = config
         self._journal = journal
         self._members: dict[str, Member] = {}
+        self._cordons: dict[str, Cordon] = {}
         self.last_epoch = Epoch(0)
 
     def __contains__(self, name: str) -> bool:
@@ -56,24 +57,24 @@ class Roster:
 
     # -- joins
 
-    def join(self, lease: LeaseId, hello: ShardHello) -> Joining:
-        error = refusal_of(hello, self._config.expectation)
+    def join(self, lease: LeaseId, hello: ShardHello) -> JoinOutcome:
+        error = refusal_of(hello, self._config)
         present = None if error else self._members.get(hello.name)
         if present and present.boot_id != hello.boot_id:
             error = self._name_taken(present)
         if error:
             self._journal.do(RefuseShard(hello.name, hello.boot_id, lease, error))
             self._journal.record(EventKind.REFUSED, "", f"a shard was refused: {error}")
-            return Joining.REFUSED
+            return JoinOutcome.REFUSED
         self.last_epoch = max(self.last_epoch, hello.last_epoch)
         if present and present.boot_id == hello.boot_id:
             self._reconnect(present, lease, hello)
-            return Joining.RECONNECTED
+            return JoinOutcome.RECONNECTED
         if present:
             self.end_lease(present, "the shard has joined again after a restart")
             self._journal.record(EventKind.LOST, present.name, f"shard {present.name} has restarted")
         self._admit(lease, hello)
-        return Joining.RESTARTED if present else Joining.NEW
+        return JoinOutcome.RESTARTED if present else JoinOutcome.NEW
 
     def _name_taken(self, present: Member) -> DairllmError | None:
         silent_s = self._journal.now_s - present.last_seen_s
@@ -89,7 +90,7 @@ class Roster:
     def _admit(self, lease: LeaseId, hello: ShardHello) -> None:
         now_s = self._journal.now_s
         speed = SpeedEstimate(hello.capabilities.decode_s_per_byte)
-        self._members[hello.name] = Member(hello, lease, now_s, speed)
+        self._members[hello.name] = Member(hello, lease, now_s, speed, cordon=self._cordons.get(hello.name, Cordon.NONE))
         self._journal.do(AdmitShard(hello.name, hello.boot_id, lease))
         self._journal.record(EventKind.JOINED, hello.name, describe_join(hello))
 
@@ -101,6 +102,21 @@ class Roster:
         member.last_seen_s = self._journal.now_s
         self._journal.do(AdmitShard(member.name, member.boot_id, lease))
         self._journal.record(EventKind.RECONNECTED, member.name, f"shard {member.name} is back on a new connection")
+
+    # -- cordons
+
+    def is_known(self, name: str) -> bool:
+        """Whether it is a member, or one that is away of which something is wanted."""
+        return name in self._members or name in self._cordons
+
+    def cordon(self, name: str, cordon: Cordon) -> None:
+        """What is wanted of shards that are away is remembered."""
+        if cordon is Cordon.NONE:
+            self._cordons.pop(name, None)
+        else:
+            self._cordons[name] = cordon
+        if name in self._members:
+            self._members[name].cordon = cordon
 
     # -- leases
 

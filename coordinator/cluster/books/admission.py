@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.facts import ShardCapabilities, ShardHello
 from dairllm.mesh.errors import DairllmError, InvalidRequest, WrongCluster, WrongProtocol
 
@@ -15,14 +15,7 @@ MAX_S_PER_BYTE = 1e-3
 """A kilobyte per second."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expectation:
-    cluster_hash: str
-    protocol_major: int
-    protocol_minor: int
-
-
-def refusal_of(hello: ShardHello, expected: Expectation) -> DairllmError | None:
+def refusal_of(hello: ShardHello, expected: ClusterConfig) -> DairllmError | None:
     """Why the shard may not join, whoever else is in the cluster; None if it may."""
     if hello.cluster_hash != expected.cluster_hash:
         return WrongCluster(

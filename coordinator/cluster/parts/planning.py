@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 from dairllm.coordinator.cluster.actions import EventKind
-from dairllm.coordinator.cluster.books import Books, Part
-from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.plan_search import PlanSearch
-from dairllm.coordinator.cluster.preparation import Preparation
-from dairllm.coordinator.cluster.state import ANSWERING, NO_LIMIT, Phase
-from dairllm.coordinator.cluster.switch import Switch
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.events import ModelRegistered
+from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
+from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
+from dairllm.coordinator.cluster.parts.preparation import Preparation
+from dairllm.coordinator.cluster.parts.switch import Switch
+from dairllm.coordinator.cluster.phases import ANSWERING, Phase
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 
 
@@ -24,11 +26,10 @@ class Planning(Part):
 
     def schedule(self, at_s: float, urgent: bool = False) -> None:
         """urgent: no ring is open, and one is needed with a new epoch, whatever the planner says. Nothing else cuts a pause short."""
-        state = self._state
         if urgent:
-            state.plan_due_s, state.is_plan_urgent = at_s, True
-        elif not state.is_plan_urgent:
-            state.plan_due_s = at_s if state.plan_due_s is None else min(at_s, state.plan_due_s)
+            self._timer.demand(at_s)
+        else:
+            self._timer.schedule(at_s)
 
     def settle(self) -> None:
         """A shard is new: wait a little for shards that start together; for those with parts of the model, a little more."""
@@ -37,41 +38,30 @@ class Planning(Part):
             state.enter(Phase.WAITING, "shards are joining", self._now_s)
         settled_s = self._now_s + self._config.settle_s
         if state.phase is Phase.WAITING and state.active is None and state.model and any(m.held for m in self._members):
-            state.held_from_s = self._now_s if state.held_from_s is None else state.held_from_s
             is_covered = len(frozenset[int]().union(*(m.held for m in self._members))) == state.model.num_units
-            latest_s = state.held_from_s + self._config.held_settle_s
-            state.plan_due_s = settled_s if is_covered else max(settled_s, latest_s)
+            self._timer.settle_held(settled_s, self._now_s, self._config.held_settle_s, is_covered)
         else:
             self.schedule(settled_s)
 
     def plan_if_due(self) -> None:
-        state = self._state
-        due = state.plan_due_s is not None and self._now_s >= state.plan_due_s
-        if due and (state.is_plan_urgent or state.phase in {Phase.WAITING, *ANSWERING}):
+        phase = self._state.phase
+        if self._timer.is_due(self._now_s) and (self._timer.is_urgent or phase in {Phase.WAITING, *ANSWERING}):
             self._replan()
-        elif state.may_be_better and state.phase is Phase.SERVING:
-            self._look_for_better()
-
-    def _look_for_better(self) -> None:
-        """Nobody has joined, left or asked for anything: plans made for that follow each other slowly."""
-        state = self._state
-        if self._now_s < max(state.better_not_before_s, state.served_from_s + self._config.better_after_s):
-            return
-        self._replan()
-        if state.candidate is not None:
-            state.better_not_before_s = self._now_s + self._config.better_interval_s
+        elif phase is Phase.SERVING and self._better.is_due(self._now_s, self._config.better_after_s):
+            self._replan()
+            if self._state.candidate is not None:
+                self._better.rest(self._now_s + self._config.better_interval_s)
 
     # -- what for
 
-    def on_model(self, model: ModelDemand) -> None:
-        state = self._state
+    def on_model(self, event: ModelRegistered) -> None:
+        model = event.model
         limit = self._config.context_length or model.context_length
         reason = f"the model {model.name} is served from now on"
         self._switch.close_ring(reason)
         self._preparation.drop(reason)
-        state.model = replace(model, context_length=min(limit, model.context_length))
-        state.active, state.before, state.held_from_s, state.least_kv_blocks = None, None, None, NO_LIMIT
-        state.plan_due_s, state.is_plan_urgent = None, False
+        self._state.serve_model(replace(model, context_length=min(limit, model.context_length)))
+        self._timer.begin_anew()
         self._cache.clear()
         for member in self._members:
             member.held = member.hello.held.units if member.hello.held.model_digest == model.digest else frozenset()
@@ -83,7 +73,8 @@ class Planning(Part):
 
     def _replan(self) -> None:
         state = self._state
-        state.plan_due_s, state.is_plan_urgent, state.may_be_better = None, False, False
+        self._timer.stop()
+        self._better.note_looked_for()
         if state.model is None:
             return
         if state.phase in ANSWERING:
@@ -111,8 +102,8 @@ class Planning(Part):
         elif outcome.same_work_as(state.active.plan):
             self._preparation.stop("the plan that serves is good enough")
             self._idle.leave_out(outcome)
-        elif self._now_s < state.beside_not_before_s:
-            self.schedule(state.beside_not_before_s)
+        elif self._now_s < self._retries_beside.not_before_s:
+            self.schedule(self._retries_beside.not_before_s)
         elif not self._is_candidate_still_good(model):
             self._preparation.drop("another plan is better")
             self._preparation.start(outcome, Phase.PREPARING, "")

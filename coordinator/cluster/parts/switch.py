@@ -1,12 +1,14 @@
 """From one ring to the next: a ring closes, the shards switch to the stages of the new plan, its ring opens and serves."""
 
 from dairllm.coordinator.cluster.actions import ActivateStage, CloseRing, EventKind, Move, OpenRing
-from dairllm.coordinator.cluster.books import Books, Part
-from dairllm.coordinator.cluster.events import StageActivated
-from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.member import Member
-from dairllm.coordinator.cluster.state import RING_IN_USE, Candidate, Deployment, Phase
-from dairllm.coordinator.cluster.words import describe_moves
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.deployments import Candidate, Deployment
+from dairllm.coordinator.cluster.books.member import Member
+from dairllm.coordinator.cluster.descriptions import describe_moves
+from dairllm.coordinator.cluster.events import RingOpened, StageActivated
+from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
+from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.phases import RING_IN_USE, Phase
 
 
 class Switch(Part):
@@ -23,22 +25,20 @@ class Switch(Part):
             return
         assert state.active is not None
         self._journal.do(CloseRing(state.active.epoch, reason, graceful))
-        if state.closed_at_s is None and state.phase is not Phase.OPENING:
-            state.closed_at_s = self._now_s
-        state.closed_why, state.is_switch = reason, graceful
+        if state.phase is Phase.OPENING:
+            self._pause.fail(reason)
+        else:
+            self._pause.begin(reason, self._now_s, is_switch=graceful)
         if graceful:
             self._journal.record(EventKind.SWITCHING, "", f"the ring of plan {state.active.epoch} empties: {reason}")
 
     # -- the shards switch
 
     def activate(self, candidate: Candidate) -> None:
-        state = self._state
-        state.candidate, state.active = None, candidate.deployment
-        state.least_kv_blocks = min(state.least_kv_blocks, candidate.plan.num_kv_blocks)
-        state.enter(Phase.ACTIVATING, f"the shards switch to plan {candidate.epoch}", self._now_s)
+        self._state.activate_candidate(self._now_s)
+        self._cache.limit_blocks(candidate.plan.num_kv_blocks)
         members = [self._members[stage.shard] for stage in candidate.plan.stages]
         moves = [self._moves_to(member) for member in members]
-        state.unactivated = {member.name for member in members}
         for member, fetched in zip(members, moves, strict=True):
             units = candidate.plan.placement[member.name]
             self._cache.narrow(member.holder, units)
@@ -65,7 +65,7 @@ class Switch(Part):
         assert state.active is not None
         if event.name not in state.unactivated:
             return
-        state.unactivated.discard(event.name)
+        state.note_activated(event.name)
         member = self._members[event.name]
         moved = {unit for move in self._moves_to(member) for unit in move.units}
         self._cache.transfer(member.holder, moved & event.transferred_units)
@@ -83,33 +83,32 @@ class Switch(Part):
         state.enter(Phase.OPENING, "the ring is being opened", self._now_s)
         intact = self._cache.intact(active.owners)
         first = self._members[active.plan.stages[0].shard].peer
-        self._journal.do(OpenRing(active.epoch, active.plan, first, active.holders, intact.kept, intact.transferred, state.least_kv_blocks))
+        layers, blocks = (intact.kept, intact.transferred), self._cache.intact_blocks
+        self._journal.do(OpenRing(active.epoch, active.plan, first, active.holders, *layers, blocks))
         self._idle.leave_out(active.plan)
         self._idle.release_others(active.plan)
 
-    def on_opened(self) -> None:
+    def on_opened(self, _: RingOpened) -> None:
         state = self._state
         assert state.active is not None
         state.enter(Phase.SERVING, "", self._now_s)
-        self._cache.serve(state.active.owners)
-        if state.is_switch:
-            state.failures_beside = 0
+        self._cache.serve(state.active.owners, state.active.plan.num_kv_blocks)
+        if self._pause.is_switch:
+            self._retries_beside.succeed()
         self._record_serving(state.active)
-        state.before, state.least_kv_blocks = state.active, state.active.plan.num_kv_blocks
-        # What was urgent may have a better successor.
-        state.may_be_better, state.served_from_s = True, self._now_s
+        self._pause.end()
+        self._better.note_serving(self._now_s)
+        state.note_opened()
 
     def _record_serving(self, active: Deployment) -> None:
         """What it is depends on why the ring was closed."""
-        state = self._state
-        pause_s = 0.0 if state.closed_at_s is None else self._now_s - state.closed_at_s
-        moves = describe_moves(state.before.plan.placement, active.plan.placement) if state.before else ""
+        before, pause_s = self._state.before, self._pause.since_s(self._now_s)
+        moves = describe_moves(before.plan.placement, active.plan.placement) if before else ""
         details = f", {moves}" if moves else ""
-        if state.closed_at_s is None:
+        if pause_s is None:
             self._journal.record(EventKind.SERVING, "", f"serving with plan {active.epoch}")
-        elif state.is_switch:
+        elif self._pause.is_switch:
             self._journal.record(EventKind.SWITCHED, "", f"plan {active.epoch} serves{details}, pause {pause_s:.2f} s", pause_s)
         else:
-            words = f"plan {active.epoch} serves{details}, {pause_s:.2f} s after {state.closed_why}"
+            words = f"plan {active.epoch} serves{details}, {pause_s:.2f} s after {self._pause.why}"
             self._journal.record(EventKind.RECOVERED, "", words, pause_s)
-        state.closed_at_s, state.closed_why, state.is_switch = None, "", False

@@ -4,11 +4,20 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.facts import Holder, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
-from dairllm.coordinator.cluster.speeds import SpeedEstimate
-from dairllm.coordinator.cluster.state import ClusterConfig, Cordon
 from dairllm.coordinator.planner import ShardOffer
 from dairllm.mesh.peers import Peer
+
+
+class Cordon(Enum):
+    """Whether people want a shard not to be used."""
+
+    NONE = "none"
+    UNLESS_NEEDED = "unless needed"
+    FORCED = "forced"
+
 
 CORDON_NOTES = {
     Cordon.NONE: "",

@@ -1,9 +1,9 @@
 """Shards without a part in the plan: they are told why, free what they hold, and go if they want to."""
 
 from dairllm.coordinator.cluster.actions import EventKind, ReleaseShard
-from dairllm.coordinator.cluster.books import Part
+from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.facts import Epoch
-from dairllm.coordinator.cluster.member import Member
+from dairllm.coordinator.cluster.parts.part import Part
 from dairllm.coordinator.planner import Plan
 
 

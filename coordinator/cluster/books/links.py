@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, islice, pairwise
 from typing import NamedTuple, Protocol
 
-from dairllm.coordinator.cluster.state import ClusterConfig
+from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.planner import Infeasible, LeftOut, Plan
 from dairllm.mesh.peers import COORDINATOR_NAME
 

@@ -1,13 +1,14 @@
 """What shards and people want: to leave, not to be used, other limits."""
 
 from dairllm.coordinator.cluster.actions import AskToDrain, ConfigureLimits, EventKind
-from dairllm.coordinator.cluster.books import Books, Part
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.member import Cordon, Member
 from dairllm.coordinator.cluster.events import CapabilitiesChanged, ConfigureRequested, CordonRequested, DrainRequested, ShardLeaving
-from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.member import Member
-from dairllm.coordinator.cluster.plan_search import PlanSearch
-from dairllm.coordinator.cluster.planning import Planning
-from dairllm.coordinator.cluster.state import Cordon, Phase
+from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
+from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
+from dairllm.coordinator.cluster.parts.planning import Planning
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.planner import format_bytes
 from dairllm.mesh.words import counted
 
@@ -46,7 +47,7 @@ class Wishes(Part):
         """
         state = self._state
         is_loading = state.phase is Phase.LOADING
-        if state.plan is None or not (is_loading or (state.phase is Phase.SERVING and state.plan_due_s is None)):
+        if state.plan is None or not (is_loading or (state.phase is Phase.SERVING and self._timer.due_s is None)):
             return
         needed = [m for m in self._members if m.is_leaving and not m.is_leave_forced and m.name in state.plan.placement]
         for member in needed:
@@ -56,18 +57,12 @@ class Wishes(Part):
     # -- not to be used
 
     def on_cordon(self, event: CordonRequested) -> None:
-        """What is wanted of shards that are away is remembered."""
-        cordons = self._state.cordons
-        if event.cordoned:
-            cordons[event.name] = Cordon.FORCED if event.force else Cordon.UNLESS_NEEDED
-        else:
-            cordons.pop(event.name, None)
+        cordon = Cordon.NONE if not event.cordoned else Cordon.FORCED if event.force else Cordon.UNLESS_NEEDED
         member = self._members.get(event.name)
-        if member is not None:
-            self._cordon(member, cordons.get(event.name, Cordon.NONE))
-
-    def _cordon(self, member: Member, cordon: Cordon) -> None:
-        was_cordoned, member.cordon = member.is_cordoned, cordon
+        was_cordoned = member is not None and member.is_cordoned
+        self._members.cordon(event.name, cordon)
+        if member is None:
+            return
         if member.is_cordoned != was_cordoned:
             words = f"shard {member.name} is {'cordoned' if member.is_cordoned else 'admitted to plans again'}"
             self._journal.record(EventKind.CORDONED, member.name, words)

@@ -4,11 +4,12 @@ import math
 from collections.abc import Collection, Iterator
 from functools import partial
 
-from dairllm.coordinator.cluster.books import Part
-from dairllm.coordinator.cluster.member import Member
-from dairllm.coordinator.cluster.placement import placement_of_held
-from dairllm.coordinator.cluster.speeds import calibration_of
-from dairllm.coordinator.cluster.state import Deployment, Phase
+from dairllm.coordinator.cluster.books.deployments import Deployment
+from dairllm.coordinator.cluster.books.member import Member
+from dairllm.coordinator.cluster.books.speeds import calibration_of
+from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.placement import placement_of_held
+from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan, make_plan
 
 

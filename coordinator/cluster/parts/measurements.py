@@ -1,19 +1,16 @@
 """Measured steps: what people see, and what the next plan counts with."""
 
 from dairllm.coordinator.cluster.actions import EventKind
-from dairllm.coordinator.cluster.books import Part
-from dairllm.coordinator.cluster.events import StepMeasured
-from dairllm.coordinator.cluster.member import Member
-
-MEASURED_WEIGHT = 0.1
-"""Weight of the newest step in the moving average that people see."""
+from dairllm.coordinator.cluster.books.member import Member
+from dairllm.coordinator.cluster.descriptions import describe_recovery
+from dairllm.coordinator.cluster.events import AnswersRecovered, StepMeasured
+from dairllm.coordinator.cluster.parts.part import Part
 
 
 class Measurements(Part):
     def on_step(self, event: StepMeasured) -> None:
         state, shard, step_s = self._state, event.shard, event.step_s
-        before_s = state.steps_s.get(shard, step_s)
-        state.steps_s[shard] = before_s + MEASURED_WEIGHT * (step_s - before_s)
+        self._steps.measure(event.epoch, shard, step_s)
         assert state.active is not None
         assert state.model is not None
         member = self._members.get(shard) if shard in state.active.plan.placement and shard is not None else None
@@ -28,9 +25,12 @@ class Measurements(Part):
         after_s = member.speed.adopted_s or member.speed.expected_s
         words = f"shard {member.name} computes at {1e-9 / after_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s were expected"
         self._journal.record(EventKind.SPEED_CHANGED, member.name, words)
-        self._state.may_be_better = True
+        self._better.expect()
+
+    def on_recovered(self, event: AnswersRecovered) -> None:
+        self._journal.record(EventKind.RECOVERED, "", describe_recovery(event), event.duration_s)
 
     def forget_old_speeds(self) -> None:
         for member in self._members:
             if not self._state.cares_for(member.name) and member.speed.expire(self._now_s):
-                self._state.may_be_better = True
+                self._better.expect()

@@ -1,15 +1,17 @@
 """A candidate is prepared: its shards are told what to load, and when all are ready the ring empties and they switch."""
 
 from dairllm.coordinator.cluster.actions import AssignUnits, CloseRing, EventKind
-from dairllm.coordinator.cluster.books import Books, Part
-from dairllm.coordinator.cluster.events import LoadProgressed, StageLoaded
-from dairllm.coordinator.cluster.facts import Epoch, LoadProgress
-from dairllm.coordinator.cluster.idle_shards import IdleShards
-from dairllm.coordinator.cluster.member import Member
-from dairllm.coordinator.cluster.placement import needs_exclusive
-from dairllm.coordinator.cluster.state import ANSWERING, Candidate, Deployment, Phase
-from dairllm.coordinator.cluster.switch import Switch
-from dairllm.coordinator.cluster.words import describe_plan, describe_units
+from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.deployments import Candidate
+from dairllm.coordinator.cluster.books.member import Member
+from dairllm.coordinator.cluster.descriptions import describe_plan, describe_units
+from dairllm.coordinator.cluster.events import LoadProgressed, RingDrained, StageLoaded
+from dairllm.coordinator.cluster.facts import LoadProgress
+from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
+from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.placement import needs_exclusive
+from dairllm.coordinator.cluster.parts.switch import Switch
+from dairllm.coordinator.cluster.phases import ANSWERING, Phase
 from dairllm.coordinator.planner import ModelDemand, Plan, Stage, format_bytes
 
 
@@ -25,13 +27,12 @@ class Preparation(Part):
         """phase: LOADING, or PREPARING while answers come; then those who must free units first are told later."""
         state, model = self._state, self._state.model
         assert model is not None
-        state.newest_epoch = Epoch(max(state.newest_epoch, self._members.last_epoch) + 1)
-        deployment = Deployment(state.newest_epoch, plan, tuple(self._members[stage.shard].holder for stage in plan.stages))
+        holders = tuple(self._members[stage.shard].holder for stage in plan.stages)
         exclusive = {stage.shard for stage in plan.stages if self._must_free_first(model, stage, plan.num_kv_blocks)}
-        state.candidate = Candidate(deployment, self._now_s, exclusive)
+        state.propose(plan, holders, exclusive, self._members.last_epoch, self._now_s)
         state.enter(phase, reason, self._now_s)
         kind, begin = (EventKind.PLAN, "") if phase is Phase.LOADING else (EventKind.PREPARING, "preparing ")
-        self._journal.record(kind, "", begin + describe_plan(deployment.epoch, plan, model.num_layers))
+        self._journal.record(kind, "", begin + describe_plan(state.newest_epoch, plan, model.num_layers))
         for stage in plan.stages:
             member = self._members[stage.shard]
             member.load, member.load_moved_s = LoadProgress(), self._now_s
@@ -60,7 +61,7 @@ class Preparation(Part):
         state, candidate = self._state, self._state.candidate
         if candidate is None:
             return
-        state.candidate = None
+        state.drop_candidate()
         spent_s = self._now_s - candidate.from_s
         self._journal.record(EventKind.CANDIDATE_DROPPED, "", f"plan {candidate.epoch} is given up: {reason}", spent_s)
         for name in candidate.assigned:
@@ -78,14 +79,13 @@ class Preparation(Part):
         position = shards.index(member.name)
         units = candidate.plan.stages[position].units
         following = self._members[shards[position + 1]].peer if position + 1 < len(shards) else None
-        exclusive = member.name in candidate.exclusive
+        candidate.tell(member.name)
+        exclusive = candidate.assigned[member.name]
         assert not (exclusive and state.phase in ANSWERING), "nothing is freed that is in use"
-        candidate.assigned[member.name] = exclusive
-        candidate.retry_at_s.pop(member.name, None)
         member.load_moved_s = self._now_s
         if state.phase not in ANSWERING:
             # A shard that has stopped for it gives back the blocks beyond at once.
-            state.least_kv_blocks = min(state.least_kv_blocks, candidate.plan.num_kv_blocks)
+            self._cache.limit_blocks(candidate.plan.num_kv_blocks)
         if exclusive:
             self._cache.narrow(member.holder, units)
             member.held = member.held & frozenset(units)
@@ -94,10 +94,7 @@ class Preparation(Part):
 
     def assign_exclusively(self, candidate: Candidate, member: Member) -> None:
         """It can't load its part beside what it has: it frees that first, at once or when the ring is closed."""
-        candidate.exclusive.add(member.name)
-        candidate.ready.discard(member.name)
-        candidate.retry_at_s.pop(member.name, None)
-        del candidate.assigned[member.name]
+        candidate.free_first(member.name)
         if self._state.phase is Phase.LOADING:
             self._assign(member)
         self._advance()
@@ -129,8 +126,7 @@ class Preparation(Part):
         if event.name in candidate.ready:
             return
         member, units = self._members[event.name], candidate.plan.placement[event.name]
-        candidate.ready.add(event.name)
-        candidate.retry_at_s.pop(event.name, None)
+        candidate.note_ready(event.name)
         member.held = member.held | frozenset(units)
         member.take_note("")
         what = describe_units(units, model.num_layers)
@@ -147,9 +143,12 @@ class Preparation(Part):
             self._switch.close_ring(f"plan {candidate.epoch} is ready", graceful=True)
             self._state.enter(Phase.DRAINING, f"the ring empties, to go on with plan {candidate.epoch}", self._now_s)
         elif self._state.phase is Phase.LOADING:
-            self.go_on_with_closed_ring()
+            self._go_on_with_closed_ring()
 
-    def go_on_with_closed_ring(self) -> None:
+    def on_drained(self, _: RingDrained) -> None:
+        self._go_on_with_closed_ring()
+
+    def _go_on_with_closed_ring(self) -> None:
         state, candidate = self._state, self._state.candidate
         assert candidate is not None
         if candidate.unassigned:
@@ -165,4 +164,4 @@ class Preparation(Part):
         """What is still in flight will not come back, or too late."""
         assert self._state.active is not None
         self._journal.do(CloseRing(self._state.active.epoch, reason, False))
-        self.go_on_with_closed_ring()
+        self._go_on_with_closed_ring()

@@ -1,0 +1,81 @@
+"""The settings of a cluster."""
+
+from dataclasses import dataclass
+
+from dairllm.coordinator.planner import KvDemand
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Settings of a cluster.
+
+    context_length: None for the model's; never more than the model's.
+    target_kv_tokens: tokens that the KV cache should hold where memory allows, for all sequences together.
+    wire: name of the encoding between shards, for the snapshot.
+    kv_cache: element type of the KV cache on every shard.
+    settle_s: how long after a join planning waits, so that machines that start together are planned together.
+    hop_s: what an edge of the ring costs a step until hop_round_trips of the shard were heard; then half of the least of them counts,
+        since a machine that is busy, as while it loads, answers late.
+    grace_s: how long after a broken edge membership has time to notice that a shard is lost; doubles with every failure in a
+        row, up to longest_pause_s.
+    load_stall_s: a stage that reports no progress for this long has failed.
+    open_timeout_s: how long the coordinator dials the first shard, which has switched already.
+    set_aside_s: how long a shard that failed set_aside_after times in a row is not used, if the others suffice.
+    avoid_after: after so many failures of one edge in a row, while both ends live, plans go around the link, if they can: for avoid_s,
+        twice as long with each further failure, up to longest_avoid_s.
+    held_settle_s: after a restart of the coordinator, how long the first plan waits for shards that hold the rest of the model.
+    drain_timeout_s, activate_timeout_s: how long a graceful end of a ring, and a switch with its transfers, may take.
+    beside_pause_s: pause after a plan that could not be prepared beside the one that serves; doubles, up to longest_beside_pause_s.
+    better_after_s, better_interval_s: another plan only because it is faster, which nobody has joined, left or asked for, is made when one
+        has served for so long, and this long after the last such plan.
+    """
+
+    cluster_hash: str
+    protocol_major: int
+    protocol_minor: int = 0
+    coordinator_id: str = ""
+    software_version: str = ""
+    min_shards: int = 1
+    context_length: int | None = None
+    max_batch_rows: int = 512
+    kv_block_tokens: int = 32
+    target_kv_tokens: int = 0
+    wire: str = "Q8_0_OUTLIERS"
+    kv_cache: str = "F16"
+    heartbeat_interval_s: float = 1.0
+    lease_timeout_s: float = 4.5
+    settle_s: float = 0.5
+    hop_s: float = 0.0005
+    hop_round_trips: int = 5
+    grace_s: float = 0.5
+    longest_pause_s: float = 10.0
+    load_stall_s: float = 120.0
+    open_timeout_s: float = 5.0
+    set_aside_after: int = 3
+    set_aside_s: float = 60.0
+    avoid_after: int = 2
+    avoid_s: float = 60.0
+    longest_avoid_s: float = 600.0
+    held_settle_s: float = 2.0
+    drain_timeout_s: float = 3.0
+    activate_timeout_s: float = 30.0
+    beside_pause_s: float = 5.0
+    longest_beside_pause_s: float = 300.0
+    better_after_s: float = 10.0
+    better_interval_s: float = 30.0
+
+    @property
+    def kv(self) -> KvDemand:
+        return KvDemand(self.kv_block_tokens, self.target_kv_tokens)
+
+    def pause_s(self, failures: int) -> float:
+        """Pause after so many failures in a row (1 or more)."""
+        return min(self.longest_pause_s, self.grace_s * 2.0 ** min(failures - 1, 20))
+
+    def avoidance_s(self, failures: int) -> float:
+        """How long plans go around a link after so many failures of an edge in a row (avoid_after or more)."""
+        return min(self.longest_avoid_s, self.avoid_s * 2.0 ** min(failures - self.avoid_after, 20))
+
+    def pause_beside_s(self, failures: int) -> float:
+        """Pause before the next plan beside the one that serves, after so many that failed in a row (1 or more)."""
+        return min(self.longest_beside_pause_s, self.beside_pause_s * 2.0 ** min(failures - 1, 20))
