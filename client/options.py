@@ -10,7 +10,7 @@ from dairllm.client.client import Client
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT, Address, parse_address
 from dairllm.mesh.channels import dial
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
-from dairllm.mesh.discovery import Browser
+from dairllm.mesh.discovery.browsers import Browser
 from dairllm.mesh.errors import PeerUnreachable
 
 DIAL_TIMEOUT_S = 1.0

@@ -1,15 +1,17 @@
 """The cluster's state as the protocol writes it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.facts import ShardCapabilities
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, ShardSnapshot
+from dairllm.coordinator.invitations.seen_shards import SeenShard
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.v1 import cluster_pb2
 
 
-def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float) -> cluster_pb2.ClusterState:
+def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float, seen: Sequence[SeenShard] = ()) -> cluster_pb2.ClusterState:
     """clock_offset_s: seconds since 1970 minus the time that the snapshot's events are counted in."""
     return cluster_pb2.ClusterState(
         coordinator_id=snapshot.coordinator_id,
@@ -31,7 +33,19 @@ def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float) -> cluster_
         kv_blocks_free=snapshot.kv_blocks_free,
         next_epoch=snapshot.next_epoch,
         missing_bytes=snapshot.missing_bytes,
+        seen=[_seen_to_proto(shard, clock_offset_s) for shard in seen],
         events=[_event_to_proto(event, clock_offset_s) for event in snapshot.events],
+    )
+
+
+def _seen_to_proto(seen: SeenShard, clock_offset_s: float) -> cluster_pb2.SeenShard:
+    return cluster_pb2.SeenShard(
+        id=seen.shard.shard_id,
+        name=seen.shard.name,
+        addresses=seen.shard.addresses,
+        phase=f"SEEN_SHARD_PHASE_{seen.phase.value.upper()}",
+        reason=seen.reason,
+        since_time_s=seen.since_s + clock_offset_s,
     )
 
 

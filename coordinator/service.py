@@ -24,6 +24,7 @@ from dairllm.coordinator.event_loop import EventLoopDelay
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.metrics import ServingMetrics
 from dairllm.coordinator.http.server import serve
+from dairllm.coordinator.invitations.inviter import Inviter
 from dairllm.coordinator.local_shard import LocalShard
 from dairllm.coordinator.membership.membership import Membership
 from dairllm.coordinator.membership.reachability import Places, advertised
@@ -38,7 +39,8 @@ from dairllm.coordinator.settings import ANY_HOSTS, CoordinatorSettings
 from dairllm.coordinator.text import LatencyObserver
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
-from dairllm.mesh.discovery import Announcement, Announcer
+from dairllm.mesh.discovery.announcer import Announcer
+from dairllm.mesh.discovery.records import Announcement
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
@@ -76,6 +78,7 @@ class Coordinator:
         self._readiness = Readiness(self._machine, settings.recovery_limit_s)
         self._engine = Engine(limits, spec.vocab_size, self._readiness.why_unready, settings.recovery_limit_s)
         self._ring = Ring(self._config.cluster_hash, self._engine.complete)
+        self._inviter: Inviter | None = None
         self._metrics = CollectorRegistry()
         self._event_loop_delay = EventLoopDelay(self._metrics)
         # Fixed, so that an event has the same time whenever it is shown.
@@ -94,6 +97,7 @@ class Coordinator:
             stack.callback(self._engine.shut_down)
             if settings.discovery:
                 await stack.enter_async_context(Announcer(self._announcement(grpc_port)))
+                self._inviter = Inviter(self._config, lambda: membership.streams.announced_ids, lambda: settings.grpc_hosts, grpc_port)
             try:
                 await self._serve(app, membership, stop, grpc_port, stack)
             except ExceptionGroup as group:
@@ -111,6 +115,8 @@ class Coordinator:
                 tasks.create_task(membership.ring_life.watch(), name="watch-ring"),
                 tasks.create_task(self._event_loop_delay.run(), name="event-loop-delay"),
             ]
+            if self._inviter is not None:
+                background.append(tasks.create_task(self._inviter.run(), name="inviter"))
             http_address, grpc_address = settings.http_address(await listening), settings.grpc_address(grpc_port)
             logger.info("API and status page at http://%s", http_address)
             logger.info("shards join at port %d of this machine", grpc_port)
@@ -119,6 +125,7 @@ class Coordinator:
                 stack.callback(remove_ready_file, settings.ready_file)
             if settings.local_shard is not None:
                 arguments = ["--coordinator", str(grpc_address), "--cluster", settings.cluster, "--parent-pid", str(os.getpid())]
+                arguments.append("--no-discovery")
                 background.append(tasks.create_task(LocalShard([*arguments, *settings.local_shard]).run(), name="local-shard"))
             await http
             for task in background:
@@ -155,7 +162,8 @@ class Coordinator:
         return self._machine.snapshot(asyncio.get_running_loop().time(), load)
 
     def _state(self) -> cluster_pb2.ClusterState:
-        return state_to_proto(self.snapshot(), self._clock_offset_s)
+        seen = self._inviter.listed() if self._inviter is not None else ()
+        return state_to_proto(self.snapshot(), self._clock_offset_s, seen)
 
     def _cluster_json(self) -> Mapping[str, object]:
         """The public state, and beside it measurements of this process that are only for whoever looks into it."""

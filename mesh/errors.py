@@ -13,7 +13,8 @@
     ├── MembershipRefused         a shard may not join
     │   ├── WrongCluster          it belongs to another cluster
     │   ├── WrongProtocol         it speaks another version of the protocol
-    │   └── NameTaken             a living shard has its name
+    │   ├── NameTaken             a living shard has its name
+    │   └── InvitationDeclined    it has joined another coordinator, or was told to
     ├── NotAMember                the caller lacks a key that the coordinator gives to members of a plan
     ├── FrameRejected             a frame of activations was not computed
     │   ├── WrongEpoch            it belongs to another plan
@@ -131,6 +132,10 @@ class WrongProtocol(MembershipRefused):
 
 
 class NameTaken(MembershipRefused):
+    pass
+
+
+class InvitationDeclined(MembershipRefused):
     pass
 
 

@@ -41,7 +41,8 @@ def shard(
         str, typer.Option(metavar="SIZE", help="Most disk space for fetched weights, never over half of what is free; 0 keeps none.")
     ] = "20GiB",
     discovery: Annotated[
-        bool, typer.Option("--discovery/--no-discovery", help="Look for the coordinator by mDNS; without it --coordinator is needed.")
+        bool,
+        typer.Option("--discovery/--no-discovery", help="Find the coordinator and be found by mDNS; without it --coordinator is needed."),
     ] = True,
     parent_pid: Annotated[int | None, typer.Option(hidden=True, help="Process that started this one: end when it ends.")] = None,
     ready_file: Annotated[
@@ -70,6 +71,7 @@ def shard(
         name=name or socket.gethostname(),
         budget_bytes=_budget_bytes(memory),
         coordinator=coordinator,
+        discovery=discovery,
         host=host,
         port=port,
         threads=threads,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 import time
 import uuid
 from contextlib import AsyncExitStack
@@ -12,7 +13,9 @@ from dairllm.kernels_pyx import BLOCK_FORMATS, get_num_threads, optimization_inf
 from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
-from dairllm.mesh.discovery import Browser
+from dairllm.mesh.discovery.announcer import Announcer
+from dairllm.mesh.discovery.browsers import Browser
+from dairllm.mesh.discovery.records import Announcement, Role, ShardState
 from dairllm.mesh.errors import InvalidRequest
 from dairllm.mesh.interfaces import real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
@@ -24,6 +27,7 @@ from dairllm.shard_service.assignment import ARCHITECTURES
 from dairllm.shard_service.epochs.stage_host import Identity, StageHost
 from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
 from dairllm.shard_service.machine.probe import Speed, cpu_model, measure_or_recall, probe_path, recall, scaled
+from dairllm.shard_service.membership.invitations import Standing, check_invitation, read_invitation
 from dairllm.shard_service.membership.joiner import Joiner
 from dairllm.shard_service.servicers import RingServicer, ShardServicer
 from dairllm.shard_service.settings import ShardSettings
@@ -93,6 +97,7 @@ class Shard:
         self._settings = settings
         self._budget = MemoryBudget(settings.budget_bytes)
         self._identity = Identity(settings.name, uuid.uuid4().hex, cluster_hash(settings.cluster))
+        self._announced_id = secrets.token_hex(8)
         self._coordinator_id = ""
         self._speed = Speed(0.0, 0.0)
         self._configuring: asyncio.Task[None] | None = None
@@ -103,8 +108,9 @@ class Shard:
             self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses, self._cache
         )
         self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
-        coordinator = str(parse_address(settings.coordinator)) if settings.coordinator else None
-        self.joiner = Joiner(coordinator, self._browser, self._hello, self)
+        self._told = str(parse_address(settings.coordinator)) if settings.coordinator else None
+        self._announcer: Announcer | None = None
+        self.joiner = Joiner(self._told, self._browser, self._hello, self, self._tell_state)
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Everything but joining. What was started ends with the stack."""
@@ -119,6 +125,8 @@ class Shard:
         self._speed = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
         if self._browser is not None:
             await stack.enter_async_context(self._browser)
+        if self._settings.discovery:
+            self._announcer = await stack.enter_async_context(Announcer(self._announcement()))
         log.info("shard started", extra=fields(name=self._identity.name, port=self._port, memory=format_size(self._budget.total_bytes)))
 
     def _write_ready_file(self, path: Path) -> None:
@@ -179,7 +187,7 @@ class Shard:
     async def _start_server(self, stack: AsyncExitStack) -> None:
         server = create_server()
         ring_pb2_grpc.add_RingServiceServicer_to_server(RingServicer(self.host), server)
-        shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(self.host, self._stats), server)
+        shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(self.host, self._stats, self._invited), server)
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(
             WeightsServicer(self.host.find_unit, self._settings.model_dirs, self._cache, self.host.loader_threads), server
         )
@@ -254,7 +262,34 @@ class Shard:
             capabilities=self._capabilities(),
             held=self.host.held_units(),
             last_epoch=self.host.last_epoch,
+            announced_id=self._announced_id if self._announcer is not None else "",
         )
+
+    def _announcement(self) -> Announcement:
+        state = ShardState.JOINED if self.joiner.is_member else ShardState.LOOKING
+        host = self._settings.host
+        return Announcement(
+            self._announced_id,
+            self._identity.cluster_hash,
+            self._port,
+            () if host in (None, EVERY_INTERFACE, "::") else (host,),
+            role=Role.SHARD,
+            name=self._identity.name,
+            state=state,
+        )
+
+    def _tell_state(self) -> None:
+        if self._announcer is not None:
+            self._announcer.announce(self._announcement())
+
+    def _invited(self, request: shard_pb2.InviteRequest) -> shard_pb2.InviteResponse:
+        inviting = read_invitation(request)
+        is_member = self.joiner.is_member
+        check_invitation(inviting, Standing(self._identity.cluster_hash, self._told, self._coordinator_id if is_member else ""))
+        if self._browser is not None and not is_member:
+            log.info("invited by a coordinator", extra=fields(addresses=", ".join(inviting.addresses)))
+            self._browser.suggest(inviting)
+        return shard_pb2.InviteResponse(is_member=is_member)
 
     def _stats(self) -> shard_pb2.GetStatsResponse:
         assignment = self.host.assignment

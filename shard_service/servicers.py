@@ -47,11 +47,17 @@ async def _answer(stream: IncomingStream, answers: EdgeAnswers) -> None:
 
 
 class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
-    """make_stats: all of GetStatsResponse but the version."""
+    """make_stats: all of GetStatsResponse but the version. take_invitation: raises the DairllmError with which it is refused."""
 
-    def __init__(self, host: StageHost, make_stats: Callable[[], shard_pb2.GetStatsResponse]) -> None:
+    def __init__(
+        self,
+        host: StageHost,
+        make_stats: Callable[[], shard_pb2.GetStatsResponse],
+        take_invitation: Callable[[shard_pb2.InviteRequest], shard_pb2.InviteResponse],
+    ) -> None:
         self._host = host
         self._make_stats = make_stats
+        self._take_invitation = take_invitation
 
     async def GetStats(self, request: shard_pb2.GetStatsRequest, context: Context) -> shard_pb2.GetStatsResponse:
         stats = self._make_stats()
@@ -62,6 +68,9 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if request.reply_size_bytes > MAX_ECHO_BYTES:
             raise InvalidRequest(f"reply_size_bytes is {request.reply_size_bytes}; expected at most {MAX_ECHO_BYTES}", "reply_size_bytes")
         return shard_pb2.EchoResponse(payload=bytes(request.reply_size_bytes))
+
+    async def Invite(self, request: shard_pb2.InviteRequest, context: Context) -> shard_pb2.InviteResponse:
+        return self._take_invitation(request)
 
     async def FetchKv(self, request: shard_pb2.FetchKvRequest, context: Context) -> AsyncIterator[shard_pb2.FetchKvResponse]:
         async for piece in self._host.kv_pieces(request):

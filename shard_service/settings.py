@@ -8,13 +8,14 @@ from pathlib import Path
 class ShardSettings:
     """coordinator: "host:port", or None to look for it on the network. host: None for every interface. port: 0 for any free one.
 
-    weights_cache_bytes: most that fetched weights may take on disk; 0 keeps none.
+    discovery: whether mDNS is used at all. weights_cache_bytes: most that fetched weights may take on disk; 0 keeps none.
     """
 
     cluster: str
     name: str
     budget_bytes: int
     coordinator: str | None = None
+    discovery: bool = True
     host: str | None = None
     port: int = 0
     threads: int | None = None

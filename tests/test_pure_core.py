@@ -23,6 +23,7 @@ CORE = [
         for path in (str(found.relative_to(ROOT)) for found in sorted((ROOT / "coordinator" / package).rglob("*.py")))
         if path not in SHELL
     ),
+    "coordinator/invitations/seen_shards.py",
     "shard_service/membership/joining.py",
     "shard_service/weights/senders.py",
 ]

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dairllm.mesh.discovery import SERVICE_TYPE
+from dairllm.mesh.discovery.records import SERVICE_TYPE
 
 GROUP = "224.0.0.251"
 PORT = 5353

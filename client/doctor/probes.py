@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.channels import open_channel
-from dairllm.mesh.discovery import Browser, DiscoveredCoordinator
+from dairllm.mesh.discovery.browsers import Browser
+from dairllm.mesh.discovery.records import DiscoveredCoordinator
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.interfaces import real_interfaces
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc

@@ -15,12 +15,13 @@ MAX_QUEUED_RESPONSES = 64
 
 @dataclass(slots=True)
 class JoinStream:
-    """id: of the lease. is_over: it is decided that it ends, and nothing more is heard or sent."""
+    """id: of the lease. announced_id: as in Hello. is_over: it is decided that it ends, and nothing more is heard or sent."""
 
     id: LeaseId
     name: str
     boot_id: str
     place: Place
+    announced_id: str = ""
     responses: asyncio.Queue[cluster_pb2.JoinResponse | DairllmError | None] = field(
         default_factory=lambda: asyncio.Queue(MAX_QUEUED_RESPONSES)
     )

@@ -61,6 +61,11 @@ class JoinStreams:
         stream = self._admitted.get(name)
         return stream.boot_id if stream else None
 
+    @property
+    def announced_ids(self) -> frozenset[str]:
+        """Under which the members announce themselves."""
+        return frozenset(stream.announced_id for stream in self._admitted.values())
+
     # A stream's life
 
     async def serve(self, requests: AsyncIterator[cluster_pb2.JoinRequest], observed_host: str) -> AsyncIterator[cluster_pb2.JoinResponse]:
@@ -81,7 +86,8 @@ class JoinStreams:
         if hello.name == COORDINATOR_NAME:
             raise NameTaken(f"{COORDINATOR_NAME!r} is the coordinator's name; start the shard with another --name")
         facts = hello_from_proto(hello)
-        stream = JoinStream(LeaseId(next(self._ids)), facts.name, facts.boot_id, Place(facts.addresses, observed_host))
+        place = Place(facts.addresses, observed_host)
+        stream = JoinStream(LeaseId(next(self._ids)), facts.name, facts.boot_id, place, hello.announced_id)
         self._streams[stream.id] = stream
         self._handle(on.JoinRequested(stream.id, facts))
         return stream

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from dairllm.mesh.channels import dial
-from dairllm.mesh.discovery import Browser
+from dairllm.mesh.discovery.browsers import Browser
 from dairllm.mesh.errors import DairllmError, DeadlineExceeded, NotReady, PeerUnreachable, RequestLost
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.membership.joining import (
@@ -38,15 +38,18 @@ MakeHello = Callable[[], cluster_pb2.Hello]
 
 
 class Joiner:
-    """coordinator: its address, or None to look for it with `browser`."""
+    """coordinator: its address, or None to look for it with `browser`. on_change: the shard has become a member, or is none any more."""
 
-    def __init__(self, coordinator: str | None, browser: Browser | None, make_hello: MakeHello, member: Member) -> None:
+    def __init__(
+        self, coordinator: str | None, browser: Browser | None, make_hello: MakeHello, member: Member, on_change: Callable[[], None]
+    ) -> None:
         assert (coordinator is None) != (browser is None), "either an address or discovery"
         self._coordinator = coordinator
         self._browser = browser
         self._candidates = browser.found() if browser is not None else None
         self._make_hello = make_hello
         self._member = member
+        self._on_change = on_change
         self._lease: Lease | None = None
         self._lease_ended = asyncio.Event()
         self._is_leaving = False
@@ -123,6 +126,7 @@ class Joiner:
         finally:
             self._lease = None
             self._lease_ended.set()
+            self._on_change()
             with contextlib.suppress(asyncio.CancelledError):
                 await channel.close()
         raise AssertionError("a lease ends with an error")
@@ -131,4 +135,5 @@ class Joiner:
         self._lease = lease
         self._lease_ended.clear()
         self.coordinator_addresses = addresses
+        self._on_change()
         log.info("joined the cluster", extra=fields(coordinator=", ".join(addresses)))

@@ -17,7 +17,8 @@ import grpc
 
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
-from dairllm.mesh.discovery import Announcement, Announcer
+from dairllm.mesh.discovery.announcer import Announcer
+from dairllm.mesh.discovery.records import Announcement
 from dairllm.mesh.process import run_until_signal
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc
 

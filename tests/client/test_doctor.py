@@ -30,7 +30,7 @@ from dairllm.client.doctor.probes import (
 )
 from dairllm.client.doctor.report import conclusion, most_likely_reason, to_json
 from dairllm.mesh.diagnosis import Finding, ServedModel, Status, Subject
-from dairllm.mesh.discovery import SERVICE_TYPE, DiscoveredCoordinator
+from dairllm.mesh.discovery.records import SERVICE_TYPE, DiscoveredCoordinator
 from dairllm.mesh.interfaces import real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from dairllm.model_files.manifest_builder import build_manifest

@@ -115,6 +115,10 @@ class Namespaces:
         for each in self._hosts:
             self._on(each, "ip", "neighbour", "flush", "dev", "veth0")
 
+    def block_multicast_to(self, host: str) -> None:
+        """Multicast does not reach this host any more; what it sends reaches the others, and everything else passes both ways."""
+        self._on_bridge(*f"ip link set dev {self._port(host)} type bridge_slave mcast_flood off".split())
+
     def link_down(self, host: str) -> None:
         """As if the cable was pulled on the switch's side: the host keeps its addresses."""
         self._on_bridge("ip", "link", "set", self._port(host), "down")

@@ -9,7 +9,9 @@ import json
 import sys
 
 from dairllm.mesh.cluster_name import cluster_hash
-from dairllm.mesh.discovery import Announcement, Announcer, Browser
+from dairllm.mesh.discovery.announcer import Announcer
+from dairllm.mesh.discovery.browsers import Browser
+from dairllm.mesh.discovery.records import Announcement
 from dairllm.mesh.process import run_until_signal
 
 

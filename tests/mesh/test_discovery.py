@@ -1,6 +1,7 @@
 """Discovery for real: within one process on this machine's interfaces, and between processes on hosts of their own."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -14,8 +15,11 @@ import pytest
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from dairllm.mesh.cluster_name import cluster_hash
-from dairllm.mesh.discovery import SERVICE_TYPE, Announcement, Announcer, Browser, DiscoveredCoordinator, real_interface_addresses
+from dairllm.mesh.discovery.announcer import Announcer
+from dairllm.mesh.discovery.browsers import Browser
+from dairllm.mesh.discovery.records import SERVICE_TYPE, Announcement, DiscoveredCoordinator
 from dairllm.mesh.errors import InvalidSetting
+from dairllm.mesh.interfaces import real_interface_addresses
 from tests.instruments.namespaces import Namespaces, unavailable_reason
 from tests.instruments.processes import ManagedProcess, ProcessFailed
 
@@ -68,7 +72,7 @@ async def test_whoever_starts_first_is_found_within_seconds(announcer_first: boo
             found = await first_found(browser)
     hosts = real_interface_addresses() or ["127.0.0.1"]
     expected = {f"[{host}]:4321" if ":" in host else f"{host}:4321" for host in hosts}
-    assert (found.coordinator_id, found.cluster_hash, found.protocol) == (announcement.coordinator_id, cluster, "1.0")
+    assert (found.coordinator_id, found.cluster_hash, found.protocol) == (announcement.id, cluster, "1.0")
     assert set(found.addresses) == expected
 
 
@@ -141,9 +145,11 @@ async def test_records_of_others_harm_nobody() -> None:
         async with Browser(cluster) as browser, Announcer(Announcement(mine, cluster, 1)):
             async with asyncio.timeout(FOUND_WITHIN_S):
                 offered = [(await first_found(browser)).coordinator_id]
-            await asyncio.sleep(1)
-            assert offered == [mine]
-            assert [c.coordinator.coordinator_id for c in browser._candidates.values()] == [mine]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    async for coordinator in browser.found():
+                        offered.append(coordinator.coordinator_id)
+            assert set(offered) == {mine}
     finally:
         await endpoint.async_close()
 

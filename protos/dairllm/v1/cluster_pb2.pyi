@@ -20,6 +20,15 @@ class ClusterPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLUSTER_PHASE_LOADING: _ClassVar[ClusterPhase]
     CLUSTER_PHASE_SERVING: _ClassVar[ClusterPhase]
 
+class SeenShardPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEEN_SHARD_PHASE_UNSPECIFIED: _ClassVar[SeenShardPhase]
+    SEEN_SHARD_PHASE_INVITED: _ClassVar[SeenShardPhase]
+    SEEN_SHARD_PHASE_UNREACHABLE: _ClassVar[SeenShardPhase]
+    SEEN_SHARD_PHASE_REFUSED: _ClassVar[SeenShardPhase]
+    SEEN_SHARD_PHASE_OTHER_CLUSTER: _ClassVar[SeenShardPhase]
+    SEEN_SHARD_PHASE_OTHER_PROTOCOL: _ClassVar[SeenShardPhase]
+
 class ShardPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SHARD_PHASE_UNSPECIFIED: _ClassVar[ShardPhase]
@@ -34,6 +43,12 @@ CLUSTER_PHASE_UNSPECIFIED: ClusterPhase
 CLUSTER_PHASE_WAITING: ClusterPhase
 CLUSTER_PHASE_LOADING: ClusterPhase
 CLUSTER_PHASE_SERVING: ClusterPhase
+SEEN_SHARD_PHASE_UNSPECIFIED: SeenShardPhase
+SEEN_SHARD_PHASE_INVITED: SeenShardPhase
+SEEN_SHARD_PHASE_UNREACHABLE: SeenShardPhase
+SEEN_SHARD_PHASE_REFUSED: SeenShardPhase
+SEEN_SHARD_PHASE_OTHER_CLUSTER: SeenShardPhase
+SEEN_SHARD_PHASE_OTHER_PROTOCOL: SeenShardPhase
 SHARD_PHASE_UNSPECIFIED: ShardPhase
 SHARD_PHASE_JOINED: ShardPhase
 SHARD_PHASE_LOADING: ShardPhase
@@ -81,7 +96,7 @@ class JoinResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., activate_stage: _Optional[_Union[ActivateStage, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_major", "protocol_minor", "software_version", "cluster_hash", "name", "boot_id", "addresses", "capabilities", "held", "last_epoch")
+    __slots__ = ("protocol_major", "protocol_minor", "software_version", "cluster_hash", "name", "boot_id", "addresses", "capabilities", "held", "last_epoch", "announced_id")
     PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +107,7 @@ class Hello(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_ID_FIELD_NUMBER: _ClassVar[int]
     protocol_major: int
     protocol_minor: int
     software_version: str
@@ -102,7 +118,8 @@ class Hello(_message.Message):
     capabilities: ShardCapabilities
     held: HeldUnits
     last_epoch: int
-    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., software_version: _Optional[str] = ..., cluster_hash: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., held: _Optional[_Union[HeldUnits, _Mapping]] = ..., last_epoch: _Optional[int] = ...) -> None: ...
+    announced_id: str
+    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., software_version: _Optional[str] = ..., cluster_hash: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., held: _Optional[_Union[HeldUnits, _Mapping]] = ..., last_epoch: _Optional[int] = ..., announced_id: _Optional[str] = ...) -> None: ...
 
 class HeldUnits(_message.Message):
     __slots__ = ("model_digest", "unit_indexes")
@@ -390,7 +407,7 @@ class CoordinatorIdentity(_message.Message):
     def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., cluster_hash: _Optional[str] = ..., time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes")
+    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen")
     COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -411,6 +428,7 @@ class ClusterState(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     MISSING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     coordinator_id: str
     software_version: str
     model: str
@@ -431,7 +449,24 @@ class ClusterState(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[ClusterEvent]
     next_epoch: int
     missing_bytes: int
-    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ...) -> None: ...
+    seen: _containers.RepeatedCompositeFieldContainer[SeenShard]
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ...) -> None: ...
+
+class SeenShard(_message.Message):
+    __slots__ = ("id", "name", "addresses", "phase", "reason", "since_time_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    phase: SeenShardPhase
+    reason: str
+    since_time_s: float
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[SeenShardPhase, str]] = ..., reason: _Optional[str] = ..., since_time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterEvent(_message.Message):
     __slots__ = ("time_s", "kind", "shard", "text", "duration_s")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dairllm.v1 import cluster_pb2 as dairllm_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64\x61irllm/v1/shard.proto\x12\ndairllm.v1\x1a\x18\x64\x61irllm/v1/cluster.proto\"\x11\n\x0fGetStatsRequest\"\xef\x01\n\x10GetStatsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x12\n\nfirst_unit\x18\x05 \x01(\r\x12\x10\n\x08\x65nd_unit\x18\x06 \x01(\r\x12\x33\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x1d.dairllm.v1.ShardCapabilities\x12%\n\x05usage\x18\x08 \x01(\x0b\x32\x16.dairllm.v1.ShardUsage\x12\x13\n\x0b\x63oordinator\x18\t \x01(\tJ\x04\x08\x02\x10\x03R\x07\x62oot_id\"8\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x18\n\x10reply_size_bytes\x18\x02 \x01(\r\"\x1f\n\x0c\x45\x63hoResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x84\x01\n\x0e\x46\x65tchKvRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x12\n\nfirst_unit\x18\x02 \x01(\r\x12\x10\n\x08\x65nd_unit\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\r\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06kv_key\x18\x06 \x01(\x0c\"@\n\x0f\x46\x65tchKvResponse\x12\x0c\n\x04unit\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\xd6\x01\n\x0cShardService\x12\x45\n\x08GetStats\x12\x1b.dairllm.v1.GetStatsRequest\x1a\x1c.dairllm.v1.GetStatsResponse\x12\x39\n\x04\x45\x63ho\x12\x17.dairllm.v1.EchoRequest\x1a\x18.dairllm.v1.EchoResponse\x12\x44\n\x07\x46\x65tchKv\x12\x1a.dairllm.v1.FetchKvRequest\x1a\x1b.dairllm.v1.FetchKvResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64\x61irllm/v1/shard.proto\x12\ndairllm.v1\x1a\x18\x64\x61irllm/v1/cluster.proto\"\x11\n\x0fGetStatsRequest\"\xef\x01\n\x10GetStatsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x12\n\nfirst_unit\x18\x05 \x01(\r\x12\x10\n\x08\x65nd_unit\x18\x06 \x01(\r\x12\x33\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x1d.dairllm.v1.ShardCapabilities\x12%\n\x05usage\x18\x08 \x01(\x0b\x32\x16.dairllm.v1.ShardUsage\x12\x13\n\x0b\x63oordinator\x18\t \x01(\tJ\x04\x08\x02\x10\x03R\x07\x62oot_id\"8\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x18\n\x10reply_size_bytes\x18\x02 \x01(\r\"\x1f\n\x0c\x45\x63hoResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x80\x01\n\rInviteRequest\x12\x14\n\x0c\x63luster_hash\x18\x01 \x01(\t\x12\x16\n\x0eprotocol_major\x18\x02 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x03 \x01(\r\x12\x16\n\x0e\x63oordinator_id\x18\x04 \x01(\t\x12\x11\n\taddresses\x18\x05 \x03(\t\"#\n\x0eInviteResponse\x12\x11\n\tis_member\x18\x01 \x01(\x08\"\x84\x01\n\x0e\x46\x65tchKvRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x12\n\nfirst_unit\x18\x02 \x01(\r\x12\x10\n\x08\x65nd_unit\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\r\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06kv_key\x18\x06 \x01(\x0c\"@\n\x0f\x46\x65tchKvResponse\x12\x0c\n\x04unit\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\x97\x02\n\x0cShardService\x12\x45\n\x08GetStats\x12\x1b.dairllm.v1.GetStatsRequest\x1a\x1c.dairllm.v1.GetStatsResponse\x12\x39\n\x04\x45\x63ho\x12\x17.dairllm.v1.EchoRequest\x1a\x18.dairllm.v1.EchoResponse\x12\x44\n\x07\x46\x65tchKv\x12\x1a.dairllm.v1.FetchKvRequest\x1a\x1b.dairllm.v1.FetchKvResponse0\x01\x12?\n\x06Invite\x12\x19.dairllm.v1.InviteRequest\x1a\x1a.dairllm.v1.InviteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,10 +40,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ECHOREQUEST']._serialized_end=381
   _globals['_ECHORESPONSE']._serialized_start=383
   _globals['_ECHORESPONSE']._serialized_end=414
-  _globals['_FETCHKVREQUEST']._serialized_start=417
-  _globals['_FETCHKVREQUEST']._serialized_end=549
-  _globals['_FETCHKVRESPONSE']._serialized_start=551
-  _globals['_FETCHKVRESPONSE']._serialized_end=615
-  _globals['_SHARDSERVICE']._serialized_start=618
-  _globals['_SHARDSERVICE']._serialized_end=832
+  _globals['_INVITEREQUEST']._serialized_start=417
+  _globals['_INVITEREQUEST']._serialized_end=545
+  _globals['_INVITERESPONSE']._serialized_start=547
+  _globals['_INVITERESPONSE']._serialized_end=582
+  _globals['_FETCHKVREQUEST']._serialized_start=585
+  _globals['_FETCHKVREQUEST']._serialized_end=717
+  _globals['_FETCHKVRESPONSE']._serialized_start=719
+  _globals['_FETCHKVRESPONSE']._serialized_end=783
+  _globals['_SHARDSERVICE']._serialized_start=786
+  _globals['_SHARDSERVICE']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,26 @@ class EchoResponse(_message.Message):
     payload: bytes
     def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
 
+class InviteRequest(_message.Message):
+    __slots__ = ("cluster_hash", "protocol_major", "protocol_minor", "coordinator_id", "addresses")
+    CLUSTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    cluster_hash: str
+    protocol_major: int
+    protocol_minor: int
+    coordinator_id: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cluster_hash: _Optional[str] = ..., protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., coordinator_id: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class InviteResponse(_message.Message):
+    __slots__ = ("is_member",)
+    IS_MEMBER_FIELD_NUMBER: _ClassVar[int]
+    is_member: bool
+    def __init__(self, is_member: bool = ...) -> None: ...
+
 class FetchKvRequest(_message.Message):
     __slots__ = ("model_digest", "first_unit", "end_unit", "block_ids", "block_bytes", "kv_key")
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]

@@ -49,6 +49,11 @@ class ShardServiceStub(object):
                 request_serializer=dairllm_dot_v1_dot_shard__pb2.FetchKvRequest.SerializeToString,
                 response_deserializer=dairllm_dot_v1_dot_shard__pb2.FetchKvResponse.FromString,
                 _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/dairllm.v1.ShardService/Invite',
+                request_serializer=dairllm_dot_v1_dot_shard__pb2.InviteRequest.SerializeToString,
+                response_deserializer=dairllm_dot_v1_dot_shard__pb2.InviteResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer(object):
@@ -82,6 +87,20 @@ class ShardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Invite(self, request, context):
+        """Tells a shard that looks for a coordinator where one is. It is taken like a coordinator's announcement by mDNS: the shard tries to join there,
+        for half a minute, and goes on looking. Returns at once; ClusterService.Join shows whether it joins.
+
+        Called by: a coordinator that hears the shard's announcement, in case the shard does not hear its own. Safe to repeat: an invitation to where the
+        shard is a member or is told to be changes nothing. No invitation makes a shard leave a coordinator. As with mDNS, anybody on the network who
+        knows the cluster's hash can invite a shard that looks. PERMISSION_DENIED other cluster; FAILED_PRECONDITION other protocol version
+        (`wrong_protocol`), or the shard is a member of another coordinator or was told to join another (`invitation_declined`, with the reason);
+        INVALID_ARGUMENT no addresses, too many, or one that is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +118,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.FetchKv,
                     request_deserializer=dairllm_dot_v1_dot_shard__pb2.FetchKvRequest.FromString,
                     response_serializer=dairllm_dot_v1_dot_shard__pb2.FetchKvResponse.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=dairllm_dot_v1_dot_shard__pb2.InviteRequest.FromString,
+                    response_serializer=dairllm_dot_v1_dot_shard__pb2.InviteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +206,33 @@ class ShardService(object):
             '/dairllm.v1.ShardService/FetchKv',
             dairllm_dot_v1_dot_shard__pb2.FetchKvRequest.SerializeToString,
             dairllm_dot_v1_dot_shard__pb2.FetchKvResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dairllm.v1.ShardService/Invite',
+            dairllm_dot_v1_dot_shard__pb2.InviteRequest.SerializeToString,
+            dairllm_dot_v1_dot_shard__pb2.InviteResponse.FromString,
             options,
             channel_credentials,
             insecure,
