@@ -42,10 +42,11 @@ class LoadedModel:
         )
 
 
-def load_model(name_or_path: str, served_name: str | None, progress: ProgressCallback | None) -> LoadedModel:
+def load_model(name_or_path: str, served_name: str | None, arithmetic: str, progress: ProgressCallback | None) -> LoadedModel:
     """Find or fetch the file, check it whole and read what people talk to the model with.
 
-    served_name: what clients call it; None for the name that it was asked for by, or its file's name. Blocks. Raises InvalidModel.
+    served_name: what clients call it; None for the name that it was asked for by, or its file's name. arithmetic: as in ServedModel.
+    Blocks. Raises InvalidModel.
     """
     try:
         path = resolve_model(name_or_path, progress)
@@ -56,7 +57,7 @@ def load_model(name_or_path: str, served_name: str | None, progress: ProgressCal
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
     name = served_name or (path.stem if Path(name_or_path).name == path.name else name_or_path)
-    return LoadedModel(path, manifest, ServedModel(name, manifest.spec, tokenizer, template))
+    return LoadedModel(path, manifest, ServedModel(name, manifest.model_digest, arithmetic, manifest.spec, tokenizer, template))
 
 
 def _tokenizer_of(gguf: GgufFile) -> Tokenizer | None:

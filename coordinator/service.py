@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 
 import grpc
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 
 from dairllm.coordinator.cluster.actions import ClusterEventRecord
 from dairllm.coordinator.cluster.config import ClusterConfig
@@ -104,7 +104,7 @@ class Coordinator:
                 raise _expected_error(group) or group from None
 
     async def _serve(
-        self, app: FastAPI, membership: Membership, stop: asyncio.Event, grpc_port: int, stack: contextlib.AsyncExitStack
+        self, app: Starlette, membership: Membership, stop: asyncio.Event, grpc_port: int, stack: contextlib.AsyncExitStack
     ) -> None:
         settings = self._settings
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -197,7 +197,7 @@ async def run_coordinator(settings: CoordinatorSettings, stop: asyncio.Event) ->
     """Load the model and serve until `stop` is set."""
     with contextlib.ExitStack() as bars:
         progress = bars.enter_context(progress_bar()) if sys.stderr.isatty() else None
-        loading = asyncio.create_task(asyncio.to_thread(load_model, settings.model, settings.model_name, progress))
+        loading = asyncio.create_task(asyncio.to_thread(load_model, settings.model, settings.model_name, settings.arithmetic, progress))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -43,6 +43,11 @@ class CoordinatorSettings:
         return self.context_length
 
     @property
+    def arithmetic(self) -> str:
+        """What decides the bits of an answer, apart from the model."""
+        return f"{self.wire}/{self.kv_cache}"
+
+    @property
     def grpc_hosts(self) -> list[str]:
         """Addresses of this machine at which shards reach it."""
         return real_interface_addresses() if self.grpc_host in ANY_HOSTS else [self.grpc_host]

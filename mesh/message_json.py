@@ -8,7 +8,7 @@ field whose name ends in `time_s`, seconds since 1970 in UTC, becomes text (ISO 
 import functools
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -74,3 +74,30 @@ def _is_time(field: FieldDescriptor) -> bool:
 
 def _time_text(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")
+
+
+def message_schema(message: type[Message]) -> dict[str, Any]:
+    """The JSON schema of what `message_to_json` writes of such messages."""
+    return _message_schema(cast(Descriptor, message.DESCRIPTOR))
+
+
+def _message_schema(descriptor: Descriptor) -> dict[str, Any]:
+    properties = {field.key: _field_schema(descriptor.fields_by_name[field.name]) for field in _fields(descriptor)}
+    return {"type": "object", "title": descriptor.name, "properties": properties, "required": list(properties)}
+
+
+def _field_schema(field: FieldDescriptor) -> dict[str, Any]:
+    schema = _value_schema(field)
+    if field.is_repeated:
+        return {"type": "array", "items": schema}
+    return {"anyOf": [schema, {"type": "null"}]} if field.has_presence else schema
+
+
+def _value_schema(field: FieldDescriptor) -> dict[str, Any]:
+    if field.message_type is not None:
+        return _message_schema(field.message_type)
+    if field.enum_type is not None or _is_time(field) or field.type in (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING):
+        return {"type": "string"}
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return {"type": "boolean"}
+    return {"type": "number" if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT) else "integer"}

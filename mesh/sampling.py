@@ -9,6 +9,16 @@ from dairllm.v1 import ring_pb2
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**64 - 1
+SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.0, 100.0),
+    "presence_penalty": (-100.0, 100.0),
+    "frequency_penalty": (-100.0, 100.0),
+}
+"""Lowest and highest value, both allowed, but for repetition_penalty, which must be over 0."""
+LOGIT_BIAS_RANGE = (-100.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class SamplingParams:
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in _FLOAT_RANGES:
+        for name, (low, high) in SAMPLING_RANGES.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise InvalidRequest(f"{name} is {value}; expected a number from {low:g} to {high:g}", name)
@@ -45,9 +55,10 @@ class SamplingParams:
                 raise InvalidRequest(f"{name} is {value}; expected a whole number from 0 to {highest}", name)
         if self.repetition_penalty <= 0:
             raise InvalidRequest(f"repetition_penalty is {self.repetition_penalty}; expected a number over 0", "repetition_penalty")
+        low, high = LOGIT_BIAS_RANGE
         for token_id, bias in self.logit_bias.items():
-            if not (math.isfinite(bias) and -100 <= bias <= 100):
-                raise InvalidRequest(f"logit_bias of token {token_id} is {bias}; expected a number from -100 to 100", "logit_bias")
+            if not (math.isfinite(bias) and low <= bias <= high):
+                raise InvalidRequest(f"logit_bias of token {token_id} is {bias}; expected a number from {low:g} to {high:g}", "logit_bias")
 
     def to_proto(self) -> ring_pb2.SamplingParams:
         return ring_pb2.SamplingParams(
@@ -79,13 +90,3 @@ class SamplingParams:
             logprobs=message.logprobs,
             top_logprobs=message.top_logprobs,
         )
-
-
-_FLOAT_RANGES = (
-    ("temperature", 0.0, 100.0),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("repetition_penalty", 0.0, 100.0),
-    ("presence_penalty", -100.0, 100.0),
-    ("frequency_penalty", -100.0, 100.0),
-)

@@ -9,20 +9,20 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from fastapi import Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from dairllm.coordinator.http.calls import Call
-from dairllm.coordinator.http.error_replies import error_event, error_reply, to_json
+from dairllm.coordinator.http.error_replies import EVENT_STREAM, error_event, error_reply, json_reply, to_json
 from dairllm.coordinator.http.formats import AnswerFormat, ChatFormat, ChoiceSoFar, CompletionFormat
 from dairllm.coordinator.http.limits import HttpLimits
-from dairllm.coordinator.text import Choices, TextEvent, TextFinished, TextService
+from dairllm.coordinator.text import Choices, ServedModel, TextEvent, TextFinished, TextService
 from dairllm.mesh.errors import DairllmError, RequestLost
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
-EVENT_STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+EVENT_STREAM_HEADERS = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def sse_event(data: bytes) -> bytes:
@@ -69,8 +69,8 @@ class GenerationResponse(Response):
     def __init__(self, call: Call, text: TextService, limits: HttpLimits) -> None:
         super().__init__()
         self._call, self._text, self._limits = call, text, limits
-        make_format: Callable[[Call, str], AnswerFormat] = ChatFormat if call.is_chat else CompletionFormat
-        self._format = make_format(call, text.served.name)
+        make_format: Callable[[Call, ServedModel], AnswerFormat] = ChatFormat if call.is_chat else CompletionFormat
+        self._format = make_format(call, text.served)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await run_until_disconnected(receive, self._stream() if self._call.stream else self._whole(), send)
@@ -84,7 +84,7 @@ class GenerationResponse(Response):
             async with self._choices() as choices:
                 async for index, event in choices:
                     collected[index].add(event)
-            reply = Response(to_json(self._format.whole(collected)), media_type="application/json")
+            reply = json_reply(self._format.whole(collected))
         except DairllmError as error:
             reply = error_reply(error)
         for message in _messages_of(reply):

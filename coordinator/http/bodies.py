@@ -1,10 +1,17 @@
-"""Reading a request's body within limits of size and time."""
+"""Reading a request's body: its bytes within limits of size and time, its JSON, and what the model of the body says of it."""
 
 import asyncio
+import json
+from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
 
+from dairllm.coordinator.http.body_errors import body_error, show
 from dairllm.coordinator.http.limits import HttpLimits
+from dairllm.mesh.errors import InvalidRequest
+
+Body = TypeVar("Body", bound=BaseModel)
 
 DISCARD_FACTOR = 4
 """A body that is too large is read on up to so many times the limit, since a client that is cut off while it sends may never see the
@@ -47,3 +54,36 @@ async def _read(receive: Receive, limit_bytes: int) -> bytes:
     if size_bytes > limit_bytes:
         raise BodyTooLarge
     return b"".join(parts)
+
+
+def parse_body(data: bytes, model: type[Body]) -> Body:
+    """InvalidRequest or Unsupported unless it is an object in JSON that the model accepts."""
+    value = parse_json_object(data)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise body_error(error) from None
+
+
+def parse_json_object(data: bytes) -> dict[str, object]:
+    """InvalidRequest unless it is a JSON object in UTF-8. Of a name that comes twice the last value counts.
+
+    Not pydantic's own parser: that refuses half a surrogate pair without saying in which field, and takes NaN.
+    """
+    try:
+        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body has an invalid byte at offset {error.start}; expected JSON in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}; expected a JSON object") from error
+    except RecursionError as error:
+        raise InvalidRequest("the body is nested too deeply; expected a JSON object") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise InvalidRequest("the body has a number that is too long; expected a JSON object") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body is {show(value)}; expected a JSON object")
+    return value
+
+
+def _refuse_constant(name: str) -> object:
+    raise InvalidRequest(f"the body has {name}, which is not JSON; expected a number")

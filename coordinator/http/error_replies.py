@@ -7,10 +7,12 @@ import json
 import math
 from collections.abc import Mapping
 
-from fastapi import Response
+from starlette.responses import Response
 
+from dairllm.coordinator.http.answer_types import ErrorEvent, ErrorObject
 from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, UnknownModel
 
+JSON, EVENT_STREAM = "application/json", "text/event-stream"
 OPENAI_CODES: Mapping[type[DairllmError], str] = {
     UnknownModel: "model_not_found",
     ContextExceeded: "context_length_exceeded",
@@ -22,7 +24,11 @@ def to_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def error_event(error: DairllmError) -> dict[str, object]:
+def json_reply(value: object) -> Response:
+    return Response(to_json(value), media_type=JSON)
+
+
+def error_event(error: DairllmError) -> ErrorEvent:
     """For a stream that has begun. retry_after: whole seconds; null if trying again does not help."""
     return {"error": {**_fields_of(error), "status": error.meaning.http_status, "retry_after": _retry_after_s(error)}}
 
@@ -30,7 +36,7 @@ def error_event(error: DairllmError) -> dict[str, object]:
 def error_reply(error: DairllmError) -> Response:
     retry_after_s = _retry_after_s(error)
     headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
-    return Response(to_json({"error": _fields_of(error)}), error.meaning.http_status, headers, "application/json")
+    return Response(to_json({"error": _fields_of(error)}), error.meaning.http_status, headers, JSON)
 
 
 def _retry_after_s(error: DairllmError) -> int | None:
@@ -39,7 +45,7 @@ def _retry_after_s(error: DairllmError) -> int | None:
 
 def plain_error_reply(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Response:
     """For what HTTP itself refuses, such as an unknown path."""
-    return Response(plain_error_body(status, message, code), status, dict(headers or {}), "application/json")
+    return Response(plain_error_body(status, message, code), status, dict(headers or {}), JSON)
 
 
 def plain_error_body(status: int, message: str, code: str) -> bytes:
@@ -47,9 +53,9 @@ def plain_error_body(status: int, message: str, code: str) -> bytes:
     return to_json({"error": _fields(message, kind, None, code)})
 
 
-def _fields_of(error: DairllmError) -> dict[str, object]:
+def _fields_of(error: DairllmError) -> ErrorObject:
     return _fields(error.message, error.meaning.openai_type, error.param, OPENAI_CODES.get(type(error), error.code))
 
 
-def _fields(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
+def _fields(message: str, kind: str, param: str | None, code: str) -> ErrorObject:
     return {"message": message, "type": kind, "param": param, "code": code}

@@ -6,13 +6,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dairllm.coordinator.http.answer_types import (
+    AnswerHead,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprob,
+    ChatLogprobs,
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionLogprobs,
+    CompletionText,
+    TopLogprob,
+    Usage,
+)
 from dairllm.coordinator.http.calls import Call
-from dairllm.coordinator.text import TextDelta, TextEvent, TextFinished, TextToken
+from dairllm.coordinator.text import ServedModel, TextDelta, TextEvent, TextFinished, TextToken
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks."""
 
-JsonObject = dict[str, object]
+Chunk = ChatCompletionChunk | CompletionChunk
 
 
 @dataclass(slots=True)
@@ -30,59 +48,60 @@ class ChoiceSoFar:
             self.texts.append(event.text)
             self.tokens += event.tokens
 
+    def whole(self) -> TextDelta:
+        return TextDelta("".join(self.texts), tuple(self.tokens))
+
+    @property
+    def reason(self) -> str:
+        assert self.finished is not None
+        return self.finished.reason
+
 
 class AnswerFormat(ABC):
     """Writes one answer; `whole` and the chunks have one id and one time."""
 
-    object_name: str
-    chunk_name: str
     id_prefix: str
 
-    def __init__(self, call: Call, model: str) -> None:
+    def __init__(self, call: Call, served: ServedModel) -> None:
         self._call = call
-        self._model = model
-        self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
-        self._created_s = int(time.time())
+        self._head: AnswerHead = {
+            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": served.name,
+            "system_fingerprint": served.fingerprint,
+        }
 
-    def whole(self, choices: Sequence[ChoiceSoFar]) -> JsonObject:
+    @abstractmethod
+    def whole(self, choices: Sequence[ChoiceSoFar]) -> ChatCompletion | Completion:
         """Every choice must have finished."""
-        written = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
-        finished = [choice.finished for choice in choices if choice.finished is not None]
-        return {**self._head(self.object_name), "choices": written, "usage": self._usage(finished)}
 
-    def first_chunk(self, index: int) -> JsonObject | None:
+    def first_chunk(self, index: int) -> Chunk | None:
         """What precedes the first delta of a choice, if anything does."""
         return None
 
-    def delta_chunk(self, index: int, delta: TextDelta) -> JsonObject | None:
+    def delta_chunk(self, index: int, delta: TextDelta) -> Chunk | None:
         """None if the delta has nothing that the client asked for."""
         if delta.text or (delta.tokens and (self._call.wants_logprobs or self._call.wants_token_ids)):
-            return self._chunk([self._delta_choice(index, delta)])
+            return self._delta_chunk(index, delta)
         return None
 
-    def last_chunk(self, index: int, finished: TextFinished) -> JsonObject:
-        return self._chunk([{**self._delta_choice(index, TextDelta("", ())), "logprobs": None, "finish_reason": finished.reason}])
-
-    def usage_chunk(self, finished: Sequence[TextFinished]) -> JsonObject:
-        return {**self._chunk([]), "usage": self._usage(finished)}
+    @abstractmethod
+    def last_chunk(self, index: int, finished: TextFinished) -> Chunk: ...
 
     @abstractmethod
-    def _whole_choice(self, index: int, choice: ChoiceSoFar) -> JsonObject: ...
+    def usage_chunk(self, finished: Sequence[TextFinished]) -> Chunk: ...
 
     @abstractmethod
-    def _delta_choice(self, index: int, delta: TextDelta) -> JsonObject: ...
+    def _delta_chunk(self, index: int, delta: TextDelta) -> Chunk: ...
 
-    def _head(self, object_name: str) -> JsonObject:
-        return {"id": self._id, "object": object_name, "created": self._created_s, "model": self._model}
+    def _with_token_ids(self, choice: ChatChoice | ChatChunkChoice | CompletionText, tokens: Iterable[TextToken]) -> None:
+        if self._call.wants_token_ids:
+            choice["token_ids"] = [token.token_id for token in tokens]
 
-    def _chunk(self, choices: list[JsonObject]) -> JsonObject:
-        chunk = {**self._head(self.chunk_name), "choices": choices}
-        return {**chunk, "usage": None} if self._call.include_usage else chunk
+    def _usage_of(self, choices: Sequence[ChoiceSoFar]) -> Usage:
+        return self._usage([choice.finished for choice in choices if choice.finished is not None])
 
-    def _token_ids(self, tokens: Iterable[TextToken]) -> JsonObject:
-        return {"token_ids": [token.token_id for token in tokens]} if self._call.wants_token_ids else {}
-
-    def _usage(self, finished: Sequence[TextFinished]) -> JsonObject:
+    def _usage(self, finished: Sequence[TextFinished]) -> Usage:
         """A prompt counts once, however many choices it has."""
         prompt_tokens = sum(one.prompt_tokens for one in finished) // self._call.choices_per_prompt
         completion_tokens = sum(one.completion_tokens for one in finished)
@@ -94,52 +113,102 @@ class AnswerFormat(ABC):
 
 
 class ChatFormat(AnswerFormat):
-    object_name, chunk_name, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    id_prefix = "chatcmpl"
 
-    def first_chunk(self, index: int) -> JsonObject | None:
-        delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
+    def whole(self, choices: Sequence[ChoiceSoFar]) -> ChatCompletion:
+        written = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
+        return {**self._head, "object": "chat.completion", "choices": written, "usage": self._usage_of(choices)}
 
-    def _whole_choice(self, index: int, choice: ChoiceSoFar) -> JsonObject:
-        return {
+    def first_chunk(self, index: int) -> ChatCompletionChunk:
+        return self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
+
+    def last_chunk(self, index: int, finished: TextFinished) -> ChatCompletionChunk:
+        choice = self._choice(index, {})
+        choice["finish_reason"] = finished.reason
+        self._with_token_ids(choice, ())
+        return self._chunk([choice])
+
+    def usage_chunk(self, finished: Sequence[TextFinished]) -> ChatCompletionChunk:
+        chunk = self._chunk([])
+        chunk["usage"] = self._usage(finished)
+        return chunk
+
+    def _delta_chunk(self, index: int, delta: TextDelta) -> ChatCompletionChunk:
+        choice = self._choice(index, {"content": delta.text})
+        choice["logprobs"] = self._logprobs(delta.tokens)
+        self._with_token_ids(choice, delta.tokens)
+        return self._chunk([choice])
+
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
+        chunk: ChatCompletionChunk = {**self._head, "object": "chat.completion.chunk", "choices": choices, "usage": None}
+        if not self._call.include_usage:
+            del chunk["usage"]
+        return chunk
+
+    def _choice(self, index: int, delta: ChatDelta) -> ChatChunkChoice:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _whole_choice(self, index: int, choice: ChoiceSoFar) -> ChatChoice:
+        whole = choice.whole()
+        written: ChatChoice = {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
-            "logprobs": self._logprobs(choice.tokens),
-            "finish_reason": choice.finished.reason if choice.finished else None,
-            **self._token_ids(choice.tokens),
+            "message": {"role": "assistant", "content": whole.text, "refusal": None},
+            "logprobs": self._logprobs(whole.tokens),
+            "finish_reason": choice.reason,
         }
+        self._with_token_ids(written, whole.tokens)
+        return written
 
-    def _delta_choice(self, index: int, delta: TextDelta) -> JsonObject:
-        content = {"content": delta.text} if delta else {}
-        logprobs = self._logprobs(delta.tokens)
-        return {"index": index, "delta": content, "logprobs": logprobs, "finish_reason": None, **self._token_ids(delta.tokens)}
-
-    def _logprobs(self, tokens: Iterable[TextToken]) -> JsonObject | None:
+    def _logprobs(self, tokens: Iterable[TextToken]) -> ChatLogprobs | None:
         if not self._call.wants_logprobs:
             return None
-        return {"content": [self._token(token) for token in tokens if not token.ends_answer], "refusal": None}
-
-    def _token(self, token: TextToken) -> JsonObject:
-        top = [_chat_token(one.text, one.data, one.logprob) for one in token.top]
-        return {**_chat_token(token.text, token.data, token.logprob), "top_logprobs": top}
+        return {"content": [_chat_logprob(token) for token in tokens if not token.ends_answer], "refusal": None}
 
 
-def _chat_token(text: str, data: bytes | None, logprob: float | None) -> JsonObject:
+def _chat_logprob(token: TextToken) -> ChatLogprob:
+    top = [_chat_token(one.text, one.data, one.logprob) for one in token.top]
+    return {**_chat_token(token.text, token.data, token.logprob), "top_logprobs": top}
+
+
+def _chat_token(text: str, data: bytes | None, logprob: float | None) -> TopLogprob:
     return {"token": text, "logprob": _finite(logprob), "bytes": None if data is None else list(data)}
 
 
 class CompletionFormat(AnswerFormat):
-    object_name, chunk_name, id_prefix = "text_completion", "text_completion", "cmpl"
+    id_prefix = "cmpl"
 
-    def _whole_choice(self, index: int, choice: ChoiceSoFar) -> JsonObject:
-        whole = TextDelta("".join(choice.texts), tuple(choice.tokens))
-        return {**self._delta_choice(index, whole), "finish_reason": choice.finished.reason if choice.finished else None}
+    def whole(self, choices: Sequence[ChoiceSoFar]) -> Completion:
+        written = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
+        return {**self._head, "object": "text_completion", "choices": written, "usage": self._usage_of(choices)}
 
-    def _delta_choice(self, index: int, delta: TextDelta) -> JsonObject:
-        logprobs = self._logprobs(delta.tokens)
-        return {"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": None, **self._token_ids(delta.tokens)}
+    def last_chunk(self, index: int, finished: TextFinished) -> CompletionChunk:
+        text = self._text(index, TextDelta("", ()))
+        text["logprobs"] = None
+        return self._chunk([{**text, "finish_reason": finished.reason}])
 
-    def _logprobs(self, tokens: Iterable[TextToken]) -> JsonObject | None:
+    def usage_chunk(self, finished: Sequence[TextFinished]) -> CompletionChunk:
+        chunk = self._chunk([])
+        chunk["usage"] = self._usage(finished)
+        return chunk
+
+    def _delta_chunk(self, index: int, delta: TextDelta) -> CompletionChunk:
+        return self._chunk([{**self._text(index, delta), "finish_reason": None}])
+
+    def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
+        chunk: CompletionChunk = {**self._head, "object": "text_completion", "choices": choices, "usage": None}
+        if not self._call.include_usage:
+            del chunk["usage"]
+        return chunk
+
+    def _whole_choice(self, index: int, choice: ChoiceSoFar) -> CompletionChoice:
+        return {**self._text(index, choice.whole()), "finish_reason": choice.reason}
+
+    def _text(self, index: int, delta: TextDelta) -> CompletionText:
+        text: CompletionText = {"index": index, "text": delta.text, "logprobs": self._logprobs(delta.tokens)}
+        self._with_token_ids(text, delta.tokens)
+        return text
+
+    def _logprobs(self, tokens: Iterable[TextToken]) -> CompletionLogprobs | None:
         """Four lists of one length; the first token of an echoed prompt has null for its log-probabilities."""
         if not self._call.wants_logprobs:
             return None

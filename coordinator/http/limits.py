@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MAX_CHOICES = 128
+"""Answers to one prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
@@ -12,7 +15,6 @@ class HttpLimits:
     """
 
     max_body_bytes: int = 16 << 20
-    max_choices: int = 128
     max_sequences: int = 1024
     concurrent_sequences: int = 32
     request_timeout_s: float = 30.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dairllm.coordinator.http.error_replies import plain_error_body
@@ -25,7 +25,7 @@ CANCEL_AFTER_S = 5
 """How long after its connection was cut a request may take to end before uvicorn cancels it, with a traceback in the log."""
 
 
-async def serve(app: FastAPI, host: str, port: int, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
+async def serve(app: Starlette, host: str, port: int, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
     """Serves `app`, made by `create_app`, until `stop` is set; answers under way then have `HttpLimits.shutdown_s` to end.
 
     host: a name or an address; all its addresses are bound. port 0 takes a free one. on_listening is told the port once connections

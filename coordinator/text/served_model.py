@@ -1,5 +1,6 @@
 """The model as its clients know it."""
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 
@@ -11,13 +12,24 @@ from dairllm.model_files.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """The one model of a coordinator. created_s: seconds since 1970, for lists of models."""
+    """The one model of a coordinator.
+
+    model_digest: of its manifest, in hex. arithmetic: whatever else decides the bits of an answer, as one word for people.
+    created_s: seconds since 1970, for lists of models.
+    """
 
     name: str
+    model_digest: str
+    arithmetic: str
     spec: ModelSpec
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
     created_s: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal where the same request with the same seed has the same answer."""
+        return f"fp_{hashlib.sha256(f'{self.model_digest} {self.arithmetic}'.encode()).hexdigest()[:16]}"
 
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer, or Unsupported."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import httpx
 import openai
 import pytest
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.limits import HttpLimits
@@ -27,7 +27,7 @@ class Site:
     """A running server. port: where it listens; cluster: what /api/cluster shows."""
 
     engine: FakeEngine
-    app: FastAPI
+    app: Starlette
     port: int
     stop: asyncio.Event
     cluster: dict[str, object] = field(default_factory=dict)

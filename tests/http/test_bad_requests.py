@@ -1,14 +1,19 @@
 """Whatever a client sends, it gets one sentence in OpenAI's form."""
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from dairllm.coordinator.http.fields import Fields, parse_json_object, show
-from dairllm.mesh.errors import InvalidRequest
+from dairllm.coordinator.http.bodies import parse_body, parse_json_object
+from dairllm.coordinator.http.body_errors import show
+from dairllm.coordinator.http.body_models import ChatCompletionBody, CompletionBody
+from dairllm.coordinator.http.body_types import JsonObject
+from dairllm.mesh.errors import InvalidRequest, Unsupported
 from tests.http.conftest import LIMITS, Site
 from tests.text.fakes import CONTEXT_LENGTH, VOCAB_SIZE
 
@@ -36,7 +41,7 @@ BAD_CHATS = [
     ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "messages[0].content is 5"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "half a surrogate pair at character 0"),
-    ({"messages": PART}, "messages[0].content[0].type", '"image_url", which is not supported'),
+    ({"messages": PART}, "messages[0].content[0].type", '"image_url", but it is not supported here; expected "text"'),
     ({"messages": USER, "model": 7}, "model", "model is 7; expected a string"),
     ({"messages": USER, "max_tokens": -1}, "max_tokens", "max_tokens is -1"),
     ({"messages": USER, "max_tokens": "many"}, "max_tokens", 'max_tokens is "many"; expected a whole number'),
@@ -46,27 +51,46 @@ BAD_CHATS = [
     ({"messages": USER, "max_completion_tokens": CONTEXT_LENGTH}, "max_tokens", f"the context is {CONTEXT_LENGTH} tokens"),
     ({"messages": USER, "temperature": "hot"}, "temperature", 'temperature is "hot"; expected a number'),
     ({"messages": USER, "temperature": -0.5}, "temperature", "temperature is -0.5"),
-    ({"messages": USER, "temperature": 10**400}, "temperature", "expected a finite number"),
-    ({"messages": USER, "top_p": 2}, "top_p", "top_p is 2.0"),
+    ({"messages": USER, "temperature": 10**400}, "temperature", "expected a number from 0 to 100"),
+    ({"messages": USER, "top_p": 2}, "top_p", "top_p is 2; expected a number from 0 to 1"),
     ({"messages": USER, "n": 0}, "n", "n is 0"),
     ({"messages": USER, "n": 129}, "n", "from 1 to 128"),
     ({"messages": USER, "stream": "yes"}, "stream", "expected true or false"),
     ({"messages": USER, "stream_options": {"include_usage": True}}, "stream_options", "only together with stream"),
     ({"messages": USER, "stop": 5}, "stop", "stop is 5"),
     ({"messages": USER, "stop": ["a", 5]}, "stop[1]", "stop[1] is 5"),
-    ({"messages": USER, "stop": ["a"] * 17}, "stop", "17 strings; expected at most 16"),
+    ({"messages": USER, "stop": ["a"] * 17}, "stop", "stop is a list of 17; expected at most 16 strings"),
     ({"messages": USER, "logprobs": 3}, "logprobs", "expected true or false"),
     ({"messages": USER, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
     ({"messages": USER, "top_logprobs": 2}, "top_logprobs", "without logprobs"),
     ({"messages": USER, "logit_bias": {"x": 1}}, "logit_bias", 'the key "x"'),
-    ({"messages": USER, "logit_bias": {"1": 101}}, "logit_bias", "is 101"),
+    ({"messages": USER, "logit_bias": {"1": 101}}, "logit_bias.1", "logit_bias.1 is 101; expected a number from -100 to 100"),
     ({"messages": USER, "logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias", f"token id {VOCAB_SIZE}"),
     ({"messages": USER, "logit_bias": [1]}, "logit_bias", "expected an object"),
     ({"messages": USER, "seed": 2**64}, "seed", "seed is 18446744073709551616"),
     ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "tools is a list of 1, but it is not supported"),
     ({"messages": USER, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"messages": USER, "modalities": ["audio"]}, "modalities", "not supported"),
-    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls", "calling tools"),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls", "not supported"),
+    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages[0].tool_calls", "not supported"),
+    ({"messages": [{"role": 5}], "tools": [{}]}, "tools", "not supported"),
+    ({"messages": None}, "messages", "messages is missing; expected a list of at least one message"),
+    ({"messages": [None]}, "messages[0]", "messages[0] is null; expected an object with role and content"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "is missing; expected a string"),
+    ({"messages": [{"role": "user", "content": ["Hi"]}]}, "messages[0].content[0]", "expected a part of type text"),
+    ({"messages": USER, "stream": True, "stream_options": 5}, "stream_options", "stream_options is 5; expected an object"),
+    (
+        {"messages": USER, "stream": True, "stream_options": {"include_usage": 1}},
+        "stream_options.include_usage",
+        "stream_options.include_usage is 1; expected true or false",
+    ),
+    ({"messages": USER, "stop": ""}, "stop", 'stop is ""; expected a string of 1 to 1024 characters'),
+    ({"messages": USER, "stop": "\ud800"}, "stop", "half a surrogate pair at character 0"),
+    ({"messages": USER, "repetition_penalty": 0}, "repetition_penalty", "expected a number over 0, at most 100"),
+    ({"messages": USER, "temperature": True}, "temperature", "temperature is true"),
+    ({"messages": USER, "best_of": True}, "best_of", "best_of is true, but it is not supported"),
+    ({"messages": USER, "logit_bias": {"\ud800": 1}}, "logit_bias", "the key"),
+    ({"messages": USER, "logit_bias": {"1": "a"}}, "logit_bias.1", 'logit_bias.1 is "a"; expected a number'),
 ]
 
 BAD_COMPLETIONS = [
@@ -78,6 +102,10 @@ BAD_COMPLETIONS = [
     ({"prompt": [[1], "a"]}, "prompt[1]", 'prompt[1] is "a"; expected a list'),
     ({"prompt": [1, VOCAB_SIZE]}, "prompt[1]", f"from 0 to {VOCAB_SIZE - 1}"),
     ({"prompt": [-1]}, "prompt[0]", "prompt[0] is -1"),
+    ({"prompt": [1, True]}, "prompt[1]", "prompt[1] is true; expected a token id"),
+    ({"prompt": [[1], [2, 1.5]]}, "prompt[1][1]", "prompt[1][1] is 1.5; expected a token id"),
+    ({"prompt": [5.5]}, "prompt[0]", "prompt[0] is 5.5; expected a list of at least one token id"),
+    ({"prompt": ["a", "\ud800"]}, "prompt[1]", "half a surrogate pair"),
     ({"prompt": ["a"] * 1025}, "prompt", "at most 1024 prompts"),
     ({"prompt": "a" * CONTEXT_LENGTH}, "prompt", f"the prompt has {CONTEXT_LENGTH + 1} tokens, but the context is {CONTEXT_LENGTH}"),
     ({"prompt": "a", "suffix": "b"}, "suffix", 'suffix is "b", but it is not supported'),
@@ -111,7 +139,7 @@ async def test_bad_chats(site: Site) -> None:
 
 async def test_bad_completions(site: Site) -> None:
     for body, param, words in BAD_COMPLETIONS:
-        reply = await site.post("/v1/completions", body)
+        reply = await site.post("/v1/completions", json.dumps(body).encode())
         check(reply.status_code, reply.json(), param, words)
     assert site.engine.requests == []
 
@@ -132,7 +160,17 @@ async def test_null_and_harmless_values_count_as_absent(site: Site) -> None:
     nulls: dict[str, object] = dict.fromkeys(
         ("temperature", "n", "stop", "seed", "logit_bias", "stream", "max_tokens", "tools", "stream_options")
     )
-    harmless = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "model": "", "stop": [], "unheard_of": {"a": 1}}
+    harmless = {
+        "tools": [],
+        "tool_choice": "none",
+        "modalities": ["text"],
+        "echo": False,
+        "best_of": 1,
+        "response_format": {"type": "text"},
+        "model": "",
+        "stop": [],
+        "unheard_of": {"a": 1},
+    }
     for fields in (nulls, harmless):
         reply = await site.post("/v1/chat/completions", {"messages": USER, **fields})
         assert reply.status_code == 200
@@ -168,10 +206,10 @@ def test_any_value_can_be_shown_briefly(value: object) -> None:
     assert len(show(value)) <= 12 * 41
 
 
-def error_of(read: Callable[[], object]) -> InvalidRequest | None:
+def error_of(read: Callable[[], object]) -> InvalidRequest | Unsupported | None:
     try:
         read()
-    except InvalidRequest as error:
+    except (InvalidRequest, Unsupported) as error:
         return error
     return None
 
@@ -182,10 +220,41 @@ def test_any_body_is_an_object_or_refused(data: bytes) -> None:
     assert error is None or "expected" in error.message
 
 
-@given(json_values)
-def test_any_value_is_read_or_refused_with_the_name_of_its_field(value: object) -> None:
-    fields = Fields({"field": value}, "path.")
-    readers: list[Callable[[str], object]] = [fields.text, fields.flag, fields.nested, lambda name: fields.whole_number(name, 0, 10)]
-    errors = [error_of(lambda read=read: read("field")) for read in readers]  # type: ignore[misc]
-    assert all(error is None or (error.param == "path.field" and error.message.startswith("path.field ")) for error in errors)
-    assert value is None or sum(error is None for error in errors) <= 1
+MODELS: list[type[JsonObject]] = [ChatCompletionBody, CompletionBody]
+
+
+@given(st.sampled_from(MODELS).flatmap(lambda model: st.tuples(st.just(model), st.sampled_from(sorted(model.model_fields)), json_values)))
+def test_any_value_of_any_field_is_read_or_refused_with_its_name(drawn: tuple[type[JsonObject], str, object]) -> None:
+    model, field, value = drawn
+    valid: dict[str, object] = {"prompt": "a"} if model is CompletionBody else {"messages": USER}
+    error = error_of(lambda: parse_body(json.dumps({**valid, field: value}).encode(), model))
+    if error is not None:
+        name = str(error.param)
+        assert re.match(rf"{field}(?=$|[.[])", name)
+        assert re.fullmatch(rf"{re.escape(name)} (is|has) .*; expected .*", error.message)
+
+
+HOSTILE: list[tuple[type[JsonObject], dict[str, object]]] = [
+    (ChatCompletionBody, {"messages": [5] * 10_000}),
+    (ChatCompletionBody, {"messages": [{"role": "user", "content": [5] * 10_000}]}),
+    (ChatCompletionBody, {"messages": USER, "logit_bias": dict.fromkeys(map(str, range(10_000)), "x")}),
+    (ChatCompletionBody, {"messages": USER, "logit_bias": dict.fromkeys(map("x{}".format, range(10_000)), 1)}),
+    (ChatCompletionBody, {"messages": USER, "stop": [5] * 10_000}),
+    (CompletionBody, {"prompt": [1, *["x"] * 10_000]}),
+    (CompletionBody, {"prompt": ["x", *[1] * 10_000]}),
+    (CompletionBody, {"prompt": [[1], *["x"] * 10_000]}),
+    (CompletionBody, {"prompt": [["x"] * 10_000] * 10}),
+]
+
+
+@pytest.mark.parametrize(("model", "body"), HOSTILE)
+def test_a_body_full_of_errors_is_refused_at_the_first(model: type[JsonObject], body: dict[str, object]) -> None:
+    """An error takes more memory than the wrong item: of 16 MiB of them a coordinator would die."""
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate(body)
+    assert refused.value.error_count() <= 2
+
+
+async def test_a_field_that_comes_twice_has_its_last_value(site: Site) -> None:
+    reply = await site.post("/v1/completions", b'{"prompt": 5, "prompt": "a", "n": 2, "n": 1}')
+    assert len(reply.json()["choices"]) == 1

@@ -1,8 +1,9 @@
 """Messages as JSON: nobody who reads it must know protobuf."""
 
 import json
+from typing import Any
 
-from dairllm.mesh.message_json import enum_to_json, message_to_json
+from dairllm.mesh.message_json import enum_to_json, message_schema, message_to_json
 from dairllm.v1 import cluster_pb2, model_pb2
 
 
@@ -32,3 +33,29 @@ def test_encodings_are_written_as_people_write_them() -> None:
 
 def test_a_value_of_a_later_version_is_its_number() -> None:
     assert enum_to_json(cluster_pb2.ClusterPhase.DESCRIPTOR, 99) == "99"
+
+
+def test_the_schema_describes_what_is_written() -> None:
+    state = cluster_pb2.ClusterState(phase=cluster_pb2.CLUSTER_PHASE_SERVING)
+    state.shards.add(name="x", addresses=["a:1"], stage=0).capabilities.SetInParent()
+    state.events.add(time_s=1.0, kind="shard_joined")
+    check(message_schema(cluster_pb2.ClusterState), message_to_json(state))
+
+
+def check(schema: dict[str, Any], value: object) -> None:
+    match schema.get("type"):
+        case "object":
+            assert isinstance(value, dict)
+            assert list(value) == schema["required"] == list(schema["properties"])
+            for name, one in schema["properties"].items():
+                check(one, value[name])
+        case "array":
+            assert isinstance(value, list)
+            for item in value:
+                check(schema["items"], item)
+        case None:
+            assert schema["anyOf"][1] == {"type": "null"}
+            if value is not None:
+                check(schema["anyOf"][0], value)
+        case kind:
+            assert isinstance(value, {"string": str, "boolean": bool, "number": float, "integer": int}[kind])

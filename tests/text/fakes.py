@@ -154,7 +154,14 @@ def make_spec(name: str = "tiny") -> ModelSpec:
     )
 
 
-def make_served(*, with_tokenizer: bool = True, with_template: bool = True) -> ServedModel:
+def make_served(
+    *,
+    with_tokenizer: bool = True,
+    with_template: bool = True,
+    model_digest: str = "ab" * 32,
+    arithmetic: str = "exact",
+    created_s: int = 1_700_000_000,
+) -> ServedModel:
     tokenizer = ByteTokenizer() if with_tokenizer else None
     template = ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="<|im_end|>") if with_template else None
-    return ServedModel("tiny", make_spec(), tokenizer, template, created_s=1_700_000_000)
+    return ServedModel("tiny", model_digest, arithmetic, make_spec(), tokenizer, template, created_s)

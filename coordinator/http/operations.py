@@ -1,0 +1,66 @@
+"""What the server answers: the routes, and in the same place what the OpenAPI document says of them."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from dairllm.coordinator.http.answer_types import ErrorReply
+from dairllm.coordinator.http.error_replies import JSON
+
+Handler = Callable[[Request], Awaitable[Response]]
+Shape = Any
+"""A type that pydantic can describe, or a JSON schema."""
+TEXT: Mapping[str, object] = {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """contents: shapes by media type; of an event stream, the shape of the data of each event. retry_after: it may have this header."""
+
+    description: str
+    contents: Mapping[str, Shape]
+    retry_after: bool = False
+
+
+def refused(description: str, *, retry_after: bool = False) -> Answer:
+    """An error in OpenAI's form."""
+    return Answer(description, {JSON: ErrorReply}, retry_after)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """path: as Starlette writes it. name: of its own among all operations. parameters: descriptions of what is in braces in the path.
+
+    with_head: HEAD is answered, too, since probes use it.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    handler: Handler
+    answers: Mapping[int, Answer]
+    body: type[BaseModel] | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    with_head: bool = False
+
+    def route(self) -> Route:
+        return ExactRoute(self)
+
+
+class ExactRoute(Route):
+    """Leaves itself in the scope, for whoever counts requests, and answers just the methods that it was made for."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation.path, operation.handler, methods=[operation.method], name=operation.name)
+        self.methods = {operation.method, "HEAD"} if operation.with_head else {operation.method}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self
+        await super().handle(scope, receive, send)
