@@ -27,7 +27,7 @@ class AnswerSettings:
     sampling: SamplingParams
 
 
-class Outcome(Enum):
+class TurnEnd(Enum):
     COMPLETED = auto()
     STOPPED = auto()
 
@@ -55,7 +55,7 @@ def chat(
     with connect(coordinator, cluster) as client:
         if question is None:
             converse(client, conversation, settings)
-        elif answer(client, [*conversation, Message("user", question)], settings) is Outcome.STOPPED:
+        elif answer(client, [*conversation, Message("user", question)], settings) is TurnEnd.STOPPED:
             raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -91,16 +91,16 @@ def read_line(notes: Console) -> str | None:
         return ""
 
 
-def answer(client: Client, conversation: list[Message], settings: AnswerSettings) -> Outcome:
+def answer(client: Client, conversation: list[Message], settings: AnswerSettings) -> TurnEnd:
     """Print the answer while it comes and append it to the conversation, also what there is of a stopped one."""
-    outcome = Outcome.COMPLETED
+    outcome = TurnEnd.COMPLETED
     with client.chat(conversation, model=settings.model, max_tokens=settings.max_tokens, sampling=settings.sampling) as reply:
         try:
             for piece in reply:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            outcome = Outcome.STOPPED
+            outcome = TurnEnd.STOPPED
     sys.stdout.write("\n")
     sys.stdout.flush()
     conversation.append(Message("assistant", reply.text))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from dairllm.coordinator.cluster.actions import ClusterEventRecord
-from dairllm.coordinator.cluster.facts import ShardCapabilities
+from dairllm.coordinator.cluster.actions import ClusterEvent
+from dairllm.coordinator.cluster.shard_reports import ShardCapabilities
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, ShardSnapshot
 from dairllm.coordinator.invitations.seen_shards import SeenShard
 from dairllm.mesh.encodings import parse_encoding
@@ -49,7 +49,7 @@ def _seen_to_proto(seen: SeenShard, clock_offset_s: float) -> cluster_pb2.SeenSh
     )
 
 
-def _event_to_proto(event: ClusterEventRecord, clock_offset_s: float) -> cluster_pb2.ClusterEvent:
+def _event_to_proto(event: ClusterEvent, clock_offset_s: float) -> cluster_pb2.ClusterEvent:
     return cluster_pb2.ClusterEvent(
         time_s=event.time_s + clock_offset_s, kind=event.kind, shard=event.shard, text=event.text, duration_s=event.duration_s
     )

@@ -13,7 +13,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
-from dairllm.coordinator.cluster.actions import ClusterEventRecord
+from dairllm.coordinator.cluster.actions import ClusterEvent
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, EngineLoad
@@ -135,7 +135,7 @@ class Coordinator:
         hosts = self._settings.grpc_hosts
         places = Places(advertised(["127.0.0.1", *hosts], grpc_port), frozenset(hosts))
 
-        def count(event: ClusterEventRecord) -> None:
+        def count(event: ClusterEvent) -> None:
             metrics.count_event(event.kind, event.duration_s)
 
         return Membership(self._config, self._model, self._machine, self._ring, self._engine, self._readiness, places, count)

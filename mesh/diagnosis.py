@@ -34,7 +34,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class ModelIdentity:
     """The model that the coordinator serves. digest: of its content, in hex. size_bytes: of all its weights, shared ones once."""
 
     name: str
@@ -46,7 +46,7 @@ class ServedModel:
 class Subject:
     """What checks of other packages are told. model: None if no coordinator told. deadline_s: by time.monotonic()."""
 
-    model: ServedModel | None
+    model: ModelIdentity | None
     model_dirs: tuple[Path, ...]
     deadline_s: float
 

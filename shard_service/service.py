@@ -91,7 +91,7 @@ class Leaving:
 
 
 class Shard:
-    """A `lease.Member`: what the coordinator says goes to the host, and the shard speaks for it."""
+    """A `lease.OrderTaker`: what the coordinator says goes to the host, and the shard speaks for it."""
 
     def __init__(self, settings: ShardSettings) -> None:
         self._settings = settings
@@ -152,7 +152,7 @@ class Shard:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
 
-    # lease.Member
+    # lease.OrderTaker
 
     def welcomed(self, welcome: cluster_pb2.Welcome) -> None:
         if self._coordinator_id not in ("", welcome.coordinator_id):

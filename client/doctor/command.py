@@ -36,7 +36,7 @@ from dairllm.client.doctor.report import most_likely_reason, print_report, to_js
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT, parse_address
 from dairllm.mesh.cluster_name import cluster_hash
-from dairllm.mesh.diagnosis import DOCTOR_GROUP, DoctorCheck, Finding, ServedModel, Status, Subject
+from dairllm.mesh.diagnosis import DOCTOR_GROUP, DoctorCheck, Finding, ModelIdentity, Status, Subject
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.settings import ConfigFile
 from dairllm.mesh.telemetry import configure_logging
@@ -152,7 +152,7 @@ class Examination:
         if not isinstance(answer, CoordinatorAnswer):
             return []
         state = answer.state
-        model = ServedModel(state.model, state.model_digest.hex(), state.model_size_bytes) if state.model_digest else None
+        model = ModelIdentity(state.model, state.model_digest.hex(), state.model_size_bytes) if state.model_digest else None
         models = asyncio.create_task(self._plugged_in("models", model))
         wanted = judge.shards_to_try(state)
         reaches = await asyncio.gather(*(try_all(addresses) for addresses in wanted.values()))
@@ -161,7 +161,7 @@ class Examination:
             findings += judge.judge_reach(tried, f"shard {name!r}", MEMBERS, "shard_port")
         return [*findings, *await models]
 
-    async def _plugged_in(self, name: str, model: ServedModel | None) -> list[Finding]:
+    async def _plugged_in(self, name: str, model: ModelIdentity | None) -> list[Finding]:
         """Checks that other packages bring along."""
         subject = Subject(model, self._model_dirs, self._deadline_s)
         found = await asyncio.gather(*(asyncio.to_thread(_run_check, check, name, subject) for check in _checks(name)))

@@ -2,7 +2,8 @@
 
 One way in: `machine.ClusterMachine`.
 
-    facts, events, actions     what comes in and goes out
+    identities, shard_reports  what things are called by; what shards tell about themselves
+    events, actions            what comes in and goes out
     config, phases             settings; which phase may follow which
     descriptions               what the cluster says about itself
     books                      what the machine knows, each with the methods that change it

@@ -6,7 +6,7 @@ Nothing is awaited: what comes of an action returns as an event.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId
+from dairllm.coordinator.cluster.identities import Epoch, Holder, LeaseId
 from dairllm.coordinator.planner import Plan
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.peers import Peer
@@ -41,7 +41,7 @@ class EventKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterEventRecord:
+class ClusterEvent:
     """Something that happened, in plain words. shard: whom it is about, '' if all. duration_s: how long it took, 0 if it took no time."""
 
     time_s: float
@@ -186,10 +186,10 @@ class ConfigureLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordEvent:
+class TellEvent:
     """Write it to the log. The machine keeps it for the snapshot."""
 
-    record: ClusterEventRecord
+    event: ClusterEvent
 
 
 Action = (
@@ -203,5 +203,5 @@ Action = (
     | CloseRing
     | AskToDrain
     | ConfigureLimits
-    | RecordEvent
+    | TellEvent
 )

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from dairllm.coordinator.cluster.events import AnswersRecovered
-from dairllm.coordinator.cluster.facts import Epoch, ShardHello
+from dairllm.coordinator.cluster.identities import Epoch
+from dairllm.coordinator.cluster.shard_reports import ShardHello
 from dairllm.coordinator.planner import Plan, format_bytes, format_speed
 from dairllm.mesh.words import counted
 

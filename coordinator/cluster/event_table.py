@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from dairllm.coordinator.cluster.books.members import Members
 from dairllm.coordinator.cluster.books.state import ClusterState
 from dairllm.coordinator.cluster.events import Event
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId
+from dairllm.coordinator.cluster.identities import Epoch, LeaseId
 from dairllm.coordinator.cluster.phases import Phase
 
 E = TypeVar("E")

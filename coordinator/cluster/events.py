@@ -6,7 +6,8 @@ but JoinRequested is about an admitted shard or a plan; one about an unknown sha
 
 from dataclasses import dataclass
 
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.identities import Epoch, LeaseId
+from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.planner import ModelDemand
 
 

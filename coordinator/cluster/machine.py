@@ -28,7 +28,7 @@ from dairllm.coordinator.cluster.actions import Action
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.event_table import EventTable, Row, Scopes
-from dairllm.coordinator.cluster.facts import Epoch
+from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.invariants import check_books
 from dairllm.coordinator.cluster.parts.failures import Failures
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards

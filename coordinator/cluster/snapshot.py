@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dairllm.coordinator.cluster.actions import ClusterEventRecord
+from dairllm.coordinator.cluster.actions import ClusterEvent
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.books.member import Member, ShardPhase
 from dairllm.coordinator.cluster.books.members import Members
 from dairllm.coordinator.cluster.books.state import ClusterState
-from dairllm.coordinator.cluster.facts import Epoch, LoadProgress, ShardCapabilities, ShardUsage
+from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.phases import RING_OPEN, STAGES_IN_USE, Phase
+from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardUsage
 
 _PUBLIC_PHASES = {
     Phase.WAITING: "waiting",
@@ -83,7 +84,7 @@ class ClusterSnapshot:
     waiting_sequences: int
     kv_blocks_total: int
     kv_blocks_free: int
-    events: tuple[ClusterEventRecord, ...]
+    events: tuple[ClusterEvent, ...]
 
     @property
     def public_phase(self) -> str:
@@ -116,7 +117,7 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
         waiting_sequences=load.waiting_sequences,
         kv_blocks_total=plan.num_kv_blocks if plan else 0,
         kv_blocks_free=load.kv_blocks_free,
-        events=tuple(books.journal.records),
+        events=tuple(books.journal.told),
     )
 
 

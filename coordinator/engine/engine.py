@@ -12,9 +12,9 @@ from dairllm.coordinator.engine.events import (
     BatchCompleted,
     GenerationCancelled,
     GenerationRequested,
-    RingClosed,
-    RingClosing,
-    RingOpened,
+    RingAvailable,
+    RingDraining,
+    RingUnavailable,
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits
@@ -96,7 +96,7 @@ Item = GenerationEvent | DairllmError
 
 
 class Engine:
-    """Implements `coordinator.engine.interface.Engine`.
+    """Implements `coordinator.engine.interface.TokenEngine`.
 
     why_unready: None while a plan serves or is about to serve again, else what requests fail with.
     recovery_limit_s: how long answers wait for a new ring before they fail with NotReady; requests that come while no plan can be made wait
@@ -245,12 +245,12 @@ class Engine:
         self._flights.clear()
         self._measured.stages = {}
         self._measured.decode_step_s = self._measured.slowest_flight_s = 0.0
-        self._handle(RingOpened(geometry))
+        self._handle(RingAvailable(geometry))
 
     def drain_ring(self, on_drained: Callable[[], None]) -> None:
         """Send nothing more; on_drained is called once nothing is in flight."""
         self._on_drained = on_drained
-        self._handle(RingClosing())
+        self._handle(RingDraining())
 
     def close_ring(self) -> None:
         """What is in flight is given up. Answers wait for the next ring, for as long as the recovery limit."""
@@ -259,7 +259,7 @@ class Engine:
         if self._waited_s == 0:
             self._stopped_at_s = self._closed_at_s
         self._flights.clear()
-        self._handle(RingClosed())
+        self._handle(RingUnavailable())
         self._cancel_deadlines()
         self._newcomers = set()
         self._deadlines = [

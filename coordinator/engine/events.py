@@ -6,16 +6,16 @@ from dairllm.coordinator.engine.facts import RingGeometry, SliceResult
 from dairllm.coordinator.engine.requests import GenerationRequest, SequenceId
 
 
-class RingOpened(NamedTuple):
+class RingAvailable(NamedTuple):
     geometry: RingGeometry
 
 
-class RingClosing(NamedTuple):
+class RingDraining(NamedTuple):
     """The plan changes soon: what is in flight comes back, and nothing more is sent."""
 
 
-class RingClosed(NamedTuple):
-    """Nothing that is in flight will come back. Sequences wait for the next RingOpened."""
+class RingUnavailable(NamedTuple):
+    """Nothing that is in flight will come back. Sequences wait for the next RingAvailable."""
 
 
 class GenerationRequested(NamedTuple):
@@ -33,4 +33,4 @@ class BatchCompleted(NamedTuple):
     results: tuple[SliceResult, ...]
 
 
-SchedulerEvent = RingOpened | RingClosing | RingClosed | GenerationRequested | GenerationCancelled | BatchCompleted
+SchedulerEvent = RingAvailable | RingDraining | RingUnavailable | GenerationRequested | GenerationCancelled | BatchCompleted

@@ -8,7 +8,7 @@ from dairllm.coordinator.engine.requests import GenerationEvent, GenerationReque
 from dairllm.mesh.errors import DairllmError
 
 
-class Engine(Protocol):
+class TokenEngine(Protocol):
     @property
     def context_length(self) -> int:
         """Longest sequence, prompt and answer together, in tokens."""

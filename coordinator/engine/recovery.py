@@ -9,7 +9,7 @@ A row's bits do not depend on when it is computed (docs/architecture.md, 'The sa
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.identities import Holder
 
 
 class StagePlace(NamedTuple):

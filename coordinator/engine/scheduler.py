@@ -27,9 +27,9 @@ from dairllm.coordinator.engine.events import (
     BatchCompleted,
     GenerationCancelled,
     GenerationRequested,
-    RingClosed,
-    RingClosing,
-    RingOpened,
+    RingAvailable,
+    RingDraining,
+    RingUnavailable,
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import Batch, Begin, RingGeometry, SchedulerLimits, Slice, SliceResult
@@ -90,11 +90,11 @@ class Scheduler:
     def handle(self, event: SchedulerEvent) -> list[SchedulerAction]:
         actions: list[SchedulerAction] = []
         match event:
-            case RingOpened(geometry):
+            case RingAvailable(geometry):
                 actions += self._open(geometry)
-            case RingClosing():
+            case RingDraining():
                 actions += self._start_closing()
-            case RingClosed():
+            case RingUnavailable():
                 self._ring = None
             case GenerationRequested(sequence_id, request):
                 actions += self._request(sequence_id, request)

@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dairllm.coordinator.engine.interface import Engine
+from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.http.bodies import BodyTooLarge, BodyTooSlow, ClientGone
 from dairllm.coordinator.http.cluster_api import ClusterView, cluster_operations
 from dairllm.coordinator.http.error_replies import error_reply, plain_error_reply
@@ -25,7 +25,7 @@ from dairllm.mesh.protocol import software_version
 
 def create_app(
     served: ServedModel,
-    engine: Engine,
+    engine: TokenEngine,
     cluster: ClusterView,
     registry: CollectorRegistry,
     limits: HttpLimits | None = None,

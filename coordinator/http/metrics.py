@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dairllm.coordinator.engine.interface import Engine
+from dairllm.coordinator.engine.interface import TokenEngine
 
 CLIENT_GONE_STATUS = 499
 """As nginx counts a client that went away before its answer began."""
@@ -20,7 +20,7 @@ NEXT_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 class ServingMetrics:
     """Registers everything in `registry`; observes latencies for `coordinator.text`."""
 
-    def __init__(self, registry: CollectorRegistry, engine: Engine, cluster: Callable[[], Mapping[str, object]]) -> None:
+    def __init__(self, registry: CollectorRegistry, engine: TokenEngine, cluster: Callable[[], Mapping[str, object]]) -> None:
         self.registry = registry
         self._requests = Counter("dairllm_http_requests", "HTTP requests answered.", ("route", "status"), registry=registry)
         self._first_token = Histogram(
@@ -58,7 +58,7 @@ class ServingMetrics:
 
 
 class _StateCollector(Collector):
-    def __init__(self, engine: Engine, cluster: Callable[[], Mapping[str, object]]) -> None:
+    def __init__(self, engine: TokenEngine, cluster: Callable[[], Mapping[str, object]]) -> None:
         self._engine = engine
         self._cluster = cluster
 

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from dairllm.coordinator.cluster.facts import LeaseId
+from dairllm.coordinator.cluster.identities import LeaseId
 from dairllm.coordinator.membership.reachability import Place
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, RequestLost
 from dairllm.v1 import cluster_pb2

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.cluster.facts import LeaseId
+from dairllm.coordinator.cluster.identities import LeaseId
 from dairllm.coordinator.membership.join_stream import JoinStream
 from dairllm.coordinator.membership.reachability import Place, Places
 from dairllm.coordinator.membership.shard_messages import event_of, hello_from_proto

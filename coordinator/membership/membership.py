@@ -36,7 +36,7 @@ class Membership:
         engine: Engine,
         readiness: Readiness,
         places: Places,
-        on_event: Callable[[do.ClusterEventRecord], None],
+        on_event: Callable[[do.ClusterEvent], None],
     ) -> None:
         self.config = config
         self.machine = machine
@@ -77,9 +77,9 @@ class Membership:
 
     def _perform(self, action: do.Action) -> None:
         match action:
-            case do.RecordEvent(record):
-                logger.info(record.text)
-                self._on_event(record)
+            case do.TellEvent(event):
+                logger.info(event.text)
+                self._on_event(event)
             case do.AdmitShard(lease=lease):
                 self._orders.welcome(self.streams.admit(lease))
             case do.RefuseShard(lease=lease, error=error):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.config import ClusterConfig
-from dairllm.coordinator.cluster.facts import Epoch
+from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.engine.actions import ReportRecovery
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.facts import RingGeometry

@@ -1,7 +1,8 @@
 """What shards say on their Join streams, as events for the cluster machine."""
 
 from dairllm.coordinator.cluster import events as on
-from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.identities import Epoch
+from dairllm.coordinator.cluster.shard_reports import HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.membership.join_stream import JoinStream
 from dairllm.v1 import cluster_pb2
 

@@ -22,12 +22,13 @@ held), and a previous plan that is still possible stays unless the new one is fa
 answers come, moves as little as possible, whatever that costs: a better one may be prepared once it serves.
 """
 
+from dairllm.coordinator.planner.amounts import format_bytes, format_speed
 from dairllm.coordinator.planner.balancing import BALANCE_SLACK
-from dairllm.coordinator.planner.facts import Infeasible, KvDemand, LeftOut, ModelDemand, Plan, ShardOffer, Stage
-from dairllm.coordinator.planner.planning import make_plan
+from dairllm.coordinator.planner.decision import make_plan
+from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer
+from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan, Stage
 from dairllm.coordinator.planner.problem import ASSUMED_DECODE_S_PER_BYTE, HYSTERESIS
 from dairllm.coordinator.planner.search import EXACT_SHARDS
-from dairllm.coordinator.planner.words import format_bytes, format_speed
 
 __all__ = [
     "ASSUMED_DECODE_S_PER_BYTE",

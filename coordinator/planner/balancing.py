@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from dairllm.coordinator.planner.problem import NEVER, Candidate, Cover, Problem, Run, cost_of, step_ps_of
+from dairllm.coordinator.planner.problem import NEVER, Cover, Problem, Run, ShardCosts, cost_of, step_ps_of
 from dairllm.coordinator.planner.search import least_cost
 
 BALANCE_SLACK = 0.1
@@ -33,11 +33,11 @@ def balance(problem: Problem, cover: Cover) -> Cover:
 def _most_allowed(problem: Problem, cover: Cover) -> int:
     """No more than one machine alone, if that is possible."""
     may_be_one = problem.min_shards <= 1
-    alone = [s.cost(0, problem.num_units) for s in problem.candidates if s.furthest[0] == problem.num_units and may_be_one]
+    alone = [s.cost(0, problem.num_units) for s in problem.shards if s.furthest[0] == problem.num_units and may_be_one]
     return min([cost_of(cover) + round(step_ps_of(cover) * BALANCE_SLACK), *alone])
 
 
-def _cheapest_in_order(num_units: int, order: Sequence[Candidate], limit_ps: int) -> Cover | None:
+def _cheapest_in_order(num_units: int, order: Sequence[ShardCosts], limit_ps: int) -> Cover | None:
     """The cheapest cover by exactly these stages in this order, none slower than the limit."""
     best = [[NEVER] * num_units + [0]]
     for shard in reversed(order):
@@ -57,7 +57,7 @@ def _cheapest_in_order(num_units: int, order: Sequence[Candidate], limit_ps: int
     return cover
 
 
-def _furthest_within(shard: Candidate, start: int, limit_ps: int) -> int:
+def _furthest_within(shard: ShardCosts, start: int, limit_ps: int) -> int:
     """Like `furthest`, and within the time limit."""
     within = bisect_right(shard.time_ps, shard.time_ps[start] + limit_ps - shard.hop_ps) - 1
     return max(start, min(shard.furthest[start], within))

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from dairllm.coordinator.planner.facts import Infeasible, LeftOut, Plan
-from dairllm.coordinator.planner.problem import HYSTERESIS, PICOSECONDS, Candidate, Problem, pose_problem, step_ps_of
+from dairllm.coordinator.planner.amounts import format_bytes, format_speed
+from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan
+from dairllm.coordinator.planner.problem import HYSTERESIS, PICOSECONDS, Problem, ShardCosts, pose_problem, step_ps_of
 from dairllm.coordinator.planner.search import EXACT_SHARDS, find_cover, greedy_orders
-from dairllm.coordinator.planner.words import format_bytes, format_speed
 
 EXPLAINED_SHARDS = 16
 """For so many unused shards of a large cluster it is worked out what they would do to the answers."""
@@ -15,8 +15,8 @@ NOTICEABLE = 0.005
 
 def explain_unused(problem: Problem, plan: Plan) -> tuple[LeftOut, ...]:
     """Why each shard without units has none; with numbers where an exact search is cheap."""
-    used = [shard for shard in problem.candidates if shard.name in plan.placement]
-    unused = [shard for shard in problem.candidates if shard.name not in plan.placement]
+    used = [shard for shard in problem.shards if shard.name in plan.placement]
+    unused = [shard for shard in problem.shards if shard.name not in plan.placement]
     explained = EXPLAINED_SHARDS if len(used) >= EXACT_SHARDS else EXACT_SHARDS
     return tuple(LeftOut(shard.name, _why_unused(problem, shard, used, plan, i < explained)) for i, shard in enumerate(unused))
 
@@ -26,14 +26,14 @@ def explain_kept(problem: Problem, kept: Plan, better: Plan) -> tuple[LeftOut, .
     in_better = {name for name in better.placement if kept.predicted_step_s > better.predicted_step_s * (1 + NOTICEABLE)}
     reason = _comparison(kept.predicted_step_s, better.predicted_step_s)
     others = (left for left in explain_unused(problem, kept) if left.shard not in in_better)
-    unused = (shard.name for shard in problem.candidates if shard.name in in_better and shard.name not in kept.placement)
+    unused = (shard.name for shard in problem.shards if shard.name in in_better and shard.name not in kept.placement)
     return (*(LeftOut(name, reason) for name in unused), *others)
 
 
 def explain_lack(problem: Problem, left_out: tuple[LeftOut, ...]) -> Infeasible:
     """Why there is no cover, and how many bytes would help."""
-    needed, offered = problem.total_need_bytes, sum(shard.offer.room_bytes for shard in problem.candidates)
-    count = f"{len(problem.candidates)} shard{'s offer' if len(problem.candidates) != 1 else ' offers'}"
+    needed, offered = problem.total_need_bytes, sum(shard.offer.room_bytes for shard in problem.shards)
+    count = f"{len(problem.shards)} shard{'s offer' if len(problem.shards) != 1 else ' offers'}"
     numbers = f"the model needs {format_bytes(needed)}, {count} {format_bytes(offered)}"
     if needed > offered:
         return Infeasible(f"{format_bytes(needed - offered)} of memory are missing ({numbers})", needed - offered, left_out)
@@ -48,7 +48,7 @@ def _reach(problem: Problem) -> int:
     return max(_reach_of(order, problem.num_units) for order in greedy_orders(problem))
 
 
-def _reach_of(order: Iterable[Candidate], num_units: int) -> int:
+def _reach_of(order: Iterable[ShardCosts], num_units: int) -> int:
     reached = 0
     for shard in order:
         if reached < num_units:
@@ -56,7 +56,7 @@ def _reach_of(order: Iterable[Candidate], num_units: int) -> int:
     return reached
 
 
-def _why_unused(problem: Problem, shard: Candidate, used: list[Candidate], plan: Plan, explained: bool) -> str:
+def _why_unused(problem: Problem, shard: ShardCosts, used: list[ShardCosts], plan: Plan, explained: bool) -> str:
     if all(stop == start for start, stop in enumerate(shard.furthest)):
         return f"has room for {format_bytes(shard.offer.room_bytes)}, which hold no part of the model"
     with_it_s = _step_with(problem, shard, used, plan) if explained else None
@@ -65,7 +65,7 @@ def _why_unused(problem: Problem, shard: Candidate, used: list[Candidate], plan:
     return _comparison(plan.predicted_step_s, with_it_s)
 
 
-def _step_with(problem: Problem, shard: Candidate, used: list[Candidate], plan: Plan) -> float | None:
+def _step_with(problem: Problem, shard: ShardCosts, used: list[ShardCosts], plan: Plan) -> float | None:
     """About the least step in which this shard has a part beside those of the plan, wherever the layers are now."""
     if len(used) < EXACT_SHARDS:
         offers = sorted((s.offer for s in [*used, shard]), key=lambda offer: offer.name)
@@ -77,7 +77,7 @@ def _step_with(problem: Problem, shard: Candidate, used: list[Candidate], plan: 
     return plan.predicted_step_s + least / PICOSECONDS if least is not None else None
 
 
-def _change_by(shard: Candidate, owner: Candidate, units: range) -> int | None:
+def _change_by(shard: ShardCosts, owner: ShardCosts, units: range) -> int | None:
     """What a step gains or loses at least, in picoseconds, if the shard takes the last of these units; None if it cannot."""
     starts = (start for start in range(units.start + 1, units.stop) if shard.furthest[start] >= units.stop)
     return min((shard.step_ps(start, units.stop) + owner.hop_ps - owner.step_ps(start, units.stop) for start in starts), default=None)

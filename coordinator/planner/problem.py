@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dairllm.coordinator.planner.facts import KvDemand, ModelDemand, ShardOffer
+from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer
 
 HYSTERESIS = 0.2
 """How much dearer a unit counts that is not where it was."""
@@ -30,7 +30,7 @@ _SLOWEST_PS = 1 << 52
 
 
 @dataclass(slots=True, eq=False)
-class Candidate:
+class ShardCosts:
     """A shard with what the search asks of it, as prefix sums over the units."""
 
     offer: ShardOffer
@@ -57,7 +57,7 @@ class Candidate:
 class Run(NamedTuple):
     """Units [start, stop) on one shard of the problem."""
 
-    shard: Candidate
+    shard: ShardCosts
     start: int
     stop: int
 
@@ -91,7 +91,7 @@ class Problem:
     """One question to the planner.
 
     placement: what lies where by the previous plan. need_bytes: [u]: weights and least KV cache of units [0, u), where a shared table
-    counts twice. candidates: by name.
+    counts twice. shards: by name.
     """
 
     demand: ModelDemand
@@ -99,7 +99,7 @@ class Problem:
     min_shards: int
     placement: Mapping[str, range]
     need_bytes: list[int]
-    candidates: list[Candidate]
+    shards: list[ShardCosts]
 
     @property
     def num_units(self) -> int:
@@ -146,7 +146,9 @@ def _moved_parts(
     return parts
 
 
-def _measured(demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], surcharges: NDArray[np.float64]) -> list[Candidate]:
+def _measured(
+    demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], surcharges: NDArray[np.float64]
+) -> list[ShardCosts]:
     """All at once as matrices, shards by units: of a thousand shards most are only looked at."""
     sizes = np.array([0, *demand.unit_sizes_bytes[1:]], np.float64)
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
@@ -157,7 +159,7 @@ def _measured(demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: lis
     furthest = np.maximum(np.searchsorted(needs, needs[:-1] + rooms[:, None], side="right") - 1, np.arange(demand.num_units))
     furthest[rooms >= need_bytes[-1] - demand.tied_bytes, 0] = demand.num_units
     hops_ps = [max(1, round(offer.hop_s * PICOSECONDS)) for offer in offers]
-    return [Candidate(*each) for each in zip(offers, hops_ps, _sums(times), _sums(costs), furthest.tolist(), strict=True)]
+    return [ShardCosts(*each) for each in zip(offers, hops_ps, _sums(times), _sums(costs), furthest.tolist(), strict=True)]
 
 
 def _sums(numbers: NDArray[np.float64]) -> list[list[int]]:

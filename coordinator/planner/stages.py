@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from dairllm.coordinator.planner.facts import Plan, Stage
+from dairllm.coordinator.planner.plan import Plan, Stage
 from dairllm.coordinator.planner.problem import NEVER, PICOSECONDS, Cover, Problem, Run, step_ps_of
 
 
@@ -15,7 +15,7 @@ def plan_of(problem: Problem, cover: Cover, fastest: Cover) -> Plan:
 
 def keep(problem: Problem, previous: Plan) -> Plan | None:
     """The previous plan with today's numbers, or None if it is not possible any more."""
-    by_name = {shard.name: shard for shard in problem.candidates}
+    by_name = {shard.name: shard for shard in problem.shards}
     if len(previous.stages) < problem.min_shards or any(stage.shard not in by_name for stage in previous.stages):
         return None
     cover = [Run(by_name[stage.shard], stage.units.start, stage.units.stop) for stage in previous.stages]

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import grpc
 
-from dairllm.coordinator.engine.interface import Engine
+from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.text import (
     ChatMessage,
     LatencyObserver,
@@ -32,7 +32,7 @@ FINISH_REASONS = {
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Raises DairllmErrors, which servers of `mesh.channels` turn into statuses. latency: is told how long tokens took, as for HTTP."""
 
-    def __init__(self, served: ServedModel, engine: Engine, latency: LatencyObserver | None = None) -> None:
+    def __init__(self, served: ServedModel, engine: TokenEngine, latency: LatencyObserver | None = None) -> None:
         self._text = TextService(served, engine, latency)
 
     async def Generate(

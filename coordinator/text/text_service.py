@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from dairllm.coordinator.engine.interface import Engine
+from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text.answer_text import AnswerText
 from dairllm.coordinator.text.echoed_prompt import EchoedPrompt
@@ -19,7 +19,7 @@ from dairllm.model_files.errors import InvalidTemplate
 class TextService:
     """Generates text with the served model. latency: is told how long tokens took."""
 
-    def __init__(self, served: ServedModel, engine: Engine, latency: LatencyObserver | None = None) -> None:
+    def __init__(self, served: ServedModel, engine: TokenEngine, latency: LatencyObserver | None = None) -> None:
         self.served = served
         self.engine = engine
         self._latency = latency
@@ -87,7 +87,7 @@ class TextService:
             )
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[TextEvent, None]:
-        """The answer, TextFinished last; `aclose` cancels it. The errors of `check` and of `Engine.generate`."""
+        """The answer, TextFinished last; `aclose` cancels it. The errors of `check` and of `TokenEngine.generate`."""
         self.check(request)
         end_ids = self._end_ids(request)
         prompt = EchoedPrompt(self.served.tokenizer, request)

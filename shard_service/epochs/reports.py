@@ -9,7 +9,7 @@ from dairllm.mesh.ring.outgoing import EdgeLost
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.epochs.preparation import NeedsExclusive
+from dairllm.shard_service.epochs.preparer import NeedsExclusive
 from dairllm.shard_service.kv_cache.transfer import TransferOutcome
 from dairllm.shard_service.weights.store import LoadCounts, ReportProgress
 from dairllm.v1 import cluster_pb2

@@ -22,7 +22,7 @@ from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts, assignment_from_proto
 from dairllm.shard_service.epochs.counters import Counters
 from dairllm.shard_service.epochs.epoch_run import EpochRun
-from dairllm.shard_service.epochs.preparation import Prepared, Preparer, make_loader_threads
+from dairllm.shard_service.epochs.preparer import Prepared, Preparer, make_loader_threads
 from dairllm.shard_service.epochs.reports import Reports, Send
 from dairllm.shard_service.forward.compute_stage import ComputeStage
 from dairllm.shard_service.forward.records import RecordStore

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psutil
 
-from dairllm.mesh.diagnosis import Finding, ServedModel, Status, Subject
+from dairllm.mesh.diagnosis import Finding, ModelIdentity, Status, Subject
 from dairllm.mesh.settings import format_size
 from dairllm.model_files.architectures import find_architecture
 from dairllm.model_files.cache_folder import cache_folder
@@ -98,7 +98,7 @@ def has_name(path: Path, model: str) -> bool:
     return path.name.lower() in names or path.stem.lower() in names
 
 
-def _compare(path: Path, model: ServedModel, deadline_s: float) -> Finding | None:
+def _compare(path: Path, model: ModelIdentity, deadline_s: float) -> Finding | None:
     """None for a file that neither has the model's name nor could be it by its size."""
     same_name = has_name(path, model.name)
     try:
@@ -114,7 +114,7 @@ def _compare(path: Path, model: ServedModel, deadline_s: float) -> Finding | Non
     return judge_digest(path, model, digest, same_name)
 
 
-def judge_digest(path: Path, model: ServedModel, digest: str, same_name: bool) -> Finding:
+def judge_digest(path: Path, model: ModelIdentity, digest: str, same_name: bool) -> Finding:
     if digest == model.digest:
         seen = f"{path} has the content of {model.name}: a shard here reads it (with --model-dir {path.parent})"
         return Finding(MODELS, "model_file", Status.OK, seen)
@@ -125,12 +125,12 @@ def judge_digest(path: Path, model: ServedModel, digest: str, same_name: bool) -
     return Finding(MODELS, "model_file", Status.WARNING, f"{seen}, though the same size", "a shard here does not use it", advice)
 
 
-def _other_size(path: Path, model: ServedModel, size_bytes: int) -> Finding:
+def _other_size(path: Path, model: ModelIdentity, size_bytes: int) -> Finding:
     sizes = f"its weights are {format_size(size_bytes)}, those served {format_size(model.size_bytes)}"
     return _differs(path, f"{path} is another file than {model.name} that is served: {sizes}")
 
 
-def _unreadable(path: Path, model: ServedModel, error: ModelFileError) -> Finding:
+def _unreadable(path: Path, model: ModelIdentity, error: ModelFileError) -> Finding:
     return _differs(path, f"{path} has the name of {model.name}, but can't be used: {error}")
 
 

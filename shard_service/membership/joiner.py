@@ -24,7 +24,7 @@ from dairllm.shard_service.membership.joining import (
     Seek,
     Started,
 )
-from dairllm.shard_service.membership.lease import JoinUnsuccessful, Lease, Member
+from dairllm.shard_service.membership.lease import JoinUnsuccessful, Lease, OrderTaker
 from dairllm.v1 import cluster_pb2
 
 _DIAL_DEADLINE_S = 5.0
@@ -41,7 +41,7 @@ class Joiner:
     """coordinator: its address, or None to look for it with `browser`. on_change: the shard has become a member, or is none any more."""
 
     def __init__(
-        self, coordinator: str | None, browser: Browser | None, make_hello: MakeHello, member: Member, on_change: Callable[[], None]
+        self, coordinator: str | None, browser: Browser | None, make_hello: MakeHello, member: OrderTaker, on_change: Callable[[], None]
     ) -> None:
         assert (coordinator is None) != (browser is None), "either an address or discovery"
         self._coordinator = coordinator

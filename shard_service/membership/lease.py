@@ -22,7 +22,7 @@ JoinCall: TypeAlias = "grpc.aio.StreamStreamCall[cluster_pb2.JoinRequest, cluste
 log = logging.getLogger(__name__)
 
 
-class Member(Protocol):
+class OrderTaker(Protocol):
     """Who acts on what the coordinator says."""
 
     def welcomed(self, welcome: cluster_pb2.Welcome) -> None: ...
@@ -45,7 +45,7 @@ class JoinUnsuccessful(Exception):
 class Lease:
     """`send` queues; what is queued goes out once the shard is a member."""
 
-    def __init__(self, channel: grpc.aio.Channel, hello: cluster_pb2.Hello, member: Member) -> None:
+    def __init__(self, channel: grpc.aio.Channel, hello: cluster_pb2.Hello, member: OrderTaker) -> None:
         self._call: JoinCall = cluster_pb2_grpc.ClusterServiceStub(channel).Join()
         self._hello = hello
         self._member = member

@@ -82,7 +82,7 @@ class RemoteMember:
 class Transfer:
     """A unit from whichever members give it. senders: who gave any of it."""
 
-    def __init__(self, members: "Members", unit: UnitFacts, offset: int) -> None:
+    def __init__(self, members: "WeightMembers", unit: UnitFacts, offset: int) -> None:
         self._members = members
         self._unit = unit
         self._offset = offset
@@ -131,7 +131,7 @@ class Transfer:
             senders.end(name)
 
 
-class Members:
+class WeightMembers:
     """Members that may have units of one model: at least one, best first, the last resort last. Close it."""
 
     def __init__(self, peers: Sequence[Peer], model_digest: bytes, *, give_up_s: float = _GIVE_UP_S) -> None:
@@ -165,7 +165,7 @@ class FetchedUnits:
     is_local = False
     attempts = 4
 
-    def __init__(self, members: Members, cache: WeightsCache | None, threads: Executor, keep: Collection[bytes] = ()) -> None:
+    def __init__(self, members: WeightMembers, cache: WeightsCache | None, threads: Executor, keep: Collection[bytes] = ()) -> None:
         self._members = members
         self._cache = cache
         self._threads = threads

@@ -29,7 +29,7 @@ from dairllm.client.doctor.probes import (
     try_connect,
 )
 from dairllm.client.doctor.report import conclusion, most_likely_reason, to_json
-from dairllm.mesh.diagnosis import Finding, ServedModel, Status, Subject
+from dairllm.mesh.diagnosis import Finding, ModelIdentity, Status, Subject
 from dairllm.mesh.discovery.records import SERVICE_TYPE, DiscoveredCoordinator
 from dairllm.mesh.interfaces import real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -337,7 +337,7 @@ def test_files_are_compared_with_what_is_served(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     served = write_tiny_llama(tmp_path / "tiny.gguf")
     manifest = build_manifest(served)
-    model = ServedModel("tiny", manifest.model_digest, sum(unit.size_bytes for unit in manifest.units))
+    model = ModelIdentity("tiny", manifest.model_digest, sum(unit.size_bytes for unit in manifest.units))
     (tmp_path / "mine").mkdir()
     write_tiny_llama(tmp_path / "mine" / "tuned.gguf", seed=1)
     write_tiny_llama(tmp_path / "mine" / "unrelated.gguf", num_layers=2)
@@ -359,7 +359,7 @@ def test_files_are_compared_with_what_is_served(tmp_path: Path, monkeypatch: pyt
 
 
 def test_another_content_under_one_name_is_a_problem_and_under_another_a_hint() -> None:
-    model = ServedModel("tiny", "aa" * 32, 1)
+    model = ModelIdentity("tiny", "aa" * 32, 1)
     assert judge_digest(Path("tiny.gguf"), model, "aa" * 32, True).status is Status.OK
     assert judge_digest(Path("tiny.gguf"), model, "bb" * 32, True).status is Status.PROBLEM
     assert judge_digest(Path("tuned.gguf"), model, "bb" * 32, False).status is Status.WARNING

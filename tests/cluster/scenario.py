@@ -33,9 +33,10 @@ from dataclasses import fields, replace
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.config import ClusterConfig
-from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.identities import Epoch, LeaseId
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.phases import Phase
+from dairllm.coordinator.cluster.shard_reports import HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 
@@ -139,7 +140,7 @@ class Cluster:
                 assert action.epoch in (self.open_epoch, self.draining_epoch), "only an open ring is closed"
                 self.draining_epoch = action.epoch if action.graceful else None
                 self.open_epoch = None
-            case do.RefuseShard() | do.ReleaseShard() | do.RecordEvent() | do.AskToDrain() | do.ConfigureLimits():
+            case do.RefuseShard() | do.ReleaseShard() | do.TellEvent() | do.AskToDrain() | do.ConfigureLimits():
                 pass
 
     def join(self, facts: ShardHello) -> list[do.Action]:
@@ -232,8 +233,8 @@ def words_of(action: do.Action) -> str:
             return f"ask {action.name} to drain: {action.reason}"
         case do.ConfigureLimits():
             return f"configure {action.name}: memory {action.memory_budget_bytes}, threads {action.num_threads}"
-        case do.RecordEvent():
-            return f"# {action.record.time_s:.2f} s {action.record.kind}: {action.record.text}"
+        case do.TellEvent():
+            return f"# {action.event.time_s:.2f} s {action.event.kind}: {action.event.text}"
 
 
 def words_of_units(units: range) -> str:

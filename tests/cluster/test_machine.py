@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RecordEvent, RefuseShard
-from dairllm.coordinator.cluster.books.journal import MAX_RECORDS
+from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RefuseShard, TellEvent
+from dairllm.coordinator.cluster.books.journal import MAX_EVENTS
 from dairllm.coordinator.cluster.events import (
     CordonRequested,
     DrainRequested,
@@ -28,8 +28,9 @@ from dairllm.coordinator.cluster.events import (
     StepMeasured,
     TimePassed,
 )
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, LoadProgress, ShardUsage
+from dairllm.coordinator.cluster.identities import Epoch, LeaseId
 from dairllm.coordinator.cluster.phases import Phase
+from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardUsage
 from dairllm.coordinator.planner import ModelDemand
 from dairllm.mesh.errors import InvalidRequest
 from tests.cluster.scenario import Cluster, hello
@@ -182,7 +183,7 @@ def test_equal_events_give_equal_actions(history: list[tuple]) -> None:  # type:
         cluster, boots = cluster_with_model(), dict.fromkeys(NAMES, 0)
         for command in history:
             play(cluster, command, boots)
-        transcripts.append([record.text for record in cluster.machine.snapshot(cluster.now_s).events])
+        transcripts.append([event.text for event in cluster.machine.snapshot(cluster.now_s).events])
     assert transcripts[0] == transcripts[1]
 
 
@@ -339,9 +340,9 @@ def test_measured_steps_are_averaged_and_forgotten_with_the_plan() -> None:
 
 def test_records_are_bounded() -> None:
     cluster = Cluster()
-    for _ in range(MAX_RECORDS + 10):
+    for _ in range(MAX_EVENTS + 10):
         cluster.join(hello("A", cluster="office"))
-    assert len(cluster.machine.snapshot(0.0).events) == MAX_RECORDS
+    assert len(cluster.machine.snapshot(0.0).events) == MAX_EVENTS
 
 
 @pytest.mark.parametrize(
@@ -359,12 +360,12 @@ def test_records_are_bounded() -> None:
     ],
 )
 def test_a_malformed_hello_is_refused_and_names_the_field(facts: dict[str, Any], param: str) -> None:
-    (refusal, record) = Cluster().join(hello(**facts))
+    (refusal, told) = Cluster().join(hello(**facts))
     assert isinstance(refusal, RefuseShard)
     assert isinstance(refusal.error, InvalidRequest)
     assert refusal.error.param == param
-    assert isinstance(record, RecordEvent)
-    assert "\n" not in record.record.text
+    assert isinstance(told, TellEvent)
+    assert "\n" not in told.event.text
 
 
 def test_a_thousand_shards_join_and_a_hundred_fail_in_simulated_time() -> None:

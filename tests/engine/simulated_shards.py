@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.engine.facts import Batch, RingGeometry
 from dairllm.coordinator.engine.recovery import Placement

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
-from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.engine import engine as engine_module
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.events import BatchCompleted

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.engine.recovery import Placement, Replay, StagePlace, plan_replay, records_after, records_of
 
 A, B, C, D = (Holder(name, "1") for name in "abcd")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.engine.actions import (
     EmitEvent,
     FailSequence,
@@ -17,7 +17,7 @@ from dairllm.coordinator.engine.actions import (
     SchedulerAction,
     SendBatch,
 )
-from dairllm.coordinator.engine.events import GenerationCancelled, GenerationRequested, RingClosed, RingClosing, RingOpened
+from dairllm.coordinator.engine.events import GenerationCancelled, GenerationRequested, RingAvailable, RingDraining, RingUnavailable
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.recovery import Placement, StagePlace
 from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
@@ -78,11 +78,11 @@ class Harness:
 
     def open_ring(self, ring_geometry: RingGeometry) -> None:
         ring_geometry = replace(ring_geometry, present=self.ring.open(ring_geometry, self.scheduler.alive_ring_ids))
-        self.apply(self.scheduler.handle(RingOpened(ring_geometry)))
+        self.apply(self.scheduler.handle(RingAvailable(ring_geometry)))
 
     def close_ring(self) -> None:
         self.ring.close()
-        self.apply(self.scheduler.handle(RingClosed()))
+        self.apply(self.scheduler.handle(RingUnavailable()))
 
     def request(self, number: int, request: GenerationRequest) -> None:
         self.apply(self.scheduler.handle(GenerationRequested(SequenceId(number), request)))
@@ -232,7 +232,7 @@ def test_transferred_layers_cost_nothing() -> None:
         harness.request(number, request)
     for _ in range(6):
         harness.step()
-    harness.apply(harness.scheduler.handle(RingClosing()))
+    harness.apply(harness.scheduler.handle(RingDraining()))
     harness.run()
     assert isinstance(harness.reports[-1], ReportDrained)
     moved = frozenset({5, 6})
@@ -322,7 +322,7 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
                 epoch, now = epoch + 1, rest[1]
                 harness.open_ring(geometry(epoch, now, rest[2]))
             case "move":
-                harness.apply(harness.scheduler.handle(RingClosing()))
+                harness.apply(harness.scheduler.handle(RingDraining()))
                 harness.run()
                 transferred = frozenset(rest[2]) & _held(harness, now)
                 harness.ring.transfer(rest[0], transferred, now)

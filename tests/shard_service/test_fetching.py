@@ -18,7 +18,7 @@ from dairllm.mesh.peers import Peer
 from dairllm.shard_service.assignment import UnitFacts
 from dairllm.shard_service.weights import fetching
 from dairllm.shard_service.weights.disk_cache import PartialUnit, WeightsCache
-from dairllm.shard_service.weights.fetching import FetchedUnits, Members
+from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 DATA = bytes(range(256)) * 40
@@ -66,13 +66,13 @@ def cache(tmp_path: Path) -> WeightsCache:
 
 
 @contextlib.asynccontextmanager
-async def members_of(*servers: Server, give_up_s: float = 5.0) -> AsyncIterator[Members]:
+async def members_of(*servers: Server, give_up_s: float = 5.0) -> AsyncIterator[WeightMembers]:
     grpc_servers = [create_server() for _ in servers]
     for server, grpc_server in zip(servers, grpc_servers, strict=True):
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(server, grpc_server)
         server.address = f"127.0.0.1:{await bind(grpc_server, '127.0.0.1', 0, 'the test')}"
         await grpc_server.start()
-    members = Members([Peer(f"m{i}", (server.address,)) for i, server in enumerate(servers)], b"digest", give_up_s=give_up_s)
+    members = WeightMembers([Peer(f"m{i}", (server.address,)) for i, server in enumerate(servers)], b"digest", give_up_s=give_up_s)
     try:
         yield members
     finally:

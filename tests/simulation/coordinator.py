@@ -14,9 +14,9 @@ from dairllm.coordinator.cluster.actions import (
     ConfigureLimits,
     EndLease,
     OpenRing,
-    RecordEvent,
     RefuseShard,
     ReleaseShard,
+    TellEvent,
 )
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.events import (
@@ -30,8 +30,9 @@ from dairllm.coordinator.cluster.events import (
     StepMeasured,
     TimePassed,
 )
-from dairllm.coordinator.cluster.facts import Epoch, LeaseId, ShardHello
+from dairllm.coordinator.cluster.identities import Epoch, LeaseId
 from dairllm.coordinator.cluster.machine import ClusterMachine
+from dairllm.coordinator.cluster.shard_reports import ShardHello
 from dairllm.coordinator.engine.facts import Batch, RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.planner import ModelDemand
@@ -103,8 +104,8 @@ class SimulatedCoordinator:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case RecordEvent():
-                self.world.say(action.record.text)
+            case TellEvent():
+                self.world.say(action.event.text)
             case AdmitShard():
                 self.holders[action.name] = action.lease
             case RefuseShard() | EndLease():

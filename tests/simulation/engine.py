@@ -10,9 +10,9 @@ from dairllm.coordinator.engine.events import (
     BatchCompleted,
     GenerationCancelled,
     GenerationRequested,
-    RingClosed,
-    RingClosing,
-    RingOpened,
+    RingAvailable,
+    RingDraining,
+    RingUnavailable,
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits, SliceResult
@@ -112,17 +112,17 @@ class SimulatedEngine:
 
     def open_ring(self, geometry: RingGeometry) -> None:
         self._sent_s.clear()
-        self._handle(RingOpened(geometry))
+        self._handle(RingAvailable(geometry))
         self._closed_at_s = None
 
     def drain_ring(self) -> None:
-        self._handle(RingClosing())
+        self._handle(RingDraining())
 
     def close_ring(self) -> None:
         if self._closed_at_s is None:
             self._closed_at_s = self._world.now_s
         self._sent_s.clear()
-        self._handle(RingClosed())
+        self._handle(RingUnavailable())
 
     def complete(self, epoch: int, batch_id: int, results: tuple[SliceResult, ...]) -> None:
         self._sent_s.pop(batch_id, None)

@@ -20,7 +20,8 @@ from dairllm.coordinator.cluster.events import (
     StageLoaded,
     StageLoadFailed,
 )
-from dairllm.coordinator.cluster.facts import Epoch, HeldUnits, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.identities import Epoch
+from dairllm.coordinator.cluster.shard_reports import HeldUnits, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.planner import ModelDemand
 from tests.engine.shard_contents import Cells, Passage, ShardContents
 from tests.simulation.network import Network, Stream

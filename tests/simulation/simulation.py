@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.events import ConfigureRequested, CordonRequested, DrainRequested
-from dairllm.coordinator.cluster.facts import Epoch
+from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.engine.requests import GenerationRequest
 from dairllm.coordinator.planner import ModelDemand

@@ -18,9 +18,10 @@ from dairllm.coordinator.cluster.events import (
     StageLoaded,
     TimePassed,
 )
-from dairllm.coordinator.cluster.facts import LeaseId, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.identities import LeaseId
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.phases import Phase
+from dairllm.coordinator.cluster.shard_reports import ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.planner import ModelDemand
 
 GIB = 1 << 30

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from dairllm.coordinator.cluster.config import ClusterConfig
-from dairllm.coordinator.cluster.facts import ShardCapabilities, ShardHello
+from dairllm.coordinator.cluster.shard_reports import ShardCapabilities, ShardHello
 from dairllm.mesh.errors import DairllmError, InvalidRequest, WrongCluster, WrongProtocol
 
 MAX_NAME_CHARS = 64

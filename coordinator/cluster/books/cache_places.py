@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.identities import Holder
 
 NO_LIMIT = 1 << 62
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dairllm.coordinator.cluster.facts import Epoch, Holder
+from dairllm.coordinator.cluster.identities import Epoch, Holder
 from dairllm.coordinator.planner import Plan
 
 

@@ -2,14 +2,14 @@
 
 from collections import deque
 
-from dairllm.coordinator.cluster.actions import Action, ClusterEventRecord, EventKind, RecordEvent
+from dairllm.coordinator.cluster.actions import Action, ClusterEvent, EventKind, TellEvent
 
-MAX_RECORDS = 200
+MAX_EVENTS = 200
 
 
 class Journal:
     """Its time is the machine's own, without those in which the machine itself stood still (a suspended laptop, SIGSTOP): no lease runs out
-    then and no deadline passes. Records bear the time of the clock.
+    then and no deadline passes. Events bear the time of the clock.
 
     standstill_s: the clock goes on by no more than this from one event to the next, unless the machine stood still.
     """
@@ -19,7 +19,7 @@ class Journal:
         self._clock_s: float | None = None
         self._stood_still_s = 0.0
         self.actions: list[Action] = []
-        self.records: deque[ClusterEventRecord] = deque(maxlen=MAX_RECORDS)
+        self.told: deque[ClusterEvent] = deque(maxlen=MAX_EVENTS)
 
     @property
     def now_s(self) -> float:
@@ -42,8 +42,8 @@ class Journal:
     def do(self, action: Action) -> None:
         self.actions.append(action)
 
-    def record(self, kind: EventKind, shard: str, text: str, duration_s: float = 0.0) -> None:
+    def tell(self, kind: EventKind, shard: str, text: str, duration_s: float = 0.0) -> None:
         assert self._clock_s is not None, "only within handle"
-        record = ClusterEventRecord(self._clock_s, kind, shard, text, duration_s)
-        self.records.append(record)
-        self.do(RecordEvent(record))
+        event = ClusterEvent(self._clock_s, kind, shard, text, duration_s)
+        self.told.append(event)
+        self.do(TellEvent(event))

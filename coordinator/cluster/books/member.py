@@ -6,7 +6,8 @@ from enum import Enum
 
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.config import ClusterConfig
-from dairllm.coordinator.cluster.facts import Holder, LeaseId, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.identities import Holder, LeaseId
+from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.planner import ShardOffer
 from dairllm.mesh.peers import Peer
 

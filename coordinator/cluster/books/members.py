@@ -11,7 +11,8 @@ from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.descriptions import describe_join
 from dairllm.coordinator.cluster.events import HeartbeatReceived
-from dairllm.coordinator.cluster.facts import Epoch, Holder, LeaseId, ShardHello
+from dairllm.coordinator.cluster.identities import Epoch, Holder, LeaseId
+from dairllm.coordinator.cluster.shard_reports import ShardHello
 from dairllm.mesh.errors import DairllmError, NameTaken
 
 
@@ -64,7 +65,7 @@ class Members:
             error = self._name_taken(present)
         if error:
             self._journal.do(RefuseShard(hello.name, hello.boot_id, lease, error))
-            self._journal.record(EventKind.REFUSED, "", f"a shard was refused: {error}")
+            self._journal.tell(EventKind.REFUSED, "", f"a shard was refused: {error}")
             return JoinOutcome.REFUSED
         self.last_epoch = max(self.last_epoch, hello.last_epoch)
         if present and present.boot_id == hello.boot_id:
@@ -72,7 +73,7 @@ class Members:
             return JoinOutcome.RECONNECTED
         if present:
             self.end_lease(present, "the shard has joined again after a restart")
-            self._journal.record(EventKind.LOST, present.name, f"shard {present.name} has restarted")
+            self._journal.tell(EventKind.LOST, present.name, f"shard {present.name} has restarted")
         self._admit(lease, hello)
         return JoinOutcome.RESTARTED if present else JoinOutcome.NEW
 
@@ -92,7 +93,7 @@ class Members:
         speed = SpeedEstimate(hello.capabilities.decode_s_per_byte)
         self._members[hello.name] = Member(hello, lease, now_s, speed, cordon=self._cordons.get(hello.name, Cordon.NONE))
         self._journal.do(AdmitShard(hello.name, hello.boot_id, lease))
-        self._journal.record(EventKind.JOINED, hello.name, describe_join(hello))
+        self._journal.tell(EventKind.JOINED, hello.name, describe_join(hello))
 
     def _reconnect(self, member: Member, lease: LeaseId, hello: ShardHello) -> None:
         """The process lives and keeps what it has; only what was sent on the old stream may be lost."""
@@ -101,7 +102,7 @@ class Members:
         member.hello, member.lease = hello, lease
         member.last_seen_s = self._journal.now_s
         self._journal.do(AdmitShard(member.name, member.boot_id, lease))
-        self._journal.record(EventKind.RECONNECTED, member.name, f"shard {member.name} is back on a new connection")
+        self._journal.tell(EventKind.RECONNECTED, member.name, f"shard {member.name} is back on a new connection")
 
     # -- cordons
 

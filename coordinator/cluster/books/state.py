@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dairllm.coordinator.cluster.books.deployments import Candidate, Deployment
-from dairllm.coordinator.cluster.facts import NO_EPOCH, Epoch, Holder
+from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch, Holder
 from dairllm.coordinator.cluster.phases import STAGES_IN_USE, SUCCESSORS, Phase
 from dairllm.coordinator.planner import ModelDemand, Plan
 

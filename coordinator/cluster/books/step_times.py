@@ -1,6 +1,6 @@
 """How long a decoding step takes, as people see it: moving averages of what was measured under one plan."""
 
-from dairllm.coordinator.cluster.facts import NO_EPOCH, Epoch
+from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch
 
 MEASURED_WEIGHT = 0.1
 """Weight of the newest step."""

@@ -28,7 +28,7 @@ class Failures(Part):
     def on_stage_failed(self, event: StageLoadFailed) -> None:
         """One that is active, or was to be."""
         reason = f"the stage of shard {event.name} failed: {event.message}"
-        self._journal.record(EventKind.LOAD_FAILED, event.name, reason)
+        self._journal.tell(EventKind.LOAD_FAILED, event.name, reason)
         self._blame(event.name)
         self._close_and_retry(reason)
 
@@ -38,7 +38,7 @@ class Failures(Part):
         assert candidate is not None
         if event.needs_exclusive and not candidate.assigned[event.name]:
             words = f"shard {member.name} has to free layers before it can load others: {event.message}"
-            self._journal.record(EventKind.LOAD_FAILED, member.name, words)
+            self._journal.tell(EventKind.LOAD_FAILED, member.name, words)
             self._preparation.assign_exclusively(candidate, member)
         elif event.retryable:
             self._on_retryable(candidate, member, event.message)
@@ -46,7 +46,7 @@ class Failures(Part):
             self._on_hopeless(member, event.message)
 
     def _on_retryable(self, candidate: Candidate, member: Member, message: str) -> None:
-        self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
         is_beside = self._state.phase is not Phase.LOADING
         self._blame(member.name, is_beside)
         member.take_note(member.note or message)
@@ -61,7 +61,7 @@ class Failures(Part):
 
     def _on_hopeless(self, member: Member, message: str) -> None:
         """It cannot load this part; if it has another one already, it may keep that."""
-        self._journal.record(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
         if not self._limit_to_present(member, math.inf):
             member.failure, member.unused_until_s = message, math.inf
         self._give_up_candidate(f"shard {member.name} failed")
@@ -150,7 +150,7 @@ class Failures(Part):
         self.interrupt(reason)
         self._retries.fail(self._now_s)
         pause_s = self._retries.pause_s
-        self._journal.record(EventKind.RETRY, "", f"{reason}; planning again in {pause_s:g} s", pause_s)
+        self._journal.tell(EventKind.RETRY, "", f"{reason}; planning again in {pause_s:g} s", pause_s)
         self._planning.schedule(self._retries.not_before_s, urgent=True)
 
     def _blame(self, name: str, is_beside: bool = False) -> None:
@@ -163,14 +163,14 @@ class Failures(Part):
             member.unused_until_s = self._now_s + self._config.set_aside_s
             member.take_note(f"set aside after {member.failures} failures in a row")
             words = f"shard {name} is set aside after {member.failures} failures in a row; the others try without it"
-            self._journal.record(EventKind.SET_ASIDE, name, words)
+            self._journal.tell(EventKind.SET_ASIDE, name, words)
 
     def _blame_link(self, edge: Edge, *, silent: bool = False) -> None:
         avoided_s = self._links.fail(edge, self._now_s, silent=silent)
         if avoided_s:
             failed = "fell silent" if silent else "failed again"
             words = f"the link from {edge.sender} to {edge.receiver} {failed}, though both live: plans go around it for {avoided_s:g} s"
-            self._journal.record(EventKind.SET_ASIDE, "", f"{words}, if they can")
+            self._journal.tell(EventKind.SET_ASIDE, "", f"{words}, if they can")
 
     # -- what is forgiven
 

@@ -2,7 +2,7 @@
 
 from dairllm.coordinator.cluster.actions import EventKind, ReleaseShard
 from dairllm.coordinator.cluster.books.member import Member
-from dairllm.coordinator.cluster.facts import Epoch
+from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.parts.part import Part
 from dairllm.coordinator.planner import Plan
 
@@ -41,4 +41,4 @@ class IdleShards(Part):
             before, reason = member.note, reasons.get(member.name) or member.note
             member.take_note(reason)
             if member.note != before:
-                self._journal.record(EventKind.LEFT_OUT, member.name, f"shard {member.name} {reason}")
+                self._journal.tell(EventKind.LEFT_OUT, member.name, f"shard {member.name} {reason}")

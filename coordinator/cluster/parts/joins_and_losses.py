@@ -8,7 +8,7 @@ from dairllm.coordinator.cluster.books.deployments import Deployment
 from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.books.members import JoinOutcome
 from dairllm.coordinator.cluster.events import JoinRequested, LeaseBroken, ShardLeft
-from dairllm.coordinator.cluster.facts import Holder
+from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.cluster.parts.failures import Failures
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
 from dairllm.coordinator.cluster.parts.part import Part
@@ -88,7 +88,7 @@ class JoinsAndLosses(Part):
             member = self._members.remove(name)
             lost[name] = member.holder
             kind = EventKind.LEFT if member.is_leaving or reason.startswith("left") else EventKind.LOST
-            self._journal.record(kind, name, f"shard {name} {reason}")
+            self._journal.tell(kind, name, f"shard {name} {reason}")
         if lost:
             self._go_on_without(lost, "was lost")
 

@@ -24,11 +24,11 @@ class Measurements(Part):
     def _tell_speed(self, member: Member, before_s: float) -> None:
         after_s = member.speed.adopted_s or member.speed.expected_s
         words = f"shard {member.name} computes at {1e-9 / after_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s were expected"
-        self._journal.record(EventKind.SPEED_CHANGED, member.name, words)
+        self._journal.tell(EventKind.SPEED_CHANGED, member.name, words)
         self._better.expect()
 
     def on_recovered(self, event: AnswersRecovered) -> None:
-        self._journal.record(EventKind.RECOVERED, "", describe_recovery(event), event.duration_s)
+        self._journal.tell(EventKind.RECOVERED, "", describe_recovery(event), event.duration_s)
 
     def forget_old_speeds(self) -> None:
         for member in self._members:

@@ -120,7 +120,7 @@ class Planning(Part):
         failed = [f"{m.name} failed: {m.note}" for m in self._members if m.has_failed]
         reason = "; ".join([lack.reason, *failed])
         if state.phase is not Phase.WAITING or reason != state.reason:
-            self._journal.record(EventKind.WAITING, "", f"waiting: {reason}")
+            self._journal.tell(EventKind.WAITING, "", f"waiting: {reason}")
         state.enter(Phase.WAITING, reason, self._now_s, lack.missing_bytes)
         reasons = dict(lack.left_out)
         for member in self._members:

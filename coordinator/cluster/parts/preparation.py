@@ -6,12 +6,12 @@ from dairllm.coordinator.cluster.books.deployments import Candidate
 from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.descriptions import describe_plan, describe_units
 from dairllm.coordinator.cluster.events import LoadProgressed, RingDrained, StageLoaded
-from dairllm.coordinator.cluster.facts import LoadProgress
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
 from dairllm.coordinator.cluster.parts.part import Part
 from dairllm.coordinator.cluster.parts.placement import needs_exclusive
 from dairllm.coordinator.cluster.parts.switch import Switch
 from dairllm.coordinator.cluster.phases import ANSWERING, Phase
+from dairllm.coordinator.cluster.shard_reports import LoadProgress
 from dairllm.coordinator.planner import ModelDemand, Plan, Stage, format_bytes
 
 
@@ -32,7 +32,7 @@ class Preparation(Part):
         state.propose(plan, holders, exclusive, self._members.last_epoch, self._now_s)
         state.enter(phase, reason, self._now_s)
         kind, begin = (EventKind.PLAN, "") if phase is Phase.LOADING else (EventKind.PREPARING, "preparing ")
-        self._journal.record(kind, "", begin + describe_plan(state.newest_epoch, plan, model.num_layers))
+        self._journal.tell(kind, "", begin + describe_plan(state.newest_epoch, plan, model.num_layers))
         for stage in plan.stages:
             member = self._members[stage.shard]
             member.load, member.load_moved_s = LoadProgress(), self._now_s
@@ -63,7 +63,7 @@ class Preparation(Part):
             return
         state.drop_candidate()
         spent_s = self._now_s - candidate.from_s
-        self._journal.record(EventKind.CANDIDATE_DROPPED, "", f"plan {candidate.epoch} is given up: {reason}", spent_s)
+        self._journal.tell(EventKind.CANDIDATE_DROPPED, "", f"plan {candidate.epoch} is given up: {reason}", spent_s)
         for name in candidate.assigned:
             member = self._members.get(name)
             if member and state.phase in ANSWERING and state.active and name not in state.active.plan.placement:
@@ -131,7 +131,7 @@ class Preparation(Part):
         member.take_note("")
         what = describe_units(units, model.num_layers)
         words = f"shard {event.name} holds {what}: {format_bytes(event.weights_bytes)} in {event.load_s:.1f} s"
-        self._journal.record(EventKind.LOADED, event.name, words, event.load_s)
+        self._journal.tell(EventKind.LOADED, event.name, words, event.load_s)
         self._advance()
 
     def _advance(self) -> None:

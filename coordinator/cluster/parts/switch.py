@@ -30,7 +30,7 @@ class Switch(Part):
         else:
             self._pause.begin(reason, self._now_s, is_switch=graceful)
         if graceful:
-            self._journal.record(EventKind.SWITCHING, "", f"the ring of plan {state.active.epoch} empties: {reason}")
+            self._journal.tell(EventKind.SWITCHING, "", f"the ring of plan {state.active.epoch} empties: {reason}")
 
     # -- the shards switch
 
@@ -72,7 +72,7 @@ class Switch(Part):
         member.held = frozenset(state.active.plan.placement[event.name])
         if event.note:
             words = f"shard {event.name} could not take over the cache of all layers, they are computed again: {event.note}"
-            self._journal.record(EventKind.TRANSFER_INCOMPLETE, event.name, words, event.seconds)
+            self._journal.tell(EventKind.TRANSFER_INCOMPLETE, event.name, words, event.seconds)
         if not state.unactivated:
             self._open_ring(state.active)
 
@@ -106,9 +106,9 @@ class Switch(Part):
         moves = describe_moves(before.plan.placement, active.plan.placement) if before else ""
         details = f", {moves}" if moves else ""
         if pause_s is None:
-            self._journal.record(EventKind.SERVING, "", f"serving with plan {active.epoch}")
+            self._journal.tell(EventKind.SERVING, "", f"serving with plan {active.epoch}")
         elif self._pause.is_switch:
-            self._journal.record(EventKind.SWITCHED, "", f"plan {active.epoch} serves{details}, pause {pause_s:.2f} s", pause_s)
+            self._journal.tell(EventKind.SWITCHED, "", f"plan {active.epoch} serves{details}, pause {pause_s:.2f} s", pause_s)
         else:
             words = f"plan {active.epoch} serves{details}, {pause_s:.2f} s after {self._pause.why}"
-            self._journal.record(EventKind.RECOVERED, "", words, pause_s)
+            self._journal.tell(EventKind.RECOVERED, "", words, pause_s)

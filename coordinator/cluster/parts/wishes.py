@@ -36,7 +36,7 @@ class Wishes(Part):
             lack = None if member.is_forced else self._search.lack_without(member.name)
             until = f"; it goes on for now, since without it {lack.reason}" if lack else ""
             member.leaving = f"wants to leave: {reason}{until}"
-            self._journal.record(EventKind.LEAVING, member.name, f"shard {member.name} {member.leaving}")
+            self._journal.tell(EventKind.LEAVING, member.name, f"shard {member.name} {member.leaving}")
         self._planning.schedule(self._now_s)
         self._idle.let_go(member)
 
@@ -65,7 +65,7 @@ class Wishes(Part):
             return
         if member.is_cordoned != was_cordoned:
             words = f"shard {member.name} is {'cordoned' if member.is_cordoned else 'admitted to plans again'}"
-            self._journal.record(EventKind.CORDONED, member.name, words)
+            self._journal.tell(EventKind.CORDONED, member.name, words)
         self._planning.schedule(self._now_s)
 
     # -- other limits
@@ -77,10 +77,10 @@ class Wishes(Part):
     def on_capabilities(self, event: CapabilitiesChanged) -> None:
         member = self._members[event.name]
         if event.refusal:
-            self._journal.record(EventKind.CONFIGURED, member.name, f"shard {member.name} keeps its limits: {event.refusal}")
+            self._journal.tell(EventKind.CONFIGURED, member.name, f"shard {member.name} keeps its limits: {event.refusal}")
             return
         room_bytes = member.room_bytes
         member.configure(event.capabilities)
         text = f"shard {member.name} has {format_bytes(member.room_bytes)} for the model (before: {format_bytes(room_bytes)})"
-        self._journal.record(EventKind.CONFIGURED, member.name, f"{text} and {counted(event.capabilities.num_threads, 'thread')}")
+        self._journal.tell(EventKind.CONFIGURED, member.name, f"{text} and {counted(event.capabilities.num_threads, 'thread')}")
         self._planning.schedule(self._now_s)

@@ -22,7 +22,7 @@ from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
 from dairllm.shard_service.weights.assembler import LoadedUnit
 from dairllm.shard_service.weights.disk_cache import WeightsCache
-from dairllm.shard_service.weights.fetching import FetchedUnits, Members
+from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.shard_service.weights.sources import LocalFile, UnitSource, find_local_files
 from dairllm.shard_service.weights.store import LayerStore, ReportProgress, bytes_together
 
@@ -108,7 +108,7 @@ class Preparer:
 
     async def _load(self, assignment: AssignmentFacts, report: ReportProgress) -> tuple[LoadedUnit, ...]:
         paths = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
-        members = Members(weight_peers(assignment.weight_sources, self._coordinator_addresses()), assignment.model_digest)
+        members = WeightMembers(weight_peers(assignment.weight_sources, self._coordinator_addresses()), assignment.model_digest)
         keep = frozenset(unit.digest for unit in assignment.units)
         fetched = FetchedUnits(members, self._cache, self._threads, keep)
         sources: list[UnitSource] = [*(LocalFile(path, self._threads) for path in paths), fetched]

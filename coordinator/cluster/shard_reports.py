@@ -1,22 +1,8 @@
-"""What shards tell about themselves, and names of things in the cluster. Plain values: protobuf stops at the servicer."""
+"""What shards tell about themselves. Plain values: protobuf stops at the servicer."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, NewType
 
-LeaseId = NewType("LeaseId", int)
-"""One Join stream. The shell numbers the streams, so that the end of a replaced stream is not taken for the end of its successor."""
-
-Epoch = NewType("Epoch", int)
-"""Number of a plan."""
-NO_EPOCH = Epoch(0)
-"""Before the first plan."""
-
-
-class Holder(NamedTuple):
-    """One life of a shard: after a restart it holds nothing of what it held."""
-
-    name: str
-    boot_id: str
+from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from dairllm.coordinator.planner.balancing import balance
+from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer
 from dairllm.coordinator.planner.explanations import explain_kept, explain_lack, explain_unused
-from dairllm.coordinator.planner.facts import Infeasible, KvDemand, LeftOut, ModelDemand, Plan, ShardOffer
+from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan
 from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, pose_problem
 from dairllm.coordinator.planner.search import find_cover
 from dairllm.coordinator.planner.stages import keep, plan_of

@@ -1,9 +1,6 @@
-"""What the planner is asked, and what it answers."""
+"""What the planner is asked: what a model needs, and what shards offer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,59 +89,3 @@ class ShardOffer:
     @property
     def room_bytes(self) -> int:
         return max(0, self.memory_budget_bytes - self.reserved_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    shard: str
-    units: range
-    weights_bytes: int
-    kv_cache_bytes: int
-    predicted_step_s: float
-
-
-class LeftOut(NamedTuple):
-    """A shard without a part in the plan. The reason is a predicate for people: 'does not know …'."""
-
-    shard: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """stages: in ring order. fastest_step_s: the least T found, which predicted_step_s exceeds by at most BALANCE_SLACK, or by
-    what hysteresis allows where units stayed."""
-
-    stages: tuple[Stage, ...]
-    num_kv_blocks: int
-    predicted_step_s: float
-    fastest_step_s: float
-    left_out: tuple[LeftOut, ...] = ()
-    placement: Mapping[str, range] = field(init=False, repr=False, compare=False)
-    """Units by shard, in ring order."""
-
-    def __post_init__(self) -> None:
-        placement = MappingProxyType({stage.shard: stage.units for stage in self.stages})
-        object.__setattr__(self, "placement", placement)
-
-    @classmethod
-    def of_placement(cls, placement: Mapping[str, range]) -> "Plan":
-        """What lies where, without numbers: a previous plan of which nothing else is known."""
-        return cls(tuple(Stage(shard, units, 0, 0, 0.0) for shard, units in placement.items()), 0, 0.0, 0.0)
-
-    @property
-    def predicted_decode_tok_s(self) -> float:
-        return 1 / self.predicted_step_s if self.predicted_step_s > 0 else 0.0
-
-    def same_work_as(self, other: "Plan") -> bool:
-        """Whether every shard has the same to do, at the same place, with the same cache."""
-        return list(self.placement.items()) == list(other.placement.items()) and self.num_kv_blocks == other.num_kv_blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Infeasible:
-    """No plan is possible. missing_bytes: 0 if memory is not what is missing."""
-
-    reason: str
-    missing_bytes: int = 0
-    left_out: tuple[LeftOut, ...] = ()
