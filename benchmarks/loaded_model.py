@@ -61,13 +61,16 @@ def block_table(num_tokens: int) -> npt.NDArray[np.int32]:
     return np.arange(-(-num_tokens // BLOCK_TOKENS), dtype=np.int32)
 
 
-def load(name_or_path: str, context_length: int) -> LoadedModel:
-    """Find or fetch a model and load all of it. Raises what `resolve_model` and `build_manifest` raise."""
+def load(name_or_path: str, context_length: int, wire: str = "F32") -> LoadedModel:
+    """Find or fetch a model and load all of it. wire: what its stages round by between units; F32 not at all.
+
+    Raises what `resolve_model` and `build_manifest` raise.
+    """
     with progress_bar(Console(stderr=True)) as progress:
         path = resolve_model(name_or_path, progress)
         manifest = build_manifest(path, progress)
     geometry = CacheGeometry(-(-context_length // BLOCK_TOKENS), BLOCK_TOKENS, context_length, CHUNK_ROWS)
-    assignment = whole_model(path, manifest, geometry)
+    assignment = whole_model(path, manifest, geometry, wire)
     return LoadedModel(path, manifest.spec, assignment, asyncio.run(_load_units(path, assignment)))
 
 

@@ -2,10 +2,13 @@
 
     .venv/bin/python benchmarks/quality.py --model smollm2:135m [--cuts 16 --cuts 11,21] [--float-weights] [--json]
 
+A cluster rounds the residual stream at every boundary between two units, whatever its plan, and that is what is measured here unless
+`--cuts` names boundaries. How much of the cost is due to one boundary, or to a few, is what `--cuts` is for.
+
 Teacher-forced: a text goes through the model once per cut and encoding, and the distributions of the next token over the full
-vocabulary are compared with those under F32, position by position. One process holds the stages of all shards and hands rows from
-one to the next encoded and decoded, as shards do; that the network between them changes no bit is what tests/e2e/test_same_bits.py
-shows (nor does it matter whether a boundary is rounded inside a shard or between two: docs/architecture.md, 'Rounding points').
+vocabulary are compared with those under F32, position by position. One process holds stages that end at each rounded boundary and hands
+rows from one to the next encoded and decoded; that the kernels round to the same bits inside a stage is what tests/kernels/test_stage.py
+shows, and that whole clusters do, tests/e2e/test_same_bits.py.
 
 - KL: mean over all positions of KL(F32 || encoding), in nats, and the largest.
 - |Δ log p|: mean absolute difference of the log-probability of the token that does come next in the text.
@@ -43,7 +46,6 @@ from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
 
 EXACT = "F32"
 SMALLEST_CHANGE = "one ulp"
-DEFAULT_SHARDS = (2, 3)
 
 Rows = npt.NDArray[np.float32]
 LogProbs = npt.NDArray[np.float64]
@@ -57,7 +59,7 @@ class Shard(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """cuts: boundaries that cross the wire; boundary b lies before unit b, unit 0 being the embedding."""
+    """cuts: boundaries that are rounded; boundary b lies before unit b, unit 0 being the embedding."""
 
     cuts: tuple[int, ...]
     encoding: str
@@ -180,15 +182,14 @@ def shards_of(model: LoadedModel, cuts: Sequence[int]) -> tuple[Shard, ...]:
 
 
 def cross(rows: Rows, encoding: str) -> Rows:
-    """What comes out at the other end of the wire."""
+    """What a row is behind a boundary."""
     if encoding == SMALLEST_CHANGE:
         return np.nextafter(rows, np.float32(np.inf))
     return decode_rows(encode_rows(rows, encoding), len(rows), rows.shape[1], encoding)
 
 
-def equal_cuts(num_layers: int, num_shards: int) -> tuple[int, ...]:
-    """Layers dealt evenly; the embedding is on the first shard, the head on the last."""
-    return tuple(1 + num_layers * shard // num_shards for shard in range(1, num_shards))
+def every_boundary(num_layers: int) -> tuple[int, ...]:
+    return tuple(range(1, num_layers + 2))
 
 
 def parse_cuts(text: str, num_layers: int) -> tuple[int, ...]:
@@ -208,9 +209,13 @@ def summarise(sums: Mapping[tuple[Variant, str], Sums]) -> list[dict[str, Any]]:
         own = {kind: value for (other, kind), value in sums.items() if other == variant}
         if len(own) > 1:
             own["all"] = sum(own.values(), Sums())
-        facts = {"shards": len(variant.cuts) + 1, "cuts": list(variant.cuts), "encoding": variant.encoding}
+        facts = {"cuts": list(variant.cuts), "encoding": variant.encoding}
         rows += [{**facts, "text": kind, **asdict(Cost.of(value))} for kind, value in own.items()]
     return rows
+
+
+def describe_cuts(cuts: Sequence[int]) -> str:
+    return f"all {len(cuts)}" if list(cuts) == list(range(1, len(cuts) + 1)) else ",".join(map(str, cuts))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -219,7 +224,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            *(",".join(map(str, row["cuts"])), row["encoding"], f"{row['text']} ({row['positions']})"),
+            *(describe_cuts(row["cuts"]), row["encoding"], f"{row['text']} ({row['positions']})"),
             *(f"{row['kl_nats']:.2e}", f"{row['largest_kl_nats']:.2f}", f"{row['mean_abs_difference']:.5f}"),
             *(f"{row['perplexity']:.4f}", f"{row['exact_perplexity']:.4f}", f"{row['same_best']:.2%}"),
         )
@@ -230,7 +235,7 @@ def quality(
     model: Annotated[str, typer.Option(help="Path of a GGUF file, or a known name.")] = "smollm2:135m",
     cuts: Annotated[
         list[str] | None,
-        typer.Option(help="Boundaries between shards, like 11,21; repeatable. Default: equal layers on 2 and on 3 shards."),
+        typer.Option(help="Boundaries that are rounded, like 11,21; repeatable. Default: every one, as in a cluster."),
     ] = None,
     encoding: Annotated[list[str] | None, typer.Option(help="Encodings to compare with F32; repeatable. Default: all.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of documents.")] = 2000,
@@ -247,7 +252,7 @@ def quality(
     loaded = load(model, max(window, *(len(sample.token_ids) for sample in samples), 2))
     samples += documents(loaded.path, tokens, window, text or ())
     layers = loaded.spec.num_layers
-    chosen = [parse_cuts(one, layers) for one in cuts] if cuts else [equal_cuts(layers, shards) for shards in DEFAULT_SHARDS]
+    chosen = [parse_cuts(one, layers) for one in cuts] if cuts else [every_boundary(layers)]
     encodings = encoding or [SMALLEST_CHANGE, *(name for name in WIRE_ENCODINGS if name != EXACT)]
     if float_weights:
         loaded = with_float_weights(loaded)

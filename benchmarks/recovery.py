@@ -217,7 +217,7 @@ def recovery(
     repeat: Annotated[int, typer.Option(min=0, help="Losses of each kind; 0 for none.")] = 20,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     generate: Annotated[int, typer.Option(min=2 * TOKENS_BEFORE, help="Tokens of each answer.")] = 64,
-    wire: Annotated[str, typer.Option(help="Encoding of activations between shards; with F32 any plan gives the same bits.")] = "F32",
+    wire: Annotated[str, typer.Option(help="What activations are rounded to between layers, and sent as.")] = "Q8_0_OUTLIERS",
     memory: Annotated[str, typer.Option(help="Memory of each shard.")] = "1GiB",
     join_model: Annotated[Path | None, typer.Option(exists=True, help="Measure a join, too, with this model.")] = None,
     joins: Annotated[int, typer.Option(min=1, help="Joins to measure.")] = 5,

@@ -90,23 +90,26 @@ def measure_sizes(hidden_size: int, vocab_size: int) -> list[Size]:
     ]
 
 
-def decode_frame(encoding: str | None, hidden_size: int) -> MicroBatch:
-    """One row of one sequence, between two shards; encoding None: from the coordinator to the first shard."""
-    part = _slice(encoding, hidden_size, POSITION, np.array([12345], np.int32), sample=True)
-    return MicroBatch(EPOCH, BATCH_ID, (), (part,), (), () if encoding is None else (_timing(1),))
+def decode_frame(encoding: str, hidden_size: int, *, is_first: bool = False) -> MicroBatch:
+    """One row of one sequence, between two shards; is_first: from the coordinator to the first shard."""
+    part = _slice(encoding, 0 if is_first else hidden_size, POSITION, np.array([12345], np.int32), sample=True)
+    return MicroBatch(EPOCH, BATCH_ID, encoding, (), (part,), (), () if is_first else (_timing(1),))
 
 
 def prefill_frame(encoding: str, hidden_size: int, vocab_size: int) -> MicroBatch:
     """The first chunk of a long prompt, between two shards."""
     ids = np.random.default_rng(1).integers(0, vocab_size, CHUNK_ROWS, dtype=np.int32)
-    begin = SequenceBegin(SequenceId(77), 3 * CHUNK_ROWS, SamplingParams(), {16: encoding})
-    return MicroBatch(EPOCH, BATCH_ID, (begin,), (_slice(encoding, hidden_size, 0, ids, sample=False),), (), (_timing(CHUNK_ROWS),))
+    begin = SequenceBegin(SequenceId(77), 3 * CHUNK_ROWS, SamplingParams())
+    return MicroBatch(
+        EPOCH, BATCH_ID, encoding, (begin,), (_slice(encoding, hidden_size, 0, ids, sample=False),), (), (_timing(CHUNK_ROWS),)
+    )
 
 
-def _slice(encoding: str | None, hidden_size: int, first_position: int, ids: TokenIds, sample: bool) -> SequenceSlice:
-    activations = b"" if encoding is None else bytes(len(ids) * encoded_row_bytes(encoding, hidden_size))
+def _slice(encoding: str, hidden_size: int, first_position: int, ids: TokenIds, sample: bool) -> SequenceSlice:
+    """hidden_size: 0 for no activations."""
+    activations = bytes(len(ids) * encoded_row_bytes(encoding, hidden_size)) if hidden_size else b""
     blocks = np.arange(40, 40 + len(ids) // BLOCK_TOKENS, dtype=np.int32)
-    return SequenceSlice(SequenceId(77), first_position, ids, blocks, encoding, activations, sample, np.empty(0, np.int32))
+    return SequenceSlice(SequenceId(77), first_position, ids, blocks, activations, sample, np.empty(0, np.int32))
 
 
 def _timing(num_rows: int) -> StageTiming:
@@ -250,7 +253,7 @@ def control_messages(model: LoadedModel) -> dict[str, Message]:
         "LoadProgress": join(load_progress=load),
         "Heartbeat": join(heartbeat=cluster_pb2.Heartbeat(number=4321, round_trip_us=640, usage=_usage())),
         "HeartbeatAck": answer(heartbeat_ack=cluster_pb2.HeartbeatAck(number=4321)),
-        "MicroBatch, decode": forward_request(decode_frame(None, model.spec.hidden_size)),
+        "MicroBatch, decode": forward_request(decode_frame(EXACT, model.spec.hidden_size, is_first=True)),
         "MicroBatchResult": forward_request(result),
     }
 

@@ -11,7 +11,8 @@ from dairllm.coordinator.service import run_coordinator
 from dairllm.coordinator.settings import CoordinatorSettings
 from dairllm.kernels_pyx import KV_ELEMENT_TYPES, WIRE_ENCODINGS
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
-from dairllm.mesh.cache_types import DEFAULT_CACHE_TYPE, parse_cache_type
+from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
+from dairllm.mesh.cache_types import parse_cache_type
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME
 from dairllm.mesh.encodings import encoding_name, parse_encoding
 from dairllm.mesh.errors import InvalidSetting
@@ -30,8 +31,9 @@ def coordinator(
     model: Annotated[str, typer.Option(metavar="PATH|NAME", help="A GGUF file, or the name of a known model such as smollm2:135m.")],
     model_name: Annotated[str | None, typer.Option(help="What clients call the model. Default: its name, or its file's name.")] = None,
     wire: Annotated[
-        str, typer.Option(help=f"Encoding of activations between shards: {', '.join(WIRE_ENCODINGS)}. F32 is exact.")
-    ] = "Q8_0_OUTLIERS",
+        str,
+        typer.Option(help=f"What rounds activations between any two layers, and carries them: {', '.join(WIRE_ENCODINGS)}. F32 is exact."),
+    ] = DEFAULT_ARITHMETIC.wire,
     http_host: Annotated[str, typer.Option(help="Address of the API and the status page; 0.0.0.0 for every interface.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = DEFAULT_HTTP_PORT,
     grpc_host: Annotated[str, typer.Option(help="Address for shards and gRPC clients. Default: every interface.")] = "",
@@ -47,7 +49,7 @@ def coordinator(
     ] = None,
     kv_cache: Annotated[
         str, typer.Option(help=f"What keys and values are kept in: {' or '.join(KV_ELEMENT_TYPES)}. F32 takes twice the memory.")
-    ] = DEFAULT_CACHE_TYPE,
+    ] = DEFAULT_ARITHMETIC.kv_cache,
     max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
     recovery_limit: Annotated[
@@ -77,7 +79,7 @@ def coordinator(
     settings = CoordinatorSettings(
         model=model,
         model_name=model_name,
-        wire=encoding_name(parse_encoding(wire)),
+        arithmetic=Arithmetic(encoding_name(parse_encoding(wire)), parse_cache_type(kv_cache)),
         http_host=http_host,
         http_port=http_port,
         grpc_host=grpc_host,
@@ -86,7 +88,6 @@ def coordinator(
         min_shards=min_shards,
         context_length=context_length,
         kv_tokens=kv_tokens,
-        kv_cache=parse_cache_type(kv_cache),
         max_running=max_running,
         max_waiting=max_waiting,
         recovery_limit_s=recovery_limit,

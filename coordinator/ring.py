@@ -18,7 +18,7 @@ from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.mesh.streams import first_request
-from dairllm.v1 import model_pb2, ring_pb2
+from dairllm.v1 import ring_pb2
 
 RESULT_CREDITS = 64
 """Results are small and handled at once; the number of frames in flight is bounded by the scheduler."""
@@ -38,10 +38,11 @@ class StageTiming(NamedTuple):
 class Ring:
     """At most one epoch at a time.
 
-    on_result is called with every result of the open epoch and its stage timings.
+    wire: name of the encoding of all activations. on_result is called with every result of the open epoch and its stage timings.
     """
 
-    def __init__(self, cluster_hash: str, on_result: Callable[[BatchCompleted, Sequence[StageTiming]], None]) -> None:
+    def __init__(self, cluster_hash: str, wire: str, on_result: Callable[[BatchCompleted, Sequence[StageTiming]], None]) -> None:
+        self._wire = wire
         self._on_result = on_result
         self._secret = secrets.token_bytes(32)
         self._closed = self._member = RingMember(cluster_hash, COORDINATOR_NAME, None)
@@ -108,7 +109,7 @@ class Ring:
 
     def send(self, batch: Batch) -> None:
         if self._edge is not None and batch.epoch == self.epoch:
-            self._edge.post(ring_pb2.ForwardRequest(micro_batch=batch_to_proto(batch)))
+            self._edge.post(ring_pb2.ForwardRequest(micro_batch=batch_to_proto(batch, self._wire)))
 
     async def _keep_edge(
         self, epoch: int, edge: OutgoingEdge, accepted: asyncio.Future[None], on_broken: Callable[[int, str], None]
@@ -150,10 +151,11 @@ class Ring:
                 await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
 
 
-def batch_to_proto(batch: Batch) -> ring_pb2.MicroBatch:
+def batch_to_proto(batch: Batch, wire: str) -> ring_pb2.MicroBatch:
     return ring_pb2.MicroBatch(
         epoch=batch.epoch,
         batch_id=batch.batch_id,
+        encoding=parse_encoding(wire),
         begins=[_begin_to_proto(begin) for begin in batch.begins],
         slices=[_slice_to_proto(piece) for piece in batch.slices],
         ends=batch.ends,
@@ -165,7 +167,6 @@ def _begin_to_proto(begin: Begin) -> ring_pb2.SequenceBegin:
         sequence_id=begin.ring_id,
         prompt_length=begin.prompt_length,
         sampling=begin.sampling.to_proto(),
-        rounding_points={boundary: parse_encoding(name) for boundary, name in begin.rounding_points.items()},
         block_ids=begin.block_ids,
         token_ids=begin.token_ids,
     )
@@ -181,7 +182,6 @@ def _slice_to_proto(piece: Slice) -> ring_pb2.SequenceSlice:
         first_position=piece.first_position,
         token_ids=piece.token_ids,
         new_block_ids=piece.new_block_ids,
-        encoding=model_pb2.ENCODING_UNSPECIFIED,
         sample=piece.sample,
         score_targets=piece.score_targets,
     )

@@ -77,7 +77,7 @@ class Coordinator:
         self._machine = ClusterMachine(self._config)
         self._readiness = Readiness(self._machine, settings.recovery_limit_s)
         self._engine = Engine(limits, spec.vocab_size, self._readiness.why_unready, settings.recovery_limit_s)
-        self._ring = Ring(self._config.cluster_hash, self._engine.complete)
+        self._ring = Ring(self._config.cluster_hash, self._config.arithmetic.wire, self._engine.complete)
         self._inviter: Inviter | None = None
         self._metrics = CollectorRegistry()
         self._event_loop_delay = EventLoopDelay(self._metrics)
@@ -183,8 +183,7 @@ def cluster_config(settings: CoordinatorSettings, limits: SchedulerLimits) -> Cl
         context_length=limits.context_length,
         max_batch_rows=limits.max_batch_rows,
         target_kv_tokens=settings.kv_tokens or CONTEXTS_IN_CACHE * limits.context_length,
-        wire=settings.wire,
-        kv_cache=settings.kv_cache,
+        arithmetic=settings.arithmetic,
     )
 
 
@@ -197,7 +196,8 @@ async def run_coordinator(settings: CoordinatorSettings, stop: asyncio.Event) ->
     """Load the model and serve until `stop` is set."""
     with contextlib.ExitStack() as bars:
         progress = bars.enter_context(progress_bar()) if sys.stderr.isatty() else None
-        loading = asyncio.create_task(asyncio.to_thread(load_model, settings.model, settings.model_name, settings.arithmetic, progress))
+        arithmetic = str(settings.arithmetic)
+        loading = asyncio.create_task(asyncio.to_thread(load_model, settings.model, settings.model_name, arithmetic, progress))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dairllm.mesh.addresses import Address
+from dairllm.mesh.arithmetic import Arithmetic
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.interfaces import real_interface_addresses
 
@@ -17,7 +18,7 @@ class CoordinatorSettings:
 
     model: str
     model_name: str | None
-    wire: str
+    arithmetic: Arithmetic
     http_host: str
     http_port: int
     grpc_host: str
@@ -26,7 +27,6 @@ class CoordinatorSettings:
     min_shards: int
     context_length: int | None
     kv_tokens: int | None
-    kv_cache: str
     max_running: int
     max_waiting: int
     recovery_limit_s: float
@@ -41,11 +41,6 @@ class CoordinatorSettings:
         if self.context_length > longest:
             raise InvalidSetting(f"--context-length is {self.context_length}; the model was made for at most {longest} tokens")
         return self.context_length
-
-    @property
-    def arithmetic(self) -> str:
-        """What decides the bits of an answer, apart from the model."""
-        return f"{self.wire}/{self.kv_cache}"
 
     @property
     def grpc_hosts(self) -> list[str]:

@@ -22,10 +22,15 @@ from dairllm.kernels_pyx._kernels import (
     optimization_info,
     quantize_q4_0,
     quantize_q8_0,
+    round_rows,
     set_num_threads,
 )
 
+ARITHMETIC_VERSION = 2
+"""Of the rules by which the kernels compute: another number where equal arguments may give other bits than before."""
+
 __all__ = [
+    "ARITHMETIC_VERSION",
     "BLOCK_FORMATS",
     "KV_ELEMENT_TYPES",
     "WIRE_ENCODINGS",
@@ -47,5 +52,6 @@ __all__ = [
     "optimization_info",
     "quantize_q4_0",
     "quantize_q8_0",
+    "round_rows",
     "set_num_threads",
 ]

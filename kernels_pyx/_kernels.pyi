@@ -31,8 +31,8 @@ def _set_isa(cap: str | None) -> str:
     For tests and benchmarks; not while another thread computes."""
 
 def quantize_q8_0(x: NDArray[np.float32]) -> bytes:
-    """Numbers [n] as n/32 GGUF blocks of Q8_0: scale = largest magnitude / 127, rounding half to even. NaN counts as 0, magnitudes over
-    127 * 65504 as that."""
+    """Numbers [n] as n/32 GGUF blocks of Q8_0: scale = largest magnitude / 127, rounding half to even. A block with a NaN has NaN for its
+    scale; magnitudes over 127 * 65504 count as that."""
 
 def quantize_q4_0(x: NDArray[np.float32]) -> bytes:
     """Finite numbers [n] as n/32 GGUF blocks of Q4_0; the number of largest magnitude in a block becomes -8 times its scale."""
@@ -73,13 +73,16 @@ def encoded_row_bytes(encoding: str, width: int) -> int:
 def encode_rows(x: NDArray[np.float32], encoding: str) -> bytes:
     """Activations [rows, width] for the wire, row after row.
 
-    F32: as they are. F16: magnitudes over 65504 saturate, NaN becomes 0. Q8_0: ceil(width / 32) GGUF blocks as quantize_q8_0 makes
+    F32: as they are. F16: magnitudes over 65504 saturate. Q8_0: ceil(width / 32) GGUF blocks as quantize_q8_0 makes
     them, the last one filled up with zeros. Q8_0_OUTLIERS: 8 pairs (u16 index, f16 value) of the numbers of largest magnitude (of
     equals the lower index; index ascending; 0xFFFF where the row has fewer), then the blocks of Q8_0, in which those count as zero;
-    width up to 65535."""
+    width up to 65535. NaN stays NaN, in Q8_0 with its whole block."""
 
 def decode_rows(data: Buffer, rows: int, width: int, encoding: str) -> NDArray[np.float32]:
     """The activations [rows, width] that `data` encodes; its size and its outlier indices are checked."""
+
+def round_rows(x: NDArray[np.float32], encoding: str) -> NDArray[np.float32]:
+    """Activations [rows, width] as they are after encode_rows and decode_rows."""
 
 def exp_f32(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """exp of numbers [n] by the kernels' own polynomial: at most 2 ulp off where the result is a normal number, 0 below -87.33."""
@@ -106,15 +109,13 @@ class StageSlice(NamedTuple):
     first_position: int
     block_table: NDArray[np.integer]
     """Ids of the KV blocks of positions 0 to first_position + num_rows - 1; more are allowed."""
-    boundary_encodings: NDArray[np.uint8] | None = None
-    """[num_layers + 2]: at boundary b, between unit b-1 and unit b, the index in WIRE_ENCODINGS of the sequence's rounding; 0 is none."""
 
 class StageSpec:
     """A Llama-like architecture as data: RMS norm, rotary positions, grouped queries, SwiGLU; `num_layers` is the whole model's.
 
     `rope_interleaved`: pairs (2i, 2i+1), as in GGUF files of Llama; else (i, i + rope_dim/2). The angle of pair i at a position is
     position * rope_theta^(-2i/rope_dim) / rope_freq_factors[i]. `attention_scale` is head_dim^-0.5 unless given. head_dim is even and
-    at most 256."""
+    at most 256. `boundary_encoding`, one of WIRE_ENCODINGS, rounds the residual stream between any two units."""
 
     def __init__(
         self,
@@ -132,6 +133,7 @@ class StageSpec:
         attention_scale: float | None = None,
         num_layers: int,
         activation: str = "silu",
+        boundary_encoding: str = "F32",
     ) -> None: ...
     @property
     def hidden_size(self) -> int: ...
@@ -227,8 +229,9 @@ class Stage:
         `inputs`: token ids [n] if unit 0 is computed, else the residual stream [n, hidden]; the rows of the slices follow one another.
         Returns the residual stream [n, hidden], or, if the head is computed, the logits [m, vocabulary] of `logits_rows` (m may be 0).
         Keys and values of all rows are stored before any row attends, so slices may be consecutive chunks of one sequence; slices that
-        write the same block at the same positions are the caller's mistake. Rounding points between two units of the run are applied
-        as encode_rows and decode_rows would. A row's bits depend on its sequence only."""
+        write the same block at the same positions are the caller's mistake. Between two units of the run
+        the residual stream is rounded by the spec's boundary_encoding, as round_rows does it; inputs [n, hidden] come rounded, and what is
+        returned is not rounded yet. A row's bits depend on its sequence only."""
 
 def memory_read_bandwidth(size_bytes: int, passes: int = 5) -> float:
     """Bytes per second at which all threads of the pool together read a buffer: the median of some passes over it. The limit of decoding.

@@ -1,6 +1,5 @@
 # Blocks of numbers as in GGUF files, and rows of activations as on the wire. Included by _kernels.pyx.
 cdef extern from "c/wire.h" nogil:
-    enum: NUM_ENCODINGS
     enum: ENCODING_Q8_0_OUTLIERS
     enum: MAX_OUTLIER_WIDTH
     size_t c_encoded_row_bytes "encoded_row_bytes"(int encoding, int width)
@@ -106,4 +105,16 @@ def decode_rows(data, rows: int, width: int, encoding: str):
     with nogil:
         for i in range(out.shape[0]):
             active_kernels().decode_row(index, &source[i * row_bytes], c_width, &out[i, 0])
+    return result
+
+
+def round_rows(x, encoding: str):
+    result = f32_array(x, 2, "x").copy()
+    cdef float[:, ::1] rows = result
+    cdef int width = <int>rows.shape[1]
+    cdef int index = encoding_index(encoding, rows.shape[1])
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(rows.shape[0]):
+            active_kernels().round_row(index, &rows[i, 0], width)
     return result

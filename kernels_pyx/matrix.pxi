@@ -30,6 +30,7 @@ cdef extern from "c/kernel_table.h" nogil:
         void (*quantize_q8_0)(const float* x, size_t num_blocks, uint8_t* out) noexcept nogil
         void (*encode_row)(int encoding, const float* x, int width, uint8_t* out) noexcept nogil
         void (*decode_row)(int encoding, const uint8_t* data, int width, float* out) noexcept nogil
+        void (*round_row)(int encoding, float* x, int width) noexcept nogil
 
     size_t activation_bytes(int format, int rows, int inputs)
     int num_available_isas()

@@ -36,6 +36,7 @@ cdef extern from "c/stage.h" nogil:
         int rope_dim
         int rope_interleaved
         int num_layers
+        int boundary_encoding
         float rms_norm_eps
         float attention_scale
         const double* rope_frequencies
@@ -59,7 +60,6 @@ cdef extern from "c/stage.h" nogil:
         int num_rows
         int first_position
         const int32_t* block_table
-        const uint8_t* boundary_encodings
 
     ctypedef struct stage_batch:
         int first_unit
@@ -103,13 +103,11 @@ cdef int require_positive(str name, double value) except -1:
 
 
 class StageSlice(NamedTuple):
-    """Consecutive rows of one sequence. `block_table` names the KV blocks of positions 0 to first_position + num_rows - 1; `boundary_encodings`
-    (u8 [num_layers + 2], or None) gives the index in WIRE_ENCODINGS of the sequence's rounding at each unit boundary."""
+    """Consecutive rows of one sequence. `block_table` names the KV blocks of positions 0 to first_position + num_rows - 1."""
 
     num_rows: int
     first_position: int
     block_table: object
-    boundary_encodings: object = None
 
 
 cdef class StageSpec:
@@ -120,6 +118,7 @@ cdef class StageSpec:
     def __init__(
         self, *, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, rope_dim, rope_theta, rope_interleaved,
         rope_freq_factors=None, rms_norm_eps, attention_scale=None, num_layers, activation="silu",
+        boundary_encoding="F32",
     ):
         for name, value in (
             ("hidden_size", hidden_size), ("intermediate_size", intermediate_size), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads),
@@ -144,7 +143,8 @@ cdef class StageSpec:
         self.set_frequencies(rope_theta, rope_dim, rope_freq_factors)
         self.spec = stage_spec(
             hidden_size=hidden_size, intermediate_size=intermediate_size, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
-            rope_dim=rope_dim, rope_interleaved=bool(rope_interleaved), num_layers=num_layers, rms_norm_eps=rms_norm_eps, attention_scale=scale,
+            rope_dim=rope_dim, rope_interleaved=bool(rope_interleaved), num_layers=num_layers,
+            boundary_encoding=encoding_index(boundary_encoding, hidden_size), rms_norm_eps=rms_norm_eps, attention_scale=scale,
             rope_frequencies=self.spec.rope_frequencies,
         )
 
@@ -461,8 +461,8 @@ cdef class Stage:
         return array
 
     cdef object checked_slice(self, KvCache cache, object part, stage_slice* out):
-        """Fills `out`; returns the arrays that it points into. cache: of any layer, None if no layer is computed."""
-        num_rows, first_position, block_table, boundary_encodings = part
+        """Fills `out`; returns the array that it points into. cache: of any layer, None if no layer is computed."""
+        num_rows, first_position, block_table = part
         require_within("num_rows of a slice", num_rows, 1, self.max_rows)
         require_within("first_position of a slice", first_position, 0, self.max_context - 1)
         if first_position + num_rows > self.max_context:
@@ -470,7 +470,6 @@ cdef class Stage:
         memset(out, 0, sizeof(out[0]))
         out.num_rows, out.first_position = num_rows, first_position
         cdef const int32_t[::1] blocks
-        cdef const uint8_t[::1] encodings
         table = None
         if cache is not None:
             table = index_array(block_table, "block_table", cache.cache.num_blocks)
@@ -479,23 +478,7 @@ cdef class Stage:
                 raise ValueError(f"block_table has {table.shape[0]} blocks, expected {needed} for positions up to {first_position + num_rows - 1}")
             blocks = table
             out.block_table = &blocks[0]
-        if boundary_encodings is not None:
-            boundary_encodings = self.checked_encodings(boundary_encodings)
-            encodings = boundary_encodings
-            out.boundary_encodings = &encodings[0]
-        return table, boundary_encodings
-
-    cdef object checked_encodings(self, object boundary_encodings):
-        encodings = np.asarray(boundary_encodings)
-        if encodings.dtype != np.uint8 or encodings.shape != (self.spec.num_layers + 2,):
-            raise ValueError(
-                f"boundary_encodings is {encodings.dtype} of shape {encodings.shape}, expected uint8 of shape ({self.spec.num_layers + 2},)"
-            )
-        if encodings.max() >= NUM_ENCODINGS:
-            raise ValueError(f"boundary_encodings holds {encodings.max()}, expected at most {NUM_ENCODINGS - 1}")
-        if ENCODING_Q8_0_OUTLIERS in encodings and self.spec.hidden_size > MAX_OUTLIER_WIDTH:
-            raise ValueError(f"the hidden size is {self.spec.hidden_size}, expected at most {MAX_OUTLIER_WIDTH} for Q8_0_OUTLIERS")
-        return np.ascontiguousarray(encodings)
+        return table
 
     def run(self, kv, inputs, slices, logits_rows=None, units=None):
         cdef stage_batch batch

@@ -5,7 +5,7 @@ from importlib.metadata import version
 PROTOCOL_MAJOR = 1
 """Processes of different major versions refuse each other."""
 
-PROTOCOL_MINOR = 0
+PROTOCOL_MINOR = 1
 
 
 def software_version() -> str:

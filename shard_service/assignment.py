@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.mesh.cache_types import cache_type_name
+from dairllm.mesh.encodings import encoding_name
 from dairllm.mesh.errors import InvalidModel, Unsupported
 from dairllm.mesh.peers import Peer
 from dairllm.v1 import cluster_pb2, model_pb2
@@ -76,8 +77,8 @@ class CacheGeometry:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentFacts:
-    """units: contiguous, ascending, at least one; unit 0 is the embedding, unit num_layers + 1 the head. exclusive, weight_sources: as in
-    cluster.proto.
+    """units: contiguous, ascending, at least one; unit 0 is the embedding, unit num_layers + 1 the head. wire: name of the encoding that
+    rounds between any two units. exclusive, weight_sources: as in cluster.proto.
     """
 
     epoch: int
@@ -88,6 +89,7 @@ class AssignmentFacts:
     model_file_size_bytes: int
     next: Peer
     geometry: CacheGeometry
+    wire: str
     exclusive: bool = False
     ring_key: bytes = field(default=b"", repr=False)
     weight_sources: tuple[Peer, ...] = ()
@@ -146,6 +148,7 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         model_file_size_bytes=message.model_file_size_bytes,
         next=Peer(message.next.name, tuple(message.next.addresses)),
         geometry=geometry,
+        wire=encoding_name(message.wire),
         exclusive=message.exclusive,
         ring_key=message.ring_key,
         weight_sources=tuple(Peer(peer.name, tuple(peer.addresses)) for peer in message.weight_sources),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dairllm.coordinator.planner import KvDemand
+from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,8 +12,7 @@ class ClusterConfig:
 
     context_length: None for the model's; never more than the model's.
     target_kv_tokens: tokens that the KV cache should hold where memory allows, for all sequences together.
-    wire: name of the encoding between shards, for the snapshot.
-    kv_cache: element type of the KV cache on every shard.
+    arithmetic: of every shard, for as long as the coordinator runs.
     settle_s: how long after a join planning waits, so that machines that start together are planned together.
     hop_s: what an edge of the ring costs a step until hop_round_trips of the shard were heard; then half of the least of them counts,
         since a machine that is busy, as while it loads, answers late.
@@ -40,8 +40,7 @@ class ClusterConfig:
     max_batch_rows: int = 512
     kv_block_tokens: int = 32
     target_kv_tokens: int = 0
-    wire: str = "Q8_0_OUTLIERS"
-    kv_cache: str = "F16"
+    arithmetic: Arithmetic = DEFAULT_ARITHMETIC
     heartbeat_interval_s: float = 1.0
     lease_timeout_s: float = 4.5
     settle_s: float = 0.5

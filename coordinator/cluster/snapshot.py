@@ -72,6 +72,7 @@ class ClusterSnapshot:
     num_layers: int
     model_size_bytes: int
     wire: str
+    arithmetic: str
     phase: Phase
     reason: str
     missing_bytes: int
@@ -104,7 +105,8 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
         model_digest=model.digest if model else b"",
         num_layers=model.num_layers if model else 0,
         model_size_bytes=model.size_bytes if model else 0,
-        wire=config.wire,
+        wire=config.arithmetic.wire,
+        arithmetic=str(config.arithmetic),
         phase=state.phase,
         reason=state.reason,
         missing_bytes=state.missing_bytes,

@@ -1,6 +1,5 @@
 """What the scheduler must know of a ring, and what goes around it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,15 +22,14 @@ class SchedulerLimits(NamedTuple):
 class RingGeometry:
     """What the scheduler must know of a plan.
 
-    rounding_points: unit boundary -> encoding, for sequences that begin under this plan. present: layer units whose owner has the cache of
-    all that was computed when the last ring closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks.
+    present: layer units whose owner has the cache of all that was computed when the last ring closed. intact_blocks: only in blocks
+    below it, if it is less than num_kv_blocks.
     """
 
     epoch: int
     placement: Placement
     num_kv_blocks: int
     kv_block_tokens: int
-    rounding_points: Mapping[int, str]
     present: frozenset[int] = frozenset()
     intact_blocks: int | None = None
 
@@ -50,7 +48,6 @@ class Begin(NamedTuple):
     ring_id: int
     prompt_length: int
     sampling: SamplingParams
-    rounding_points: Mapping[int, str]
     block_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
 
@@ -83,7 +80,7 @@ class Batch:
 
 
 class SliceResult(NamedTuple):
-    """replay_failed: the records that it needed are gone. failure: why this sequence, and no other, cannot go on; '' if it can."""
+    """replay_failed: the sent rows that it needed are gone. failure: why this sequence, and no other, cannot go on; '' if it can."""
 
     ring_id: int
     sampled: TokenScore | None

@@ -2,7 +2,7 @@
 
 A sequence's KV cache lies, layer by layer, with the shards that computed it. When layers move, their cache is handed over by
 the old owner, or it is rebuilt: rows that entered those layers before are sent through them once more. Such rows exist where
-shards sent them on: every shard records what it sends at its outgoing boundary, and at boundary 0 there are always the token ids.
+shards sent them on: every shard keeps what it sends over its outgoing boundary, and at boundary 0 there are always the token ids.
 A row's bits do not depend on when it is computed (docs/architecture.md, 'The same bits everywhere'), so the rebuilt cache is the lost one.
 """
 
@@ -22,35 +22,36 @@ Placement = tuple[StagePlace, ...]
 
 
 class Replay(NamedTuple):
-    """Rows enter at boundary first_unit, from the records of shard replay_at ('' for token ids); units [first_unit, end_unit) compute."""
+    """Rows enter at boundary first_unit, from what shard replay_at has sent over it ('': from token ids); units [first_unit, end_unit)
+    compute."""
 
     first_unit: int
     end_unit: int
     replay_at: str
 
 
-Records = Mapping[int, Holder]
-"""Of one sequence: boundary -> the shard that has recorded every row it sent there."""
+SentRowsHolders = Mapping[int, Holder]
+"""Of one sequence: boundary -> the shard that has kept every row it sent there."""
 
 
-def records_of(placement: Placement) -> Records:
+def holders_under(placement: Placement) -> SentRowsHolders:
     """Of a sequence whose every row was computed under this placement."""
     return {stage.units.stop: stage.holder for stage in placement[:-1]}
 
 
-def records_after(records: Records, placement: Placement, replay: Replay | None) -> Records:
+def holders_after(holders: SentRowsHolders, placement: Placement, replay: Replay | None) -> SentRowsHolders:
     """Of a sequence that goes on under the placement, after the replay.
 
-    A shard's records at a boundary stay complete while it goes on sending there; where a replay passes a boundary, they are made anew.
+    What a shard has sent over a boundary stays complete while it goes on sending there; where a replay passes a boundary, it is kept anew.
     """
-    now = records_of(placement)
-    kept = {boundary: holder for boundary, holder in now.items() if records.get(boundary) == holder}
+    now = holders_under(placement)
+    kept = {boundary: holder for boundary, holder in now.items() if holders.get(boundary) == holder}
     if replay is not None:
         kept |= {boundary: holder for boundary, holder in now.items() if replay.first_unit < boundary <= replay.end_unit}
     return kept
 
 
-def plan_replay(records: Records, placement: Placement, present: frozenset[int]) -> Replay | None:
+def plan_replay(holders: SentRowsHolders, placement: Placement, present: frozenset[int]) -> Replay | None:
     """The cheapest replay that leaves every layer's cache with its owner under the placement; None if it is there already.
 
     present: layer units whose owner has the cache of all that was computed: it kept it, or has taken it over from the owner before.
@@ -59,11 +60,11 @@ def plan_replay(records: Records, placement: Placement, present: frozenset[int])
     missing = [unit for unit in range(1, num_units - 1) if unit not in present]
     if not missing:
         return None
-    usable = [boundary for boundary, holder in records.items() if boundary <= missing[0] and _can_send(holder, boundary, placement)]
+    usable = [boundary for boundary, holder in holders.items() if boundary <= missing[0] and _can_send(holder, boundary, placement)]
     boundary = max(usable, default=0)
-    return Replay(boundary, missing[-1] + 1, records[boundary].name if boundary else "")
+    return Replay(boundary, missing[-1] + 1, holders[boundary].name if boundary else "")
 
 
 def _can_send(holder: Holder, boundary: int, placement: Placement) -> bool:
-    """Rows can enter the ring at the shard that has recorded them if they are needed there or right behind it."""
+    """Rows can enter the ring at the shard that has sent them before if they are needed there or right behind it."""
     return any(stage.holder == holder and stage.units.start <= boundary <= stage.units.stop for stage in placement)

@@ -1,7 +1,7 @@
 """Which sequences wait and which run, and what the shards hold of each that runs: a ring id, and blocks of the KV cache."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from dairllm.coordinator.engine.blocks import BlockAllocator
 from dairllm.coordinator.engine.invariants import check_sequences
@@ -62,14 +62,12 @@ class SequenceRoster:
         self._sequences[sequence.id] = sequence
         self.waiting.append(sequence)
 
-    def start(self, rounding_points: Mapping[int, str]) -> Sequence:
-        """The sequence that has waited longest runs. rounding_points: for it, if it has never begun before."""
+    def start(self) -> Sequence:
+        """The sequence that has waited longest runs."""
         sequence = self.waiting.popleft()
         sequence.ring_id = self._next_ring_id
         self._next_ring_id += 1
         sequence.begins = True
-        if sequence.rounding_points is None:
-            sequence.rounding_points = rounding_points
         self._on_shards[sequence.ring_id] = sequence
         self.running.append(sequence)
         return sequence

@@ -114,7 +114,7 @@ class Scheduler:
 
     def _open(self, geometry: RingGeometry) -> list[SchedulerAction]:
         before = list(self._roster.running)
-        lost = [s for s in before if s.records is None or max(s.block_ids, default=0) >= geometry.num_intact_blocks]
+        lost = [s for s in before if s.sent_rows is None or max(s.block_ids, default=0) >= geometry.num_intact_blocks]
         all_work = sum(s.num_completed for s in before) * geometry.placement[-1].units.stop
         restarted_work = sum(s.num_completed for s in lost) * geometry.placement[-1].units.stop
         self._roster.set_back(lost)
@@ -255,7 +255,7 @@ class Scheduler:
         while budget > 0 and self._roster.waiting and self.num_running < self.limits.max_running:
             if blocks.blocks_for(len(self._roster.waiting[0].tokens)) > blocks.num_free:
                 return
-            sequence = self._roster.start(ring.geometry.rounding_points)
+            sequence = self._roster.start()
             budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
 
     def _begin(self, sequence: Sequence, first_position: int, begins: list[Begin]) -> None:
@@ -264,13 +264,11 @@ class Scheduler:
             return
         sequence.begins = False
         assert sequence.ring_id is not None
-        assert sequence.rounding_points is not None
         begins.append(
             Begin(
                 sequence.ring_id,
                 sequence.prompt_length,
                 sequence.request.sampling,
-                sequence.rounding_points,
                 tuple(sequence.block_ids[: self._roster.blocks.blocks_for(sequence.num_completed)]),
                 tuple(sequence.tokens[:first_position]),
             )

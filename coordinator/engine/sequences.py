@@ -6,10 +6,9 @@ cache blocks are taken away, it restarts from nothing. Because a row's bits do n
 randomness is counted by position, its next token is the one that it would have been.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dairllm.coordinator.engine.recovery import Placement, Records, Replay, plan_replay, records_after, records_of
+from dairllm.coordinator.engine.recovery import Placement, Replay, SentRowsHolders, holders_after, holders_under, plan_replay
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -23,9 +22,7 @@ from dairllm.coordinator.engine.requests import (
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """rounding_points: unit boundary -> wire encoding, fixed when the sequence first begins (docs/architecture.md, 'Rounding points').
-
-    records: where its past rows were recorded; None while the shards do not hold all of its past: before the first row, and in the
+    """sent_rows: who has kept its past rows; None while the shards do not hold all of its past: before the first row, and in the
     middle of a replay. replay: what is computed again before it goes on. begins: the shards must be told of it with its next slice.
     """
 
@@ -33,17 +30,16 @@ class Sequence:
     request: GenerationRequest
     max_length: int
     tokens: list[int] = field(init=False)
-    rounding_points: Mapping[int, str] | None = None
     ring_id: int | None = None
     block_ids: list[int] = field(default_factory=list)
     begins: bool = False
     num_sent: int = 0
     num_completed: int = 0
     awaits_sample: bool = False
-    records: Records | None = None
+    sent_rows: SentRowsHolders | None = None
     replay: Replay | None = None
     num_replayed: int = 0
-    _records_after_replay: Records | None = None
+    _sent_rows_after_replay: SentRowsHolders | None = None
     _scores: list[TokenScore] = field(default_factory=list)
     _prompt_is_scored: bool = field(init=False)
 
@@ -83,30 +79,30 @@ class Sequence:
         self.begins = False
         self.num_sent = self.num_completed = self.num_replayed = 0
         self.awaits_sample = False
-        self.records = self._records_after_replay = self.replay = None
+        self.sent_rows = self._sent_rows_after_replay = self.replay = None
         self._scores = []
 
     def resume(self, placement: Placement, present: frozenset[int]) -> None:
         """Go on under a new plan from what is completed. The caller has freed the blocks beyond it."""
-        assert self.records is not None
+        assert self.sent_rows is not None
         self.begins = True
         self.num_sent = self.num_completed
         self.num_replayed = 0
         self.awaits_sample = False
-        self.replay = plan_replay(self.records, placement, present)
-        self._records_after_replay = records_after(self.records, placement, self.replay)
-        self.records = None if self.replay else self._records_after_replay
+        self.replay = plan_replay(self.sent_rows, placement, present)
+        self._sent_rows_after_replay = holders_after(self.sent_rows, placement, self.replay)
+        self.sent_rows = None if self.replay else self._sent_rows_after_replay
 
     def complete_rows(self, stop: int, placement: Placement) -> None:
         """Rows before position `stop` have come back."""
         self.num_completed = max(self.num_completed, stop)
-        if self.records is None and self.replay is None:
-            self.records = records_of(placement)
+        if self.sent_rows is None and self.replay is None:
+            self.sent_rows = holders_under(placement)
 
     def complete_replay(self, stop: int) -> None:
         """Replayed rows before position `stop` have come back."""
         if stop >= self.num_completed:
-            self.records, self.replay = self._records_after_replay, None
+            self.sent_rows, self.replay = self._sent_rows_after_replay, None
 
     def score_targets(self, start: int, stop: int) -> tuple[int, ...]:
         """The token after each of the rows [start, stop), as far as the prompt goes; a row beyond it repeats its last token."""

@@ -12,6 +12,7 @@ from dairllm.coordinator.membership.join_streams import JoinStreams
 from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.ring import Ring
 from dairllm.mesh.cache_types import cache_type_to_proto
+from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.protocol import software_version
 from dairllm.v1 import cluster_pb2
@@ -60,7 +61,8 @@ class Orders:
             max_batch_rows=action.max_batch_rows,
             exclusive=action.exclusive,
             weight_sources=self._weight_sources(action.name, action.units),
-            kv_cache_type=cache_type_to_proto(self._config.kv_cache),
+            kv_cache_type=cache_type_to_proto(self._config.arithmetic.kv_cache),
+            wire=parse_encoding(self._config.arithmetic.wire),
             ring_key=self._ring.key_of(action.epoch),
             kv_key=self._ring.kv_key_of(action.name, action.boot_id),
         )

@@ -62,13 +62,11 @@ class RingLife:
 
     def _geometry(self, action: do.OpenRing) -> RingGeometry:
         placement = tuple(StagePlace(holder, stage.units) for holder, stage in zip(action.holders, action.plan.stages, strict=True))
-        boundaries = [stage.units.start for stage in placement[1:]]
         return RingGeometry(
             epoch=action.epoch,
             placement=placement,
             num_kv_blocks=action.plan.num_kv_blocks,
             kv_block_tokens=self._config.kv_block_tokens,
-            rounding_points={} if self._config.wire == "F32" else dict.fromkeys(boundaries, self._config.wire),
             present=action.kept | action.transferred,
             intact_blocks=action.intact_blocks,
         )

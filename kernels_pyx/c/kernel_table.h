@@ -36,6 +36,8 @@ typedef struct kernel_table {
     /* Wire encodings of one row of `width` numbers; sizes in wire.h. */
     void (*encode_row)(int encoding, const float* x, int width, uint8_t* out);
     void (*decode_row)(int encoding, const uint8_t* in, int width, float* out);
+    /* In place what encode_row and decode_row would give. */
+    void (*round_row)(int encoding, float* x, int width);
 
     /* elementwise.inc.h, attention.inc.h */
     void (*exp_row)(const float* x, int width, float* out);

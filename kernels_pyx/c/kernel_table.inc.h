@@ -13,6 +13,7 @@ const kernel_table KERNELS = {
     .quantize_q8_0 = quantize_q8_0,
     .encode_row = encode_row,
     .decode_row = decode_row,
+    .round_row = round_row,
     .exp_row = exp_row,
     .rms_norm_row = rms_norm_row,
     .add_row = add_row,

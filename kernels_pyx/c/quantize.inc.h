@@ -15,31 +15,45 @@ LANES int32_t quantise_block(f32x16 low, f32x16 high, float scale, int8_t* q) {
     return i32x16_reduce_add(i32x16_add(q_low, q_high));
 }
 
-/* Scale and int8 of one block of activations. A block with an infinity or a NaN gets a NaN for scale, so that the outputs
-   say so; one whose scale would be subnormal counts as zero (1 / scale could overflow). */
-LANES float quantise_activations(f32x16 low, f32x16 high, int8_t* q, int32_t* sum) {
+/* Scale of one block of activations. A block with an infinity or a NaN has a NaN for scale, so that the outputs say so; one
+   whose scale would be subnormal counts as zero (1 / scale could overflow). */
+LANES float block_scale(f32x16 low, f32x16 high) {
     const int32_t largest = largest_magnitude_bits(low, high);
-    const float scale = f32_from_bits((uint32_t)largest) / 127.0f;
-    if (largest < 0x7f800000 && scale >= 0x1p-126f) {
-        *sum = quantise_block(low, high, scale, q);
-        return scale;
+    if (largest >= 0x7f800000) {
+        return f32_from_bits(0x7fc00000u);
     }
-    memset(q, 0, QUANT_BLOCK);
-    *sum = 0;
-    return largest < 0x7f800000 ? 0.0f : f32_from_bits(0x7fc00000u);
+    const float scale = f32_from_bits((uint32_t)largest) / 127.0f;
+    return scale >= 0x1p-126f ? scale : 0.0f;
+}
+
+/* Scale and int8 of one block of activations. */
+LANES float quantise_activations(f32x16 low, f32x16 high, int8_t* q, int32_t* sum) {
+    const float scale = block_scale(low, high);
+    if (scale > 0.0f) {
+        *sum = quantise_block(low, high, scale, q);
+    } else {
+        memset(q, 0, QUANT_BLOCK);
+        *sum = 0;
+    }
+    return scale;
 }
 
 enum { Q8_0_BYTES = 34 };
 
-/* NaN counts as 0; magnitudes over 127 * 65504 (the largest f16), infinity included, as that. */
+enum { LARGEST_F16 = 65504 };
+
+/* Magnitudes over the limit, infinity included, become the limit. NaN stays NaN: what is broken must not turn into numbers. */
 LANES f32x16 saturate(f32x16 x, float limit) {
-    const f32x16 number = f32x16_select_gt(f32x16_abs(x), f32x16_set1(-1.0f), x, f32x16_zero());
-    return f32x16_max(f32x16_min(number, f32x16_set1(limit)), f32x16_set1(-limit));
+    const f32x16 bounded = f32x16_max(f32x16_min(x, f32x16_set1(limit)), f32x16_set1(-limit));
+    return f32x16_select_gt(f32x16_abs(x), f32x16_set1(-1.0f), bounded, f32x16_set1(f32_from_bits(0x7fc00000u)));
 }
 
+/* As saturate, to what a block with an f16 scale can hold. */
+LANES f32x16 saturate_in_block(f32x16 x) { return saturate(x, 127.0f * LARGEST_F16); }
+
 LANES void quantise_q8_0_block(f32x16 low, f32x16 high, uint8_t* out) {
-    low = saturate(low, 127.0f * 65504.0f);
-    high = saturate(high, 127.0f * 65504.0f);
+    low = saturate_in_block(low);
+    high = saturate_in_block(high);
     int8_t q[QUANT_BLOCK];
     int32_t sum;
     store_u16(out, f16_from_f32(quantise_activations(low, high, q, &sum)));

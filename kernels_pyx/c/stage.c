@@ -27,7 +27,6 @@ typedef struct {
     float *gate, *up;
     uint8_t* activations[MAX_MATRICES];
     float* scores;
-    uint8_t* encoded;
     int *row_slice, *row_position;
     row_group* groups;
     size_t size_bytes;
@@ -147,9 +146,6 @@ static int num_activation_slots(const stage* s) {
     return most;
 }
 
-/* No encoding of a row is larger: the outliers' 32 bytes and a last block filled up come on top of at most 34 bytes per 32 numbers. */
-static size_t encoded_slot_bytes(const stage* s) { return ((size_t)s->spec.hidden_size * sizeof(float) + 191) / 64 * 64; }
-
 /* The parts of a scratch that begins at `base` (NULL: only its size is of use). */
 static scratch_parts lay_out_scratch(const stage* s, uint8_t* base) {
     const stage_spec* spec = &s->spec;
@@ -173,7 +169,6 @@ static scratch_parts lay_out_scratch(const stage* s, uint8_t* base) {
         PART(activations[i], i < num_activation_slots(s) ? slot_bytes : 0);
     }
     PART(scores, s->num_layers ? (size_t)s->num_threads * MAX_QUERIES_AT_ONCE * ld_scores * number : 0);
-    PART(encoded, (size_t)s->num_threads * encoded_slot_bytes(s));
     PART(row_slice, rows * sizeof(int));
     PART(row_position, rows * sizeof(int));
     PART(groups, rows * sizeof(row_group));
@@ -230,10 +225,10 @@ typedef struct {
     const stage_batch* batch;
     const stage_layer* layer;
     const kv_cache* cache;        /* the layer's */
-    int boundary;                 /* in front of the unit that runs */
     int num_rows;                 /* of the current phase */
     const int32_t* rows;          /* its rows of x, NULL: all */
     const float* norm;            /* its weights */
+    int boundary_encoding;        /* of the rows that are normed, before they are */
     const float* bias;            /* or NULL */
     const float* source;          /* of activations */
     int source_width;
@@ -312,35 +307,20 @@ static void find_angles(void* context, int chunk) {
     }
 }
 
-/* A row whose sequence has a rounding point here goes through the wire's encoding, as if the unit before ran on another shard. */
-static void round_row(const phase* p, int row, float* x) {
-    const uint8_t* encodings = p->batch->slices[p->s->scratch.row_slice[row]].boundary_encodings;
-    if (!encodings || encodings[p->boundary] == ENCODING_F32) {
-        return;
-    }
-    const int width = p->s->spec.hidden_size;
-    uint8_t* encoded = p->s->scratch.encoded + (size_t)pool_thread_index() * encoded_slot_bytes(p->s);
-    p->kernels->encode_row(encodings[p->boundary], x, width, encoded);
-    p->kernels->decode_row(encodings[p->boundary], encoded, width, x);
-}
-
 static void norm_and_prepare_rows(void* context, int chunk) {
     const phase* p = context;
     const int width = p->s->spec.hidden_size, end = chunk_begin(p->num_rows, chunk + 1, p->num_chunks);
     for (int i = chunk_begin(p->num_rows, chunk, p->num_chunks); i < end; i++) {
         const int row = p->rows ? p->rows[i] : i;
-        const float* x = p->s->scratch.x + (size_t)row * (size_t)width;
+        float* x = p->s->scratch.x + (size_t)row * (size_t)width;
         float* normed = p->s->scratch.normed + (size_t)i * (size_t)width;
+        if (p->rows) { /* the same row may be wanted twice: it stays as it is */
+            memcpy(normed, x, (size_t)width * sizeof *x);
+            x = normed;
+        }
+        p->kernels->round_row(p->boundary_encoding, x, width);
         p->kernels->rms_norm_row(x, p->norm, width, p->s->spec.rms_norm_eps, normed);
         prepare_row(p, normed, i);
-    }
-}
-
-static void round_rows(void* context, int chunk) {
-    const phase* p = context;
-    const int end = chunk_begin(p->num_rows, chunk + 1, p->num_chunks);
-    for (int row = chunk_begin(p->num_rows, chunk, p->num_chunks); row < end; row++) {
-        round_row(p, row, p->s->scratch.x + (size_t)row * (size_t)p->s->spec.hidden_size);
     }
 }
 
@@ -483,28 +463,15 @@ static void describe_rows(stage* s, const stage_batch* batch, phase* p) {
     p->attention_parts = s->num_threads > 1 && items < 4 * s->num_threads ? s->spec.num_heads : s->spec.num_kv_heads;
 }
 
-static int has_rounding(const stage_batch* batch, int boundary) {
-    for (int i = 0; i < batch->num_slices; i++) {
-        if (batch->slices[i].boundary_encodings && batch->slices[i].boundary_encodings[boundary] != ENCODING_F32) {
-            return 1;
-        }
-    }
-    return 0;
-}
+/* Rows are rounded where a unit takes them up. Those of the first unit of a run come rounded. */
+static int encoding_before(const phase* p, int unit) { return unit > p->batch->first_unit ? p->s->spec.boundary_encoding : ENCODING_F32; }
 
-/* The boundary in front of the first unit is its caller's to round at. */
-static void cross_boundary(phase* p, int boundary) {
-    p->boundary = boundary;
-    if (boundary > p->batch->first_unit && has_rounding(p->batch, boundary)) {
-        run_rows(p, round_rows);
-    }
-}
-
-static void run_attention(phase* p) {
+static void run_attention(phase* p, int unit) {
     const stage_layer* layer = p->layer;
     const scratch_parts* scratch = &p->s->scratch;
     use_matrices(p, 3, (const packed_matrix*[]){layer->q, layer->k, layer->v}, (float*[]){scratch->q, scratch->k, scratch->v});
     p->norm = layer->attention_norm;
+    p->boundary_encoding = encoding_before(p, unit);
     p->source_width = p->s->spec.hidden_size;
     run_rows(p, norm_and_prepare_rows);
     run_phase(p, matmul_chunks(p, num_tiles(layer->q)), multiply_all);
@@ -523,6 +490,7 @@ static void run_feed_forward(phase* p) {
     const scratch_parts* scratch = &p->s->scratch;
     use_matrices(p, 2, (const packed_matrix*[]){layer->gate, layer->up}, (float*[]){scratch->gate, scratch->up});
     p->norm = layer->ffn_norm;
+    p->boundary_encoding = ENCODING_F32;
     p->source_width = p->s->spec.hidden_size;
     run_rows(p, norm_and_prepare_rows);
     run_phase(p, matmul_chunks(p, num_tiles(layer->gate)), gate_and_up);
@@ -539,17 +507,15 @@ static void run_layers(phase* p, int first_unit, int end_unit) {
     run_rows(p, find_angles);
     for (int unit = first_unit; unit < end_unit; unit++) {
         const int local = unit - 1 - s->first_layer;
-        cross_boundary(p, unit);
         p->layer = &s->layers[local];
         p->cache = p->batch->caches[local];
-        run_attention(p);
+        run_attention(p, unit);
         run_feed_forward(p);
     }
 }
 
 static void run_head(phase* p) {
     stage* s = p->s;
-    cross_boundary(p, s->spec.num_layers + 1);
     p->rows = p->batch->logits_rows;
     p->num_rows = p->batch->num_logits_rows;
     if (p->num_rows == 0) {
@@ -557,6 +523,7 @@ static void run_head(phase* p) {
     }
     use_matrices(p, 1, &s->head, (float*[]){p->batch->out});
     p->norm = s->head_norm;
+    p->boundary_encoding = encoding_before(p, s->spec.num_layers + 1);
     p->source_width = s->spec.hidden_size;
     run_rows(p, norm_and_prepare_rows);
     run_phase(p, matmul_chunks(p, num_tiles(s->head)), multiply_all);

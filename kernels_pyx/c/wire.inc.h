@@ -4,11 +4,11 @@
 static void encode_f16(const float* x, int width, uint8_t* out) {
     int i = 0;
     for (; i + 16 <= width; i += 16) {
-        f32x16_to_f16((uint16_t*)(out + 2 * i), saturate(f32x16_load(x + i), 65504.0f));
+        f32x16_to_f16((uint16_t*)(out + 2 * i), saturate(f32x16_load(x + i), LARGEST_F16));
     }
     if (i < width) {
         uint16_t rest[16];
-        f32x16_to_f16(rest, saturate(f32x16_load_partial(x + i, width - i), 65504.0f));
+        f32x16_to_f16(rest, saturate(f32x16_load_partial(x + i, width - i), LARGEST_F16));
         memcpy(out + 2 * i, rest, (size_t)(width - i) * sizeof *rest);
     }
 }
@@ -74,7 +74,7 @@ LANES void consider_outlier(outlier_list* list, int index, float magnitude) {
     list->magnitude[at] = magnitude;
 }
 
-/* Magnitudes with NaN as 0, as `saturate` counts it; infinity stays the largest. */
+/* Magnitudes with NaN as 0, so that it is found in a block and spoils it; infinity stays the largest. */
 LANES f32x16 magnitudes(f32x16 x) { return f32x16_max(f32x16_abs(x), f32x16_zero()); }
 
 static void find_outliers(const float* x, int width, outlier_list* list) {
@@ -115,7 +115,7 @@ static int encode_outliers(const float* x, int width, uint8_t* out, int index[NU
         values[i] = x[index[i]];
     }
     uint16_t halves[16];
-    f32x16_to_f16(halves, saturate(f32x16_load(values), 65504.0f));
+    f32x16_to_f16(halves, saturate(f32x16_load(values), LARGEST_F16));
     for (int i = 0; i < NUM_OUTLIERS; i++) {
         store_u16(out + 4 * i, i < list.count ? (uint16_t)index[i] : UNUSED_OUTLIER);
         store_u16(out + 4 * i + 2, halves[i]);
@@ -170,5 +170,67 @@ static void decode_row(int encoding, const uint8_t* in, int width, float* out) {
         case ENCODING_F16: decode_f16(in, width, out); break;
         case ENCODING_Q8_0: decode_q8_0(in, width, out); break;
         default: decode_q8_0_outliers(in, width, out); break;
+    }
+}
+
+/* ---- rounding in place: the numbers that encode_row and decode_row would give, without the bytes ---- */
+
+static void round_f16(float* x, int width) {
+    for (int i = 0; i < width; i += 16) {
+        const int n = smaller(16, width - i);
+        uint16_t halves[16];
+        f32x16_to_f16(halves, saturate(f32x16_load_partial(x + i, n), LARGEST_F16));
+        f32x16_store_partial(x + i, f32x16_from_f16(halves), n);
+    }
+}
+
+LANES void round_q8_0_block(float* x) {
+    const f32x16 low = saturate_in_block(f32x16_load(x)), high = saturate_in_block(f32x16_load(x + 16));
+    const float scale = block_scale(low, high);
+    f32x16 q_low = f32x16_zero(), q_high = f32x16_zero();
+    if (scale > 0.0f) {
+        const f32x16 inverse = f32x16_set1(1.0f / scale);
+        q_low = f32x16_from_i32(f32x16_to_i32(f32x16_round_even(f32x16_mul(low, inverse)))); /* as integers there is no -0 */
+        q_high = f32x16_from_i32(f32x16_to_i32(f32x16_round_even(f32x16_mul(high, inverse))));
+    }
+    const f32x16 sent = f32x16_set1(f32_from_f16(f16_from_f32(scale)));
+    f32x16_store(x, f32x16_mul(sent, q_low));
+    f32x16_store(x + 16, f32x16_mul(sent, q_high));
+}
+
+static void round_q8_0(float* x, int width) {
+    const int rest = width % QUANT_BLOCK, whole = width - rest;
+    for (int i = 0; i < whole; i += QUANT_BLOCK) {
+        round_q8_0_block(x + i);
+    }
+    if (rest) {
+        float block[QUANT_BLOCK] = {0};
+        memcpy(block, x + whole, (size_t)rest * sizeof *x);
+        round_q8_0_block(block);
+        memcpy(x + whole, block, (size_t)rest * sizeof *x);
+    }
+}
+
+static void round_q8_0_outliers(float* x, int width) {
+    outlier_list list;
+    find_outliers(x, width, &list);
+    float values[16] = {0};
+    for (int i = 0; i < list.count; i++) {
+        values[i] = x[list.index[i]];
+        x[list.index[i]] = 0.0f;
+    }
+    round_f16(values, list.count);
+    round_q8_0(x, width);
+    for (int i = 0; i < list.count; i++) {
+        x[list.index[i]] = values[i];
+    }
+}
+
+static void round_row(int encoding, float* x, int width) {
+    switch (encoding) {
+        case ENCODING_F32: break;
+        case ENCODING_F16: round_f16(x, width); break;
+        case ENCODING_Q8_0: round_q8_0(x, width); break;
+        default: round_q8_0_outliers(x, width); break;
     }
 }

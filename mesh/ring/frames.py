@@ -2,7 +2,7 @@
 `ComputeStage` validates what depends on the plan and on the frames before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NewType
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dairllm.mesh.encodings import encoding_name, parse_encoding
 from dairllm.mesh.errors import InvalidRequest, MalformedFrame
 from dairllm.mesh.sampling import SamplingParams
-from dairllm.v1 import model_pb2, ring_pb2
+from dairllm.v1 import ring_pb2
 
 SequenceId = NewType("SequenceId", int)
 TokenIds = npt.NDArray[np.int32]
@@ -48,22 +48,18 @@ class TokenScore(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SequenceBegin:
-    """rounding_points: encoding name by boundary (boundary b lies before unit b); boundaries that are not listed are exact.
-
-    block_ids, token_ids: of a sequence that goes on after a change of plan, its cache blocks and its tokens before the next slice.
-    """
+    """block_ids, token_ids: of a sequence that goes on after a change of plan, its cache blocks and its tokens before the next slice."""
 
     sequence_id: SequenceId
     prompt_length: int
     sampling: SamplingParams
-    rounding_points: Mapping[int, str]
     block_ids: TokenIds = field(default_factory=no_ids)
     token_ids: TokenIds = field(default_factory=no_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceSlice:
-    """Consecutive rows of one sequence, one per token. encoding: None where there are no activations.
+    """Consecutive rows of one sequence, one per token. activations: its rows in the frame's encoding; empty where none travel.
 
     first_unit, end_unit, replay_at, replay_failed: as in ring.proto; 0, 0 for a slice that all units compute.
     """
@@ -72,7 +68,6 @@ class SequenceSlice:
     first_position: int
     token_ids: TokenIds
     new_block_ids: TokenIds
-    encoding: str | None
     activations: bytes
     sample: bool
     score_targets: TokenIds
@@ -93,11 +88,11 @@ class SequenceSlice:
     def is_replay(self) -> bool:
         return self.end_unit > 0
 
-    def with_activations(self, encoding: str, activations: bytes) -> "SequenceSlice":
-        return replace(self, encoding=encoding, activations=activations)
+    def with_activations(self, activations: bytes) -> "SequenceSlice":
+        return replace(self, activations=activations)
 
     def without_activations(self) -> "SequenceSlice":
-        return self if self.encoding is None else replace(self, encoding=None, activations=b"")
+        return replace(self, activations=b"") if self.activations else self
 
     def with_failed_replay(self) -> "SequenceSlice":
         return replace(self, replay_failed=True)
@@ -105,8 +100,11 @@ class SequenceSlice:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
+    """encoding: of all activations in it."""
+
     epoch: int
     batch_id: int
+    encoding: str
     begins: tuple[SequenceBegin, ...]
     slices: tuple[SequenceSlice, ...]
     ends: tuple[SequenceId, ...]
@@ -144,6 +142,7 @@ def micro_batch_from_proto(message: ring_pb2.MicroBatch) -> MicroBatch:
     return MicroBatch(
         epoch=message.epoch,
         batch_id=message.batch_id,
+        encoding=encoding_name(message.encoding),
         begins=tuple(_begin_from_proto(begin) for begin in message.begins),
         slices=tuple(_slice_from_proto(part) for part in message.slices),
         ends=tuple(SequenceId(sequence_id) for sequence_id in message.ends),
@@ -161,6 +160,7 @@ def micro_batch_to_proto(frame: MicroBatch) -> ring_pb2.MicroBatch:
     return ring_pb2.MicroBatch(
         epoch=frame.epoch,
         batch_id=frame.batch_id,
+        encoding=parse_encoding(frame.encoding),
         begins=[_begin_to_proto(begin) for begin in frame.begins],
         slices=[_slice_to_proto(part) for part in frame.slices],
         ends=frame.ends,
@@ -182,12 +182,10 @@ def _begin_from_proto(message: ring_pb2.SequenceBegin) -> SequenceBegin:
         sampling = SamplingParams.from_proto(message.sampling)
     except InvalidRequest as error:
         raise MalformedFrame(f"sequence {message.sequence_id} has wrong sampling parameters: {error}") from error
-    rounding_points = {boundary: _encoding(message.sequence_id, value) for boundary, value in message.rounding_points.items()}
     return SequenceBegin(
         sequence_id=SequenceId(message.sequence_id),
         prompt_length=message.prompt_length,
         sampling=sampling,
-        rounding_points=rounding_points,
         block_ids=_ids(message.sequence_id, "block id", message.block_ids),
         token_ids=_ids(message.sequence_id, "token id", message.token_ids),
     )
@@ -200,7 +198,6 @@ def _slice_from_proto(message: ring_pb2.SequenceSlice) -> SequenceSlice:
         first_position=message.first_position,
         token_ids=_ids(sequence_id, "token id", message.token_ids),
         new_block_ids=_ids(sequence_id, "block id", message.new_block_ids),
-        encoding=_encoding(sequence_id, message.encoding) if message.encoding else None,
         activations=message.activations,
         sample=message.sample,
         score_targets=_ids(sequence_id, "score target", message.score_targets),
@@ -209,13 +206,6 @@ def _slice_from_proto(message: ring_pb2.SequenceSlice) -> SequenceSlice:
         replay_at=message.replay_at,
         replay_failed=message.replay_failed,
     )
-
-
-def _encoding(sequence_id: int, value: model_pb2.Encoding) -> str:
-    try:
-        return encoding_name(value)
-    except MalformedFrame as error:
-        raise MalformedFrame(f"sequence {sequence_id}: {error}") from error
 
 
 def _ids(sequence_id: int, what: str, values: Sequence[int]) -> TokenIds:
@@ -232,7 +222,6 @@ def _begin_to_proto(begin: SequenceBegin) -> ring_pb2.SequenceBegin:
         sequence_id=begin.sequence_id,
         prompt_length=begin.prompt_length,
         sampling=begin.sampling.to_proto(),
-        rounding_points={boundary: parse_encoding(name) for boundary, name in begin.rounding_points.items()},
         block_ids=begin.block_ids.tolist(),
         token_ids=begin.token_ids.tolist(),
     )
@@ -244,7 +233,6 @@ def _slice_to_proto(part: SequenceSlice) -> ring_pb2.SequenceSlice:
         first_position=part.first_position,
         token_ids=part.token_ids.tolist(),
         new_block_ids=part.new_block_ids.tolist(),
-        encoding=parse_encoding(part.encoding) if part.encoding else model_pb2.ENCODING_UNSPECIFIED,
         activations=part.activations,
         sample=part.sample,
         score_targets=part.score_targets.tolist(),

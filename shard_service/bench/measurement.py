@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import KvCache, StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, set_num_threads
+from dairllm.kernels_pyx import KvCache, StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, round_rows, set_num_threads
+from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import Manifest, Unit
@@ -170,7 +171,7 @@ class _LoadedStage:
         first_block = sequence * self._blocks_per_sequence
         needed = math.ceil((first_position + num_rows) / BLOCK_TOKENS)
         table = np.arange(first_block, first_block + needed, dtype=np.int32)
-        return StageSlice(num_rows, first_position, table, None)
+        return StageSlice(num_rows, first_position, table)
 
     def _compute(self, token_ids: npt.NDArray[np.int32], slices: list[StageSlice], logits_rows: npt.NDArray[np.int32]) -> None:
         body, head = self._parts
@@ -178,8 +179,8 @@ class _LoadedStage:
         assert head is not None, "a whole model has a head"
         hidden = body.run(self._kv, np.ascontiguousarray(token_ids), slices)
         for first in range(0, len(logits_rows), MAX_HEAD_ROWS):
-            rows = np.ascontiguousarray(hidden[logits_rows[first : first + MAX_HEAD_ROWS]])
-            whole = StageSlice(len(rows), 0, np.empty(0, np.int32), None)
+            rows = round_rows(np.ascontiguousarray(hidden[logits_rows[first : first + MAX_HEAD_ROWS]]), DEFAULT_ARITHMETIC.wire)
+            whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
             head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
 
 
@@ -190,7 +191,7 @@ async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StagePart
         return store.weights_bytes, build_stage(assignment, units)
 
 
-def whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry) -> AssignmentFacts:
+def whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry, wire: str = DEFAULT_ARITHMETIC.wire) -> AssignmentFacts:
     """An assignment of every unit, as a cluster of one machine would make it."""
     return AssignmentFacts(
         epoch=1,
@@ -201,6 +202,7 @@ def whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry) -> Assi
         model_file_size_bytes=manifest.file_size_bytes,
         next=Peer("nobody", ()),
         geometry=geometry,
+        wire=wire,
     )
 
 

@@ -2,7 +2,7 @@
 
     assign ──► preparing, beside the active epoch ──► prepared ──activate──► active, until the next activation or a release
 
-A newer assignment takes the place of one that was not activated. Sequences, their KV cache in layers that stay, and records outlive the
+A newer assignment takes the place of one that was not activated. Sequences, their KV cache in layers that stay, and sent rows outlive the
 switch.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dairllm.kernels_pyx import KvCache
+from dairllm.kernels_pyx import KvCache, encoded_row_bytes
 from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongEpoch
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.ring.outgoing import OutgoingEdge
@@ -25,7 +25,7 @@ from dairllm.shard_service.epochs.epoch_run import EpochRun
 from dairllm.shard_service.epochs.preparer import Prepared, Preparer, make_loader_threads
 from dairllm.shard_service.epochs.reports import Reports, Send
 from dairllm.shard_service.forward.compute_stage import ComputeStage
-from dairllm.shard_service.forward.records import RecordStore
+from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import SequenceTable
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.kv_cache.transfer import TransferOutcome, kv_pieces, take_over, transfer_from_proto
@@ -48,12 +48,12 @@ class Identity:
 
 
 class _Memory:
-    """What outlives an epoch besides the KV caches, of one model."""
+    """What outlives an epoch besides the KV caches, of one model in one arithmetic."""
 
-    def __init__(self, assignment: AssignmentFacts, records_bytes: int) -> None:
-        self.model_digest = assignment.model_digest
+    def __init__(self, assignment: AssignmentFacts, sent_rows_bytes: int) -> None:
+        self.model_digest, self.wire = assignment.model_digest, assignment.wire
         self.sequences = SequenceTable(assignment.model, assignment.geometry)
-        self.records = RecordStore(assignment.model.hidden_size, records_bytes)
+        self.sent_rows = SentRows(encoded_row_bytes(assignment.wire, assignment.model.hidden_size), sent_rows_bytes)
 
 
 class StageHost:
@@ -128,9 +128,9 @@ class StageHost:
         self._change(self._forget)
 
     def limit(self, budget: MemoryBudget) -> None:
-        """Another memory budget, for what is prepared and recorded from now on."""
+        """Another memory budget, for what is prepared and kept from now on."""
         self._budget = budget
-        self._change(self._limit_records)
+        self._change(self._limit_sent_rows)
 
     def shut_down(self) -> None:
         """Members that send to this shard are told that it ends, now and from now on."""
@@ -249,10 +249,10 @@ class StageHost:
         await self._settled()
         self._memory = None
 
-    async def _limit_records(self) -> None:
+    async def _limit_sent_rows(self) -> None:
         if self._memory is not None:
-            records, budget_bytes = self._memory.records, self._budget.records_bytes
-            await self._in_compute_thread(lambda: records.limit(budget_bytes))
+            sent_rows, budget_bytes = self._memory.sent_rows, self._budget.sent_rows_bytes
+            await self._in_compute_thread(lambda: sent_rows.limit(budget_bytes))
 
     # Preparing.
 
@@ -325,17 +325,17 @@ class StageHost:
 
     def _memory_for(self, assignment: AssignmentFacts, alive: Sequence[int]) -> _Memory:
         memory = self._memory
-        if memory is None or memory.model_digest != assignment.model_digest:
-            self._memory = memory = _Memory(assignment, self._budget.records_bytes)
+        if memory is None or (memory.model_digest, memory.wire) != (assignment.model_digest, assignment.wire):
+            self._memory = memory = _Memory(assignment, self._budget.sent_rows_bytes)
         alive_ids = frozenset(alive)
         memory.sequences = memory.sequences.under(assignment.model, assignment.geometry, alive_ids)
-        memory.records.keep_only(alive_ids)
+        memory.sent_rows.keep_only(alive_ids)
         return memory
 
     def _start(self, prepared: Prepared, memory: _Memory, kv: Sequence[KvCache]) -> None:
         assignment = prepared.assignment
         self._scratch_bytes = prepared.scratch_bytes
-        stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.records, self._identity.name)
+        stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.sent_rows, self._identity.name)
         outgoing = OutgoingEdge(assignment.next, self._member_in(assignment).opening_to(assignment.next.name))
         self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost)
         self._run.start()

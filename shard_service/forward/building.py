@@ -36,9 +36,10 @@ def build_stage(assignment: AssignmentFacts, units: Sequence[LoadedUnit]) -> Sta
 
 def empty_stage(assignment: AssignmentFacts) -> StageParts:
     """The same without weights, to know its `scratch_bytes` before anything is loaded."""
-    spec, geometry = _stage_spec(assignment.model), assignment.geometry
+    geometry = assignment.geometry
     has_body = assignment.has_embedding or bool(assignment.layers)
     try:
+        spec = _stage_spec(assignment.model, assignment.wire)
         body = Stage(spec, max_rows=geometry.max_batch_rows, max_context=geometry.context_length) if has_body else None
         output = Stage(spec, max_rows=head.MAX_ROWS, max_context=head.MAX_ROWS) if assignment.has_head else None
     except ValueError as error:
@@ -53,7 +54,7 @@ def scratch_bytes(assignment: AssignmentFacts, parts: StageParts) -> int:
     return parts.scratch_bytes + logits + rows
 
 
-def _stage_spec(model: ModelFacts) -> StageSpec:
+def _stage_spec(model: ModelFacts, wire: str) -> StageSpec:
     return StageSpec(
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -68,6 +69,7 @@ def _stage_spec(model: ModelFacts) -> StageSpec:
         attention_scale=model.attention_scale,
         num_layers=model.num_layers,
         activation="silu",
+        boundary_encoding=wire,
     )
 
 

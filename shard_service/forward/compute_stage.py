@@ -17,7 +17,7 @@ from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, SequenceResul
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.forward.building import StageParts
 from dairllm.shard_service.forward.head import Head
-from dairllm.shard_service.forward.records import RecordStore
+from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, SequenceTable
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 
@@ -26,7 +26,7 @@ Inputs = npt.NDArray[np.int32] | Rows
 
 
 class _Piece(NamedTuple):
-    """A slice, the number-th of its frame, and what this shard does with it. encoded: its rows as they came or are recorded, if any."""
+    """A slice, the number-th of its frame, and what this shard does with it. encoded: its rows as they came or were sent, if any."""
 
     number: int
     checked: CheckedSlice
@@ -45,7 +45,7 @@ class _Group:
 class ComputeStage:
     """Computes frames of one epoch, in order. A frame that is refused changes nothing. kv: one cache per layer of the assignment.
 
-    sequences, records: what outlives the epoch.
+    sequences, sent_rows: what outlives the epoch.
     """
 
     def __init__(
@@ -54,25 +54,27 @@ class ComputeStage:
         parts: StageParts,
         kv: Sequence[KvCache],
         sequences: SequenceTable,
-        records: RecordStore,
+        sent_rows: SentRows,
         shard_name: str,
     ) -> None:
         self._width = assignment.model.hidden_size
+        self._row_bytes = encoded_row_bytes(assignment.wire, self._width)
         self._boundary = assignment.outgoing_boundary
         self._body = parts.body
         self._body_units = range(assignment.span.start, min(assignment.span.stop, assignment.model.num_layers + 1))
-        head_boundary = assignment.model.num_layers + 1
-        self._head = Head(parts.head, head_boundary if parts.body else None) if parts.head else None
+        self._encoding = assignment.wire
+        self._head = Head(parts.head, self._encoding if parts.body else None) if parts.head else None
         self._planner = SubRunPlanner(assignment.span, assignment.model.num_layers + 2, shard_name)
-        self._incoming_boundary = assignment.span.start
         self._kv = kv
         self._shard_name = shard_name
         self.sequences = sequences
-        self.records = records
+        self.sent_rows = sent_rows
 
     def compute(self, frame: MicroBatch, queue_us: int) -> MicroBatch | MicroBatchResult:
         """The frame for the next member. Raises MalformedFrame, nothing computed; any other DairllmError if computing failed."""
         watch = _Stopwatch()
+        if frame.encoding != self._encoding:
+            raise MalformedFrame(f"frame {frame.batch_id} is encoded in {frame.encoding}; expected {self._encoding}, as the plan says")
         checked = self.sequences.check(frame)
         pieces = [self._piece(number, one) for number, one in enumerate(checked.slices)]
         groups = self._groups(pieces)
@@ -87,7 +89,7 @@ class ComputeStage:
         timing = StageTiming(self._shard_name, queue_us, watch.us("compute"), frame.received_bytes, frame.num_rows, watch.us("codec"))
         timings = (*frame.timings, timing)
         if self._head is None:
-            return MicroBatch(frame.epoch, frame.batch_id, frame.begins, outgoing, frame.ends, timings)
+            return MicroBatch(frame.epoch, frame.batch_id, frame.encoding, frame.begins, outgoing, frame.ends, timings)
         failed = {part.sequence_id: SequenceResult(part.sequence_id, None, (), True) for part in outgoing if part.replay_failed}
         return MicroBatchResult(frame.epoch, frame.batch_id, tuple((results | failed).values()), timings)
 
@@ -99,16 +101,15 @@ class ComputeStage:
         if sub_run.origin is Origin.ACTIVATIONS:
             self._require_activations(checked)
             return _Piece(number, checked, sub_run, part.activations)
-        if part.activations or part.encoding is not None:
+        if part.activations:
             raise MalformedFrame(f"sequence {part.sequence_id} has activations; {self._expects(sub_run)}")
-        if sub_run.origin is Origin.RECORDS:
-            return self._recorded(number, checked, sub_run)
+        if sub_run.origin is Origin.SENT_ROWS:
+            return self._sent_before(number, checked, sub_run)
         return _Piece(number, checked, sub_run, b"")
 
-    def _recorded(self, number: int, checked: CheckedSlice, sub_run: SubRun) -> _Piece:
-        part, sequence, _ = checked
-        positions = range(part.first_position, part.end_position)
-        rows = self.records.get(part.sequence_id, part.first_unit, positions, sequence.encoding_at(part.first_unit))
+    def _sent_before(self, number: int, checked: CheckedSlice, sub_run: SubRun) -> _Piece:
+        part = checked.part
+        rows = self.sent_rows.get(part.sequence_id, part.first_unit, range(part.first_position, part.end_position))
         if rows is None:
             return _Piece(number, checked._replace(part=part.with_failed_replay()), PASSED_ON, b"")
         return _Piece(number, checked, sub_run, rows)
@@ -119,10 +120,7 @@ class ComputeStage:
 
     def _require_activations(self, checked: CheckedSlice) -> None:
         part = checked.part
-        expected = checked.sequence.encoding_at(self._incoming_boundary)
-        if part.encoding != expected:
-            raise MalformedFrame(f"sequence {part.sequence_id} comes in {part.encoding or 'no encoding'}; expected {expected}")
-        size_bytes = part.num_rows * encoded_row_bytes(expected, self._width)
+        size_bytes = part.num_rows * self._row_bytes
         if len(part.activations) != size_bytes:
             raise MalformedFrame(f"sequence {part.sequence_id} has {len(part.activations)} bytes of activations; expected {size_bytes}")
 
@@ -140,9 +138,9 @@ class ComputeStage:
         return np.concatenate([self._decode(piece) for piece in pieces])
 
     def _decode(self, piece: _Piece) -> Rows:
-        part, sequence, _ = piece.checked
+        part = piece.checked.part
         try:
-            return decode_rows(piece.encoded, part.num_rows, self._width, sequence.encoding_at(piece.sub_run.units.start))
+            return decode_rows(piece.encoded, part.num_rows, self._width, self._encoding)
         except ValueError as error:
             raise MalformedFrame(f"sequence {part.sequence_id}: {error}") from error
 
@@ -153,8 +151,8 @@ class ComputeStage:
         if self._body is None or not body_units:
             return np.asarray(group.inputs, np.float32)
         slices = [
-            StageSlice(part.num_rows, part.first_position, block_table, sequence.boundary_encodings)
-            for part, sequence, block_table in (piece.checked for piece in group.pieces)
+            StageSlice(part.num_rows, part.first_position, block_table)
+            for part, _, block_table in (piece.checked for piece in group.pieces)
         ]
         try:
             return self._body.run(self._kv, group.inputs, slices, units=body_units)
@@ -172,7 +170,7 @@ class ComputeStage:
     # What goes out.
 
     def _outgoing(self, pieces: Sequence[_Piece], groups: dict[range, _Group], hidden: Sequence[Rows]) -> tuple[SequenceSlice, ...]:
-        """In the order of the frame. Records on the way what is sent."""
+        """In the order of the frame. Keeps on the way what is sent."""
         outgoing = [self._passed_on(piece) for piece in pieces]
         if self._head is None:
             for group, rows in zip(groups.values(), hidden, strict=True):
@@ -181,27 +179,26 @@ class ComputeStage:
         return tuple(outgoing)
 
     def _passed_on(self, piece: _Piece) -> SequenceSlice:
-        """As it goes on if nothing is computed here: rows only from the records of the outgoing boundary."""
-        part, sequence, _ = piece.checked
-        if piece.sub_run.origin is Origin.RECORDS and not piece.sub_run.units:
-            return part.with_activations(sequence.encoding_at(self._boundary), piece.encoded)
+        """As it goes on if nothing is computed here: with rows only if they were sent over the outgoing boundary before."""
+        part = piece.checked.part
+        if piece.sub_run.origin is Origin.SENT_ROWS and not piece.sub_run.units:
+            return part.with_activations(piece.encoded)
         return part.without_activations()
 
     def _encoded(self, piece: _Piece, rows: Rows) -> SequenceSlice:
-        part, sequence, _ = piece.checked
-        if not piece.sub_run.records:
+        part = piece.checked.part
+        if not piece.sub_run.keeps:
             return part.without_activations()
-        encoding = sequence.encoding_at(self._boundary)
-        activations = encode_rows(rows, encoding)
-        self.records.put(part.sequence_id, self._boundary, part.first_position, encoding, activations)
+        activations = encode_rows(rows, self._encoding)
+        self.sent_rows.put(part.sequence_id, self._boundary, part.first_position, activations)
         if not part.is_replay:
-            self.records.drop_behind(part.sequence_id, self._boundary, part.first_position)
-        return part.with_activations(encoding, activations) if piece.sub_run.sends else part.without_activations()
+            self.sent_rows.drop_behind(part.sequence_id, self._boundary, part.first_position)
+        return part.with_activations(activations) if piece.sub_run.sends else part.without_activations()
 
     def _drop(self, checked: CheckedFrame) -> None:
         self.sequences.drop(checked.ends)
         for sequence_id in checked.ends:
-            self.records.forget(sequence_id)
+            self.sent_rows.forget(sequence_id)
 
 
 def _rows_of_each(pieces: Iterable[_Piece], rows: Rows) -> Iterator[tuple[_Piece, Rows]]:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import Stage, StageSlice, decode_rows, encode_rows
+from dairllm.kernels_pyx import Stage, StageSlice, round_rows
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.ring.frames import SequenceId, SequenceResult, TokenScore
 from dairllm.shard_service.forward.sampler import sample, score
-from dairllm.shard_service.forward.sequences import EXACT, CheckedSlice
+from dairllm.shard_service.forward.sequences import CheckedSlice
 
 Rows = npt.NDArray[np.float32]
 
@@ -46,11 +46,11 @@ class _Answer:
 
 
 class Head:
-    """boundary: the one before the head if it lies within this shard, so that rounding there is left to us; None otherwise."""
+    """encoding: how rows are rounded in front of the head, where the layer before it is on this shard; None if they came over the wire."""
 
-    def __init__(self, stage: Stage, boundary: int | None) -> None:
+    def __init__(self, stage: Stage, encoding: str | None) -> None:
         self._stage = stage
-        self._boundary = boundary
+        self._encoding = encoding
 
     def results(self, slices: Sequence[CheckedSlice], hidden: Rows) -> tuple[SequenceResult, ...]:
         """One result per slice that asks for one. hidden [rows, width]: the rows of all slices.
@@ -67,9 +67,9 @@ class Head:
 
     def _logits(self, chunk: Sequence[_WantedRow], hidden: Rows) -> Rows:
         rows = np.ascontiguousarray(hidden[[wanted.row for wanted in chunk]])
-        if self._boundary is not None:
-            _round_rows(rows, [wanted.checked.sequence.encoding_at(self._boundary) for wanted in chunk])
-        whole = StageSlice(len(chunk), 0, np.empty(0, np.int32), None)
+        if self._encoding is not None:
+            rows = round_rows(rows, self._encoding)
+        whole = StageSlice(len(chunk), 0, np.empty(0, np.int32))
         return self._stage.run(None, rows, [whole], np.arange(len(chunk), dtype=np.int32))
 
 
@@ -102,10 +102,3 @@ def _answer(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer
         answer.scores.append(score(logits, int(part.score_targets[wanted.part_row]), sampling.top_logprobs))
     if wanted.is_sampled:
         answer.sampled = sample(logits, sampling, sequence.history, part.end_position)
-
-
-def _round_rows(rows: Rows, encodings: Sequence[str]) -> None:
-    """Give each row the values that it would have after crossing the wire."""
-    for encoding in set(encodings) - {EXACT}:
-        chosen = [index for index, name in enumerate(encodings) if name == encoding]
-        rows[chosen] = decode_rows(encode_rows(rows[chosen], encoding), len(chosen), rows.shape[1], encoding)

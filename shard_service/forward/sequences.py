@@ -14,31 +14,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import WIRE_ENCODINGS
 from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.ring.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice
 from dairllm.shard_service.assignment import CacheGeometry, ModelFacts
 from dairllm.shard_service.forward.sampler import TokenHistory
 
-EXACT = "F32"
 BlockTable = npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
 class RunningSequence:
-    """What a shard keeps of a sequence, besides its part of the KV cache.
-
-    boundary_encodings: encoding id by boundary, as the kernels take it; None if all are exact.
-    """
+    """What a shard keeps of a sequence, besides its part of the KV cache."""
 
     begin: SequenceBegin
-    boundary_encodings: npt.NDArray[np.uint8] | None
     history: TokenHistory
     block_table: BlockTable
     length: int
-
-    def encoding_at(self, boundary: int) -> str:
-        return self.begin.rounding_points.get(boundary, EXACT)
 
 
 class CheckedSlice(NamedTuple):
@@ -102,10 +93,6 @@ class SequenceTable:
             self._running.pop(sequence_id, None)
 
     def _begin(self, begin: SequenceBegin) -> RunningSequence:
-        last = self._model.num_layers + 1
-        for boundary in begin.rounding_points:
-            if not 1 <= boundary <= last:
-                raise MalformedFrame(f"sequence {begin.sequence_id} rounds at boundary {boundary}; expected 1 to {last}")
         for token_id in begin.sampling.logit_bias:
             self._require_token(begin.sequence_id, "a logit bias for token", token_id)
         if len(begin.token_ids) > self._geometry.context_length:
@@ -115,7 +102,7 @@ class SequenceTable:
         self._require_blocks(begin.sequence_id, begin.block_ids, begin.block_ids)
         history = TokenHistory(begin.sampling, begin.prompt_length)
         history.extend(0, begin.token_ids)
-        return RunningSequence(begin, _boundary_encodings(begin, last), history, begin.block_ids, len(begin.token_ids))
+        return RunningSequence(begin, history, begin.block_ids, len(begin.token_ids))
 
     def _check_slice(self, part: SequenceSlice, sequence: RunningSequence) -> CheckedSlice:
         who = f"sequence {part.sequence_id}"
@@ -155,15 +142,6 @@ class SequenceTable:
             raise MalformedFrame(f"sequence {sequence_id} has cache block {int(new.max())}; expected less than {self._geometry.num_blocks}")
         if len(np.unique(table)) < len(table):
             raise MalformedFrame(f"sequence {sequence_id} has a cache block twice")
-
-
-def _boundary_encodings(begin: SequenceBegin, last: int) -> npt.NDArray[np.uint8] | None:
-    if all(name == EXACT for name in begin.rounding_points.values()):
-        return None
-    encodings = np.zeros(last + 1, np.uint8)
-    for boundary, name in begin.rounding_points.items():
-        encodings[boundary] = WIRE_ENCODINGS.index(name)
-    return encodings
 
 
 def _require_once(sequence_ids: Iterable[SequenceId], what: str) -> None:

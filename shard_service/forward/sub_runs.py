@@ -1,7 +1,7 @@
 """Which of a slice's units this shard computes, and where their rows come from and go to. Pure.
 
 Most slices are computed by all units. A replay is computed by some, to rebuild a KV cache that was lost: its rows are embedded anew, or
-enter the ring at a shard that has recorded them, at the boundary before its first unit. Shards without such units pass it on.
+enter the ring at a shard that has kept them, at the boundary before its first unit. Shards without such units pass it on.
 """
 
 from enum import Enum, auto
@@ -17,16 +17,16 @@ class Origin(Enum):
     NOWHERE = auto()
     TOKENS = auto()
     ACTIVATIONS = auto()
-    RECORDS = auto()
+    SENT_ROWS = auto()
 
 
 class SubRun(NamedTuple):
-    """units: empty if the rows are only passed on. sends: to the next member. records: the rows at the outgoing boundary."""
+    """units: empty if the rows are only passed on. sends: to the next member. keeps: what is sent, to send it again."""
 
     units: range
     origin: Origin
     sends: bool
-    records: bool
+    keeps: bool
 
 
 PASSED_ON = SubRun(range(0), Origin.NOWHERE, False, False)
@@ -55,7 +55,7 @@ class SubRunPlanner:
         if part.replay_at == self._shard_name:
             if not span.start <= first <= span.stop:
                 raise MalformedFrame(f"{_who(part)} at boundary {first}; expected one of {span.start} to {span.stop} on this shard")
-            return Origin.RECORDS
+            return Origin.SENT_ROWS
         if span.stop <= first or end <= span.start:
             return Origin.NOWHERE
         if first == span.start == 0:
@@ -69,7 +69,7 @@ class SubRunPlanner:
             return PASSED_ON
         span = self._span
         units = range(max(span.start, first), min(span.stop, end))
-        is_new = bool(units)  # what comes from the records of this very boundary is recorded already
+        is_new = bool(units)  # what was sent over this very boundary is kept already
         return SubRun(units, origin, end > span.stop, is_new and end >= span.stop and span.stop < self._num_units)
 
     def _require_units(self, part: SequenceSlice) -> None:

@@ -1,6 +1,6 @@
 """How much memory the shard may use, and what it is used for: an explicit budget, never the page cache's mercy.
 
-The budget covers weights, KV cache, records of what was sent, the kernels' scratch and the process itself. `reserved_bytes` is what the
+The budget covers weights, KV cache, sent rows, the kernels' scratch and the process itself. `reserved_bytes` is what the
 coordinator leaves free for the last three when it plans; scratch that needs more than its part of it is counted on top.
 """
 
@@ -27,20 +27,20 @@ class MemoryBudget:
     total_bytes: int
 
     @property
-    def records_bytes(self) -> int:
-        """For records of what was sent."""
+    def sent_rows_bytes(self) -> int:
+        """For sent rows, which may have to be sent again."""
         return min(self.total_bytes // 16, _LARGEST_RECORDS_BYTES)
 
     @property
     def reserved_bytes(self) -> int:
-        return self.records_bytes + max(_SMALLEST_RESERVE_BYTES, min(self.total_bytes // 16, _LARGEST_RESERVE_BYTES))
+        return self.sent_rows_bytes + max(_SMALLEST_RESERVE_BYTES, min(self.total_bytes // 16, _LARGEST_RESERVE_BYTES))
 
     def missing_bytes(self, demand: "MemoryDemand") -> int:
         """By how much the demand exceeds the budget; 0 if it fits."""
         return max(0, demand.weights_bytes + demand.kv_cache_bytes + self._bytes_besides(demand) - self.total_bytes)
 
     def _bytes_besides(self, demand: "MemoryDemand") -> int:
-        return max(self.reserved_bytes, self.records_bytes + _PROCESS_BYTES + demand.scratch_bytes)
+        return max(self.reserved_bytes, self.sent_rows_bytes + _PROCESS_BYTES + demand.scratch_bytes)
 
     def require(self, demand: "MemoryDemand", what: str = "the assignment") -> None:
         """what: what makes the demand. Raises NotEnoughMemory, with the numbers."""

@@ -78,7 +78,7 @@ class Hosts:
     def __init__(self, network: Namespaces, stack: ExitStack, model: Path, *arguments: str) -> None:
         self._network, self._stack = network, stack
         self.name = new_cluster()
-        argv = [sys.executable, "-m", COORDINATOR, "--model", str(model), "--wire", "F32", "--cluster", self.name, "--no-local-shard"]
+        argv = [sys.executable, "-m", COORDINATOR, "--model", str(model), "--cluster", self.name, "--no-local-shard"]
         argv += ["--http-port", "8080", "--ready-file", "{ready_file}", *arguments]
         self._argv = argv
 

@@ -18,7 +18,7 @@ def peak_bytes(pid: int) -> int:
 
 @pytest.mark.slow
 def test_peak_is_weights_and_cache_and_a_fixed_allowance(smollm2_path: Path) -> None:
-    with Cluster(smollm2_path, shards(2), wire="Q8_0_OUTLIERS", arguments=("--kv-tokens", "2048", "--context-length", "2048")) as cluster:
+    with Cluster(smollm2_path, shards(2), arguments=("--kv-tokens", "2048", "--context-length", "2048")) as cluster:
         cluster.complete(LONG_PROMPT, max_tokens=16, ignore_eos=True)
         state = cluster.wait_until(lambda state: all(shard["usage"]["weights_bytes"] > 0 for shard in state["shards"]))
         for shard in state["shards"]:

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from dairllm.kernels_pyx import WIRE_ENCODINGS
+from dairllm.mesh.arithmetic import Arithmetic
 from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, shards
 from tests.tiny_gguf import write_tiny_llama
 
@@ -63,16 +65,15 @@ def test_any_cluster_gives_the_same_bits(
         assert answers_of(cluster) == reference
 
 
-def test_equal_rounding_points_give_equal_bits(tmp_path: Path) -> None:
-    """With a lossy encoding on the wire, clusters that are cut at the same places agree, whatever their machines.
-
-    Five shards for the five units of a model with three layers: there is only one way to cut it.
-    """
+@pytest.mark.parametrize("wire", WIRE_ENCODINGS)
+def test_every_encoding_gives_the_same_bits_on_any_plan(tmp_path: Path, wire: str) -> None:
+    """One shard rounds between its layers what five send each other: five for the five units of a model with three layers."""
     model = write_tiny_llama(tmp_path / "tiny.gguf", block_format="Q8_0", num_layers=3)
     prompts = [[1, 2, 3, 4, 5], list(range(40, 80))]
-    answers = []
-    for wire, isas, threads in (("Q8_0", (None,), 1), ("Q8_0", ("avx2", "scalar"), 2), ("F32", (None,), 1)):
-        with Cluster(model, shards(5, isas, threads), wire=wire) as cluster:
+    answers, arithmetic = [], set()
+    for count, isas, threads in ((1, (None,), 1), (2, ("scalar",), 1), (5, ("avx2", "scalar"), 2)):
+        with Cluster(model, shards(count, isas, threads), wire=wire) as cluster:
             answers.append([answer_to(cluster.http, prompt) for prompt in prompts])
-    assert answers[0] == answers[1]
-    assert answers[0] != answers[2], "the encoding does round"
+            arithmetic.add(cluster.state()["arithmetic"])
+    assert answers[0] == answers[1] == answers[2]
+    assert arithmetic == {str(Arithmetic(wire, "F16"))}

@@ -72,14 +72,14 @@ class Passage:
 
 @dataclass
 class ShardContents:
-    """Of one life of a shard. cells: by unit. records: (ring id, boundary) -> rows by position. most_records: rows, None for any number."""
+    """Of one life of a shard. cells: by unit. sent_rows: (ring id, boundary) -> rows by position; most_sent_rows: None for any number."""
 
     name: str
     block_tokens: int
-    most_records: int | None = None
+    most_sent_rows: int | None = None
     sequences: dict[int, KnownSequence] = field(default_factory=dict)
     cells: dict[int, Cells] = field(default_factory=dict)
-    records: dict[tuple[int, int], list[Row]] = field(default_factory=dict)
+    sent_rows: dict[tuple[int, int], list[Row]] = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
     """Ring ids whose replay has failed, here or before: whatever comes of them later has no cache to stand on."""
 
@@ -98,7 +98,7 @@ class ShardContents:
     def forget(self, ring_id: int) -> None:
         self.sequences.pop(ring_id, None)
         self.broken.discard(ring_id)
-        self.records = {key: rows for key, rows in self.records.items() if key[0] != ring_id}
+        self.sent_rows = {key: rows for key, rows in self.sent_rows.items() if key[0] != ring_id}
 
     # -- frames
 
@@ -126,7 +126,7 @@ class ShardContents:
             return self._give_up(piece, failed)
         if starts_here:
             assert units.start <= first <= units.stop
-            rows = self.records.get((piece.ring_id, first), [])[piece.first_position : piece.stop]
+            rows = self.sent_rows.get((piece.ring_id, first), [])[piece.first_position : piece.stop]
             if len(rows) < len(piece.token_ids):
                 return self._give_up(piece, failed)
         elif first == 0 and units.start == 0:
@@ -139,7 +139,7 @@ class ShardContents:
             return rows
         self._pass_units(range(max(units.start, first), min(units.stop, end)), sequence, piece, rows, num_units)
         if end >= units.stop and units.stop < num_units:
-            self._record(piece, units.stop, rows)
+            self._keep(piece, units.stop, rows)
         return rows if end > units.stop or units.stop == num_units else None
 
     def _extend(self, piece: Slice) -> KnownSequence:
@@ -175,21 +175,21 @@ class ShardContents:
                 if expected and cells.get(block, [])[: len(expected)] != expected:
                     raise AssertionError(f"{self.name} was believed to have unit {unit}, and lacks rows of sequence {piece.ring_id}")
 
-    def _record(self, piece: Slice, boundary: int, rows: list[Row]) -> None:
-        kept = self.records.setdefault((piece.ring_id, boundary), [])
+    def _keep(self, piece: Slice, boundary: int, rows: list[Row]) -> None:
+        kept = self.sent_rows.setdefault((piece.ring_id, boundary), [])
         if len(kept) < piece.first_position:
-            del self.records[piece.ring_id, boundary]
+            del self.sent_rows[piece.ring_id, boundary]
         else:
             kept[piece.first_position :] = rows
         if piece.replay is None:
-            others = [key for key in self.records if key[0] == piece.ring_id and key[1] != boundary]
-            for key in [key for key in others if len(self.records[key]) < piece.first_position]:
-                del self.records[key]
-        if self.most_records is not None:
-            self._make_room(self.most_records)
+            others = [key for key in self.sent_rows if key[0] == piece.ring_id and key[1] != boundary]
+            for key in [key for key in others if len(self.sent_rows[key]) < piece.first_position]:
+                del self.sent_rows[key]
+        if self.most_sent_rows is not None:
+            self._make_room(self.most_sent_rows)
 
     def _make_room(self, most: int) -> None:
         """Whole sequences go, oldest first."""
-        while sum(len(rows) for rows in self.records.values()) > most:
-            oldest = next(iter(self.records))[0]
-            self.records = {key: rows for key, rows in self.records.items() if key[0] != oldest}
+        while sum(len(rows) for rows in self.sent_rows.values()) > most:
+            oldest = next(iter(self.sent_rows))[0]
+            self.sent_rows = {key: rows for key, rows in self.sent_rows.items() if key[0] != oldest}

@@ -36,7 +36,7 @@ class Serving:
     def open(self) -> None:
         self._epoch += 1
         self.unready = None
-        geometry = RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8, {})
+        geometry = RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8)
         self.engine.open_ring(geometry, self._send, lambda report, duration_s: None)
 
     def close(self, unready: DairllmError | None = NO_MEMORY) -> None:

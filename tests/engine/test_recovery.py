@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.coordinator.cluster.identities import Holder
-from dairllm.coordinator.engine.recovery import Placement, Replay, StagePlace, plan_replay, records_after, records_of
+from dairllm.coordinator.engine.recovery import Placement, Replay, StagePlace, holders_after, holders_under, plan_replay
 
 A, B, C, D = (Holder(name, "1") for name in "abcd")
 
@@ -24,7 +24,7 @@ LAYERS = frozenset(range(1, 31))
 def replay(before: Placement, now: Placement, transferred: frozenset[int] = frozenset()) -> Replay | None:
     """With shards that kept what they have in both placements."""
     kept = {unit for stage in now for other in before if other.holder == stage.holder for unit in stage.units if unit in other.units}
-    return plan_replay(records_of(before), now, LAYERS & (kept | transferred))
+    return plan_replay(holders_under(before), now, LAYERS & (kept | transferred))
 
 
 def test_nothing_moved() -> None:
@@ -78,11 +78,11 @@ def placements(draw: st.DrawFn, num_units: int = 8) -> Placement:
 
 
 class World:
-    """What each shard holds of one sequence: the cache of units, and records at boundaries."""
+    """What each shard holds of one sequence: the cache of units, and sent rows at boundaries."""
 
     def __init__(self, first: Placement) -> None:
         self.cache: set[tuple[Holder, int]] = set()
-        self.records: set[tuple[Holder, int]] = set()
+        self.sent_rows: set[tuple[Holder, int]] = set()
         self.compute(first, Replay(0, 8, ""))
 
     def compute(self, now: Placement, replay: Replay) -> None:
@@ -91,7 +91,7 @@ class World:
         for stage in now:
             start, stop = stage.units.start, stage.units.stop
             if stage.holder.name == replay.replay_at:
-                assert (stage.holder, replay.first_unit) in self.records
+                assert (stage.holder, replay.first_unit) in self.sent_rows
                 assert start <= replay.first_unit <= stop
                 rows_at = replay.first_unit
             if rows_at is None or rows_at == replay.end_unit:
@@ -101,26 +101,26 @@ class World:
             self.cache |= {(stage.holder, unit) for unit in range(rows_at, until)}
             rows_at = until
             if until == stop:
-                self.records.add((stage.holder, stop))
+                self.sent_rows.add((stage.holder, stop))
 
     def go_on(self, now: Placement) -> None:
         """Rows that come after are sent at the boundaries of now only: what was recorded elsewhere is not complete any more."""
         boundaries = {(stage.holder, stage.units.stop) for stage in now}
-        self.records &= boundaries
+        self.sent_rows &= boundaries
         self.cache &= {(stage.holder, unit) for stage in now for unit in stage.units}
 
 
 @given(placements(), st.lists(st.tuples(placements(), st.sets(st.integers(1, 6))), max_size=6))
 def test_every_change_leaves_every_cache_with_its_owner(first: Placement, changes: list[tuple[Placement, set[int]]]) -> None:
-    world, records = World(first), records_of(first)
+    world, holders = World(first), holders_under(first)
     for now, transferred in changes:
         for stage in now:
             world.cache |= {(stage.holder, unit) for unit in stage.units if unit in transferred}
         present = frozenset(unit for stage in now for unit in stage.units if (stage.holder, unit) in world.cache)
-        needed = plan_replay(records, now, present)
+        needed = plan_replay(holders, now, present)
         if needed is not None:
             world.compute(now, needed)
         assert all((stage.holder, unit) in world.cache for stage in now for unit in stage.units if 1 <= unit <= 6)
-        records = records_after(records, now, needed)
+        holders = holders_after(holders, now, needed)
         world.go_on(now)
-        assert all((holder, boundary) in world.records for boundary, holder in records.items())
+        assert all((holder, boundary) in world.sent_rows for boundary, holder in holders.items())

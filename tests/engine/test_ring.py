@@ -43,7 +43,7 @@ class Site:
     def __init__(self, heartbeat_s: float) -> None:
         self.completed: list[BatchCompleted] = []
         self.broken: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
-        self.ring = Ring(CLUSTER_HASH, lambda result, timings: self.completed.append(result))
+        self.ring = Ring(CLUSTER_HASH, "Q8_0", lambda result, timings: self.completed.append(result))
         self._stack = contextlib.AsyncExitStack()
         self._shard = FirstShard(heartbeat_s)
 
@@ -165,7 +165,7 @@ async def _open_nowhere(ring: Ring) -> None:
 
 
 def test_keys_of_caches_differ_by_shard_process_and_run() -> None:
-    rings = [Ring(CLUSTER_HASH, lambda result, timings: None) for _ in range(2)]
+    rings = [Ring(CLUSTER_HASH, "Q8_0", lambda result, timings: None) for _ in range(2)]
     keys = [ring.kv_key_of(name, boot) for ring in rings for name in ("a", "b") for boot in ("1", "2")]
     assert len(set(keys)) == len(keys)
     assert not set(keys) & {ring.key_of(epoch) for ring in rings for epoch in range(100)}

@@ -54,7 +54,7 @@ def even_placement(stages: int) -> Placement:
 
 def geometry(epoch: int, stages: int | Placement, blocks: int) -> RingGeometry:
     where = even_placement(stages) if isinstance(stages, int) else stages
-    return RingGeometry(epoch, where, blocks, BLOCK_TOKENS, {1: "Q8_0"} if len(where) > 1 else {})
+    return RingGeometry(epoch, where, blocks, BLOCK_TOKENS)
 
 
 class Harness:
@@ -161,15 +161,6 @@ def test_prompt_scores_come_once_and_in_order() -> None:
     assert [type(event) for event in harness.events[3]] == [PromptScored, TokenGenerated, TokenGenerated, GenerationFinished]
 
 
-def test_rounding_points_stay_with_a_sequence_when_the_plan_changes() -> None:
-    harness = Harness(limits())
-    harness.open_ring(geometry(1, 2, 64))
-    harness.request(1, GenerationRequest((1, 2), max_tokens=8))
-    harness.step()
-    harness.open_ring(geometry(2, 1, 64))
-    assert harness.ring.queue[0].begins[0].rounding_points == {1: "Q8_0"}
-
-
 def test_results_of_an_old_epoch_are_ignored() -> None:
     harness = Harness(limits())
     harness.open_ring(geometry(1, 1, 64))
@@ -268,7 +259,7 @@ def test_lost_records_mean_a_restart() -> None:
     harness.request(1, request)
     for _ in range(5):
         harness.step()
-    next(iter(harness.ring.shards.values())).records.clear()
+    next(iter(harness.ring.shards.values())).sent_rows.clear()
     harness.close_ring()
     harness.open_ring(geometry(2, placement(("a1", 3), ("c1", 8)), 64))
     harness.run()
@@ -290,7 +281,7 @@ stimuli = st.one_of(
     st.tuples(st.just("break"), st.integers(0, 4), placements(), st.integers(16, 40)),
     st.tuples(st.just("move"), placements(), st.integers(16, 40), st.sets(st.integers(1, NUM_UNITS - 2))),
     st.tuples(st.just("close"), st.none()),
-    st.tuples(st.just("forget records"), st.none()),
+    st.tuples(st.just("forget sent rows"), st.none()),
 )
 
 
@@ -331,9 +322,9 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
                 harness.open_ring(geometry(epoch, now, rest[1]))
             case "close":
                 harness.close_ring()
-            case "forget records":
+            case "forget sent rows":
                 for shard in harness.ring.shards.values():
-                    shard.records.clear()
+                    shard.sent_rows.clear()
     harness.open_ring(geometry(epoch + 1, 2, 16))
     harness.run()
     for number, request in asked.items():

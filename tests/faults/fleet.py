@@ -56,9 +56,9 @@ class Fleet:
     lossy: links can delay and lose packets.
     """
 
-    def __init__(self, model: Path, folder: Path, isas: Sequence[str | None], *, wire: str, without_files: bool, lossy: bool) -> None:
+    def __init__(self, model: Path, folder: Path, isas: Sequence[str | None], *, without_files: bool, lossy: bool) -> None:
         self._model, self._folder = model, folder
-        self._wire, self._without_files = wire, without_files
+        self._without_files = without_files
         self._network = (LossyNetwork if lossy else Namespaces)(["root", *HOSTS])
         self.hosts = {name: Host(name, isa, folder / f"cache-{name}") for name, isa in zip(HOSTS, isas, strict=True)}
         self._stack = contextlib.ExitStack()
@@ -262,7 +262,7 @@ class Fleet:
 
     def _start_coordinator(self) -> None:
         argv = [
-            *(sys.executable, "-m", "dairllm.coordinator.main", "--model", str(self._model), "--wire", self._wire, "--no-local-shard"),
+            *(sys.executable, "-m", "dairllm.coordinator.main", "--model", str(self._model), "--no-local-shard"),
             *("--http-port", "8080", "--grpc-port", str(GRPC_PORT), "--min-shards", str(RING_SHARDS), "--no-discovery"),
             *("--cluster", "faults", "--kv-tokens", str(KV_TOKENS), "--ready-file", "{ready_file}"),
         ]

@@ -1,6 +1,5 @@
 """Runs cases: answers under way, a fault at the right moment, then the comparison with undisturbed answers."""
 
-import contextlib
 import tempfile
 import threading
 import time
@@ -27,16 +26,15 @@ SIGNS_OF_A_FAULT = (
     "Segmentation fault",
     "chttp2",
 )
-EXACT_WIRE, ROUNDING_WIRE = "F32", "Q8_0_OUTLIERS"
 SETUPS = {
-    Fault.KILLED: (MIXED_ISAS, ROUNDING_WIRE),
-    Fault.FROZEN: (SAME_ISAS, EXACT_WIRE),
-    Fault.TERMINATED: (MIXED_ISAS, ROUNDING_WIRE),
-    Fault.LINK_DOWN: (SAME_ISAS, EXACT_WIRE),
-    Fault.BAD_LINK: (MIXED_ISAS, EXACT_WIRE),
-    Fault.FULL_DISK: (SAME_ISAS, EXACT_WIRE),
+    Fault.KILLED: MIXED_ISAS,
+    Fault.FROZEN: SAME_ISAS,
+    Fault.TERMINATED: MIXED_ISAS,
+    Fault.LINK_DOWN: SAME_ISAS,
+    Fault.BAD_LINK: MIXED_ISAS,
+    Fault.FULL_DISK: SAME_ISAS,
 }
-"""Instruction sets of the shards, and the wire between them."""
+"""Instruction sets of the shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +47,6 @@ class Load:
 
 DECODING = Load([[17 * index + position for position in range(3 + 5 * index)] for index in range(8)], 72)
 PREFILLING = Load([[(7 * index + 3 * position) % 256 for position in range(1000)] for index in range(8)], 12)
-
-
-PREFILLING_ONE = Load([[(3 * position) % 256 for position in range(3800)]], 12)
-"""For wires that round: an answer of several would begin under the plan after the fault, and which one cannot be said beforehand."""
 
 
 def load_of(moment: Moment) -> Load:
@@ -71,89 +65,52 @@ class Observation:
 
 
 class Undisturbed:
-    """Answers of a cluster that nothing disturbs. With a wire that rounds they depend on where the shards' boundaries are, so that they
-    are taken once for each plan; otherwise once, whatever the plan and the instruction sets."""
+    """Answers of a cluster that nothing disturbs: taken once for each load, whatever the plan and the instruction sets."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[object, ...], list[Seen]] = {}
+        self._answers: dict[int, list[Seen]] = {}
         self._lock = threading.Lock()
 
-    def of(self, fleet: Fleet, wire: str, load: Load, state: State) -> list[Seen]:
-        cuts = tuple(shard["end_unit"] for shard in state["shards"] if shard["stage"] is not None) if wire != EXACT_WIRE else ()
-        key = (wire, load.num_tokens, cuts)
+    def of(self, load: Load) -> list[Seen]:
+        """Of the cluster that serves at HTTP, if they are not known yet."""
         with self._lock:
-            answers = self._answers.get(key) or self._ask(fleet, load, state["epoch"] if cuts else None)
-            for answer in answers:
-                assert answer.error is None, answer.error
-                assert len(answer.tokens) == load.num_tokens, f"{len(answer.tokens)} tokens of an undisturbed answer"
-            if answers:
-                self._answers[key] = answers
-            return answers
-
-    @staticmethod
-    def _ask(fleet: Fleet, load: Load, epoch: int | None) -> list[Seen]:
-        """epoch: of the plan under which all answers must be computed, None for any. Nothing if it has changed meanwhile."""
-        with Clients(HTTP, load.prompts, load.num_tokens) as clients:
-            seen = clients.seen()
-        return seen if epoch in (None, fleet.state()["epoch"]) else []
+            if load.num_tokens not in self._answers:
+                with Clients(HTTP, load.prompts, load.num_tokens) as clients:
+                    answers = clients.seen()
+                for answer in answers:
+                    assert answer.error is None, answer.error
+                    assert len(answer.tokens) == load.num_tokens, f"{len(answer.tokens)} tokens of an undisturbed answer"
+                self._answers[load.num_tokens] = answers
+            return self._answers[load.num_tokens]
 
 
 class CaseRun:
     """One case on a fleet that is whole; it is whole again afterwards. Raises AssertionError (ProcessFailed is one)."""
 
-    def __init__(self, fleet: Fleet, case: Case, wire: str, undisturbed: Undisturbed) -> None:
-        self._fleet, self._case, self._wire, self._undisturbed = fleet, case, wire, undisturbed
-        rounds_prompts = wire != EXACT_WIRE and case.moment is Moment.PREFILL
-        self._load = PREFILLING_ONE if rounds_prompts else load_of(case.moment)
+    def __init__(self, fleet: Fleet, case: Case, undisturbed: Undisturbed) -> None:
+        self._fleet, self._case, self._undisturbed = fleet, case, undisturbed
+        self._load = load_of(case.moment)
         self._ring: list[str] = []
         self._hit: tuple[str, ...] = ()
         self._phase = ""
 
     def run(self) -> Observation:
         began_s = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            expected, clients = self._begin(stack)
+        self._fleet.wait_whole()
+        expected = self._undisturbed.of(self._load)
+        if self._case.moment is Moment.IDLE:
+            self._inflict()
+        with self._clients() as clients:
             if self._case.moment is not Moment.IDLE:
                 self._reach_moment(clients)
                 self._inflict()
             self._mend_until_over(clients)
         outcome = self._compare(clients.seen(), expected, self._case.expected)
-        self._restore()
+        self._restore(expected)
         return Observation(self._case, outcome, self._phase, clients.longest_silence_s, time.monotonic() - began_s)
 
-    def _begin(self, stack: contextlib.ExitStack) -> tuple[list[Seen], Clients]:
-        """Clients whose answers began under the plan that the undisturbed answers belong to, if the wire makes a difference."""
-        if self._case.moment is Moment.IDLE:
-            expected = [] if self._wire_rounds else self._undisturbed.of(self._fleet, self._wire, self._load, self._fleet.wait_whole())
-            self._inflict()
-            if not self._wire_rounds:
-                return expected, stack.enter_context(Clients(HTTP, self._load.prompts, self._load.num_tokens))
-            self._fleet.revive()
-        return self._begin_undisturbed(stack)
-
-    def _begin_undisturbed(self, stack: contextlib.ExitStack) -> tuple[list[Seen], Clients]:
-        for _ in range(MOST_PLANS):
-            state = self._fleet.wait_whole()
-            expected = self._undisturbed.of(self._fleet, self._wire, self._load, state)
-            clients = Clients(HTTP, self._load.prompts, self._load.num_tokens)
-            with contextlib.ExitStack() as attempt:
-                attempt.enter_context(clients)
-                if self._wire_rounds:
-                    self._wait_begun(clients)
-                if not self._wire_rounds or (expected and self._fleet.state()["epoch"] == state["epoch"]):
-                    stack.push(attempt.pop_all())
-                    return expected, clients
-        raise AssertionError(f"the plan has changed {MOST_PLANS} times while answers began, without a fault")
-
-    @property
-    def _wire_rounds(self) -> bool:
-        return self._wire != EXACT_WIRE
-
-    def _wait_begun(self, clients: Clients) -> None:
-        if self._case.moment is Moment.PREFILL:
-            self._fleet.wait_until(lambda state: state["running_sequences"] > 0 or clients.num_begun > 0, "a prompt under way")
-        else:
-            clients.wait_tokens(1)
+    def _clients(self) -> Clients:
+        return Clients(HTTP, self._load.prompts, self._load.num_tokens)
 
     def _reach_moment(self, clients: Clients) -> None:
         fleet, moment = self._fleet, self._case.moment
@@ -216,7 +173,7 @@ class CaseRun:
             self._fleet.revive()
         clients.seen()
 
-    def _restore(self) -> None:
+    def _restore(self, expected: Sequence[Seen]) -> None:
         fleet, case = self._fleet, self._case
         fleet.mend(case.fault, self._hit)
         fleet.revive()
@@ -224,8 +181,7 @@ class CaseRun:
         codes = fleet.wait_left()
         assert set(codes) <= ({0, -9} if case.fault is Fault.KILLED else {0}), f"shards that left ended with {codes}"
         if case.expected is not Outcome.SAME_ANSWER:
-            with contextlib.ExitStack() as stack:
-                expected, clients = self._begin_undisturbed(stack)
+            with self._clients() as clients:
                 self._compare(clients.seen(), expected, Outcome.SAME_ANSWER)
         for name, output in fleet.new_output().items():
             assert not [sign for sign in SIGNS_OF_A_FAULT if sign in output], f"{name}:\n{output[-6000:]}"
@@ -260,13 +216,13 @@ def _first_difference(answer: Seen, whole: Seen) -> str:
 def run_lane(fault: Fault, model: Path, cases: Iterable[Case], undisturbed: Undisturbed, results: dict[Case, Future[Observation]]) -> None:
     """The cases of one fault one after the other on one fleet, and on a new one after a failure."""
     left = list(cases)
-    isas, wire = SETUPS[fault]
+    isas = SETUPS[fault]
     while left:
         try:
             with tempfile.TemporaryDirectory(prefix="dairllm-faults-") as folder:
                 without_files, lossy = fault is Fault.FULL_DISK, fault is Fault.BAD_LINK
-                with Fleet(model, Path(folder), isas, wire=wire, without_files=without_files, lossy=lossy) as fleet:
-                    while left and _settle(results, fleet, left.pop(0), wire, undisturbed):
+                with Fleet(model, Path(folder), isas, without_files=without_files, lossy=lossy) as fleet:
+                    while left and _settle(results, fleet, left.pop(0), undisturbed):
                         pass
         except Exception as error:  # the outermost place of a lane: whoever waits for a case must hear of it
             for case in left:
@@ -274,9 +230,9 @@ def run_lane(fault: Fault, model: Path, cases: Iterable[Case], undisturbed: Undi
             return
 
 
-def _settle(results: dict[Case, Future[Observation]], fleet: Fleet, case: Case, wire: str, undisturbed: Undisturbed) -> bool:
+def _settle(results: dict[Case, Future[Observation]], fleet: Fleet, case: Case, undisturbed: Undisturbed) -> bool:
     try:
-        results[case].set_result(CaseRun(fleet, case, wire, undisturbed).run())
+        results[case].set_result(CaseRun(fleet, case, undisturbed).run())
     except Exception as error:  # whatever went wrong belongs to this case
         error.add_note(fleet.tails())
         results[case].set_exception(error)

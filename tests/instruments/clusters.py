@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import httpx
 
+from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from tests.instruments.namespaces import Namespaces
 from tests.instruments.processes import ManagedProcess, ProcessFailed
 
@@ -49,7 +50,7 @@ class Cluster:
 
     model: str | Path
     members: Sequence[ShardSetup]
-    wire: str = "F32"
+    wire: str = DEFAULT_ARITHMETIC.wire
     min_shards: int | None = None
     arguments: Sequence[str] = ()
     discovery: bool = False

@@ -12,15 +12,17 @@ import grpc.aio
 
 from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.services.weights_servicer import ModelFileServicer
+from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from dairllm.mesh.channels import bind, create_server, dial
 from dairllm.mesh.cluster_name import cluster_hash
+from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.ring.heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
-from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, model_pb2, ring_pb2, ring_pb2_grpc, weights_pb2_grpc
+from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc, weights_pb2_grpc
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ CONTEXT = 256
 MAX_ROWS = 64
 HEARTBEAT_MS = 100
 KV_KEY = b"key of the cache"
+WIRE = DEFAULT_ARITHMETIC.wire
 """Of every shard, unless an assignment says otherwise."""
 
 
@@ -222,6 +225,7 @@ class FakeCoordinator:
             context_length=CONTEXT,
             max_batch_rows=MAX_ROWS,
             kv_key=KV_KEY,
+            wire=parse_encoding(WIRE),
         )
         for name, value in changes.items():
             setattr(assignment, name, value)
@@ -285,12 +289,9 @@ class RingEdge:
 class Frames:
     """Makes the frames of one greedy sequence."""
 
-    def __init__(
-        self, epoch: int, sequence_id: int = 1, rounding_points: dict[int, model_pb2.Encoding] | None = None, **sampling: Any
-    ) -> None:
+    def __init__(self, epoch: int, sequence_id: int = 1, **sampling: Any) -> None:
         self.epoch = epoch
         self.sequence_id = sequence_id
-        self._rounding_points = rounding_points or {}
         self._sampling = ring_pb2.SamplingParams(**sampling)
         self._batch_ids = itertools.count(1)
         self._position = 0
@@ -307,15 +308,10 @@ class Frames:
             getattr(part, name).extend(value) if isinstance(value, list) else setattr(part, name, value)
         begins = []
         if first == 0:
-            begins.append(
-                ring_pb2.SequenceBegin(
-                    sequence_id=self.sequence_id,
-                    prompt_length=len(token_ids),
-                    sampling=self._sampling,
-                    rounding_points=self._rounding_points,
-                )
-            )
-        return ring_pb2.MicroBatch(epoch=self.epoch, batch_id=next(self._batch_ids), begins=begins, slices=[part])
+            begins.append(ring_pb2.SequenceBegin(sequence_id=self.sequence_id, prompt_length=len(token_ids), sampling=self._sampling))
+        return ring_pb2.MicroBatch(
+            epoch=self.epoch, batch_id=next(self._batch_ids), encoding=parse_encoding(WIRE), begins=begins, slices=[part]
+        )
 
 
 async def greedy_tokens(edge: RingEdge, coordinator: FakeCoordinator, frames: Frames, prompt: list[int], count: int) -> list[int]:

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2
-from tests.shard_service.fake_coordinator import KV_BLOCK_TOKENS, FakeCoordinator, JoinedShard, RingEdge, soon
+from dairllm.mesh.encodings import parse_encoding
+from dairllm.v1 import cluster_pb2, ring_pb2
+from tests.shard_service.fake_coordinator import KV_BLOCK_TOKENS, WIRE, FakeCoordinator, JoinedShard, RingEdge, soon
 
 Plan = Sequence[tuple[str, range]]
 """Members in ring order with their units."""
@@ -73,15 +74,12 @@ class LivingSequence:
 
     _batch_ids = itertools.count(1)
 
-    def __init__(
-        self, sequence_id: int, prompt: Sequence[int], rounding_points: Mapping[int, model_pb2.Encoding], first_block: int = 0
-    ) -> None:
+    def __init__(self, sequence_id: int, prompt: Sequence[int], first_block: int = 0) -> None:
         self.sequence_id = sequence_id
         self.tokens = list(prompt)
         self.completed = 0
         self.answers: list[Answer] = []
         self._prompt_length = len(prompt)
-        self._rounding_points = rounding_points
         self._first_block = first_block
         self._epoch = 0
 
@@ -116,7 +114,7 @@ class LivingSequence:
         )
         begins = [self._begin(positions.start)] if epoch != self._epoch else []
         self._epoch = epoch
-        return ring_pb2.MicroBatch(epoch=epoch, batch_id=next(self._batch_ids), begins=begins, slices=[part])
+        return ring_pb2.MicroBatch(epoch=epoch, batch_id=next(self._batch_ids), encoding=parse_encoding(WIRE), begins=begins, slices=[part])
 
     def block_ids(self) -> list[int]:
         return self._blocks(0, self.completed)
@@ -126,7 +124,6 @@ class LivingSequence:
             sequence_id=self.sequence_id,
             prompt_length=self._prompt_length,
             sampling=ring_pb2.SamplingParams(logprobs=True, repetition_penalty=1.3),
-            rounding_points=self._rounding_points,
             block_ids=self.block_ids(),
             token_ids=self.tokens[:first_position],
         )

@@ -4,25 +4,24 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
 import numpy as np
 import pytest
 
+from dairllm.kernels_pyx import encode_rows
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import NotAMember, UnknownModel, Unsupported, WrongEpoch
-from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc
-from tests.shard_service.fake_coordinator import HEARTBEAT_MS, KV_KEY, FakeCoordinator, JoinedShard, RingEdge, soon
+from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2, shard_pb2_grpc
+from tests.shard_service.fake_coordinator import HEARTBEAT_MS, KV_KEY, WIRE, FakeCoordinator, JoinedShard, RingEdge, soon
 from tests.shard_service.living_sequence import Answer, LivingSequence, Plan, Replay, activate, peer_of, prepare, serving
 from tests.shard_service.shard_processes import joined, process_of, shard_process
 
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 19, 71, 69, 39, 93, 75, 10, 58, 20, 97, 49, 44]
 """One token short of a cache block, so that answers begin another."""
 ALONE: Plan = [("a", range(0, 5))]
-EXACT: dict[int, model_pb2.Encoding] = {}
-ROUNDED = {2: model_pb2.ENCODING_Q8_0, 4: model_pb2.ENCODING_Q8_0_OUTLIERS}
 BEFORE, AFTER = 6, 6
 
 
@@ -32,17 +31,17 @@ async def shards_of(coordinator: FakeCoordinator, *names: str) -> AsyncIterator[
         yield {name: await stack.enter_async_context(joined(coordinator, name=name)) for name in names}
 
 
-UNDISTURBED: dict[str, list[Answer]] = {}
+UNDISTURBED: list[Answer] = []
 
 
-async def undisturbed(coordinator: FakeCoordinator, points: Mapping[int, model_pb2.Encoding]) -> list[Answer]:
+async def undisturbed(coordinator: FakeCoordinator) -> list[Answer]:
     """By one shard that holds everything."""
-    if str(points) not in UNDISTURBED:
+    if not UNDISTURBED:
         async with shards_of(coordinator, "a") as shards, serving(coordinator, shards, ALONE, 1) as edge:
-            sequence = LivingSequence(1, PROMPT, points)
+            sequence = LivingSequence(1, PROMPT)
             await sequence.go_on(edge, coordinator, 1, BEFORE + AFTER)
-            UNDISTURBED[str(points)] = sequence.answers
-    return UNDISTURBED[str(points)]
+            UNDISTURBED.extend(sequence.answers)
+    return UNDISTURBED
 
 
 def transfer(source: JoinedShard, units: range, block_ids: list[int]) -> cluster_pb2.KvTransfer:
@@ -56,10 +55,10 @@ def transfer_from(peer: cluster_pb2.Peer, **fields: Any) -> cluster_pb2.KvTransf
 
 
 async def test_layers_and_their_cache_move_while_answers_run(coordinator: FakeCoordinator) -> None:
-    expected = await undisturbed(coordinator, ROUNDED)
+    expected = await undisturbed(coordinator)
     async with shards_of(coordinator, "a", "b") as shards:
         a = shards["a"]
-        sequence = LivingSequence(1, PROMPT, ROUNDED)
+        sequence = LivingSequence(1, PROMPT)
         async with serving(coordinator, shards, ALONE, 1) as edge:
             await sequence.go_on(edge, coordinator, 1, 3)
             after: Plan = [("a", range(0, 3)), ("b", range(3, 5))]
@@ -97,7 +96,7 @@ async def test_kv_cache_is_for_those_who_have_its_key(coordinator: FakeCoordinat
     """A switch without the key costs a replay and no more."""
     async with shards_of(coordinator, "a", "b") as shards:
         a = shards["a"]
-        sequence = LivingSequence(1, PROMPT, EXACT)
+        sequence = LivingSequence(1, PROMPT)
         manifest = coordinator.manifest
         assert manifest is not None
         facts: dict[str, Any] = {"model_digest": bytes.fromhex(manifest.model_digest), "first_unit": 1, "end_unit": 2, "block_ids": [0]}
@@ -117,7 +116,7 @@ async def test_kv_cache_is_for_those_who_have_its_key(coordinator: FakeCoordinat
         async with await RingEdge.open(a, 2) as edge:
             await sequence.replay(edge, coordinator, 2, Replay(0, 4))
             await sequence.go_on(edge, coordinator, 2, BEFORE + AFTER - 3)
-    assert sequence.answers == await undisturbed(coordinator, EXACT)
+    assert sequence.answers == await undisturbed(coordinator)
 
 
 async def fetch_kv(shard: JoinedShard, request: shard_pb2.FetchKvRequest) -> bytes:
@@ -131,7 +130,6 @@ async def fetch_error(shard: JoinedShard, request: shard_pb2.FetchKvRequest) -> 
     return error_from_rpc(raised.value)
 
 
-@pytest.mark.parametrize("points", [EXACT, ROUNDED], ids=["exact", "rounded"])
 @pytest.mark.parametrize(
     ("before", "lost", "after", "replay"),
     [
@@ -142,11 +140,11 @@ async def fetch_error(shard: JoinedShard, request: shard_pb2.FetchKvRequest) -> 
     ids=["middle", "into-the-sender", "first"],
 )
 async def test_what_a_lost_shard_held_is_replayed_to_the_same_bits(
-    coordinator: FakeCoordinator, before: Plan, lost: str, after: Plan, replay: Replay, points: dict[int, model_pb2.Encoding]
+    coordinator: FakeCoordinator, before: Plan, lost: str, after: Plan, replay: Replay
 ) -> None:
-    expected = await undisturbed(coordinator, points)
+    expected = await undisturbed(coordinator)
     async with shards_of(coordinator, "a", "b", "c") as shards:
-        sequence = LivingSequence(1, PROMPT, points)
+        sequence = LivingSequence(1, PROMPT)
         async with serving(coordinator, shards, before, 1) as edge:
             await sequence.go_on(edge, coordinator, 1, BEFORE)
             process_of(shards[lost]).kill()
@@ -161,24 +159,24 @@ async def test_what_a_lost_shard_held_is_replayed_to_the_same_bits(
         process_of(shards[lost]).start()
 
 
-async def test_a_replay_without_records_fails_alone_and_token_replay_helps(coordinator: FakeCoordinator) -> None:
+async def test_a_replay_without_sent_rows_fails_alone_and_token_replay_helps(coordinator: FakeCoordinator) -> None:
     """Of two sequences in one frame, a has sent only one."""
-    expected = await undisturbed(coordinator, EXACT)
+    expected = await undisturbed(coordinator)
     plan: Plan = [("a", range(0, 2)), ("b", range(2, 5))]
     async with shards_of(coordinator, "a", "b") as shards:
-        known, unknown = LivingSequence(1, PROMPT, EXACT), LivingSequence(2, PROMPT, EXACT, first_block=4)
+        known, unknown = LivingSequence(1, PROMPT), LivingSequence(2, PROMPT, first_block=4)
         async with serving(coordinator, shards, plan, 1) as edge:
             await known.go_on(edge, coordinator, 1, BEFORE)
         unknown.tokens, unknown.completed = list(known.tokens), known.completed
         unknown.answers = list(known.answers)
         async with serving(coordinator, shards, plan, 2, [1, 2]) as edge:
-            from_records = Replay(2, 4, "a")
-            frames = [sequence.frame(2, range(20), replay=from_records) for sequence in (known, unknown)]
+            from_sent_rows = Replay(2, 4, "a")
+            frames = [sequence.frame(2, range(20), replay=from_sent_rows) for sequence in (known, unknown)]
             frames[0].MergeFrom(ring_pb2.MicroBatch(begins=frames[1].begins, slices=frames[1].slices))
             await edge.send(frames[0])
             result = await soon(coordinator.results.get())
             assert [(one.sequence_id, one.replay_failed) for one in result.results] == [(2, True)]
-            await edge.send(known.frame(2, range(20, known.completed), replay=from_records))
+            await edge.send(known.frame(2, range(20, known.completed), replay=from_sent_rows))
             assert not (await soon(coordinator.results.get())).results
             await unknown.replay(edge, coordinator, 2, Replay(0, 5))
             await known.go_on(edge, coordinator, 2, AFTER)
@@ -188,7 +186,7 @@ async def test_a_replay_without_records_fails_alone_and_token_replay_helps(coord
 
 async def test_sequences_that_are_not_alive_are_forgotten(coordinator: FakeCoordinator) -> None:
     async with shards_of(coordinator, "a") as shards:
-        sequence = LivingSequence(1, PROMPT, EXACT)
+        sequence = LivingSequence(1, PROMPT)
         async with serving(coordinator, shards, ALONE, 1) as edge:
             await sequence.go_on(edge, coordinator, 1, 1)
         async with serving(coordinator, shards, ALONE, 2, [7]) as edge:
@@ -243,10 +241,9 @@ async def test_one_sequence_with_broken_numbers_fails_alone(coordinator: FakeCoo
         await shards["b"].assign(coordinator.assignment(1, range(2, 5)))
         assert coordinator.manifest is not None
         width = coordinator.manifest.spec.hidden_size
-        broken, sound = (LivingSequence(number, [5], EXACT, first_block=number).frame(1, range(1), sample=True) for number in (1, 2))
+        broken, sound = (LivingSequence(number, [5], first_block=number).frame(1, range(1), sample=True) for number in (1, 2))
         for frame, value in ((broken, np.nan), (sound, 0.5)):
-            frame.slices[0].encoding = model_pb2.ENCODING_F32
-            frame.slices[0].activations = np.full(width, value, np.float32).tobytes()
+            frame.slices[0].activations = encode_rows(np.full((1, width), value, np.float32), WIRE)
         broken.MergeFrom(ring_pb2.MicroBatch(begins=sound.begins, slices=sound.slices))
         async with await RingEdge.open(shards["b"], 1) as edge:
             await edge.send(broken)
@@ -259,11 +256,11 @@ async def test_one_sequence_with_broken_numbers_fails_alone(coordinator: FakeCoo
 
 async def test_a_shard_that_is_told_to_stop_serves_until_others_have_taken_over(coordinator: FakeCoordinator) -> None:
     coordinator.releases_leavers = False
-    expected = await undisturbed(coordinator, EXACT)
+    expected = await undisturbed(coordinator)
     async with shards_of(coordinator, "b") as shards:
         with shard_process(coordinator, name="a") as process:
             shards["a"] = await coordinator.next_shard()
-            sequence = LivingSequence(1, PROMPT, EXACT)
+            sequence = LivingSequence(1, PROMPT)
             async with serving(coordinator, shards, ALONE, 1) as edge:
                 process.send(signal.SIGTERM)
                 assert (await shards["a"].next_message("leaving")).drain
@@ -317,7 +314,7 @@ async def test_limits_change_while_it_runs(coordinator: FakeCoordinator) -> None
     async with shards_of(coordinator, "a") as shards:
         a = shards["a"]
         async with serving(coordinator, shards, ALONE, 1) as edge:
-            sequence = LivingSequence(1, PROMPT, EXACT)
+            sequence = LivingSequence(1, PROMPT)
             await sequence.go_on(edge, coordinator, 1, BEFORE)
             a.say(cluster_pb2.JoinResponse(configure=cluster_pb2.Configure(memory_budget_bytes=256 * 1024**2, num_threads=2)))
             changed = (await a.next_message("capabilities_changed")).capabilities
@@ -335,7 +332,7 @@ async def test_limits_change_while_it_runs(coordinator: FakeCoordinator) -> None
                 assert again.capabilities == changed, "all of it or nothing"
                 assert words in again.refusal
             await sequence.go_on(edge, coordinator, 1, AFTER)
-        assert sequence.answers == await undisturbed(coordinator, EXACT)
+        assert sequence.answers == await undisturbed(coordinator)
 
 
 async def test_another_coordinator_learns_what_a_shard_holds(coordinator: FakeCoordinator) -> None:
@@ -364,9 +361,9 @@ async def test_a_release_by_an_older_plan_keeps_what_the_next_one_prepares(coord
         a.say(cluster_pb2.JoinResponse(release=cluster_pb2.Release(epoch=2, reason="not in plan 2")))
         await a.activate(3)
         async with await RingEdge.open(a, 3) as edge:
-            sequence = LivingSequence(1, PROMPT, EXACT)
+            sequence = LivingSequence(1, PROMPT)
             await sequence.go_on(edge, coordinator, 3, BEFORE)
-        assert sequence.answers == (await undisturbed(coordinator, EXACT))[:BEFORE]
+        assert sequence.answers == (await undisturbed(coordinator))[:BEFORE]
 
 
 async def test_a_later_plan_does_not_wait_for_caches_of_the_one_before(coordinator: FakeCoordinator) -> None:

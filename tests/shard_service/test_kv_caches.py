@@ -17,7 +17,7 @@ BLOCK_BYTES = 2 * 2 * 16 * 32
 def assignment(units: range, num_blocks: int = 4, **changes: object) -> AssignmentFacts:
     facts = tuple(UnitFacts(index, (), 0, b"") for index in units)
     geometry = replace(GEOMETRY, num_blocks=num_blocks)
-    whole = AssignmentFacts(1, b"model", MODEL, facts, "", 0, Peer("next", ()), geometry)
+    whole = AssignmentFacts(1, b"model", MODEL, facts, "", 0, Peer("next", ()), geometry, "F32")
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dairllm.kernels_pyx import WIRE_ENCODINGS
 from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.ring.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice, micro_batch_from_proto, micro_batch_to_proto
 from dairllm.mesh.sampling import SamplingParams
@@ -23,16 +24,16 @@ def ids(*values: int) -> np.ndarray:
 
 
 def begin(sequence_id: int = 1, **changes: object) -> SequenceBegin:
-    return replace(SequenceBegin(SequenceId(sequence_id), 3, SamplingParams(), {}), **changes)  # type: ignore[arg-type]
+    return replace(SequenceBegin(SequenceId(sequence_id), 3, SamplingParams()), **changes)  # type: ignore[arg-type]
 
 
 def part(sequence_id: int = 1, first: int = 0, rows: int = 3, blocks: tuple[int, ...] = (0,), **changes: object) -> SequenceSlice:
-    base = SequenceSlice(SequenceId(sequence_id), first, np.arange(rows, dtype=np.int32), ids(*blocks), None, b"", True, ids())
+    base = SequenceSlice(SequenceId(sequence_id), first, np.arange(rows, dtype=np.int32), ids(*blocks), b"", True, ids())
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def frame(begins: tuple[SequenceBegin, ...] = (), slices: tuple[SequenceSlice, ...] = (), ends: tuple[int, ...] = ()) -> MicroBatch:
-    return MicroBatch(1, 1, begins, slices, tuple(SequenceId(end) for end in ends), ())
+    return MicroBatch(1, 1, "Q8_0", begins, slices, tuple(SequenceId(end) for end in ends), ())
 
 
 def table_with_one() -> SequenceTable:
@@ -50,8 +51,6 @@ def table_with_one() -> SequenceTable:
         (frame((begin(2, block_ids=ids(1, 1)),)), "twice"),
         (frame((begin(2, token_ids=ids(100)),)), "token 100"),
         (frame((begin(2, token_ids=ids(*range(21))),)), "21 tokens"),
-        (frame((begin(2, rounding_points={4: "F16"}),)), "boundary 4"),
-        (frame((begin(2, rounding_points={0: "F16"}),)), "boundary 0"),
         (frame((begin(2, sampling=SamplingParams(logit_bias={100: 1.0})),)), "100"),
         (frame(slices=(part(2),)), "has not begun"),
         (frame(slices=(part(first=3, rows=1), part(first=4, rows=1))), "two slices"),
@@ -92,35 +91,26 @@ def test_a_sequence_may_begin_and_end_in_one_frame() -> None:
     assert len(table) == 0
 
 
-def test_rounding_points_become_encodings_of_the_kernels() -> None:
-    table = SequenceTable(MODEL, GEOMETRY)
-    checked = table.check(frame((begin(rounding_points={1: "F32", 3: "Q8_0"}),), (part(),)))
-    sequence = checked.slices[0].sequence
-    assert sequence.boundary_encodings is not None
-    assert sequence.boundary_encodings.tolist() == [0, 0, 0, 2]
-    assert (sequence.encoding_at(3), sequence.encoding_at(2)) == ("Q8_0", "F32")
-
-
 SLICES = st.builds(
-    lambda number, tokens, blocks, encoding, data, sample: SequenceSlice(
-        SequenceId(number), 5, ids(*tokens), ids(*blocks), encoding, data, sample, ids(*tokens)
+    lambda number, tokens, blocks, data, sample: SequenceSlice(
+        SequenceId(number), 5, ids(*tokens), ids(*blocks), data, sample, ids(*tokens)
     ),
     st.integers(0, 2**64 - 1),
     st.lists(st.integers(0, 2**31 - 1), max_size=4),
     st.lists(st.integers(0, 2**31 - 1), max_size=4),
-    st.sampled_from([None, "F32", "Q8_0_OUTLIERS"]),
     st.binary(max_size=20),
     st.booleans(),
 )
 
 
-@given(st.lists(SLICES, max_size=3), st.sampled_from(["F16", "Q8_0"]))
+@given(st.lists(SLICES, max_size=3), st.sampled_from(WIRE_ENCODINGS))
 def test_frames_survive_the_wire(slices: list[SequenceSlice], encoding: str) -> None:
-    original = frame((begin(rounding_points={2: encoding}),), tuple(slices), ends=(7,))
+    original = replace(frame((begin(),), tuple(slices), ends=(7,)), encoding=encoding)
     message = micro_batch_to_proto(original)
     again = micro_batch_to_proto(micro_batch_from_proto(message))
     assert again == message
     assert message.slices == again.slices
+    assert micro_batch_from_proto(message).encoding == encoding
 
 
 def test_impossible_values_are_malformed() -> None:

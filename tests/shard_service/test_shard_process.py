@@ -14,9 +14,11 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from dairllm.kernels_pyx import WIRE_ENCODINGS
 from dairllm.mesh.channels import dial, error_from_rpc
+from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
-from dairllm.v1 import cluster_pb2, model_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
+from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
 from tests.instruments.processes import ManagedProcess
 from tests.shard_service.fake_coordinator import FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
 from tests.shard_service.shard_processes import joined, process_of, shard_process
@@ -89,38 +91,39 @@ async def test_a_shard_that_was_frozen_blames_nobody_for_it(coordinator: FakeCoo
 
 
 async def test_two_stages_pass_activations_on(coordinator: FakeCoordinator) -> None:
-    rounding = {2: model_pb2.ENCODING_Q8_0_OUTLIERS}
     async with joined(coordinator, name="a") as a, joined(coordinator, name="b") as b:
         to_b = cluster_pb2.Peer(name="b", addresses=["127.0.0.1:9", b.address])
         await a.assign(coordinator.assignment(epoch=1, units=range(0, 2), next_member=to_b))
         await b.assign(coordinator.assignment(epoch=1, units=range(2, 5)))
         async with await RingEdge.open(a, epoch=1) as edge:
-            exact = await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 8)
-            await edge.send(Frames(1, sequence_id=2, rounding_points=rounding).next(PROMPT))
-            rounded = await soon(coordinator.results.get())
-        assert exact == expected_tokens(coordinator, 8)
-        assert [timing.shard for timing in rounded.timings] == ["a", "b"]
+            tokens = await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 8)
+            await edge.send(Frames(1, sequence_id=2).next(PROMPT))
+            passed = await soon(coordinator.results.get())
+        assert tokens == expected_tokens(coordinator, 8)
+        assert [timing.shard for timing in passed.timings] == ["a", "b"]
         encoded_row_bytes = 32 + 2 * 34
-        assert [timing.received_bytes for timing in rounded.timings] == [0, len(PROMPT) * encoded_row_bytes]
+        assert [timing.received_bytes for timing in passed.timings] == [0, len(PROMPT) * encoded_row_bytes]
 
 
-async def test_rounding_inside_a_shard_equals_rounding_on_the_wire(coordinator: FakeCoordinator) -> None:
-    """A sequence keeps its rounding points when a new plan makes them internal: also that before the head."""
-    points = {2: model_pb2.ENCODING_Q8_0, 4: model_pb2.ENCODING_Q8_0}
+@pytest.mark.parametrize("wire", WIRE_ENCODINGS)
+async def test_rounding_inside_a_shard_equals_rounding_on_the_wire(coordinator: FakeCoordinator, wire: str) -> None:
+    """Every boundary is rounded, also that before the head, whether it lies within a shard or between two."""
+    encoding = parse_encoding(wire)
 
     async def logprobs(first: JoinedShard, epoch: int) -> list[float]:
         async with await RingEdge.open(first, epoch=epoch) as edge:
-            frames = Frames(epoch, rounding_points=points)
-            await edge.send(frames.next(PROMPT, sample=False, score_targets=PROMPT))
+            frame = Frames(epoch).next(PROMPT, sample=False, score_targets=PROMPT)
+            frame.encoding = encoding
+            await edge.send(frame)
             result = await soon(coordinator.results.get())
             return [score.logprob for score in result.results[0].scores]
 
     async with joined(coordinator, name="a") as a, joined(coordinator, name="b") as b, joined(coordinator, name="c") as c:
-        await a.assign(coordinator.assignment(epoch=1))
+        await a.assign(coordinator.assignment(epoch=1, wire=encoding))
         within = await logprobs(a, 1)
-        await a.assign(coordinator.assignment(2, range(0, 2), next_member=cluster_pb2.Peer(name="b", addresses=[b.address])))
-        await b.assign(coordinator.assignment(2, range(2, 4), next_member=cluster_pb2.Peer(name="c", addresses=[c.address])))
-        await c.assign(coordinator.assignment(2, range(4, 5)))
+        await a.assign(coordinator.assignment(2, range(0, 2), next_member=cluster_pb2.Peer(name="b", addresses=[b.address]), wire=encoding))
+        await b.assign(coordinator.assignment(2, range(2, 4), next_member=cluster_pb2.Peer(name="c", addresses=[c.address]), wire=encoding))
+        await c.assign(coordinator.assignment(2, range(4, 5), wire=encoding))
         assert await logprobs(a, 2) == within
 
 
@@ -134,13 +137,16 @@ async def test_frames_that_do_not_fit_are_refused_and_change_nothing(coordinator
             wrong_epoch = Frames(2, sequence_id=5).next(PROMPT)
             unknown = Frames(3, sequence_id=6).next(PROMPT)
             del unknown.begins[:]
-            with_activations = Frames(3, sequence_id=7).next(PROMPT, encoding=model_pb2.ENCODING_F32, activations=b"1234")
-            no_such_encoding = Frames(3, sequence_id=8).next(PROMPT, encoding=17)
+            with_activations = Frames(3, sequence_id=7).next(PROMPT, activations=b"1234")
+            no_such_encoding, other_encoding = Frames(3, sequence_id=8).next(PROMPT), Frames(3, sequence_id=9).next(PROMPT)
+            other_encoding.encoding = parse_encoding("F16")
+            no_such_encoding.encoding = 17  # type: ignore[assignment]
             for frame, status, text in [
                 (wrong_epoch, ring_pb2.FRAME_STATUS_WRONG_EPOCH, "epoch"),
                 (unknown, ring_pb2.FRAME_STATUS_MALFORMED, "sequence 6 has not begun"),
                 (with_activations, ring_pb2.FRAME_STATUS_MALFORMED, "token ids only"),
-                (no_such_encoding, ring_pb2.FRAME_STATUS_MALFORMED, "encoding"),
+                (no_such_encoding, ring_pb2.FRAME_STATUS_MALFORMED, "encoding 17"),
+                (other_encoding, ring_pb2.FRAME_STATUS_MALFORMED, "encoded in F16; expected Q8_0_OUTLIERS"),
             ]:
                 await edge.send(frame)
                 refusal = await edge.next_refusal()

@@ -18,7 +18,7 @@ def test_candidates_have_the_size_and_come_once_and_in_order(tmp_path: Path) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(size))
     os.link(folder / "a", folder / "e")
-    assignment = AssignmentFacts(1, b"", MODEL, (UNIT,), str(shared), 10, Peer("", ()), CacheGeometry(1, 1, 1, 1))
+    assignment = AssignmentFacts(1, b"", MODEL, (UNIT,), str(shared), 10, Peer("", ()), CacheGeometry(1, 1, 1, 1), "F32")
     found = find_local_files(assignment, [folder, tmp_path / "missing"])
     assert found == [folder / "deep" / "c.gguf", folder / "a", folder / "d", shared]
     (folder / "f").symlink_to(shared)

@@ -12,7 +12,7 @@ from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.ring.frames import SequenceId, SequenceSlice, no_ids
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 
-NORMAL = SequenceSlice(SequenceId(1), 0, np.zeros(1, np.int32), no_ids(), None, b"", False, no_ids())
+NORMAL = SequenceSlice(SequenceId(1), 0, np.zeros(1, np.int32), no_ids(), b"", False, no_ids())
 
 
 def replay(first: int, end: int, at: str = "", **changes: object) -> SequenceSlice:
@@ -56,16 +56,16 @@ def test_rows_are_sent_exactly_to_where_they_are_expected(example: tuple[list[ra
     assert not runs[-1].sends
     for run, following in pairwise(runs):
         assert run.sends == (following.origin is Origin.ACTIVATIONS)
-    origins = [run.origin for run in runs if run.origin in (Origin.TOKENS, Origin.RECORDS)]
-    assert origins == [Origin.RECORDS if part.first_unit else Origin.TOKENS]
+    origins = [run.origin for run in runs if run.origin in (Origin.TOKENS, Origin.SENT_ROWS)]
+    assert origins == [Origin.SENT_ROWS if part.first_unit else Origin.TOKENS]
 
 
 @given(rings_with_replay())
-def test_records_are_complete_wherever_the_replay_passed(example: tuple[list[range], SequenceSlice]) -> None:
+def test_sent_rows_are_complete_wherever_the_replay_passed(example: tuple[list[range], SequenceSlice]) -> None:
     """As the coordinator reckons: boundaries behind the first unit, up to and with the end."""
     ring, part = example
-    recorded = [span.stop for span, run in zip(ring, runs_of(ring, part), strict=True) if run.records]
-    assert recorded == [span.stop for span in ring[:-1] if part.first_unit < span.stop <= part.end_unit]
+    kept = [span.stop for span, run in zip(ring, runs_of(ring, part), strict=True) if run.keeps]
+    assert kept == [span.stop for span in ring[:-1] if part.first_unit < span.stop <= part.end_unit]
 
 
 @given(rings())

@@ -114,7 +114,7 @@ class FakeSource:
 
 
 def assignment(*units: UnitFacts) -> AssignmentFacts:
-    return AssignmentFacts(1, b"model", MODEL, units, "", 0, Peer("next", ()), CacheGeometry(1, 32, 32, 32))
+    return AssignmentFacts(1, b"model", MODEL, units, "", 0, Peer("next", ()), CacheGeometry(1, 32, 32, 32), "F32")
 
 
 RIGHT = {0: EMBEDDING[1], 1: LAYER[1], 2: HEAD[1]}

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from dairllm.kernels_pyx import KvCache, PackedMatrix, Stage, StageSlice, StageSpec, dequantize
 from dairllm.model_files.manifest import TensorInfo
-from tests.shard_service.fake_coordinator import CONTEXT, KV_BLOCK_TOKENS, KV_BLOCKS, FakeCoordinator
+from tests.shard_service.fake_coordinator import CONTEXT, KV_BLOCK_TOKENS, KV_BLOCKS, WIRE, FakeCoordinator
 
 
 class WholeModel:
@@ -28,7 +28,7 @@ class WholeModel:
         table = np.arange(KV_BLOCKS, dtype=np.int32)
         while len(tokens) < count:
             ids = np.array(pending, np.int32)
-            logits = self._stage.run(self._kv, ids, [StageSlice(len(ids), position, table, None)], np.array([len(ids) - 1], np.int32))
+            logits = self._stage.run(self._kv, ids, [StageSlice(len(ids), position, table)], np.array([len(ids) - 1], np.int32))
             position += len(ids)
             tokens.append(int(logits[0].argmax()))
             pending = [tokens[-1]]
@@ -52,4 +52,4 @@ class WholeModel:
 def _stage_spec(spec: object) -> StageSpec:
     names = ["hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "rope_dim", "rope_theta", "rope_interleaved"]
     names += ["rope_freq_factors", "rms_norm_eps", "attention_scale", "num_layers"]
-    return StageSpec(**{name: getattr(spec, name) for name in names})
+    return StageSpec(**{name: getattr(spec, name) for name in names}, boundary_encoding=WIRE)

@@ -86,7 +86,7 @@ class SimulatedShard:
     prepared: Prepared | None = None
     has_stopped: bool = False
     """Its stage had to make room for another."""
-    most_records: int | None = None
+    most_sent_rows: int | None = None
     contents: ShardContents = field(init=False)
     attic: dict[int, Cells] = field(default_factory=dict)
     bytes_loaded: int = 0
@@ -100,7 +100,7 @@ class SimulatedShard:
         self._empty()
 
     def _empty(self) -> None:
-        self.contents = ShardContents(self.name, KV_BLOCK_TOKENS, self.most_records)
+        self.contents = ShardContents(self.name, KV_BLOCK_TOKENS, self.most_sent_rows)
         self.weights, self.attic, self.stage, self.has_stopped = set(), {}, None, False
 
     # -- life

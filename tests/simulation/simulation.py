@@ -54,8 +54,8 @@ class Simulation:
         kv_bytes = random.choice([1, 1, 2, 4]) * CONTEXT_LENGTH * self.model.num_layers
         room_bytes = round(self.model.size_bytes * random.choice([0.75, 1.0, 1.5, 2.5])) + kv_bytes
         s_per_byte = 1e-9 * random.choice([1.0, 1.0, 2.0, 5.0])
-        most_records = random.choice([None, None, 0, 30, 100])
-        return SimulatedShard(self.world, self.network, self, self.model, name, room_bytes, s_per_byte, most_records=most_records)
+        most_sent_rows = random.choice([None, None, 0, 30, 100])
+        return SimulatedShard(self.world, self.network, self, self.model, name, room_bytes, s_per_byte, most_sent_rows=most_sent_rows)
 
     def _start_coordinator(self) -> SimulatedCoordinator:
         return SimulatedCoordinator(self.world, self.network, self.model, self._config, self.shards.get, self.counts)

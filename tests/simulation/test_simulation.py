@@ -5,7 +5,7 @@ import pytest
 from dairllm.coordinator.cluster.books.cache_places import CachePlaces, Intact
 from dairllm.coordinator.engine import sequences
 from dairllm.coordinator.engine.blocks import BlockAllocator
-from dairllm.coordinator.engine.recovery import Placement, Records, Replay, records_of
+from dairllm.coordinator.engine.recovery import Placement, Replay, SentRowsHolders, holders_under
 from tests.simulation.simulation import Simulation, run
 from tests.simulation.world import Wrong
 
@@ -32,13 +32,13 @@ def test_a_seed_replays_exactly() -> None:
     assert len(logs[0]) > 10
 
 
-def not_planned(records: Records, placement: Placement, present: frozenset[int]) -> Replay | None:
+def not_planned(holders: SentRowsHolders, placement: Placement, present: frozenset[int]) -> Replay | None:
     return None
 
 
-def from_anyone(records: Records, placement: Placement, replay: Replay | None) -> Records:
+def from_anyone(holders: SentRowsHolders, placement: Placement, replay: Replay | None) -> SentRowsHolders:
     """As if who sends at a boundary now had always done so."""
-    return records_of(placement)
+    return holders_under(placement)
 
 
 def test_the_simulation_notices_a_cache_that_is_believed_to_be_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_the_simulation_notices_that_nothing_is_replayed(monkeypatch: pytest.Mon
 
 
 def test_records_that_are_not_where_they_are_believed_to_be_cost_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "records_after", from_anyone)
+    monkeypatch.setattr(sequences, "holders_after", from_anyone)
     run_all(range(50))
 
 

@@ -208,7 +208,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key")
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key", "wire")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class Assignment(_message.Message):
     EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_SOURCES_FIELD_NUMBER: _ClassVar[int]
     KV_KEY_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model_digest: bytes
     spec: _model_pb2.ModelSpec
@@ -241,7 +242,8 @@ class Assignment(_message.Message):
     exclusive: bool
     weight_sources: _containers.RepeatedCompositeFieldContainer[Peer]
     kv_key: bytes
-    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ...) -> None: ...
+    wire: _model_pb2.Encoding
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ...) -> None: ...
 
 class ActivateStage(_message.Message):
     __slots__ = ("epoch", "transfers", "alive_sequences")
@@ -407,7 +409,7 @@ class CoordinatorIdentity(_message.Message):
     def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., cluster_hash: _Optional[str] = ..., time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen")
+    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen", "arithmetic")
     COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -429,6 +431,7 @@ class ClusterState(_message.Message):
     NEXT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     MISSING_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     coordinator_id: str
     software_version: str
     model: str
@@ -450,7 +453,8 @@ class ClusterState(_message.Message):
     next_epoch: int
     missing_bytes: int
     seen: _containers.RepeatedCompositeFieldContainer[SeenShard]
-    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ...) -> None: ...
+    arithmetic: str
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ..., arithmetic: _Optional[str] = ...) -> None: ...
 
 class SeenShard(_message.Message):
     __slots__ = ("id", "name", "addresses", "phase", "reason", "since_time_s")

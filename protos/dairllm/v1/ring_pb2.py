@@ -25,19 +25,17 @@ _sym_db = _symbol_database.Default()
 from dairllm.v1 import model_pb2 as dairllm_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64\x61irllm/v1/ring.proto\x12\ndairllm.v1\x1a\x16\x64\x61irllm/v1/model.proto\"\xa0\x01\n\x0e\x46orwardRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.dairllm.v1.EdgeOpenH\x00\x12-\n\x0bmicro_batch\x18\x02 \x01(\x0b\x32\x16.dairllm.v1.MicroBatchH\x00\x12.\n\x06result\x18\x03 \x01(\x0b\x32\x1c.dairllm.v1.MicroBatchResultH\x00\x42\t\n\x07message\"\xcd\x01\n\x0f\x46orwardResponse\x12,\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x18.dairllm.v1.EdgeAcceptedH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.dairllm.v1.CreditH\x00\x12+\n\x07refused\x18\x03 \x01(\x0b\x32\x18.dairllm.v1.FrameRefusedH\x00\x12.\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.dairllm.v1.EdgeHeartbeatH\x00\x42\t\n\x07message\"c\n\x08\x45\x64geOpen\x12\x14\n\x0c\x63luster_hash\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x10\n\x08receiver\x18\x04 \x01(\t\x12\x10\n\x08ring_key\x18\x05 \x01(\x0c\">\n\x0c\x45\x64geAccepted\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x02 \x01(\r\"\x0f\n\rEdgeHeartbeat\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\"i\n\x0c\x46rameRefused\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.dairllm.v1.FrameStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xbb\x01\n\nMicroBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12)\n\x06\x62\x65gins\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.SequenceBegin\x12)\n\x06slices\x18\x04 \x03(\x0b\x32\x19.dairllm.v1.SequenceSlice\x12\x0c\n\x04\x65nds\x18\x05 \x03(\x04\x12(\n\x07timings\x18\x06 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\"\xa4\x02\n\rSequenceBegin\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rprompt_length\x18\x02 \x01(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.dairllm.v1.SamplingParams\x12\x46\n\x0frounding_points\x18\x04 \x03(\x0b\x32-.dairllm.v1.SequenceBegin.RoundingPointsEntry\x12\x11\n\tblock_ids\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x1aK\n\x13RoundingPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12#\n\x05value\x18\x02 \x01(\x0e\x32\x14.dairllm.v1.Encoding:\x02\x38\x01\"\x9a\x02\n\rSequenceSlice\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rnew_block_ids\x18\x04 \x03(\r\x12&\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x14.dairllm.v1.Encoding\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x0c\x12\x0e\n\x06sample\x18\x07 \x01(\x08\x12\x15\n\rscore_targets\x18\x08 \x03(\r\x12\x12\n\nfirst_unit\x18\t \x01(\r\x12\x10\n\x08\x65nd_unit\x18\n \x01(\r\x12\x11\n\treplay_at\x18\x0b \x01(\t\x12\x15\n\rreplay_failed\x18\x0c \x01(\x08\"\xca\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).dairllm.v1.SamplingParams.LogitBiasEntry\x12\x14\n\x0ctop_logprobs\x18\n \x01(\r\x12\x10\n\x08logprobs\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\x8a\x01\n\x10MicroBatchResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12+\n\x07results\x18\x03 \x03(\x0b\x32\x1a.dairllm.v1.SequenceResult\x12(\n\x07timings\x18\x04 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\"\xb5\x01\n\x0eSequenceResult\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12/\n\x07sampled\x18\x02 \x01(\x0b\x32\x19.dairllm.v1.TokenLogprobsH\x00\x88\x01\x01\x12)\n\x06scores\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.TokenLogprobs\x12\x15\n\rreplay_failed\x18\x04 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\tB\n\n\x08_sampled\"W\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.dairllm.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"~\n\x0bStageTiming\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x12\n\ncompute_us\x18\x03 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\r\x12\x10\n\x08num_rows\x18\x05 \x01(\r\x12\x10\n\x08\x63odec_us\x18\x06 \x01(\r*~\n\x0b\x46rameStatus\x12\x1c\n\x18\x46RAME_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46RAME_STATUS_WRONG_EPOCH\x10\x01\x12\x1a\n\x16\x46RAME_STATUS_MALFORMED\x10\x02\x12\x17\n\x13\x46RAME_STATUS_FAILED\x10\x03\x32U\n\x0bRingService\x12\x46\n\x07\x46orward\x12\x1a.dairllm.v1.ForwardRequest\x1a\x1b.dairllm.v1.ForwardResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64\x61irllm/v1/ring.proto\x12\ndairllm.v1\x1a\x16\x64\x61irllm/v1/model.proto\"\xa0\x01\n\x0e\x46orwardRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.dairllm.v1.EdgeOpenH\x00\x12-\n\x0bmicro_batch\x18\x02 \x01(\x0b\x32\x16.dairllm.v1.MicroBatchH\x00\x12.\n\x06result\x18\x03 \x01(\x0b\x32\x1c.dairllm.v1.MicroBatchResultH\x00\x42\t\n\x07message\"\xcd\x01\n\x0f\x46orwardResponse\x12,\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x18.dairllm.v1.EdgeAcceptedH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.dairllm.v1.CreditH\x00\x12+\n\x07refused\x18\x03 \x01(\x0b\x32\x18.dairllm.v1.FrameRefusedH\x00\x12.\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.dairllm.v1.EdgeHeartbeatH\x00\x42\t\n\x07message\"c\n\x08\x45\x64geOpen\x12\x14\n\x0c\x63luster_hash\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x10\n\x08receiver\x18\x04 \x01(\t\x12\x10\n\x08ring_key\x18\x05 \x01(\x0c\">\n\x0c\x45\x64geAccepted\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x02 \x01(\r\"\x0f\n\rEdgeHeartbeat\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\"i\n\x0c\x46rameRefused\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.dairllm.v1.FrameStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xe3\x01\n\nMicroBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12)\n\x06\x62\x65gins\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.SequenceBegin\x12)\n\x06slices\x18\x04 \x03(\x0b\x32\x19.dairllm.v1.SequenceSlice\x12\x0c\n\x04\x65nds\x18\x05 \x03(\x04\x12(\n\x07timings\x18\x06 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\x12&\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x14.dairllm.v1.Encoding\"\xa6\x01\n\rSequenceBegin\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rprompt_length\x18\x02 \x01(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.dairllm.v1.SamplingParams\x12\x11\n\tblock_ids\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\rJ\x04\x08\x04\x10\x05R\x0frounding_points\"\x82\x02\n\rSequenceSlice\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rnew_block_ids\x18\x04 \x03(\r\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x0c\x12\x0e\n\x06sample\x18\x07 \x01(\x08\x12\x15\n\rscore_targets\x18\x08 \x03(\r\x12\x12\n\nfirst_unit\x18\t \x01(\r\x12\x10\n\x08\x65nd_unit\x18\n \x01(\r\x12\x11\n\treplay_at\x18\x0b \x01(\t\x12\x15\n\rreplay_failed\x18\x0c \x01(\x08J\x04\x08\x05\x10\x06R\x08\x65ncoding\"\xca\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12=\n\nlogit_bias\x18\t \x03(\x0b\x32).dairllm.v1.SamplingParams.LogitBiasEntry\x12\x14\n\x0ctop_logprobs\x18\n \x01(\r\x12\x10\n\x08logprobs\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\x8a\x01\n\x10MicroBatchResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12+\n\x07results\x18\x03 \x03(\x0b\x32\x1a.dairllm.v1.SequenceResult\x12(\n\x07timings\x18\x04 \x03(\x0b\x32\x17.dairllm.v1.StageTiming\"\xb5\x01\n\x0eSequenceResult\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12/\n\x07sampled\x18\x02 \x01(\x0b\x32\x19.dairllm.v1.TokenLogprobsH\x00\x88\x01\x01\x12)\n\x06scores\x18\x03 \x03(\x0b\x32\x19.dairllm.v1.TokenLogprobs\x12\x15\n\rreplay_failed\x18\x04 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\tB\n\n\x08_sampled\"W\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12#\n\x03top\x18\x03 \x03(\x0b\x32\x16.dairllm.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"~\n\x0bStageTiming\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x12\n\ncompute_us\x18\x03 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\r\x12\x10\n\x08num_rows\x18\x05 \x01(\r\x12\x10\n\x08\x63odec_us\x18\x06 \x01(\r*~\n\x0b\x46rameStatus\x12\x1c\n\x18\x46RAME_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46RAME_STATUS_WRONG_EPOCH\x10\x01\x12\x1a\n\x16\x46RAME_STATUS_MALFORMED\x10\x02\x12\x17\n\x13\x46RAME_STATUS_FAILED\x10\x03\x32U\n\x0bRingService\x12\x46\n\x07\x46orward\x12\x1a.dairllm.v1.ForwardRequest\x1a\x1b.dairllm.v1.ForwardResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dairllm.v1.ring_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._loaded_options = None
-  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_options = b'8\001'
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FRAMESTATUS']._serialized_start=2441
-  _globals['_FRAMESTATUS']._serialized_end=2567
+  _globals['_FRAMESTATUS']._serialized_start=2331
+  _globals['_FRAMESTATUS']._serialized_end=2457
   _globals['_FORWARDREQUEST']._serialized_start=62
   _globals['_FORWARDREQUEST']._serialized_end=222
   _globals['_FORWARDRESPONSE']._serialized_start=225
@@ -53,27 +51,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAMEREFUSED']._serialized_start=640
   _globals['_FRAMEREFUSED']._serialized_end=745
   _globals['_MICROBATCH']._serialized_start=748
-  _globals['_MICROBATCH']._serialized_end=935
-  _globals['_SEQUENCEBEGIN']._serialized_start=938
-  _globals['_SEQUENCEBEGIN']._serialized_end=1230
-  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_start=1155
-  _globals['_SEQUENCEBEGIN_ROUNDINGPOINTSENTRY']._serialized_end=1230
-  _globals['_SEQUENCESLICE']._serialized_start=1233
-  _globals['_SEQUENCESLICE']._serialized_end=1515
-  _globals['_SAMPLINGPARAMS']._serialized_start=1518
-  _globals['_SAMPLINGPARAMS']._serialized_end=1848
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1800
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1848
-  _globals['_MICROBATCHRESULT']._serialized_start=1851
-  _globals['_MICROBATCHRESULT']._serialized_end=1989
-  _globals['_SEQUENCERESULT']._serialized_start=1992
-  _globals['_SEQUENCERESULT']._serialized_end=2173
-  _globals['_TOKENLOGPROBS']._serialized_start=2175
-  _globals['_TOKENLOGPROBS']._serialized_end=2262
-  _globals['_TOPLOGPROB']._serialized_start=2264
-  _globals['_TOPLOGPROB']._serialized_end=2311
-  _globals['_STAGETIMING']._serialized_start=2313
-  _globals['_STAGETIMING']._serialized_end=2439
-  _globals['_RINGSERVICE']._serialized_start=2569
-  _globals['_RINGSERVICE']._serialized_end=2654
+  _globals['_MICROBATCH']._serialized_end=975
+  _globals['_SEQUENCEBEGIN']._serialized_start=978
+  _globals['_SEQUENCEBEGIN']._serialized_end=1144
+  _globals['_SEQUENCESLICE']._serialized_start=1147
+  _globals['_SEQUENCESLICE']._serialized_end=1405
+  _globals['_SAMPLINGPARAMS']._serialized_start=1408
+  _globals['_SAMPLINGPARAMS']._serialized_end=1738
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1690
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1738
+  _globals['_MICROBATCHRESULT']._serialized_start=1741
+  _globals['_MICROBATCHRESULT']._serialized_end=1879
+  _globals['_SEQUENCERESULT']._serialized_start=1882
+  _globals['_SEQUENCERESULT']._serialized_end=2063
+  _globals['_TOKENLOGPROBS']._serialized_start=2065
+  _globals['_TOKENLOGPROBS']._serialized_end=2152
+  _globals['_TOPLOGPROB']._serialized_start=2154
+  _globals['_TOPLOGPROB']._serialized_end=2201
+  _globals['_STAGETIMING']._serialized_start=2203
+  _globals['_STAGETIMING']._serialized_end=2329
+  _globals['_RINGSERVICE']._serialized_start=2459
+  _globals['_RINGSERVICE']._serialized_end=2544
 # @@protoc_insertion_point(module_scope)

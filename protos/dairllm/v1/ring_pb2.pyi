@@ -85,51 +85,43 @@ class FrameRefused(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., status: _Optional[_Union[FrameStatus, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class MicroBatch(_message.Message):
-    __slots__ = ("epoch", "batch_id", "begins", "slices", "ends", "timings")
+    __slots__ = ("epoch", "batch_id", "begins", "slices", "ends", "timings", "encoding")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     BEGINS_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     batch_id: int
     begins: _containers.RepeatedCompositeFieldContainer[SequenceBegin]
     slices: _containers.RepeatedCompositeFieldContainer[SequenceSlice]
     ends: _containers.RepeatedScalarFieldContainer[int]
     timings: _containers.RepeatedCompositeFieldContainer[StageTiming]
-    def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., begins: _Optional[_Iterable[_Union[SequenceBegin, _Mapping]]] = ..., slices: _Optional[_Iterable[_Union[SequenceSlice, _Mapping]]] = ..., ends: _Optional[_Iterable[int]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
+    encoding: _model_pb2.Encoding
+    def __init__(self, epoch: _Optional[int] = ..., batch_id: _Optional[int] = ..., begins: _Optional[_Iterable[_Union[SequenceBegin, _Mapping]]] = ..., slices: _Optional[_Iterable[_Union[SequenceSlice, _Mapping]]] = ..., ends: _Optional[_Iterable[int]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ..., encoding: _Optional[_Union[_model_pb2.Encoding, str]] = ...) -> None: ...
 
 class SequenceBegin(_message.Message):
-    __slots__ = ("sequence_id", "prompt_length", "sampling", "rounding_points", "block_ids", "token_ids")
-    class RoundingPointsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: int
-        value: _model_pb2.Encoding
-        def __init__(self, key: _Optional[int] = ..., value: _Optional[_Union[_model_pb2.Encoding, str]] = ...) -> None: ...
+    __slots__ = ("sequence_id", "prompt_length", "sampling", "block_ids", "token_ids")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
-    ROUNDING_POINTS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     prompt_length: int
     sampling: SamplingParams
-    rounding_points: _containers.ScalarMap[int, _model_pb2.Encoding]
     block_ids: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sequence_id: _Optional[int] = ..., prompt_length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., rounding_points: _Optional[_Mapping[int, _model_pb2.Encoding]] = ..., block_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., prompt_length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceSlice(_message.Message):
-    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "encoding", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at", "replay_failed")
+    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at", "replay_failed")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NEW_BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
-    ENCODING_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SCORE_TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -141,7 +133,6 @@ class SequenceSlice(_message.Message):
     first_position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     new_block_ids: _containers.RepeatedScalarFieldContainer[int]
-    encoding: _model_pb2.Encoding
     activations: bytes
     sample: bool
     score_targets: _containers.RepeatedScalarFieldContainer[int]
@@ -149,7 +140,7 @@ class SequenceSlice(_message.Message):
     end_unit: int
     replay_at: str
     replay_failed: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., encoding: _Optional[_Union[_model_pb2.Encoding, str]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ..., replay_failed: bool = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ..., replay_failed: bool = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "logit_bias", "top_logprobs", "logprobs")
