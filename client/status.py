@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -60,6 +61,8 @@ def render(state: cluster_pb2.ClusterState) -> RenderableType:
         table.add_row(*_shard_row(shard, state.num_layers))
     shards = table if state.shards else Text("no shards yet", style="dim")
     parts: list[RenderableType] = [_headline(state), _speed_line(state), Text(""), shards]
+    if state.seen:
+        parts += [Text(""), Text("seen, but no members:", style="bold"), *(_seen_line(shard) for shard in state.seen)]
     if state.events:
         parts += [Text(""), *(event_line(event) for event in state.events[-NUM_RECENT:])]
     return Group(*parts)
@@ -85,6 +88,12 @@ def _speed_line(state: cluster_pb2.ClusterState) -> Text:
     if state.kv_blocks_total:
         parts.append(f"KV cache {state.kv_blocks_total - state.kv_blocks_free}/{state.kv_blocks_total} blocks")
     return Text(" · ".join(parts), style="dim")
+
+
+def _seen_line(shard: cluster_pb2.SeenShard) -> Text:
+    since = datetime.fromtimestamp(shard.since_time_s).strftime("%H:%M:%S")
+    name = shard.name or "a shard without a name"
+    return Text.assemble("  ", (name, "yellow"), f" at {' or '.join(shard.addresses)}, since {since}: {shard.reason}")
 
 
 def _shard_row(shard: cluster_pb2.ShardState, num_layers: int) -> tuple[str, ...]:

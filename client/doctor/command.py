@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import socket
 import time
@@ -13,8 +14,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dairllm.client.doctor import discovery_findings, member_findings
 from dairllm.client.doctor import findings as judge
-from dairllm.client.doctor.findings import COORDINATOR, MEMBERS, Wanted
+from dairllm.client.doctor.asking import Answered, ask_by_multicast
+from dairllm.client.doctor.discovery_findings import Wanted
+from dairllm.client.doctor.findings import COORDINATOR
+from dairllm.client.doctor.member_findings import MEMBERS
 from dairllm.client.doctor.multicast import MulticastSeen, answers_directly, probe_multicast
 from dairllm.client.doctor.probes import (
     Browsed,
@@ -91,33 +96,41 @@ class Examination:
         local = asyncio.create_task(self._plugged_in("machine", None))
         browsing = asyncio.create_task(browse(self._wanted.cluster_hash, LISTEN_S))
         listening = asyncio.create_task(self._listen(interfaces))
-        reaches, answer = await self._coordinator(browsing)
+        asking = asyncio.create_task(self._ask(interfaces))
+        reaches, answer = await self._coordinator(browsing, asking)
         direct = await self._ask_directly(answer)
-        browsed, multicast = await browsing, await listening
+        browsed, multicast, answered = await browsing, await listening, await asking
         announced = [address for coordinator in browsed.own for address in coordinator.addresses]
         members = await self._members(answer)
         return [
             *judge.judge_interfaces(interfaces),
             *(judge.judge_port(see_port(port, purpose)) for port, purpose in PORTS.items()),
             *await local,
-            *(judge.judge_multicast(entry) for entry in multicast),
-            *judge.judge_discovery(self._wanted, browsed, multicast, answer, direct),
+            *(discovery_findings.judge_multicast(entry) for entry in multicast),
+            *discovery_findings.judge_discovery(self._wanted, browsed, multicast, answered, answer, direct),
             *judge.judge_reach(reaches, "the coordinator", COORDINATOR, "coordinator_port", announced),
             *self._judge_answer(answer),
             *members,
         ]
 
     async def _listen(self, interfaces: Sequence[InterfaceSeen]) -> list[MulticastSeen]:
-        """On the first IPv4 address of each interface in use."""
-        chosen = {entry.name: address for entry in interfaces if not entry.skipped for address in entry.addresses[:1] if ":" not in address}
+        chosen = _ipv4_addresses(interfaces)
         probes = [probe_multicast(name, address, self._own_addresses, LISTEN_S) for name, address in chosen.items()]
         return list(await asyncio.gather(*probes))
 
-    async def _coordinator(self, browsing: "asyncio.Task[Browsed]") -> tuple[tuple[Reach, ...], CoordinatorAnswer | NoAnswer | None]:
-        """The coordinator that was named, else the one that is announced, else one on this machine's default port, if there is any."""
+    async def _ask(self, interfaces: Sequence[InterfaceSeen]) -> Answered:
+        chosen = _ipv4_addresses(interfaces)
+        answers = await asyncio.gather(*(ask_by_multicast(address, self._own_addresses, LISTEN_S) for address in chosen.values()))
+        return functools.reduce(Answered.__or__, answers, Answered())
+
+    async def _coordinator(
+        self, browsing: "asyncio.Task[Browsed]", asking: "asyncio.Task[Answered]"
+    ) -> tuple[tuple[Reach, ...], CoordinatorAnswer | NoAnswer | None]:
+        """The coordinator that was named, else the one that is announced, else one that answers a question, else one on this machine's
+        default port, if there is any."""
         if self._wanted.coordinator is not None:
             return await self._examine([self._wanted.coordinator])
-        own = (await browsing).own
+        own = (await browsing).own or [one for one in (await asking).coordinators if one.cluster_hash == self._wanted.cluster_hash]
         if own:
             return await self._examine([address for coordinator in own for address in coordinator.addresses])
         here = local_address(DEFAULT_GRPC_PORT)
@@ -154,18 +167,23 @@ class Examination:
         state = answer.state
         model = ModelIdentity(state.model, state.model_digest.hex(), state.model_size_bytes) if state.model_digest else None
         models = asyncio.create_task(self._plugged_in("models", model))
-        wanted = judge.shards_to_try(state)
+        wanted = member_findings.shards_to_try(state)
         reaches = await asyncio.gather(*(try_all(addresses) for addresses in wanted.values()))
-        findings = judge.judge_members(state, socket.gethostname(), self._own_addresses, self._version)
+        findings = member_findings.judge_members(state, socket.gethostname(), self._own_addresses, self._version)
         for name, tried in zip(wanted, reaches, strict=True):
             findings += judge.judge_reach(tried, f"shard {name!r}", MEMBERS, "shard_port")
-        return [*findings, *await models]
+        return [*findings, *member_findings.judge_seen(state, self._own_addresses), *await models]
 
     async def _plugged_in(self, name: str, model: ModelIdentity | None) -> list[Finding]:
         """Checks that other packages bring along."""
         subject = Subject(model, self._model_dirs, self._deadline_s)
         found = await asyncio.gather(*(asyncio.to_thread(_run_check, check, name, subject) for check in _checks(name)))
         return [finding for findings in found for finding in findings]
+
+
+def _ipv4_addresses(interfaces: Sequence[InterfaceSeen]) -> dict[str, str]:
+    """The first one of each interface in use."""
+    return {entry.name: address for entry in interfaces if not entry.skipped for address in entry.addresses[:1] if ":" not in address}
 
 
 def _checks(name: str) -> Iterator[DoctorCheck]:

@@ -1,17 +1,16 @@
-"""What the observations of `dairllm doctor` mean. Pure: facts in, findings out."""
+"""What the observations of `dairllm doctor` mean: of this machine and of the coordinator. Pure: facts in, findings out."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from dairllm.client.doctor.multicast import MulticastSeen, heard_others
-from dairllm.client.doctor.probes import Browsed, CoordinatorAnswer, InterfaceSeen, NoAnswer, Outcome, PortSeen, Reach, hosts_of
+from dairllm.client.doctor.discovery_findings import Wanted, judge_wrong_cluster
+from dairllm.client.doctor.probes import CoordinatorAnswer, InterfaceSeen, NoAnswer, Outcome, PortSeen, Reach
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
 from dairllm.mesh.diagnosis import Finding, Status
 from dairllm.mesh.message_json import enum_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from dairllm.v1 import cluster_pb2
 
-MACHINE, DISCOVERY, COORDINATOR, MEMBERS = "This machine", "Finding each other", "The coordinator", "The other machines"
+MACHINE, COORDINATOR = "This machine", "The coordinator"
 CLOCK_TOLERANCE_S = 2.0
 
 _OK, _WARNING, _PROBLEM = Status.OK, Status.WARNING, Status.PROBLEM
@@ -33,15 +32,6 @@ _ADVICE = {
     Outcome.FORBIDDEN: "allow outgoing TCP connections to {1} in this machine's firewall",
     Outcome.NO_SUCH_HOST: "use the machine's IP address, or enter the name into DNS or /etc/hosts",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the user asked about. coordinator: the address that was given, None if it is to be found."""
-
-    cluster: str
-    cluster_hash: str
-    coordinator: str | None
 
 
 def judge_interfaces(interfaces: Sequence[InterfaceSeen]) -> list[Finding]:
@@ -70,106 +60,6 @@ def judge_port(seen: PortSeen) -> Finding:
         *(MACHINE, "port", _WARNING, f"port {seen.port} is in use {holder}"),
         *(f"it is the default of {seen.purpose}", "only if that is to run here: end the other program, or give another port"),
     )
-
-
-def judge_multicast(seen: MulticastSeen) -> Finding:
-    where = f"{seen.interface} ({seen.address})"
-    advice = (
-        "allow UDP port 5353 and the group 224.0.0.251 in this machine's firewall, or name the coordinator with --coordinator HOST:PORT"
-    )
-    if seen.error:
-        text = f"multicast can't be used on {where}: {seen.error}"
-        return Finding(DISCOVERY, "multicast", _PROBLEM, text, "machines on that network can't find each other by themselves", advice)
-    if not seen.heard_itself:
-        text = f"this machine does not hear its own multicast on {where}"
-        return Finding(DISCOVERY, "multicast", _PROBLEM, text, "something on this machine, most likely its firewall, drops it", advice)
-    heard = f"and heard {', '.join(seen.others)}" if seen.others else "but heard no other machine"
-    return Finding(DISCOVERY, "multicast", _OK, f"multicast on {where} works as far as this machine goes, {heard}")
-
-
-def judge_discovery(
-    wanted: Wanted, browsed: Browsed, multicast: Sequence[MulticastSeen], answer: CoordinatorAnswer | NoAnswer | None, direct: bool | None
-) -> list[Finding]:
-    """answer: of the coordinator at the address that was given or is this machine's default. direct: whether the mDNS responder
-    of its machine answers when asked alone; None if it was not tried."""
-    if browsed.own:
-        return [_found(wanted, browsed), *_ambiguity(wanted, browsed)]
-    if wanted.coordinator is None and not isinstance(answer, CoordinatorAnswer):
-        return [_foreign_only(wanted, browsed) if browsed.foreign else _nobody_found(wanted, heard_others(multicast))]
-    if not isinstance(answer, CoordinatorAnswer) or _announced_at(browsed, answer.address):
-        return []
-    return [_unheard(answer.address, direct, heard_others(multicast))]
-
-
-def _found(wanted: Wanted, browsed: Browsed) -> Finding:
-    places = "; ".join(" or ".join(coordinator.addresses) for coordinator in browsed.own)
-    return Finding(DISCOVERY, "discovery", _OK, f"a coordinator of cluster {wanted.cluster!r} announces itself at {places}")
-
-
-def _ambiguity(wanted: Wanted, browsed: Browsed) -> list[Finding]:
-    if len(browsed.own) == 1:
-        return []
-    text = f"{len(browsed.own)} coordinators of cluster {wanted.cluster!r} announce themselves"
-    matters = "shards join whichever they find first; one may be the record of a process that was killed"
-    return [
-        Finding(
-            *(
-                DISCOVERY,
-                "ambiguity",
-                _WARNING,
-                text,
-                matters,
-            ),
-            "give each cluster a name of its own (--cluster), or stop one of them",
-        )
-    ]
-
-
-def _foreign_only(wanted: Wanted, browsed: Browsed) -> Finding:
-    others = ", ".join(f"{' or '.join(other.addresses)} (hash {other.cluster_hash})" for other in browsed.foreign)
-    return _wrong_cluster(wanted, f"a coordinator of another cluster announces itself at {others}")
-
-
-def _wrong_cluster(wanted: Wanted, seen: str) -> Finding:
-    return Finding(
-        *(DISCOVERY, "cluster_name", _PROBLEM, f"{seen}; the cluster asked for is {wanted.cluster!r} (hash {wanted.cluster_hash})"),
-        "machines of different clusters do not work together; only hashes of the names are sent, so the other name can't be shown",
-        "use the same --cluster NAME on both machines: it is in the command line or the settings of the coordinator (default: dairllm)",
-    )
-
-
-def _nobody_found(wanted: Wanted, others: Sequence[str]) -> Finding:
-    seen = f"no coordinator of any cluster announces itself (looked for {wanted.cluster!r})"
-    if others:
-        matters = f"multicast itself works: {', '.join(others)} was heard; so the coordinator does not run, or not on this network"
-        advice = "start dairllm-coordinator (without --no-discovery) on a machine of this network, or name it with --coordinator HOST:PORT"
-    else:
-        matters = "and no other machine was heard either: nobody else is there, or the network does not pass multicast on"
-        advice = "run this again with --coordinator HOST:PORT (the port is 7117 unless chosen otherwise), which tells these cases apart"
-    return Finding(DISCOVERY, "discovery", _PROBLEM, seen, matters, advice)
-
-
-def _announced_at(browsed: Browsed, address: str) -> bool:
-    return any(address in coordinator.addresses for coordinator in browsed.foreign)
-
-
-def _unheard(address: str, direct: bool | None, others: Sequence[str]) -> Finding:
-    by_name = f"start dairllm-shard and dairllm with --coordinator {address} (or DAIRLLM_COORDINATOR={address})"
-    if direct is None:
-        seen = f"the coordinator at {address} does not announce itself"
-        return Finding(DISCOVERY, "discovery", _WARNING, seen, "it runs on this machine, most likely with --no-discovery", by_name)
-    if not direct:
-        seen = f"the coordinator at {address} works, but its announcements are not heard, and it does not answer mDNS questions"
-        matters = "it was started with --no-discovery, or a firewall blocks UDP port 5353"
-        return Finding(DISCOVERY, "discovery", _WARNING, seen, matters, by_name)
-    seen = f"the coordinator at {address} answers mDNS questions that are sent to it alone, but nothing that it sends by multicast arrives"
-    also = f" (others are heard: {', '.join(others)})" if others else ""
-    matters = f"multicast is blocked between the two machines{also}, so that they can't find each other by themselves"
-    advice = (
-        f"{by_name}; or let multicast pass: switch off 'client isolation' and 'multicast filtering' on access points, "
-        f"give IGMP snooping a querier, put both machines into one VLAN"
-    )
-    return Finding(DISCOVERY, "multicast_blocked", _PROBLEM, seen, matters, advice)
 
 
 def judge_reach(reaches: Sequence[Reach], who: str, group: str, check: str, announced: Sequence[str] = ()) -> list[Finding]:
@@ -210,7 +100,7 @@ def judge_coordinator(wanted: Wanted, answer: CoordinatorAnswer, own_version: st
     identity = answer.identity
     if identity and identity.cluster_hash and identity.cluster_hash != wanted.cluster_hash:
         seen = f"the coordinator at {answer.address} belongs to another cluster (hash {identity.cluster_hash})"
-        findings.append(_wrong_cluster(wanted, seen))
+        findings.append(judge_wrong_cluster(wanted, seen))
     findings.append(judge_versions(identity, answer.state.software_version or "unknown", own_version))
     if answer.ahead_s is not None:
         findings.append(judge_clock(answer.ahead_s))
@@ -248,37 +138,3 @@ def judge_clock(ahead_s: float) -> Finding:
     seen = f"the coordinator's clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
     matters = "only the times in logs and events are hard to compare: nothing else depends on clocks"
     return Finding(COORDINATOR, "clock", _WARNING, seen, matters, "let both machines set their clocks by NTP (`timedatectl set-ntp true`)")
-
-
-def judge_members(state: cluster_pb2.ClusterState, host_name: str, own_addresses: Collection[str], own_version: str) -> list[Finding]:
-    """Whether shards have other versions than the coordinator, or the name that a shard on this machine would take."""
-    findings = []
-    if not state.shards:
-        advice = "start dairllm-shard on the machines that are to help"
-        findings.append(Finding(MEMBERS, "members", _WARNING, "no shard has joined the cluster", "nobody computes anything", advice))
-    for shard in state.shards:
-        if shard.software_version and shard.software_version != own_version:
-            seen = f"shard {shard.name!r} has dairllm {shard.software_version}; this machine has {own_version}"
-            advice = "install the same version on all machines"
-            findings.append(Finding(MEMBERS, "shard_version", _WARNING, seen, "they may lack each other's new abilities", advice))
-        if shard.name == host_name:
-            findings.append(_same_name(shard, own_addresses))
-    return findings
-
-
-def _same_name(shard: cluster_pb2.ShardState, own_addresses: Collection[str]) -> Finding:
-    hosts = hosts_of(shard.addresses)
-    if any(host in own_addresses for host in hosts):
-        return Finding(MEMBERS, "shard_name", _OK, f"this machine's shard {shard.name!r} is a member")
-    seen = f"a shard named {shard.name!r}, like this machine, is a member at {', '.join(shard.addresses)}, which is not this machine"
-    matters = "a shard that is started here without --name is refused: 'a living shard has this name'"
-    return Finding(MEMBERS, "shard_name", _PROBLEM, seen, matters, "start the shard here with another --name, or rename a machine")
-
-
-def shards_to_try(state: cluster_pb2.ClusterState) -> dict[str, tuple[str, ...]]:
-    """Names and addresses of shards; loopback addresses mean something else on every machine and are left out where there are others."""
-    wanted = {}
-    for shard in state.shards:
-        outside = [address for address in shard.addresses if not address.startswith(("127.", "[::1]", "localhost"))]
-        wanted[shard.name] = tuple(outside or shard.addresses)
-    return wanted

@@ -20,7 +20,7 @@ _IP_MULTICAST_ALL = 49
 """Linux, missing in Python's socket module: when off, a socket hears only the interfaces that it joined the group on."""
 _TYPE_PTR, _CLASS_IN = 12, 1
 _IS_RESPONSE = 0x8000
-_MAX_PACKET_BYTES = 9000
+MAX_PACKET_BYTES = 9000
 _ASK_AGAIN_S = 0.4
 
 
@@ -37,7 +37,7 @@ class MulticastSeen:
 
 async def probe_multicast(interface: str, address: str, own_addresses: frozenset[str], duration_s: float) -> MulticastSeen:
     """Ask for coordinators on the interface of this IPv4 address and listen for `duration_s`."""
-    query_id = _new_query_id()
+    query_id = new_query_id()
     try:
         with _listening_socket(address) as listening, _sending_socket(address) as sending:
             sending.sendto(query(query_id), (GROUP, PORT))
@@ -49,7 +49,7 @@ async def probe_multicast(interface: str, address: str, own_addresses: frozenset
 
 async def answers_directly(host: str, timeout_s: float) -> bool:
     """Whether the responder for multicast DNS on this IPv4 host answers a question that is sent to it alone (RFC 6762, section 5.5)."""
-    query_id = _new_query_id()
+    query_id = new_query_id()
     loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError, TimeoutError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         asking.setblocking(False)
@@ -58,7 +58,7 @@ async def answers_directly(host: str, timeout_s: float) -> bool:
                 asking.sendto(query(query_id), (host, PORT))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_ASK_AGAIN_S):
-                        if is_response(await loop.sock_recv(asking, _MAX_PACKET_BYTES), query_id):
+                        if is_response(await loop.sock_recv(asking, MAX_PACKET_BYTES), query_id):
                             return True
     return False
 
@@ -73,7 +73,7 @@ def is_response(packet: bytes, query_id: int) -> bool:
     return len(packet) >= 12 and int.from_bytes(packet[:2], "big") == query_id and bool(int.from_bytes(packet[2:4], "big") & _IS_RESPONSE)
 
 
-def _new_query_id() -> int:
+def new_query_id() -> int:
     return 1 + secrets.randbelow(0xFFFF)
 
 
@@ -84,7 +84,7 @@ async def _listen(
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(duration_s):
             while True:
-                packet, (host, *_) = await asyncio.get_running_loop().sock_recvfrom(listening, _MAX_PACKET_BYTES)
+                packet, (host, *_) = await asyncio.get_running_loop().sock_recvfrom(listening, MAX_PACKET_BYTES)
                 if host not in own_addresses:
                     others.add(host)
                 elif packet[:2] == query_id.to_bytes(2, "big"):

@@ -19,6 +19,7 @@ _BY_WEIGHT = (
     "multicast",
     "discovery",
     "shard_name",
+    "seen_shard",
     "shard_port",
 )
 """A reason that stands earlier explains those that stand later."""

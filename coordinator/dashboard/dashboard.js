@@ -157,6 +157,17 @@ function showShards(state, shards) {
   byId("shards").replaceChildren(...ordered.map((shard) => shardRow(shard, state)));
 }
 
+function seenLine(shard) {
+  const since = element("time", {}, new Date(shard.since_time).toLocaleTimeString());
+  return element("li", {}, since, element("b", { title: (shard.addresses || []).join("\n") }, shard.name || shard.addresses[0]), shard.reason);
+}
+
+function showSeen(state) {
+  const seen = state.seen || [];
+  byId("seen-section").hidden = seen.length === 0;
+  byId("seen").replaceChildren(...seen.map(seenLine));
+}
+
 function eventLine(event) {
   const time = element("time", {}, new Date(event.time).toLocaleTimeString());
   return element("li", {}, time, element("b", {}, event.shard || "cluster"), event.text);
@@ -175,6 +186,7 @@ function show(state) {
   showFigures(state, engine);
   showPlan(state, shards);
   showShards(state, shards);
+  showSeen(state);
   showEvents(state);
 }
 

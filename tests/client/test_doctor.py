@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zeroconf import ServiceInfo
 from zeroconf._protocol.incoming import DNSIncoming
+from zeroconf._protocol.outgoing import DNSOutgoing
 
+from dairllm.client.doctor import discovery_findings as discovery
 from dairllm.client.doctor import findings as judge
-from dairllm.client.doctor.findings import Wanted
+from dairllm.client.doctor import member_findings
+from dairllm.client.doctor.asking import Answered, coordinators_in
+from dairllm.client.doctor.discovery_findings import Wanted
 from dairllm.client.doctor.multicast import MulticastSeen, answers_directly, is_response, query
 from dairllm.client.doctor.probes import (
     Browsed,
@@ -30,7 +35,7 @@ from dairllm.client.doctor.probes import (
 )
 from dairllm.client.doctor.report import conclusion, most_likely_reason, to_json
 from dairllm.mesh.diagnosis import Finding, ModelIdentity, Status, Subject
-from dairllm.mesh.discovery.records import SERVICE_TYPE, DiscoveredCoordinator
+from dairllm.mesh.discovery.records import SERVICE_TYPE, Announcement, DiscoveredCoordinator
 from dairllm.mesh.interfaces import real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from dairllm.model_files.manifest_builder import build_manifest
@@ -103,7 +108,7 @@ async def test_silence_is_no_direct_answer() -> None:
     ],
 )
 def test_multicast_of_this_machine(seen: MulticastSeen, check: str | None) -> None:
-    finding = judge.judge_multicast(seen)
+    finding = discovery.judge_multicast(seen)
     assert problems([finding]) == ([check] if check else [])
     assert "eth0 (10.0.0.2)" in finding.seen
     assert all(host in finding.seen for host in seen.others)
@@ -113,43 +118,81 @@ def test_multicast_of_this_machine(seen: MulticastSeen, check: str | None) -> No
 
 QUIET = [MulticastSeen("eth0", "10.0.0.2", "", True)]
 LIVELY = [MulticastSeen("eth0", "10.0.0.2", "", True, ("10.0.0.9",))]
+HEARD = [MulticastSeen("eth0", "10.0.0.2", "", True, ("10.0.0.5",))]
+NOBODY = Answered()
+HEARS_US = Answered(frozenset({"10.0.0.5"}), frozenset({OWN}))
 
 
 @pytest.mark.parametrize(
-    ("wanted", "browsed", "multicast", "answered", "direct", "checks", "words"),
+    ("wanted", "browsed", "multicast", "asked", "answered", "direct", "checks", "words"),
     [
-        (WANTED, Browsed((OWN,)), QUIET, answer(), True, [], "10.0.0.5:7117"),
-        (WANTED, Browsed((), (FOREIGN,)), QUIET, None, None, ["cluster_name"], "abcd"),
-        (WANTED, Browsed(), QUIET, None, None, ["discovery"], "nobody else is there"),
-        (WANTED, Browsed(), LIVELY, None, None, ["discovery"], "10.0.0.9 was heard"),
-        (GIVEN, Browsed(), QUIET, answer(), True, ["multicast_blocked"], "blocked between"),
-        (GIVEN, Browsed(), LIVELY, answer(), True, ["multicast_blocked"], "others are heard: 10.0.0.9"),
-        (GIVEN, Browsed(), QUIET, answer(), False, [], "--no-discovery"),
-        (GIVEN, Browsed(), QUIET, answer(), None, [], "runs on this machine"),
+        (WANTED, Browsed((OWN,)), QUIET, NOBODY, answer(), True, [], "10.0.0.5:7117"),
+        (WANTED, Browsed((), (FOREIGN,)), QUIET, NOBODY, None, None, ["cluster_name"], "abcd"),
+        (WANTED, Browsed(), QUIET, NOBODY, None, None, ["discovery"], "nobody else is there"),
+        (WANTED, Browsed(), LIVELY, NOBODY, None, None, ["discovery"], "10.0.0.9 was heard"),
+        (GIVEN, Browsed(), QUIET, NOBODY, answer(), True, ["multicast_blocked"], "blocked between"),
+        (GIVEN, Browsed(), LIVELY, NOBODY, answer(), True, ["multicast_blocked"], "others are heard: 10.0.0.9"),
+        (GIVEN, Browsed(), QUIET, NOBODY, answer(), False, [], "--no-discovery"),
+        (GIVEN, Browsed(), QUIET, NOBODY, answer(), None, [], "runs on this machine"),
+        (WANTED, Browsed(), QUIET, HEARS_US, answer(), True, [], "is found and invited by it"),
+        (GIVEN, Browsed(), LIVELY, HEARS_US, answer(), False, [], "hears what this machine sends"),
+        (WANTED, Browsed((OWN,)), HEARD, NOBODY, answer(), True, [], "does not arrive there"),
     ],
 )
 def test_discovery(
     wanted: Wanted,
     browsed: Browsed,
     multicast: list[MulticastSeen],
+    asked: Answered,
     answered: CoordinatorAnswer | None,
     direct: bool | None,
     checks: list[str],
     words: str,
 ) -> None:
-    findings = judge.judge_discovery(wanted, browsed, multicast, answered, direct)
+    findings = discovery.judge_discovery(wanted, browsed, multicast, asked, answered, direct)
     assert problems(findings) == checks
     assert words in " ".join(finding.seen + finding.matters for finding in findings)
 
 
+@pytest.mark.parametrize(("asked", "direct"), [(HEARS_US, True), (NOBODY, None), (NOBODY, False)])
+def test_where_both_directions_work_or_nothing_is_known_nothing_is_said(asked: Answered, direct: bool | None) -> None:
+    findings = discovery.judge_discovery(WANTED, Browsed((OWN,)), HEARD, asked, answer(), direct)
+    assert [finding.check for finding in findings] == ["discovery"]
+
+
+def announced(**changes: object) -> bytes:
+    """What a coordinator answers."""
+    said = Announcement("one", "00ff", 7117, ("10.0.0.5",))
+    facts = {"port": said.port, "properties": dict(said.properties), "parsed_addresses": list(said.addresses), "server": "one.local."}
+    info = ServiceInfo(SERVICE_TYPE, said.instance_name, **(facts | changes))  # type: ignore[arg-type]
+    packet = DNSOutgoing(0x8400)
+    for record in (info.dns_pointer(), info.dns_service(), info.dns_text(), *info.dns_addresses()):
+        packet.add_answer_at_time(record, 0)
+    return packet.packets()[0]
+
+
+def test_an_answer_names_the_coordinator() -> None:
+    assert coordinators_in(announced()) == {OWN}
+    assert coordinators_in(announced(parsed_addresses=[])) == frozenset()
+    assert coordinators_in(announced(properties={"role": "shard", "id": "one"})) == frozenset()
+    assert coordinators_in(query(7)) == frozenset()
+
+
+@given(st.binary(max_size=300), st.integers(0, 200), st.binary(max_size=8))
+def test_answers_of_strangers_harm_nobody(noise: bytes, start: int, change: bytes) -> None:
+    packet = announced()
+    for spoiled in (noise, packet[:start], packet[:start] + change + packet[start + len(change) :]):
+        assert len(coordinators_in(spoiled)) <= 1
+
+
 def test_two_coordinators_of_one_name_are_worth_a_warning() -> None:
-    findings = judge.judge_discovery(WANTED, Browsed((OWN, FOREIGN)), QUIET, answer(), True)
+    findings = discovery.judge_discovery(WANTED, Browsed((OWN, FOREIGN)), QUIET, NOBODY, answer(), True)
     assert [finding.check for finding in findings if finding.status is Status.WARNING] == ["ambiguity"]
 
 
 def test_a_coordinator_that_cannot_be_reached_is_said_once() -> None:
     """Whether it is heard says nothing then."""
-    assert judge.judge_discovery(GIVEN, Browsed(), QUIET, None, None) == []
+    assert discovery.judge_discovery(GIVEN, Browsed(), QUIET, NOBODY, None, None) == []
     findings = judge.judge_reach([Reach("10.0.0.5:7117", Outcome.NO_ANSWER)], "the coordinator", "G", "coordinator_port")
     assert problems(findings) == ["coordinator_port"]
 
@@ -260,7 +303,21 @@ def test_clocks(ahead_s: float, status: Status) -> None:
 
 
 def members(*shards: cluster_pb2.ShardState) -> list[Finding]:
-    return judge.judge_members(cluster_pb2.ClusterState(shards=shards), "pi", {"10.0.0.2", "127.0.0.1"}, "1.2.3")
+    return member_findings.judge_members(cluster_pb2.ClusterState(shards=shards), "pi", {"10.0.0.2", "127.0.0.1"}, "1.2.3")
+
+
+def test_machines_that_are_no_members_are_told_with_the_reason() -> None:
+    state = cluster_pb2.ClusterState()
+    state.seen.add(name="b", addresses=["10.0.0.2:9"], phase=cluster_pb2.SEEN_SHARD_PHASE_UNREACHABLE, reason="it does not answer")
+    state.seen.add(
+        name="", addresses=["10.0.0.3:9"], phase=cluster_pb2.SEEN_SHARD_PHASE_OTHER_CLUSTER, reason="it looks for another cluster"
+    )
+    mine, other = member_findings.judge_seen(state, ["10.0.0.2"])
+    assert (mine.status, other.status) == (Status.PROBLEM, Status.WARNING)
+    assert "'b' of this machine is no member: it does not answer" in mine.seen
+    assert "firewall" in mine.advice
+    assert "10.0.0.3:9" in other.seen
+    assert "--cluster" in other.advice
 
 
 def test_a_shard_of_our_name_elsewhere_is_a_clash() -> None:
@@ -279,7 +336,7 @@ def test_shards_of_other_versions_and_none_at_all_are_worth_a_warning() -> None:
 def test_loopback_addresses_of_others_are_not_tried() -> None:
     shard = cluster_pb2.ShardState(name="b", addresses=["127.0.0.1:9", "10.0.0.7:9"])
     here = cluster_pb2.ShardState(name="c", addresses=["127.0.0.1:9"])
-    assert judge.shards_to_try(cluster_pb2.ClusterState(shards=[shard, here])) == {"b": ("10.0.0.7:9",), "c": ("127.0.0.1:9",)}
+    assert member_findings.shards_to_try(cluster_pb2.ClusterState(shards=[shard, here])) == {"b": ("10.0.0.7:9",), "c": ("127.0.0.1:9",)}
 
 
 # This machine

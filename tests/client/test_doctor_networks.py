@@ -87,6 +87,7 @@ def test_hosts_that_find_each_other(network: Namespaces, tmp_path: Path) -> None
     assert found.said["took_s"] < 10
     assert network.address("a") in found.finding("multicast")["seen"]
     assert all(found.finding(check)["status"] == "ok" for check in ("discovery", "coordinator_port", "version", "clock", "shard_port"))
+    assert "multicast_one_way" not in {finding["check"] for finding in found.findings}
 
 
 def test_wrong_cluster_name_found_by_multicast(network: Namespaces, tmp_path: Path) -> None:
@@ -162,6 +163,26 @@ def test_multicast_blocked(tmp_path: Path) -> None:
     assert (told.exit_code, told.reason["check"]) == (1, "multicast_blocked")
     assert told.finding("coordinator_answer")["status"] == "ok"
     assert f"--coordinator {hosts.address('a')}:{PORT}" in told.reason["advice"]
+
+
+def test_multicast_passes_from_this_machine_only(tmp_path: Path) -> None:
+    """The coordinator answers a question that reaches it, so nobody has to name it."""
+    with Namespaces(["a", "b"]) as hosts, scripted(hosts, "a"):
+        hosts.block_multicast_to("b")
+        found = diagnose(hosts, "b", cache=tmp_path)
+    assert (found.exit_code, found.said["coordinator"]) == (0, f"{hosts.address('a')}:{PORT}"), found.findings
+    one_way = found.finding("multicast_one_way")
+    assert one_way["status"] == "warning"
+    assert "nothing that it sends by multicast arrives here" in one_way["seen"]
+    assert "found and invited" in one_way["matters"]
+
+
+def test_multicast_passes_to_this_machine_only(tmp_path: Path) -> None:
+    with Namespaces(["a", "b"]) as hosts, scripted(hosts, "a"):
+        hosts.block_multicast_to("a")
+        found = diagnose(hosts, "b", cache=tmp_path)
+    assert (found.exit_code, found.finding("discovery")["status"]) == (0, "ok"), found.findings
+    assert "does not arrive there" in found.finding("multicast_one_way")["seen"]
 
 
 def test_a_coordinator_that_does_not_announce_itself_is_no_fault_of_the_network(tmp_path: Path) -> None:

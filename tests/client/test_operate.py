@@ -164,6 +164,15 @@ def test_events_are_shown_once_in_their_order(dairllm: RunDairllm) -> None:
     }
 
 
+def test_status_lists_machines_that_are_no_members_with_the_reason(dairllm: RunDairllm) -> None:
+    seen = cluster_pb2.SeenShard(name="attic", addresses=["10.0.0.7:4000"], reason="it does not answer the call", since_time_s=1.0)
+    with FakeCluster([cluster_pb2.ClusterState(model="m", seen=[seen])]) as cluster:
+        lines = dairllm("status", "--coordinator", cluster.address).stdout.splitlines()
+    line = lines[lines.index("seen, but no members:") + 1]
+    assert line.startswith("  attic at 10.0.0.7:4000, since ")
+    assert line.endswith(": it does not answer the call")
+
+
 def test_status_ends_with_recent_events(dairllm: RunDairllm) -> None:
     with FakeCluster([state(events=[event(number, f"event {number}") for number in range(9)])]) as cluster:
         lines = dairllm("status", "--coordinator", cluster.address).stdout.splitlines()

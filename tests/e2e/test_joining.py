@@ -82,12 +82,13 @@ class Hosts:
         argv += ["--http-port", "8080", "--ready-file", "{ready_file}", *arguments]
         self._argv = argv
 
-    def start_coordinator(self) -> ManagedProcess:
-        self.coordinator = self._stack.enter_context(self._network.managed("root", self._argv))
+    def start_coordinator(self, host: str = "root") -> ManagedProcess:
+        self.coordinator = self._stack.enter_context(self._network.managed(host, self._argv))
         return self.coordinator
 
-    def start_shard(self, host: str, *arguments: str) -> ManagedProcess:
-        return self._stack.enter_context(self._network.managed(host, shard_command(host, self.name, *arguments)))
+    def start_shard(self, host: str, *arguments: str, name: str = "") -> ManagedProcess:
+        """It has the host's name unless told another."""
+        return self._stack.enter_context(self._network.managed(host, shard_command(name or host, self.name, *arguments)))
 
     def answer(self, prompt: Sequence[int], num_tokens: int) -> str:
         """What the coordinator answers a client on its own machine."""

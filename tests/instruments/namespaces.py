@@ -67,6 +67,7 @@ class Namespaces:
         self._subnet, self._mask = (f"fd77:0:0:{number % 256:x}:", 64) if ipv6 else (f"10.77.{number % 256}", 24)
         self._separator = ":" if ipv6 else "."
         self._hosts = {host: index for index, host in enumerate(hosts, 1)}
+        self._last = dict(self._hosts)
         self._default_route = default_route
         self._routed: set[str] = set()
         self._cleanup = contextlib.ExitStack()
@@ -81,7 +82,7 @@ class Namespaces:
         self._cleanup.close()
 
     def address(self, host: str) -> str:
-        return f"{self._subnet}{self._separator}{self._hosts[host]}"
+        return f"{self._subnet}{self._separator}{self._last[host]}"
 
     def run(
         self, host: str, argv: Sequence[str], env: Mapping[str, str] | None = None, output: int | None = None
@@ -114,6 +115,12 @@ class Namespaces:
         self._routed.add(host)
         for each in self._hosts:
             self._on(each, "ip", "neighbour", "flush", "dev", "veth0")
+
+    def move(self, host: str, last: int) -> None:
+        """This host has another address from now on, which ends in this number; the old one is gone."""
+        old, self._last[host] = self.address(host), last
+        self._on(host, "ip", "address", "delete", f"{old}/{self._mask}", "dev", "veth0")
+        self._on(host, "ip", "address", "add", f"{self.address(host)}/{self._mask}", "dev", "veth0")
 
     def block_multicast_to(self, host: str) -> None:
         """Multicast does not reach this host any more; what it sends reaches the others, and everything else passes both ways."""
