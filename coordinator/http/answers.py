@@ -21,6 +21,7 @@ from dairllm.mesh.errors import DairllmError, RequestLost
 
 logger = logging.getLogger(__name__)
 
+LAST_EVENT = "[DONE]"
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 EVENT_STREAM_HEADERS = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -109,7 +110,7 @@ class GenerationResponse(Response):
             for message in _failure_messages(RequestLost("the answer could not be continued because of an internal error"), started):
                 yield message
         else:
-            yield body_part(sse_event(b"[DONE]"), more=False)
+            yield body_part(sse_event(LAST_EVENT.encode()), more=False)
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         finished: list[TextFinished] = []

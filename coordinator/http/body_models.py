@@ -6,7 +6,7 @@ Fields that would change the answer but are not supported are refused by name; f
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Strict, StringConstraints, Tag, WithJsonSchema, WrapValidator
+from pydantic import ConfigDict, Discriminator, Field, Strict, StringConstraints, Tag, WithJsonSchema, WrapValidator
 
 from dairllm.coordinator.http.body_types import (
     EMPTY,
@@ -163,6 +163,8 @@ class GenerationBody(JsonObject):
 class ChatCompletionBody(GenerationBody):
     """The body of a chat completion."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}]})
+
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), Expected("a list of at least one message")]
     max_tokens: Annotated[int, WholeNumber(1, MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, WholeNumber(1, MAX_TOKENS)] | None = Field(None, description="Where max_tokens is absent.")
@@ -181,6 +183,8 @@ class ChatCompletionBody(GenerationBody):
 
 class CompletionBody(GenerationBody):
     """The body of a text completion."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "Once upon a time", "max_tokens": 32}]})
 
     prompt: Prompt
     max_tokens: Annotated[int, WholeNumber(0, MAX_TOKENS)] | None = Field(None, description=f"{DEFAULT_COMPLETION_TOKENS} if absent.")

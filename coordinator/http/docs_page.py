@@ -38,6 +38,7 @@ class _Object(NamedTuple):
     name: str
     description: str
     fields: Sequence[_Field]
+    examples: Sequence[str]
 
 
 def render_docs(document: Mapping[str, Any]) -> str:
@@ -67,7 +68,8 @@ def _answer(status: str, answer: Mapping[str, Any]) -> _Answer:
 
 def _objects(document: Mapping[str, Any]) -> Iterator[_Object]:
     for name, schema in document["components"]["schemas"].items():
-        yield _Object(name, schema.get("description", ""), list(_fields(schema)))
+        examples = [json.dumps(one) for one in schema.get("examples", ())]
+        yield _Object(name, schema.get("description", ""), list(_fields(schema)), examples)
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[_Field]:

@@ -14,13 +14,13 @@ from dairllm.coordinator.http.answer_types import (
     ModelList,
     ServedModelObject,
 )
-from dairllm.coordinator.http.answers import GenerationResponse
+from dairllm.coordinator.http.answers import LAST_EVENT, GenerationResponse
 from dairllm.coordinator.http.bodies import Body, parse_body, read_body
 from dairllm.coordinator.http.body_models import ChatCompletionBody, CompletionBody
 from dairllm.coordinator.http.calls import Call, chat_call, completion_call
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, json_reply
 from dairllm.coordinator.http.limits import HttpLimits
-from dairllm.coordinator.http.operations import Answer, Handler, Operation, refused
+from dairllm.coordinator.http.operations import Answer, Handler, Operation, Parameter, refused
 from dairllm.coordinator.text import TextService
 
 _UNKNOWN_MODEL = refused("No model of this name is served.")
@@ -33,7 +33,7 @@ _REFUSALS = {
     500: refused("The answer failed because of an internal error."),
     503: refused("No plan of the cluster serves the model now, or the answer was lost with a shard.", retry_after=True),
 }
-_STREAM = "With `stream`, events: chunks of the answer; an error, if it fails on the way; last `data: [DONE]`."
+_STREAM = "With `stream`, events: chunks of the answer; an error, if it fails on the way; `[DONE]` last."
 
 
 def openai_operations(text: TextService, limits: HttpLimits) -> Sequence[Operation]:
@@ -72,13 +72,13 @@ def openai_operations(text: TextService, limits: HttpLimits) -> Sequence[Operati
             "The served model",
             model,
             {200: Answer("The model.", {JSON: ServedModelObject}), 404: _UNKNOWN_MODEL},
-            parameters={"name": "The model's name; slashes may stand in it as they are."},
+            parameters={"name": Parameter("The model's name; slashes may stand in it as they are.", text.served.name)},
         ),
     ]
 
 
 def _answer(whole: type, chunk: type) -> Answer:
-    return Answer(f"The answer. {_STREAM}", {JSON: whole, EVENT_STREAM: chunk | ErrorEvent})
+    return Answer(f"The answer. {_STREAM}", {JSON: whole, EVENT_STREAM: chunk | ErrorEvent}, last_event=LAST_EVENT)
 
 
 def _generation(

@@ -68,8 +68,8 @@ def _operation(operation: Operation, schemas: _Schemas) -> JsonObject:
     }
     if operation.parameters:
         written["parameters"] = [
-            {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
-            for name, description in operation.parameters.items()
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, **parameter._asdict()}
+            for name, parameter in operation.parameters.items()
         ]
     if operation.body is not None:
         written["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas.of(operation.body)}}}
@@ -77,16 +77,18 @@ def _operation(operation: Operation, schemas: _Schemas) -> JsonObject:
 
 
 def _answer(answer: Answer, schemas: _Schemas) -> JsonObject:
-    contents = {media: {"schema": _content(media, schemas.of(shape))} for media, shape in answer.contents.items()}
+    contents = {media: {"schema": _content(media, schemas.of(shape), answer.last_event)} for media, shape in answer.contents.items()}
     written: JsonObject = {"description": answer.description, "content": contents}
     if answer.retry_after:
         written["headers"] = _RETRY_AFTER
     return written
 
 
-def _content(media_type: str, schema: Mapping[str, object]) -> Mapping[str, object]:
+def _content(media_type: str, schema: Mapping[str, object], last_event: str | None) -> Mapping[str, object]:
     """Of a stream of events, one event: OpenAPI 3.1 has nothing for the stream itself."""
     if media_type != EVENT_STREAM:
         return schema
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
+    data: JsonObject = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
+    if last_event is not None:
+        data = {"anyOf": [data, {"const": last_event}]}
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}

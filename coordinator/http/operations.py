@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -21,11 +21,15 @@ TEXT: Mapping[str, object] = {"type": "string"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """contents: shapes by media type; of an event stream, the shape of the data of each event. retry_after: it may have this header."""
+    """contents: shapes by media type; of an event stream, the shape of the JSON in each event, but for the last if that is `last_event`.
+
+    retry_after: it may have this header.
+    """
 
     description: str
     contents: Mapping[str, Shape]
     retry_after: bool = False
+    last_event: str | None = None
 
 
 def refused(description: str, *, retry_after: bool = False) -> Answer:
@@ -33,9 +37,16 @@ def refused(description: str, *, retry_after: bool = False) -> Answer:
     return Answer(description, {JSON: ErrorReply}, retry_after)
 
 
+class Parameter(NamedTuple):
+    """Text in the path of an operation."""
+
+    description: str
+    example: str
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """path: as Starlette writes it. name: of its own among all operations. parameters: descriptions of what is in braces in the path.
+    """path: as Starlette writes it. name: of its own among all operations. parameters: what is in braces in the path.
 
     with_head: HEAD is answered, too, since probes use it.
     """
@@ -47,7 +58,7 @@ class Operation:
     handler: Handler
     answers: Mapping[int, Answer]
     body: type[BaseModel] | None = None
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
     with_head: bool = False
 
     def route(self) -> Route:

@@ -1,7 +1,7 @@
 """The app on a real port, in front of an engine that answers from a script."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -63,11 +63,14 @@ class Site:
 
 
 @asynccontextmanager
-async def run_site(served: ServedModel, limits: HttpLimits = LIMITS) -> AsyncIterator[Site]:
+async def run_site(
+    served: ServedModel, limits: HttpLimits = LIMITS, cluster_view: Callable[[], Mapping[str, object]] | None = None
+) -> AsyncIterator[Site]:
+    """cluster_view: gives the state of the cluster; None for that of Site."""
     engine = FakeEngine()
     events = [{"text": "shard b joined"}]
     cluster: dict[str, object] = {"phase": "serving", "epoch": 3, "shards": [{"name": "a"}, {"name": "b"}], "events": events}
-    app = create_app(served, engine, lambda: cluster, CollectorRegistry(), limits)
+    app = create_app(served, engine, cluster_view or (lambda: cluster), CollectorRegistry(), limits)
     stop = asyncio.Event()
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, listening.set_result))

@@ -8,7 +8,16 @@ from pydantic import TypeAdapter
 
 from dairllm.coordinator.http.answer_types import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ErrorEvent, ErrorReply
 from dairllm.coordinator.text import ServedModel
-from dairllm.mesh.errors import Busy, RequestLost
+from dairllm.mesh.errors import (
+    Busy,
+    ContextExceeded,
+    GenerationFailed,
+    NotEnoughMemory,
+    NotReady,
+    PromptTemplateFailed,
+    RequestLost,
+    Unsupported,
+)
 from tests.http.conftest import Site, read_events, run_site
 from tests.text.fakes import make_served
 
@@ -44,6 +53,18 @@ async def test_errors_are_as_described(site: Site) -> None:
     site.engine.error, site.engine.fail_at = Busy("the queue is full", retry_after_s=2.5), -1
     busy = await site.post(CHAT, BODIES[CHAT])
     TypeAdapter(ErrorReply).validate_json(busy.content, strict=True, extra="forbid")
+
+
+ERRORS = [Busy, NotReady, NotEnoughMemory, RequestLost, GenerationFailed, ContextExceeded, Unsupported, PromptTemplateFailed, ValueError]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_whatever_an_answer_fails_with_has_a_status_that_is_described(site: Site, error: type[Exception]) -> None:
+    site.engine.error, site.engine.fail_at = error("for a test"), 2
+    reply = await site.post(CHAT, BODIES[CHAT])
+    TypeAdapter(ErrorReply).validate_json(reply.content, strict=True, extra="forbid")
+    described = (await site.get("/openapi.json")).json()["paths"][CHAT]["post"]["responses"][str(reply.status_code)]
+    assert ("retry-after" in reply.headers) == ("headers" in described)
 
 
 async def test_every_route_is_described(site: Site) -> None:
