@@ -14,6 +14,7 @@ export PYTHONUNBUFFERED := 1
 
 KERNEL_SOURCES := $(wildcard kernels_pyx/*.pyx kernels_pyx/*.pxi kernels_pyx/*.pxd kernels_pyx/c/*.c kernels_pyx/c/*.h)
 PROTO_SOURCES := $(wildcard protos/dairllm/v1/*.proto)
+PROTOC := .venv-protos/bin/python -m grpc_tools.protoc --proto_path=protos
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
 SEEDS ?= 20000
@@ -22,55 +23,56 @@ LIMIT_S ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast faults soak lint format types protos protos-check wheel bench clean
+.PHONY: help build dev demo test test-fast faults soak lint format types protos protos-check wheel bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: $(STAMPS)/build ## Create .venv, compile the kernels, install dairllm into it (editable)
+build: $(STAMPS)/build ## Create .venv with what dairllm needs to run, compile the kernels, install dairllm into it (editable)
+	@$(BIN)/python .ci/typing_tree.py
+
+dev: build $(STAMPS)/lint ## build, and install what the tests, the benchmarks and the checks need
 
 demo: build ## A coordinator and two shards find each other and answer a question
 	@$(BIN)/python deploy/demo.py
 
-test: build ## All tests
+test: build $(STAMPS)/test ## All tests
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: build ## The tests without slow ones and without network namespaces
+test-fast: build $(STAMPS)/test ## The tests without slow ones and without network namespaces
 	$(PYTEST) -m "not slow and not namespaces" $(PYTEST_ARGS)
 
-faults: build ## The whole matrix of faults (what × where × when) with real processes, and its table as Markdown
+faults: build $(STAMPS)/test ## The whole matrix of faults (what × where × when) with real processes, and its table as Markdown
 	$(PYTEST) tests/faults --all-faults $(PYTEST_ARGS)
 
-soak: build ## Thousands of simulated clusters with faults: SEEDS, FIRST, LIMIT_S (seconds)
+soak: build $(STAMPS)/test ## Thousands of simulated clusters with faults: SEEDS, FIRST, LIMIT_S (seconds)
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --limit-s $(LIMIT_S)
 
-lint: build ## Style of the Python code: ruff check and ruff format --check
+lint: $(STAMPS)/lint ## Style of the Python code: ruff check and ruff format --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: build ## Mend the style of the Python code
+format: $(STAMPS)/lint ## Mend the style of the Python code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: build ## mypy --strict over every package, the tests and the benchmarks
-	@rm -rf .typing && mkdir -p .typing/dairllm
-	@for name in kernels_pyx model_files mesh shard_service coordinator client; do ln -s ../../$$name .typing/dairllm/$$name; done
-	@ln -s ../../protos/dairllm/v1 .typing/dairllm/v1
-	MYPYPATH=.typing $(BIN)/mypy --namespace-packages --explicit-package-bases -p dairllm
-	MYPYPATH=.typing:.:benchmarks $(BIN)/mypy --namespace-packages --explicit-package-bases tests benchmarks deploy/demo.py setup.py \
-	    protos/generate.py .ci/requirements.py .ci/install.py
+types: $(STAMPS)/lint ## mypy --strict, and pyright as in an editor, over the packages, the tests, the benchmarks and the scripts
+	@$(BIN)/python .ci/typing_tree.py
+	MYPYPATH=.typing:protos:.:benchmarks $(BIN)/mypy --namespace-packages --explicit-package-bases \
+	    $(patsubst %/__init__.py,%,$(wildcard */__init__.py)) tests benchmarks deploy/demo.py setup.py $(wildcard .ci/*.py)
+	$(BIN)/pyright
 
 protos: .venv-protos/installed ## Generate the Python code of the .proto files
-	.venv-protos/bin/python protos/generate.py
+	$(PROTOC) --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTO_SOURCES)
 
 protos-check: .venv-protos/installed ## Fail if the generated code is not that of the .proto files
 	@rm -rf build/protos-check && mkdir -p build/protos-check
-	.venv-protos/bin/python protos/generate.py build/protos-check
+	@$(PROTOC) --python_out=build/protos-check --pyi_out=build/protos-check --grpc_python_out=build/protos-check $(PROTO_SOURCES)
 	@for file in build/protos-check/dairllm/v1/*; do cmp "$$file" "protos/dairllm/v1/$${file##*/}" \
 	  || { echo "$${file##*/} is not what its .proto file gives: run 'make protos' and commit the result" >&2; exit 1; }; done
 	@echo "the generated code is current"
 
-wheel: build ## Build the wheel into dist/
+wheel: build ## Build the wheel into dist/, with the kernels that `build` has compiled
 	@rm -rf build/lib* build/bdist*
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@rm -rf *.egg-info
@@ -92,12 +94,25 @@ $(STAMPS)/environment: pyproject.toml .ci/check-machine
 	$(BIN)/python -m pip install --requirement $(VENV)/requirements.txt
 	@mkdir -p $(STAMPS) && touch $@
 
+$(STAMPS)/test: $(STAMPS)/environment
+	@echo "==> installing what the tests need into $(VENV)"
+	$(BIN)/python .ci/requirements.py test > $(VENV)/requirements-test.txt
+	$(BIN)/python -m pip install --requirement $(VENV)/requirements-test.txt
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/test
+	@echo "==> installing linters and type checkers into $(VENV)"
+	$(BIN)/python .ci/requirements.py lint > $(VENV)/requirements-lint.txt
+	$(BIN)/python -m pip install --requirement $(VENV)/requirements-lint.txt
+	@touch $@
+
 $(STAMPS)/build: $(STAMPS)/environment setup.py $(KERNEL_SOURCES)
-	@echo "==> compiling the kernels and installing dairllm into $(VENV) (about a minute)"
+	@echo "==> compiling the kernels and installing dairllm into $(VENV) (about a minute, if they are not compiled yet)"
 	@$(BIN)/python .ci/install.py
 	@touch $@
 
-.venv-protos/installed: protos/generate.py
+# What these tools generate runs on protobuf 5 to 7; newer ones write code that refuses older runtimes.
+.venv-protos/installed:
 	@echo "==> creating .venv-protos for the protobuf compiler"
 	@sh .ci/check-machine $(PYTHON)
 	@test -x .venv-protos/bin/python || $(PYTHON) -m venv .venv-protos

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -35,6 +37,7 @@ LOG_TAIL_LINES = 25
 QUESTION = "Explain in three short sentences why the sky is blue."
 
 console = Console(highlight=False, soft_wrap=True)
+http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DemoFailed(Exception):
@@ -118,12 +121,11 @@ def read_ready_file(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def get_json(client: httpx.Client, path: str) -> dict[str, Any] | None:
+def get_json(url: str) -> dict[str, Any] | None:
     """None while the server does not answer with 200."""
-    with contextlib.suppress(httpx.TransportError):
-        response = client.get(path)
-        if response.status_code == 200:
-            return response.json()  # type: ignore[no-any-return]
+    with contextlib.suppress(OSError, HTTPException), http.open(url, timeout=ANSWER_TIMEOUT_S) as response:
+        state: dict[str, Any] = json.load(response)
+        return state
     return None
 
 
@@ -157,19 +159,19 @@ def run(demo: Demo, model: str, question: str) -> None:
     for shard in shards:
         demo.wait(f"{shard.name} listens", START_TIMEOUT_S, partial(read_ready_file, shard.ready_file))
     console.print(f"    coordinator: gRPC {facts['grpc']}, HTTP http://{facts['http']}")
-    with httpx.Client(base_url=f"http://{facts['http']}", timeout=ANSWER_TIMEOUT_S, trust_env=False) as client:
-        step("they find each other by mDNS (nobody was told an address)")
-        joined = demo.wait("both shards have joined", START_TIMEOUT_S, lambda: shards_of(get_json(client, "/api/cluster"), 2))
-        names = " and ".join(sorted(shard["name"] for shard in joined))
-        console.print(f"    {names} joined, {time.monotonic() - began:.1f} s after the start")
-        step("the planner divides the model; the shards load their parts")
-        demo.wait("the model is served", SERVE_TIMEOUT_S, lambda: get_json(client, "/readyz"))
-        state = get_json(client, "/api/cluster")
-        if state is None:
-            raise DemoFailed("/api/cluster does not answer")
-        print_plan(state)
-        step(f"POST /v1/chat/completions: {question}")
-        answer(client, state["model"], question)
+    url = f"http://{facts['http']}"
+    step("they find each other by mDNS (nobody was told an address)")
+    joined = demo.wait("both shards have joined", START_TIMEOUT_S, lambda: shards_of(get_json(f"{url}/api/cluster"), 2))
+    names = " and ".join(sorted(shard["name"] for shard in joined))
+    console.print(f"    {names} joined, {time.monotonic() - began:.1f} s after the start")
+    step("the planner divides the model; the shards load their parts")
+    demo.wait("the model is served", SERVE_TIMEOUT_S, lambda: get_json(f"{url}/readyz"))
+    state = get_json(f"{url}/api/cluster")
+    if state is None:
+        raise DemoFailed("/api/cluster does not answer")
+    print_plan(state)
+    step(f"POST /v1/chat/completions: {question}")
+    answer(url, state["model"], question)
 
 
 def print_plan(state: dict[str, Any]) -> None:
@@ -192,13 +194,13 @@ def describe_units(units: range, num_layers: int) -> str:
     return ", ".join(parts)
 
 
-def answer(client: httpx.Client, model: str, question: str) -> None:
+def answer(url: str, model: str, question: str) -> None:
     """Stream the answer to the terminal and say how fast it came, as a client sees it."""
     body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True, "temperature": 0, "max_tokens": 96}
     body["stream_options"] = {"include_usage": True}
     began, arrivals, tokens = time.monotonic(), [], 0
     sys.stdout.write("\n    ")
-    for chunk in stream(client, body):
+    for chunk in stream(url, body):
         tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
         for text in (choice["delta"].get("content") for choice in chunk["choices"]):
             if text:
@@ -213,14 +215,17 @@ def answer(client: httpx.Client, model: str, question: str) -> None:
     console.print(f"    [bold green]{tokens} tokens, {speed:.1f} tok/s[/], first token after {arrivals[0] - began:.2f} s")
 
 
-def stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.status_code != 200:
-            response.read()
-            raise DemoFailed(f"the coordinator answered {response.status_code}: {response.text}")
-        for line in response.iter_lines():
-            data = line.removeprefix("data: ")
-            if line.startswith("data: ") and data != "[DONE]":
+def stream(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    try:
+        response: HTTPResponse = http.open(request, timeout=ANSWER_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        raise DemoFailed(f"the coordinator answered {error.code}: {error.read().decode(errors='replace')}") from None
+    with response:
+        for line in response:
+            data = line.decode().strip().removeprefix("data: ")
+            if line.startswith(b"data: ") and data != "[DONE]":
                 yield json.loads(data)
 
 
@@ -236,7 +241,7 @@ def main() -> int:
             run(demo, arguments.model, arguments.question)
             step("everything worked")
             return 0
-        except (DemoFailed, httpx.HTTPError) as error:
+        except (DemoFailed, OSError, HTTPException) as error:
             demo.print_logs()
             console.print(f"[bold red]the demo failed:[/] {error}", markup=True)
             return 1
