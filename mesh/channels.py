@@ -191,7 +191,7 @@ def _listen_failure(family: int, address: Any) -> OSError | None:
     return None
 
 
-class ServiceHealth(health.aio.HealthServicer):
+class ServiceHealth(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAccessIssue] (missing in its stubs of gRPC)
     """The standard health service for this server as a whole ("") and each of its services."""
 
     def __init__(self, service_names: Sequence[str]) -> None:
@@ -242,7 +242,8 @@ def error_from_rpc(rpc_error: grpc.RpcError, peer: str = "the other process") ->
 
 
 def _statuses(rpc_error: grpc.RpcError) -> Iterator[Status]:
-    for key, value in rpc_error.trailing_metadata() or ():
+    metadata: Any = rpc_error.trailing_metadata() or ()
+    for key, value in metadata:
         if key == _DETAILS_KEY and isinstance(value, bytes):
             with contextlib.suppress(ValueError):  # DecodeError: another program's idea of details
                 yield Status.FromString(value)
@@ -319,7 +320,9 @@ class _Undecodable:
     """Stands for a request whose bytes are no message: gRPC would answer UNKNOWN and write a traceback into the log."""
 
 
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    assert deserialize is not None, "generated services have one"
+
     def deserialize_or_mark(data: bytes) -> Any:
         try:
             return deserialize(data)

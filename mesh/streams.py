@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
+import grpc
+
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest
 from dairllm.v1 import cluster_pb2, ring_pb2
 
@@ -22,6 +24,12 @@ async def first_request(requests: AsyncIterator[Request], name: str) -> Request:
     if first is None or first.WhichOneof("message") != name:
         raise InvalidRequest(f"the first message of the stream was not `{name}`")
     return first
+
+
+async def next_message(call: Any) -> Any:
+    """The next message of a stream that this side has opened, None at its end. Raises grpc.aio.AioRpcError if the call has failed."""
+    message = await call.read()
+    return None if message is grpc.aio.EOF else message  # pyright: ignore[reportAttributeAccessIssue] (missing in its stubs of gRPC)
 
 
 async def first_to_end(*works: Coroutine[Any, Any, None]) -> None:

@@ -7,7 +7,7 @@ whose units do not have the manifest's digests.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +202,7 @@ def _load_json(text: str | bytes) -> object:
         raise CorruptModelFile(f"the manifest is not JSON: {str(error)[:120]}") from error
 
 
-def _fields(value: object, thing: str, names: tuple[str, ...]) -> Mapping[str, Any]:
+def _fields(value: object, thing: str, names: Iterable[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict) or value.keys() != set(names):
         found = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
         raise CorruptModelFile(f"{thing} has the fields {found[:200]}; expected {', '.join(names)}")

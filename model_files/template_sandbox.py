@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -380,7 +381,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
     def _round(self, value: float, precision: int = 0, method: str = "common") -> float:
         if not isinstance(precision, int) or not -20 <= precision <= 20:
             raise TemplateLimitExceeded("it rounds to more than 20 digits")
-        stock: Callable[..., float] = jinja2.filters.FILTERS["round"]
+        stock: Callable[..., float] = FILTERS["round"]
         return stock(value, precision, method)
 
     def _tojson(

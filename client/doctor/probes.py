@@ -22,6 +22,7 @@ from dairllm.mesh.discovery.browsers import Browser
 from dairllm.mesh.discovery.records import DiscoveredCoordinator
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.interfaces import real_interfaces
+from dairllm.mesh.streams import next_message
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc
 
 CONNECT_S = 2.5
@@ -170,13 +171,13 @@ async def ask_coordinator(address: str, timeout_s: float = ASK_S) -> Coordinator
         call = cluster_pb2_grpc.ClusterServiceStub(channel).WatchCluster(cluster_pb2.WatchClusterRequest(once=True), timeout=timeout_s)
         asked_s = time.time()
         try:
-            response = await call.read()
+            response = await next_message(call)
         except grpc.aio.AioRpcError as error:
             services = await _services(channel, timeout_s) if error.code() is grpc.StatusCode.UNIMPLEMENTED else ()
             details = " ".join((error.details() or "").split())
             return NoAnswer(address, f"{error.code().name}: {details}", services)
         answered_s = time.time()
-    if response is grpc.aio.EOF:
+    if response is None:
         return NoAnswer(address, "it ended WatchCluster without a message")
     identity = response.coordinator if response.HasField("coordinator") else None
     ahead_s = identity.time_s - (asked_s + answered_s) / 2 if identity and identity.time_s else None
@@ -185,10 +186,11 @@ async def ask_coordinator(address: str, timeout_s: float = ASK_S) -> Coordinator
 
 async def _services(channel: grpc.aio.Channel, timeout_s: float) -> tuple[str, ...]:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]), timeout=timeout_s)
+    stubs: Any = reflection_pb2_grpc
+    call = stubs.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]), timeout=timeout_s)
     with contextlib.suppress(grpc.aio.AioRpcError):
-        response = await call.read()
-        if response is not grpc.aio.EOF:
+        response = await next_message(call)
+        if response is not None:
             return tuple(service.name for service in response.list_services_response.service)
     return ()
 

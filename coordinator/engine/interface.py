@@ -12,15 +12,19 @@ class TokenEngine(Protocol):
     @property
     def context_length(self) -> int:
         """Longest sequence, prompt and answer together, in tokens."""
+        ...
 
     def why_unready(self) -> DairllmError | None:
         """None while requests are served, else what they fail with."""
+        ...
 
     def engine_stats(self) -> EngineStats:
         """Load now, and counters since the start."""
+        ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """The events of one sequence, GenerationFinished last; `aclose` cancels it and frees its resources.
 
         Raises InvalidRequest, ContextExceeded, Busy, NotReady before the first event; RequestLost, NotReady at any time.
         """
+        ...

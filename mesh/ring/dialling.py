@@ -14,6 +14,7 @@ import grpc.aio
 from dairllm.mesh.channels import dial_each, error_from_rpc
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, WrongEpoch
 from dairllm.mesh.peers import Peer
+from dairllm.mesh.streams import next_message
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 
 ANSWER_DEADLINE_S = 3.0
@@ -100,8 +101,8 @@ class EdgeDialler:
         try:
             async with asyncio.timeout(ANSWER_DEADLINE_S):
                 await call.write(ring_pb2.ForwardRequest(open=self._opening))
-                response = await call.read()
-                if response is grpc.aio.EOF:
+                response = await next_message(call)
+                if response is None:
                     raise PeerUnreachable(f"{self._peer.name} ended the stream at once ({(await call.code()).name})")
         except TimeoutError as error:
             raise PeerUnreachable(f"{self._peer.name} does not answer at {address}") from error

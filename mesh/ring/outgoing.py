@@ -16,7 +16,7 @@ from dairllm.mesh.errors import DairllmError, PeerUnreachable
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.ring.dialling import ANSWER_DEADLINE_S, EdgeDialler, ForwardCall
 from dairllm.mesh.ring.heartbeats import PeerSilent, Silence
-from dairllm.mesh.streams import first_to_end
+from dairllm.mesh.streams import first_to_end, next_message
 from dairllm.mesh.telemetry import fields
 from dairllm.v1 import ring_pb2
 
@@ -101,7 +101,7 @@ class OutgoingEdge:
 
     async def _read(self, call: ForwardCall) -> None:
         try:
-            while (response := await call.read()) is not grpc.aio.EOF:
+            while (response := await next_message(call)) is not None:
                 self._silence.heard()
                 self._take(response)
             code, details = await call.code(), await call.details()

@@ -11,6 +11,7 @@ import grpc.aio
 
 from dairllm.mesh.channels import error_from_rpc
 from dairllm.mesh.errors import DairllmError, PeerUnreachable
+from dairllm.mesh.streams import next_message
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc
 
 WELCOME_DEADLINE_S = 5.0
@@ -93,8 +94,8 @@ class Lease:
     async def _say_hello(self) -> cluster_pb2.JoinResponse:
         with contextlib.suppress(asyncio.InvalidStateError):  # the call has ended already: reading says why
             await self._call.write(cluster_pb2.JoinRequest(hello=self._hello))
-        response: cluster_pb2.JoinResponse = await self._call.read()
-        if response is grpc.aio.EOF:
+        response: cluster_pb2.JoinResponse | None = await next_message(self._call)
+        if response is None:
             raise JoinUnsuccessful(PeerUnreachable(f"the coordinator ended the stream ({(await self._call.code()).name})"))
         return response
 
@@ -119,7 +120,7 @@ class Lease:
 
     async def _read(self) -> None:
         try:
-            while (response := await self._call.read()) is not grpc.aio.EOF:
+            while (response := await next_message(self._call)) is not None:
                 self._heard_s = asyncio.get_running_loop().time()
                 self._take(response)
         except grpc.aio.AioRpcError as error:

@@ -12,6 +12,7 @@ import grpc
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import DairllmError, InvalidRequest, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.mesh.peers import Peer
+from dairllm.mesh.streams import next_message
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.reader import chunks_of
 from dairllm.shard_service.assignment import UnitFacts
@@ -56,8 +57,8 @@ class RemoteMember:
         try:
             while True:
                 async with asyncio.timeout(self._silence_s):
-                    response = await call.read()
-                if response is grpc.aio.EOF:
+                    response = await next_message(call)
+                if response is None:
                     break
                 _require_next(response, unit, offset, self.name)
                 offset += len(response.data)

@@ -30,17 +30,21 @@ class UnitSource(Protocol):
     @property
     def is_local(self) -> bool:
         """Whether all of it comes from this machine: such sources are read one unit at a time."""
+        ...
 
     @property
     def attempts(self) -> int:
         """How often it is worth asking for a unit of which it has given wrong bytes."""
+        ...
 
     def offers(self, unit: UnitFacts) -> bool:
         """Whether it may have the unit."""
+        ...
 
     def opened(self, unit: UnitFacts) -> AbstractAsyncContextManager[AsyncGenerator[Piece, None]]:
         """The unit's bytes in order, in pieces of at most a few MiB. The block must take all of them, or raise: WeightsDiffer if they
         were wrong. Raises a DairllmError when this source cannot give them."""
+        ...
 
 
 class LocalFile:

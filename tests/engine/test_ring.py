@@ -15,6 +15,7 @@ from dairllm.mesh.channels import bind, create_server, dial, error_from_rpc
 from dairllm.mesh.errors import PeerUnreachable, WrongEpoch
 from dairllm.mesh.ring import heartbeats as edge_heartbeats
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
+from dairllm.mesh.streams import next_message
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 from tests.instruments.tcp_proxy import TcpProxy
 
@@ -184,5 +185,5 @@ async def test_who_sends_results_is_told_that_the_coordinator_ends() -> None:
 
 
 async def _read_to_end(call: Any) -> None:
-    while await call.read() is not grpc.aio.EOF:
+    while await next_message(call) is not None:
         pass

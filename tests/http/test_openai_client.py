@@ -7,6 +7,7 @@ import re
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat.chat_completion_chunk import ChoiceLogprobs
 
 from dairllm.coordinator.http.error_replies import error_reply
 from dairllm.mesh.errors import MEANINGS, Busy, DairllmError, NotEnoughMemory, NotReady, RequestLost
@@ -134,7 +135,7 @@ async def test_chat_logprobs(site: Site) -> None:
     assert streamed == ["a", "bytes:\\xc3", "bytes:\\xa9"]
 
 
-EMPTY = openai.types.chat.chat_completion_chunk.ChoiceLogprobs(content=[])
+EMPTY = ChoiceLogprobs(content=[])
 
 
 async def test_text_parts_are_joined(site: Site) -> None:
@@ -172,6 +173,7 @@ async def test_prompts_times_choices(site: Site, prompt: object, prompts: list[t
         answer = await client.completions.create(model="tiny", prompt=prompt, n=2, seed=5)  # type: ignore[call-overload]
     assert [choice.text for choice in answer.choices] == [f"{ids[-1]} {seed}" for ids in prompts for seed in (5, 6)]
     assert [choice.index for choice in answer.choices] == list(range(2 * len(prompts)))
+    assert answer.usage is not None
     assert answer.usage.prompt_tokens == sum(map(len, prompts))
 
 

@@ -68,7 +68,7 @@ def test_f16_rounds_like_numpy_near_every_boundary(isa: str) -> None:
     """Just below, at and above the middle of every two neighbouring f16 numbers, where rounding decides."""
     halves = np.arange(0x7BFF, dtype=np.uint16).view(np.float16).astype(np.float32)
     above = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
-    middle = (halves + above) / 2
+    middle = (halves + above) / np.float32(2)
     numbers = np.concatenate([middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(1e6)), -middle])
     assert encode_rows(numbers[np.newaxis], "F16") == numbers.astype(np.float16).tobytes()
 

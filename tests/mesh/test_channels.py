@@ -327,15 +327,15 @@ async def test_dial_gives_up_in_time_where_nothing_answers(port: int) -> None:
 
 
 async def test_health_and_reflection(channel: grpc.aio.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
+    health: Any = health_pb2_grpc.HealthStub(channel)
     for name in ("", *SERVICES):
         status = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=WAIT_S)
         assert status.status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
         await health.Check(health_pb2.HealthCheckRequest(service="none"), timeout=WAIT_S)
-    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-        iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=WAIT_S
-    )
+    reflection: Any = reflection_pb2_grpc
+    requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    call = reflection.ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=WAIT_S)
     names = {service.name for service in (await call.read()).list_services_response.service}
     assert names >= {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 

@@ -20,6 +20,7 @@ from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.ring.heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
+from dairllm.mesh.streams import next_message
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc, weights_pb2_grpc
@@ -250,8 +251,8 @@ class RingEdge:
                 shard.hello.name if receiver is None else receiver
             )
             await edge.call.write(ring_pb2.ForwardRequest(open=opening))
-            response = await soon(edge.call.read())
-            assert response is not grpc.aio.EOF, await edge.call.code()
+            response = await soon(next_message(edge.call))
+            assert response is not None, await edge.call.code()
             edge.credits = response.accepted.credits
         except BaseException:
             await edge.close()
@@ -273,15 +274,15 @@ class RingEdge:
 
     async def next_refusal(self) -> ring_pb2.FrameRefused:
         while True:
-            response: ring_pb2.ForwardResponse = await soon(self.call.read())
-            assert response is not grpc.aio.EOF, await self.call.code()
+            response: ring_pb2.ForwardResponse | None = await soon(next_message(self.call))
+            assert response is not None, await self.call.code()
             if response.WhichOneof("message") == "refused":
                 return response.refused
 
     async def status(self) -> grpc.StatusCode:
         """How the stream ends."""
         with contextlib.suppress(grpc.aio.AioRpcError):
-            while await soon(self.call.read()) is not grpc.aio.EOF:
+            while await soon(next_message(self.call)) is not None:
                 pass
         return await soon(self.call.code())
 

@@ -20,7 +20,7 @@ from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
 from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
 from tests.instruments.processes import ManagedProcess
-from tests.shard_service.fake_coordinator import FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
+from tests.shard_service.fake_coordinator import CLUSTER, FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
 from tests.shard_service.shard_processes import joined, process_of, shard_process
 from tests.shard_service.whole_model import WholeModel
 from tests.tiny_gguf import write_tiny_llama
@@ -160,13 +160,13 @@ async def test_frames_that_do_not_fit_are_refused_and_change_nothing(coordinator
 async def test_edges_of_strangers_are_refused(coordinator: FakeCoordinator) -> None:
     async with joined(coordinator) as shard:
         await shard.assign(coordinator.assignment(epoch=3))
-        for arguments, expected in (
-            ({"epoch": 2}, WrongEpoch),
-            ({"epoch": 3, "receiver": "other"}, WrongEpoch),
-            ({"epoch": 3, "cluster": "other"}, WrongCluster),
+        for epoch, receiver, cluster, expected in (
+            (2, None, CLUSTER, WrongEpoch),
+            (3, "other", CLUSTER, WrongEpoch),
+            (3, None, "other", WrongCluster),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await RingEdge.open(shard, **arguments)
+                await RingEdge.open(shard, epoch, receiver, cluster)
             assert type(error_from_rpc(raised.value)) is expected
 
 

@@ -36,6 +36,7 @@ class _Trouble:
 class MakePlan(Protocol):
     def __call__(self, previous: Plan | None, urgent: bool, without: Collection[str] = ()) -> Plan | Infeasible:
         """With all who may be planned for but those."""
+        ...
 
 
 class Links:
