@@ -5,7 +5,7 @@ OpenAPI document.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, LiteralString
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, Strict, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -19,9 +19,9 @@ _LEAVES = frozenset({"int", "float", "str", "bool", "literal"})
 class Expected:
     """In an annotation: whatever is wrong with the value itself is told in `words`. Items and fields inside it have words of their own."""
 
-    def __init__(self, words: str, kind: str = REFUSED) -> None:
+    def __init__(self, words: str, kind: LiteralString = REFUSED) -> None:
         self._words = words
-        self._kind = kind
+        self._kind: LiteralString = kind
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
@@ -38,7 +38,7 @@ class Expected:
             raise refusal(self._words, self._kind) from None
 
 
-def refusal(words: str, kind: str = REFUSED) -> PydanticCustomError:
+def refusal(words: str, kind: LiteralString = REFUSED) -> PydanticCustomError:
     return PydanticCustomError(kind, "{words}", {"words": words})
 
 

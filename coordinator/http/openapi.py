@@ -40,7 +40,9 @@ class _Schemas:
     def __init__(self, operations: Iterable[Operation]) -> None:
         inputs: list[tuple[Shape, JsonSchemaMode]] = [(one.body, "validation") for one in operations if one.body is not None]
         outputs: list[tuple[Shape, JsonSchemaMode]] = [(shape, "serialization") for shape in _answer_shapes(operations)]
-        adapters = [(shape, mode, TypeAdapter(shape)) for shape, mode in dict.fromkeys([*inputs, *outputs])]
+        adapters: list[tuple[Shape, JsonSchemaMode, TypeAdapter[Any]]] = [
+            (shape, mode, TypeAdapter(shape)) for shape, mode in dict.fromkeys([*inputs, *outputs])
+        ]
         found, definitions = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
         self._by_shape = {shape: schema for (shape, _), schema in found.items()}
         self.components: JsonObject = definitions.get("$defs", {})
