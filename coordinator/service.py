@@ -40,6 +40,7 @@ from dairllm.coordinator.text import LatencyObserver
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.discovery.announcer import Announcer
+from dairllm.mesh.discovery.presence import Presence
 from dairllm.mesh.discovery.records import Announcement
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.message_json import message_to_json
@@ -96,8 +97,8 @@ class Coordinator:
             stack.push_async_callback(membership.stop)
             stack.callback(self._engine.shut_down)
             if settings.discovery:
-                await stack.enter_async_context(Announcer(self._announcement(grpc_port)))
                 self._inviter = Inviter(self._config, lambda: membership.streams.announced_ids, lambda: settings.grpc_hosts, grpc_port)
+                await stack.enter_async_context(Presence(Announcer(self._announcement(grpc_port)), self._inviter.browser))
             try:
                 await self._serve(app, membership, stop, grpc_port, stack)
             except ExceptionGroup as group:

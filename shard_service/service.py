@@ -15,6 +15,7 @@ from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.discovery.announcer import Announcer
 from dairllm.mesh.discovery.browsers import Browser
+from dairllm.mesh.discovery.presence import Presence
 from dairllm.mesh.discovery.records import Announcement, Role, ShardState
 from dairllm.mesh.errors import InvalidRequest
 from dairllm.mesh.interfaces import real_interface_addresses
@@ -123,10 +124,9 @@ class Shard:
             self._write_ready_file(self._settings.ready_file)
             stack.callback(remove_ready_file, self._settings.ready_file)
         self._speed = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
-        if self._browser is not None:
-            await stack.enter_async_context(self._browser)
         if self._settings.discovery:
-            self._announcer = await stack.enter_async_context(Announcer(self._announcement()))
+            self._announcer = Announcer(self._announcement())
+            await stack.enter_async_context(Presence(self._announcer, *([self._browser] if self._browser is not None else [])))
         log.info("shard started", extra=fields(name=self._identity.name, port=self._port, memory=format_size(self._budget.total_bytes)))
 
     def _write_ready_file(self, path: Path) -> None:

@@ -37,17 +37,16 @@ class Inviter:
         self._member_ids = member_ids
         self._own_hosts = own_hosts
         self._grpc_port = grpc_port
+        self.browser = ShardBrowser(self._saw, self._lost)
         self._seen = SeenShards(config.cluster_hash, config.protocol_major, config.protocol_minor)
         self._calls: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Until cancelled."""
-        seen, gone = self._saw, self._lost
+        """Until cancelled, while `browser` listens."""
         try:
-            async with ShardBrowser(seen, gone):
-                while True:
-                    await asyncio.sleep(TICK_S)
-                    self._handle(on.TimePassed(self._member_ids()))
+            while True:
+                await asyncio.sleep(TICK_S)
+                self._handle(on.TimePassed(self._member_ids()))
         finally:
             for call in self._calls:
                 call.cancel()

@@ -10,7 +10,7 @@ Where multicast is blocked nothing is found and nothing fails. Anybody can annou
 
     records     what is said and was heard
     reading     of the records of others
-    presence    an endpoint on the interfaces that the machine has at present
+    presence    an endpoint on the interfaces that the machine has at present, and what uses it
     announcer   says it
     candidates  coordinators to try, in which order
     browsers    hear it

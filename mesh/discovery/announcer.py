@@ -4,7 +4,7 @@ import asyncio
 
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-from dairllm.mesh.discovery.presence import LOOPBACK, Presence, multicast_interfaces
+from dairllm.mesh.discovery.presence import LOOPBACK, Part
 from dairllm.mesh.discovery.records import SERVICE_TYPE, Announcement
 from dairllm.mesh.interfaces import real_interface_addresses
 
@@ -14,9 +14,9 @@ _RECORD_TTL_S = 30
 """Short, since a killed process can't take its records back."""
 
 
-class Announcer(Presence):
+class Announcer(Part):
     def __init__(self, announcement: Announcement) -> None:
-        super().__init__(self._interfaces_of_addresses)
+        super().__init__()
         self._announcement = announcement
         self._announced: AsyncServiceInfo | None = None
         self._announced_s = 0.0
@@ -25,14 +25,15 @@ class Announcer(Presence):
         """Say this from now on instead; the id and the port stay."""
         assert announcement.id == self._announcement.id
         self._announcement = announcement
-        self._hurry.set()
+        self.hurry.set()
 
     def _addresses(self) -> tuple[str, ...]:
         """Loopback only where there is nothing else: to another machine it would mean that machine itself."""
         return self._announcement.addresses or tuple(real_interface_addresses()) or (LOOPBACK,)
 
-    def _interfaces_of_addresses(self) -> list[str | int]:
-        return [LOOPBACK] if self._addresses() == (LOOPBACK,) else multicast_interfaces()
+    @property
+    def is_local(self) -> bool:
+        return self._addresses() == (LOOPBACK,)
 
     def _service_info(self) -> AsyncServiceInfo:
         said = self._announcement
@@ -47,16 +48,16 @@ class Announcer(Presence):
             other_ttl=_RECORD_TTL_S,
         )
 
-    async def _attach(self, endpoint: AsyncZeroconf) -> None:
+    async def attach(self, endpoint: AsyncZeroconf) -> None:
         self._note(self._service_info())
         assert self._announced is not None
         # Ids are unique, so nobody is asked whether the name is free: that would take longer than finding.
         await endpoint.async_register_service(self._announced, cooperating_responders=True)
 
-    async def _detach(self) -> None:
+    async def detach(self) -> None:
         """Closing the endpoint takes the records back."""
 
-    async def _refresh(self, endpoint: AsyncZeroconf) -> None:
+    async def refresh(self, endpoint: AsyncZeroconf) -> None:
         info = self._service_info()
         if self._announced is None or _content(info) != _content(self._announced):
             self._note(info)

@@ -8,7 +8,7 @@ from zeroconf import DNSQuestionType, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from dairllm.mesh.discovery.candidates import Candidates
-from dairllm.mesh.discovery.presence import Presence, multicast_interfaces
+from dairllm.mesh.discovery.presence import Part
 from dairllm.mesh.discovery.reading import read_coordinator, read_shard
 from dairllm.mesh.discovery.records import SERVICE_TYPE, DiscoveredCoordinator, DiscoveredShard
 
@@ -22,11 +22,11 @@ _BROWSE_AGAIN_S = 8.0
 _RESOLVE_TIMEOUT_S = 3.0
 
 
-class _RecordBrowser(Presence):
+class _RecordBrowser(Part):
     """Records of SERVICE_TYPE from `start` to `stop`. Each instance has a key of its own."""
 
     def __init__(self) -> None:
-        super().__init__(multicast_interfaces)
+        super().__init__()
         self._browser: AsyncServiceBrowser | None = None
         self._browsing_since_s = 0.0
         self._resolving: set[asyncio.Task[None]] = set()
@@ -39,14 +39,14 @@ class _RecordBrowser(Presence):
     def _drop(self, key: str) -> None:
         """There is no such record any more."""
 
-    async def _attach(self, endpoint: AsyncZeroconf) -> None:
+    async def attach(self, endpoint: AsyncZeroconf) -> None:
         self._browsing_since_s = asyncio.get_running_loop().time()
         # Questions for multicast answers only: a unicast answer may reach another process on this machine that shares the port.
         self._browser = AsyncServiceBrowser(
             endpoint.zeroconf, SERVICE_TYPE, handlers=[self._on_service_state_change], question_type=DNSQuestionType.QM
         )
 
-    async def _detach(self) -> None:
+    async def detach(self) -> None:
         browser, self._browser = self._browser, None
         for task in self._resolving:
             task.cancel()
@@ -54,10 +54,10 @@ class _RecordBrowser(Presence):
         if browser is not None:
             await browser.async_cancel()
 
-    async def _refresh(self, endpoint: AsyncZeroconf) -> None:
+    async def refresh(self, endpoint: AsyncZeroconf) -> None:
         if asyncio.get_running_loop().time() - self._browsing_since_s >= _BROWSE_AGAIN_S:
-            await self._detach()
-            await self._attach(endpoint)
+            await self.detach()
+            await self.attach(endpoint)
 
     def _on_service_state_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -21,13 +21,59 @@ _CLOSE_TIMEOUT_S = 3.0
 logger = get_logger(__name__)
 
 
-class Presence(ABC):
-    def __init__(self, choose_interfaces: Callable[[], list[str | int]]) -> None:
-        self._choose_interfaces = choose_interfaces
+class Part(ABC):
+    """What uses an endpoint: an announcer or a browser. hurry: set when it has something to do soon."""
+
+    def __init__(self) -> None:
+        self.hurry = asyncio.Event()
+        self._alone: Presence | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it concerns this machine alone, so that nothing may go to a network."""
+        return False
+
+    @abstractmethod
+    async def attach(self, endpoint: AsyncZeroconf) -> None:
+        """Use a new endpoint."""
+
+    @abstractmethod
+    async def detach(self) -> None:
+        """The endpoint is about to be closed."""
+
+    @abstractmethod
+    async def refresh(self, endpoint: AsyncZeroconf) -> None:
+        """Called every few seconds while there is an endpoint, and soon after `hurry` was set."""
+
+    async def start(self) -> None:
+        """As a `Presence` of its own."""
+        self._alone = Presence(self)
+        await self._alone.start()
+
+    async def stop(self) -> None:
+        if self._alone is not None:
+            await self._alone.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.stop()
+
+
+class Presence:
+    """One endpoint for several parts. A process has one: of several that share the port, a question that is sent to this machine alone
+    reaches only one, which may not know the answer."""
+
+    def __init__(self, *parts: Part) -> None:
+        self._parts = parts
         self._interfaces: list[str | int] = []
         self._endpoint: AsyncZeroconf | None = None
         self._following: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        for part in parts:
+            part.hurry = self._hurry
 
     async def start(self) -> None:
         """Returns once the first packets are on their way. An interface or a system that permits no multicast is logged, not raised."""
@@ -49,18 +95,6 @@ class Presence(ABC):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self.stop()
 
-    @abstractmethod
-    async def _attach(self, endpoint: AsyncZeroconf) -> None:
-        """Use a new endpoint."""
-
-    @abstractmethod
-    async def _detach(self) -> None:
-        """The endpoint is about to be closed."""
-
-    @abstractmethod
-    async def _refresh(self, endpoint: AsyncZeroconf) -> None:
-        """Called every few seconds while there is an endpoint, and soon after `_hurry` was set."""
-
     async def _follow_interfaces(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
@@ -70,14 +104,16 @@ class Presence(ABC):
             await self._follow_interfaces_once()
 
     async def _follow_interfaces_once(self) -> None:
-        interfaces = self._choose_interfaces()
+        interfaces: list[str | int] = [LOOPBACK] if any(part.is_local for part in self._parts) else _multicast_interfaces()
         if interfaces == self._interfaces and self._endpoint is not None:
-            await self._refresh(self._endpoint)
+            for part in self._parts:
+                await part.refresh(self._endpoint)
             return
         await self._close()
         try:
             self._endpoint = _open_endpoint(interfaces)
-            await self._attach(self._endpoint)
+            for part in self._parts:
+                await part.attach(self._endpoint)
         except (OSError, Error) as error:
             if interfaces != self._interfaces:  # say it once
                 logger.warning("multicast does not work here", extra=fields(interfaces=interfaces, error=error))
@@ -89,7 +125,8 @@ class Presence(ABC):
             return
         with contextlib.suppress(TimeoutError, OSError, Error):
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await self._detach()
+                for part in self._parts:
+                    await part.detach()
                 await endpoint.async_close()
 
 
@@ -98,7 +135,7 @@ def _open_endpoint(interfaces: Sequence[str | int]) -> AsyncZeroconf:
     return AsyncZeroconf(interfaces=list(interfaces), ip_version=version)
 
 
-def multicast_interfaces() -> list[str | int]:
+def _multicast_interfaces() -> list[str | int]:
     """One address of every real interface, IPv4 where it has one, and loopback."""
     chosen: dict[str, str | int] = {}
     entry: InterfaceAddress

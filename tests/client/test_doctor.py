@@ -162,7 +162,7 @@ def test_where_both_directions_work_or_nothing_is_known_nothing_is_said(asked: A
 
 def announced(**changes: object) -> bytes:
     """What a coordinator answers."""
-    said = Announcement("one", "00ff", 7117, ("10.0.0.5",))
+    said = Announcement("one", "00ff", 7117, ("10.0.0.5",), protocol="1.0")
     facts = {"port": said.port, "properties": dict(said.properties), "parsed_addresses": list(said.addresses), "server": "one.local."}
     info = ServiceInfo(SERVICE_TYPE, said.instance_name, **(facts | changes))  # type: ignore[arg-type]
     packet = DNSOutgoing(0x8400)

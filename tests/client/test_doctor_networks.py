@@ -69,15 +69,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("served") / "tiny.gguf")
 
 
+@contextlib.contextmanager
+def serving(network: Namespaces, host: str, model: Path) -> Iterator[ManagedProcess]:
+    """A coordinator of cluster 'dairllm' with one shard."""
+    program = [sys.executable, "-m", "dairllm.coordinator.main", "--model", str(model), "--memory", "256MiB", "--threads", "1"]
+    with network.managed(host, [*program, "--ready-file", "{ready_file}"]) as coordinator:
+        coordinator.wait_ready()
+        coordinator.wait_output("serving with plan")
+        yield coordinator
+
+
 @pytest.fixture(scope="module")
 def network(model: Path) -> Iterator[Namespaces]:
-    """A coordinator of cluster 'dairllm' with one shard on host a; nothing on host b."""
-    with Namespaces(["a", "b"]) as hosts:
-        program = [sys.executable, "-m", "dairllm.coordinator.main", "--model", str(model), "--memory", "256MiB", "--threads", "1"]
-        with hosts.managed("a", [*program, "--ready-file", "{ready_file}"]) as coordinator:
-            coordinator.wait_ready()
-            coordinator.wait_output("serving with plan")
-            yield hosts
+    """A coordinator on host a; nothing on host b."""
+    with Namespaces(["a", "b"]) as hosts, serving(hosts, "a", model):
+        yield hosts
 
 
 def test_hosts_that_find_each_other(network: Namespaces, tmp_path: Path) -> None:
@@ -177,8 +183,9 @@ def test_multicast_passes_from_this_machine_only(tmp_path: Path) -> None:
     assert "found and invited" in one_way["matters"]
 
 
-def test_multicast_passes_to_this_machine_only(tmp_path: Path) -> None:
-    with Namespaces(["a", "b"]) as hosts, scripted(hosts, "a"):
+def test_multicast_passes_to_this_machine_only(tmp_path: Path, model: Path) -> None:
+    """A whole coordinator, which announces itself and listens: asked alone, it must answer with one voice."""
+    with Namespaces(["a", "b"]) as hosts, serving(hosts, "a", model):
         hosts.block_multicast_to("a")
         found = diagnose(hosts, "b", cache=tmp_path)
     assert (found.exit_code, found.finding("discovery")["status"]) == (0, "ok"), found.findings

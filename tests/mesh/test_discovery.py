@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.discovery.announcer import Announcer
-from dairllm.mesh.discovery.browsers import Browser
-from dairllm.mesh.discovery.records import SERVICE_TYPE, Announcement, DiscoveredCoordinator
+from dairllm.mesh.discovery.browsers import Browser, ShardBrowser
+from dairllm.mesh.discovery.candidates import MAX_CANDIDATES, Candidates
+from dairllm.mesh.discovery.reading import MAX_HOSTS, read_coordinator, read_shard
+from dairllm.mesh.discovery.records import SERVICE_TYPE, Announcement, DiscoveredCoordinator, DiscoveredShard, Role, ShardState
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.interfaces import real_interface_addresses
+from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from tests.instruments.namespaces import Namespaces, unavailable_reason
 from tests.instruments.processes import ManagedProcess, ProcessFailed
 
@@ -72,7 +76,7 @@ async def test_whoever_starts_first_is_found_within_seconds(announcer_first: boo
             found = await first_found(browser)
     hosts = real_interface_addresses() or ["127.0.0.1"]
     expected = {f"[{host}]:4321" if ":" in host else f"{host}:4321" for host in hosts}
-    assert (found.coordinator_id, found.cluster_hash, found.protocol) == (announcement.id, cluster, "1.0")
+    assert (found.coordinator_id, found.cluster_hash, found.protocol) == (announcement.id, cluster, f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}")
     assert set(found.addresses) == expected
 
 
@@ -152,6 +156,102 @@ async def test_records_of_others_harm_nobody() -> None:
             assert set(offered) == {mine}
     finally:
         await endpoint.async_close()
+
+
+def shard_record(**changes: object) -> AsyncServiceInfo:
+    said = Announcement("x1", "0123456789abcdef", 9, ("10.0.0.5",), role=Role.SHARD, name="küche", state=ShardState.LOOKING)
+    properties = {**said.properties, **{key: value for key, value in changes.items() if key in said.properties}}
+    facts = {"port": 9, "parsed_addresses": ["10.0.0.5"], "server": "x1.local.", **changes}
+    kept = {key: value for key, value in facts.items() if key not in said.properties}
+    return AsyncServiceInfo(SERVICE_TYPE, f"x1.{SERVICE_TYPE}", properties=properties, **kept)  # type: ignore[arg-type]
+
+
+def test_what_a_shard_says_is_read_as_it_was_said() -> None:
+    expected = DiscoveredShard("x1", "küche", "0123456789abcdef", f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}", ShardState.LOOKING, ("10.0.0.5:9",))
+    assert read_shard(shard_record()) == expected
+    assert read_coordinator(shard_record()) is None
+
+
+def test_a_long_name_is_cut_to_what_a_record_holds() -> None:
+    said = Announcement("x1", "c", 9, role=Role.SHARD, name="ü" * 500)
+    assert "ü" * 90 < said.properties["name"] < "ü" * 110
+    AsyncServiceInfo(SERVICE_TYPE, said.instance_name, port=9, properties=dict(said.properties))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"role": "printer"},
+        {"id": "../../etc"},
+        {"id": "x" * 64},
+        {"cluster": ""},
+        {"cluster": "x" * 200},
+        {"proto": "one"},
+        {"proto": "1" * 50 + ".0"},
+        {"state": "asleep"},
+        {"port": 0},
+        {"parsed_addresses": []},
+        {"parsed_addresses": ["fe80::1"]},
+        {"id": b"\xff\xfe"},
+    ],
+)
+def test_a_shards_record_that_is_none_is_passed_over(changes: dict[str, object]) -> None:
+    assert read_shard(shard_record(**changes)) is None
+
+
+def test_of_a_record_only_so_much_is_taken() -> None:
+    many = read_shard(shard_record(parsed_addresses=[f"10.0.1.{number}" for number in range(50)], name="a\x1b[2Jb"))
+    assert many is not None
+    assert len(many.addresses) == MAX_HOSTS
+    assert many.name == ""
+
+
+async def test_a_shard_is_seen_with_its_state_and_its_end() -> None:
+    cluster, shard_id = cluster_hash(new_cluster()), new_id()
+    seen: asyncio.Queue[DiscoveredShard | None] = asyncio.Queue()
+
+    def on_seen(key: str, shard: DiscoveredShard) -> None:
+        if shard.shard_id == shard_id:
+            seen.put_nowait(shard)
+
+    def on_gone(key: str) -> None:
+        if key.startswith(shard_id):
+            seen.put_nowait(None)
+
+    async def wait_for_state(state: ShardState) -> None:
+        while (shard := await seen.get()) is None or shard.state is not state:
+            pass
+
+    said = Announcement(shard_id, cluster, 9, role=Role.SHARD, name="b")
+    async with asyncio.timeout(30), ShardBrowser(on_seen, on_gone):
+        async with Announcer(said) as announcer:
+            await wait_for_state(ShardState.LOOKING)
+            announcer.announce(replace(said, state=ShardState.JOINED))
+            await wait_for_state(ShardState.JOINED)
+        while await seen.get() is not None:
+            pass
+
+
+async def test_a_suggestion_is_tried_like_one_that_was_heard_until_it_is_too_old() -> None:
+    loop = asyncio.get_running_loop()
+    candidates = Candidates()
+    candidates.take("suggested", DiscoveredCoordinator("x", "c", "1.0", ("10.0.0.5:1",)), loop.time() + 0.2)
+    assert (await anext(candidates.found())).addresses == ("10.0.0.5:1",)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2.5):
+            await anext(candidates.found())
+
+
+async def test_candidates_are_bounded_and_the_newest_stay() -> None:
+    candidates = Candidates()
+    for number in range(3 * MAX_CANDIDATES):
+        candidates.take(str(number), DiscoveredCoordinator(f"x{number}", "c", "1.0", ("10.0.0.5:1",)))
+    offered = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            async for coordinator in candidates.found():
+                offered.append(coordinator.coordinator_id)
+    assert offered == [f"x{number}" for number in range(3 * MAX_CANDIDATES - 1, 2 * MAX_CANDIDATES - 1, -1)]
 
 
 def announcer(network: Namespaces, host: str, coordinator_id: str, cluster: str, port: int) -> ManagedProcess:

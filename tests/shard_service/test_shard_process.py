@@ -16,8 +16,10 @@ import pytest
 
 from dairllm.kernels_pyx import WIRE_ENCODINGS
 from dairllm.mesh.channels import dial, error_from_rpc
+from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.encodings import parse_encoding
-from dairllm.mesh.errors import NameTaken, WrongCluster, WrongEpoch
+from dairllm.mesh.errors import DairllmError, InvalidRequest, InvitationDeclined, NameTaken, WrongCluster, WrongEpoch
+from dairllm.mesh.protocol import PROTOCOL_MAJOR
 from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
 from tests.instruments.processes import ManagedProcess
 from tests.shard_service.fake_coordinator import CLUSTER, FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
@@ -345,6 +347,67 @@ async def test_smollm2_agrees_with_the_golden_answer(smollm2_path: Path) -> None
                     differences.append(abs(sampled.logprob - logprob))
                 pending = [token_id]
     assert sum(differences) / len(differences) < 0.05
+
+
+def invitation(coordinator: FakeCoordinator, **changes: object) -> shard_pb2.InviteRequest:
+    facts = {"cluster_hash": cluster_hash(CLUSTER), "protocol_major": PROTOCOL_MAJOR, "coordinator_id": "fake"}
+    return shard_pb2.InviteRequest(**({**facts, "addresses": [coordinator.address]} | changes))  # type: ignore[arg-type]
+
+
+async def refusal_of(stub: shard_pb2_grpc.ShardServiceStub, request: shard_pb2.InviteRequest) -> DairllmError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Invite(request, timeout=10)
+    return error_from_rpc(raised.value)
+
+
+async def test_an_invitation_is_followed_and_none_makes_a_member_leave(coordinator: FakeCoordinator) -> None:
+    """The shard was not told where the coordinator is, and nobody announces one."""
+    flags = [
+        "--cluster",
+        CLUSTER,
+        "--name",
+        "s",
+        "--host",
+        "127.0.0.1",
+        "--threads",
+        "1",
+        "--memory",
+        "512MiB",
+        "--ready-file",
+        "{ready_file}",
+    ]
+    with ManagedProcess([sys.executable, "-m", "dairllm.shard_service.main", *flags]) as process:
+        facts = await asyncio.to_thread(process.wait_ready)
+        async with await dial([facts["grpc"]], 10.0, "the shard") as channel:
+            stub = shard_pb2_grpc.ShardServiceStub(channel)
+            assert isinstance(await refusal_of(stub, invitation(coordinator, cluster_hash="0" * 16)), WrongCluster)
+            assert isinstance(await refusal_of(stub, invitation(coordinator, addresses=[])), InvalidRequest)
+            assert not (await stub.Invite(invitation(coordinator), timeout=10)).is_member
+            shard = await coordinator.next_shard()
+            assert len(shard.hello.announced_id) == 16
+            assert (await stub.Invite(invitation(coordinator), timeout=10)).is_member
+            strangers = invitation(coordinator, coordinator_id="stranger")
+            assert isinstance(await refusal_of(stub, strangers), InvitationDeclined)
+            shard.beat.clear()
+            await soon(shard.beat.wait())
+            assert (await stub.GetStats(shard_pb2.GetStatsRequest())).coordinator == "fake"
+            assert len(coordinator.hellos) == 1
+        process.send(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait) == 0
+
+
+async def test_a_shard_that_was_told_where_to_join_goes_nowhere_else(coordinator: FakeCoordinator, tiny: Path) -> None:
+    coordinator.refusal = lambda hello: WrongCluster("not now")
+    with shard_process(coordinator) as process:
+        facts = await asyncio.to_thread(process.wait_ready)
+        async with FakeCoordinator(tiny) as other, await dial([facts["grpc"]], 10.0, "the shard") as channel:
+            stub = shard_pb2_grpc.ShardServiceStub(channel)
+            declined = await refusal_of(stub, invitation(other))
+            assert isinstance(declined, InvitationDeclined)
+            assert coordinator.address in declined.message
+            assert not (await stub.Invite(invitation(coordinator), timeout=10)).is_member
+            await soon(coordinator.refused.wait())
+            assert other.hellos == []
 
 
 def test_settings_that_make_no_sense_are_one_line(tmp_path: Path) -> None:
