@@ -57,10 +57,10 @@ class TextService:
 
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest, with `param`, unless all are ids of the vocabulary."""
-        vocab_size = self.served.spec.vocab_size
-        for token_id in token_ids:
-            if not 0 <= token_id < vocab_size:
-                raise InvalidRequest(f"{param} has the token id {token_id}; expected 0 to {vocab_size - 1}", param)
+        highest = self.served.spec.vocab_size - 1
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) <= highest):
+            wrong = next(token_id for token_id in token_ids if not 0 <= token_id <= highest)
+            raise InvalidRequest(f"{param} has the token id {wrong}; expected 0 to {highest}", param)
 
     def check(self, request: TextRequest) -> None:
         """Refuses what can be known to fail: InvalidRequest, ContextExceeded, Unsupported."""
