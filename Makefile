@@ -20,10 +20,11 @@ PYTEST_ARGS ?=
 SEEDS ?= 20000
 FIRST ?= 0
 LIMIT_S ?= 3600
+FUZZ_S ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build dev demo test test-fast faults soak lint format types protos protos-check wheel bench clean
+.PHONY: help build dev demo test test-fast faults fuzz soak lint format types protos protos-check wheel bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ test-fast: build $(STAMPS)/test ## The tests without slow ones and without netwo
 
 faults: build $(STAMPS)/test ## The whole matrix of faults (what × where × when) with real processes, and its table as Markdown
 	$(PYTEST) tests/faults --all-faults $(PYTEST_ARGS)
+
+fuzz: build $(STAMPS)/test ## The HTTP API under random requests of schemathesis: FUZZ_S (seconds)
+	FUZZ_S=$(FUZZ_S) $(PYTEST) tests/http/test_fuzzing.py -s $(PYTEST_ARGS)
 
 soak: build $(STAMPS)/test ## Thousands of simulated clusters with faults: SEEDS, FIRST, LIMIT_S (seconds)
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --limit-s $(LIMIT_S)
