@@ -36,16 +36,16 @@ from dairllm.kernels_pyx import WIRE_ENCODINGS, StageSlice, decode_rows, encode_
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
+from dairllm.mesh.ring.codec import forward_request
 from dairllm.mesh.ring.frames import (
     MicroBatch,
     MicroBatchResult,
+    RingId,
     SequenceBegin,
-    SequenceId,
     SequenceResult,
     SequenceSlice,
     StageTiming,
     TokenScore,
-    forward_request,
 )
 from dairllm.mesh.sampling import SamplingParams
 from dairllm.model_files.manifest_builder import build_manifest
@@ -92,24 +92,24 @@ def measure_sizes(hidden_size: int, vocab_size: int) -> list[Size]:
 
 def decode_frame(encoding: str, hidden_size: int, *, is_first: bool = False) -> MicroBatch:
     """One row of one sequence, between two shards; is_first: from the coordinator to the first shard."""
-    part = _slice(encoding, 0 if is_first else hidden_size, POSITION, np.array([12345], np.int32), sample=True)
+    part = _slice(encoding, 0 if is_first else hidden_size, POSITION, (12345,), sample=True)
     return MicroBatch(EPOCH, BATCH_ID, encoding, (), (part,), (), () if is_first else (_timing(1),))
 
 
 def prefill_frame(encoding: str, hidden_size: int, vocab_size: int) -> MicroBatch:
     """The first chunk of a long prompt, between two shards."""
-    ids = np.random.default_rng(1).integers(0, vocab_size, CHUNK_ROWS, dtype=np.int32)
-    begin = SequenceBegin(SequenceId(77), 3 * CHUNK_ROWS, SamplingParams())
+    ids = tuple(np.random.default_rng(1).integers(0, vocab_size, CHUNK_ROWS).tolist())
+    begin = SequenceBegin(RingId(77), 3 * CHUNK_ROWS, SamplingParams())
     return MicroBatch(
         EPOCH, BATCH_ID, encoding, (begin,), (_slice(encoding, hidden_size, 0, ids, sample=False),), (), (_timing(CHUNK_ROWS),)
     )
 
 
-def _slice(encoding: str, hidden_size: int, first_position: int, ids: TokenIds, sample: bool) -> SequenceSlice:
+def _slice(encoding: str, hidden_size: int, first_position: int, ids: tuple[int, ...], sample: bool) -> SequenceSlice:
     """hidden_size: 0 for no activations."""
     activations = bytes(len(ids) * encoded_row_bytes(encoding, hidden_size)) if hidden_size else b""
-    blocks = np.arange(40, 40 + len(ids) // BLOCK_TOKENS, dtype=np.int32)
-    return SequenceSlice(SequenceId(77), first_position, ids, blocks, activations, sample, np.empty(0, np.int32))
+    blocks = tuple(range(40, 40 + len(ids) // BLOCK_TOKENS))
+    return SequenceSlice(RingId(77), first_position, ids, blocks, sample, activations=activations)
 
 
 def _timing(num_rows: int) -> StageTiming:
@@ -246,7 +246,7 @@ def control_messages(model: LoadedModel) -> dict[str, Message]:
     """As the programs send them, with the envelopes of their streams."""
     join, answer = cluster_pb2.JoinRequest, cluster_pb2.JoinResponse
     load = cluster_pb2.LoadProgress(epoch=EPOCH, loaded_bytes=41_000_000, total_bytes=96_000_000, from_disk_bytes=41_000_000)
-    result = MicroBatchResult(EPOCH, BATCH_ID, (SequenceResult(SequenceId(77), TokenScore(12345, -0.25), ()),), (_timing(1), _timing(1)))
+    result = MicroBatchResult(EPOCH, BATCH_ID, (SequenceResult(RingId(77), TokenScore(12345, -0.25), ()),), (_timing(1), _timing(1)))
     return {
         "Hello": join(hello=_hello(model)),
         "Assignment": answer(assignment=_assignment(model)),

@@ -6,14 +6,11 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-from dairllm.coordinator.engine.events import BatchCompleted
-from dairllm.coordinator.engine.facts import Batch, Begin, Slice, SliceResult
-from dairllm.coordinator.engine.requests import TokenLogprob, TokenScore
-from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import MalformedFrame, NotReady
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
+from dairllm.mesh.ring.codec import forward_request, result_from_proto
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
@@ -26,23 +23,13 @@ RESULT_CREDITS = 64
 OPEN_DEADLINE_S = 30.0
 
 
-class StageTiming(NamedTuple):
-    shard: str
-    queue_s: float
-    compute_s: float
-    codec_s: float
-    received_bytes: int
-    num_rows: int
-
-
 class Ring:
     """At most one epoch at a time.
 
-    wire: name of the encoding of all activations. on_result is called with every result of the open epoch and its stage timings.
+    on_result is called with every result of the open epoch.
     """
 
-    def __init__(self, cluster_hash: str, wire: str, on_result: Callable[[BatchCompleted, Sequence[StageTiming]], None]) -> None:
-        self._wire = wire
+    def __init__(self, cluster_hash: str, on_result: Callable[[MicroBatchResult], None]) -> None:
         self._on_result = on_result
         self._secret = secrets.token_bytes(32)
         self._closed = self._member = RingMember(cluster_hash, COORDINATOR_NAME, None)
@@ -107,9 +94,9 @@ class Ring:
             receiver.cancel()
         await self.close()
 
-    def send(self, batch: Batch) -> None:
+    def send(self, batch: MicroBatch) -> None:
         if self._edge is not None and batch.epoch == self.epoch:
-            self._edge.post(ring_pb2.ForwardRequest(micro_batch=batch_to_proto(batch, self._wire)))
+            self._edge.post(forward_request(batch))
 
     async def _keep_edge(
         self, epoch: int, edge: OutgoingEdge, accepted: asyncio.Future[None], on_broken: Callable[[int, str], None]
@@ -147,61 +134,5 @@ class Ring:
                 if request.WhichOneof("message") != "result":
                     raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
                 self._member.require_epoch(request.result.epoch)
-                self._on_result(result_from_proto(request.result), timings_from_proto(request.result.timings))
+                self._on_result(result_from_proto(request.result))
                 await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
-
-
-def batch_to_proto(batch: Batch, wire: str) -> ring_pb2.MicroBatch:
-    return ring_pb2.MicroBatch(
-        epoch=batch.epoch,
-        batch_id=batch.batch_id,
-        encoding=parse_encoding(wire),
-        begins=[_begin_to_proto(begin) for begin in batch.begins],
-        slices=[_slice_to_proto(piece) for piece in batch.slices],
-        ends=batch.ends,
-    )
-
-
-def _begin_to_proto(begin: Begin) -> ring_pb2.SequenceBegin:
-    return ring_pb2.SequenceBegin(
-        sequence_id=begin.ring_id,
-        prompt_length=begin.prompt_length,
-        sampling=begin.sampling.to_proto(),
-        block_ids=begin.block_ids,
-        token_ids=begin.token_ids,
-    )
-
-
-def _slice_to_proto(piece: Slice) -> ring_pb2.SequenceSlice:
-    first_unit, end_unit, replay_at = piece.replay or (0, 0, "")
-    return ring_pb2.SequenceSlice(
-        first_unit=first_unit,
-        end_unit=end_unit,
-        replay_at=replay_at,
-        sequence_id=piece.ring_id,
-        first_position=piece.first_position,
-        token_ids=piece.token_ids,
-        new_block_ids=piece.new_block_ids,
-        sample=piece.sample,
-        score_targets=piece.score_targets,
-    )
-
-
-def result_from_proto(message: ring_pb2.MicroBatchResult) -> BatchCompleted:
-    return BatchCompleted(message.epoch, message.batch_id, tuple(_slice_result(result) for result in message.results))
-
-
-def _slice_result(message: ring_pb2.SequenceResult) -> SliceResult:
-    sampled = _token_score(message.sampled) if message.HasField("sampled") else None
-    scores = tuple(_token_score(score) for score in message.scores)
-    return SliceResult(message.sequence_id, sampled, scores, message.replay_failed, message.failure)
-
-
-def _token_score(message: ring_pb2.TokenLogprobs) -> TokenScore:
-    return TokenScore(message.token_id, message.logprob, tuple(TokenLogprob(top.token_id, top.logprob) for top in message.top))
-
-
-def timings_from_proto(timings: Sequence[ring_pb2.StageTiming]) -> tuple[StageTiming, ...]:
-    return tuple(
-        StageTiming(t.shard, t.queue_us * 1e-6, t.compute_us * 1e-6, t.codec_us * 1e-6, t.received_bytes, t.num_rows) for t in timings
-    )

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from dairllm.coordinator.engine.facts import Batch
 from dairllm.coordinator.engine.requests import GenerationEvent, SequenceId
+from dairllm.mesh.ring.frames import MicroBatch
 
 
 class SendBatch(NamedTuple):
-    batch: Batch
+    batch: MicroBatch
 
 
 class EmitEvent(NamedTuple):

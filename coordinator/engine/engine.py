@@ -17,7 +17,7 @@ from dairllm.coordinator.engine.events import (
     RingUnavailable,
     SchedulerEvent,
 )
-from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -26,8 +26,8 @@ from dairllm.coordinator.engine.requests import (
     TokenGenerated,
 )
 from dairllm.coordinator.engine.scheduler import Scheduler
-from dairllm.coordinator.ring import StageTiming
 from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, GenerationFailed, InvalidRequest, NotReady, RequestLost
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, StageTiming
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class StageLoad:
 
 
 class _OpenedRing(NamedTuple):
-    send: Callable[[Batch], None]
+    send: Callable[[MicroBatch], None]
     on_recovered: Callable[[ReportRecovery, float], None]
 
 
@@ -233,7 +233,7 @@ class Engine:
         return self._scheduler.used_block_ids
 
     def open_ring(
-        self, geometry: RingGeometry, send: Callable[[Batch], None], on_recovered: Callable[[ReportRecovery, float], None]
+        self, geometry: RingGeometry, send: Callable[[MicroBatch], None], on_recovered: Callable[[ReportRecovery, float], None]
     ) -> None:
         """send: puts a batch on the ring. on_recovered: every answer that was running when the ring before closed, so many seconds ago, has
         gone on or ended."""
@@ -298,12 +298,12 @@ class Engine:
         for stream in self._streams.values():
             stream.put_nowait(error)
 
-    def complete(self, event: BatchCompleted, timings: Sequence[StageTiming]) -> None:
-        flight = self._flights.pop((event.epoch, event.batch_id), None)
+    def complete(self, result: MicroBatchResult) -> None:
+        flight = self._flights.pop((result.epoch, result.batch_id), None)
         if flight is not None:
             self._waited_s = 0.0
-            self._measure(flight, timings)
-        self._handle(event)
+            self._measure(flight, result.timings)
+        self._handle(BatchCompleted(result))
 
     def _measure(self, flight: _Flight, timings: Sequence[StageTiming]) -> None:
         measured = self._measured
@@ -315,12 +315,12 @@ class Engine:
             load = measured.stages.setdefault(timing.shard, StageLoad())
             load.frames += 1
             load.rows += timing.num_rows
-            load.compute_s += timing.compute_s
-            load.codec_s += timing.codec_s
-            load.queue_s += timing.queue_s
+            load.compute_s += timing.compute_us * 1e-6
+            load.codec_s += timing.codec_us * 1e-6
+            load.queue_s += timing.queue_us * 1e-6
             load.received_bytes += timing.received_bytes
             if flight.only_decodes:
-                load.decode_step_s = _smooth(load.decode_step_s, timing.compute_s)
+                load.decode_step_s = _smooth(load.decode_step_s, timing.compute_us * 1e-6)
 
     def _handle(self, event: SchedulerEvent) -> None:
         for action in self._scheduler.handle(event):

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from dairllm.coordinator.engine.facts import RingGeometry, SliceResult
+from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.requests import GenerationRequest, SequenceId
+from dairllm.mesh.ring.frames import MicroBatchResult
 
 
 class RingAvailable(NamedTuple):
@@ -28,9 +29,7 @@ class GenerationCancelled(NamedTuple):
 
 
 class BatchCompleted(NamedTuple):
-    epoch: int
-    batch_id: int
-    results: tuple[SliceResult, ...]
+    result: MicroBatchResult
 
 
 SchedulerEvent = RingAvailable | RingDraining | RingUnavailable | GenerationRequested | GenerationCancelled | BatchCompleted

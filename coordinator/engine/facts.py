@@ -1,11 +1,9 @@
-"""What the scheduler must know of a ring, and what goes around it."""
+"""What the scheduler must know of a ring."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dairllm.coordinator.engine.recovery import Placement, Replay
-from dairllm.coordinator.engine.requests import TokenScore
-from dairllm.mesh.sampling import SamplingParams
+from dairllm.coordinator.engine.recovery import Placement
 
 
 class SchedulerLimits(NamedTuple):
@@ -22,14 +20,15 @@ class SchedulerLimits(NamedTuple):
 class RingGeometry:
     """What the scheduler must know of a plan.
 
-    present: layer units whose owner has the cache of all that was computed when the last ring closed. intact_blocks: only in blocks
-    below it, if it is less than num_kv_blocks.
+    encoding: of activations, for the frames. present: layer units whose owner has the cache of all that was computed when the last ring
+    closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks.
     """
 
     epoch: int
     placement: Placement
     num_kv_blocks: int
     kv_block_tokens: int
+    encoding: str
     present: frozenset[int] = frozenset()
     intact_blocks: int | None = None
 
@@ -40,50 +39,3 @@ class RingGeometry:
     @property
     def num_stages(self) -> int:
         return len(self.placement)
-
-
-class Begin(NamedTuple):
-    """block_ids, token_ids: what a sequence has already that goes on in a new epoch."""
-
-    ring_id: int
-    prompt_length: int
-    sampling: SamplingParams
-    block_ids: tuple[int, ...] = ()
-    token_ids: tuple[int, ...] = ()
-
-
-class Slice(NamedTuple):
-    ring_id: int
-    first_position: int
-    token_ids: tuple[int, ...]
-    new_block_ids: tuple[int, ...]
-    sample: bool
-    score_targets: tuple[int, ...]
-    replay: Replay | None = None
-
-    @property
-    def stop(self) -> int:
-        return self.first_position + len(self.token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    epoch: int
-    batch_id: int
-    begins: tuple[Begin, ...]
-    slices: tuple[Slice, ...]
-    ends: tuple[int, ...]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(len(piece.token_ids) for piece in self.slices)
-
-
-class SliceResult(NamedTuple):
-    """replay_failed: the sent rows that it needed are gone. failure: why this sequence, and no other, cannot go on; '' if it can."""
-
-    ring_id: int
-    sampled: TokenScore | None
-    scores: tuple[TokenScore, ...]
-    replay_failed: bool = False
-    failure: str = ""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from dairllm.coordinator.cluster.identities import Holder
+from dairllm.mesh.ring.frames import Replay
 
 
 class StagePlace(NamedTuple):
@@ -19,15 +20,6 @@ class StagePlace(NamedTuple):
 
 Placement = tuple[StagePlace, ...]
 """All stages in ring order; together they hold every unit once."""
-
-
-class Replay(NamedTuple):
-    """Rows enter at boundary first_unit, from what shard replay_at has sent over it ('': from token ids); units [first_unit, end_unit)
-    compute."""
-
-    first_unit: int
-    end_unit: int
-    replay_at: str
 
 
 SentRowsHolders = Mapping[int, Holder]

@@ -3,14 +3,10 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 
+from dairllm.mesh.ring.frames import TokenScore
 from dairllm.mesh.sampling import SamplingParams
 
 SequenceId = NewType("SequenceId", int)
-
-
-class TokenLogprob(NamedTuple):
-    token_id: int
-    logprob: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +24,6 @@ class GenerationRequest:
     max_tokens: int | None = None
     end_ids: frozenset[int] = frozenset()
     score_prompt: bool = False
-
-
-class TokenScore(NamedTuple):
-    """A token, its log-probability (meaningless unless it was asked for), and the most probable tokens at its place, best first."""
-
-    token_id: int
-    logprob: float
-    top: tuple[TokenLogprob, ...] = ()
 
 
 class PromptScored(NamedTuple):

@@ -7,6 +7,7 @@ from dairllm.coordinator.engine.blocks import BlockAllocator
 from dairllm.coordinator.engine.invariants import check_sequences
 from dairllm.coordinator.engine.requests import SequenceId
 from dairllm.coordinator.engine.sequences import Sequence
+from dairllm.mesh.ring.frames import RingId
 
 
 class SequenceRoster:
@@ -17,8 +18,8 @@ class SequenceRoster:
         self.running: list[Sequence] = []
         self._blocks: BlockAllocator | None = None
         self._sequences: dict[SequenceId, Sequence] = {}
-        self._on_shards: dict[int, Sequence] = {}
-        self._pending_ends: list[int] = []
+        self._on_shards: dict[RingId, Sequence] = {}
+        self._pending_ends: list[RingId] = []
         self._next_ring_id = 1
 
     @property
@@ -35,7 +36,7 @@ class SequenceRoster:
         return self._blocks.num_free if self._blocks else 0
 
     @property
-    def alive_ring_ids(self) -> tuple[int, ...]:
+    def alive_ring_ids(self) -> tuple[RingId, ...]:
         return tuple(self._on_shards)
 
     @property
@@ -49,7 +50,7 @@ class SequenceRoster:
     def find(self, sequence_id: SequenceId) -> Sequence | None:
         return self._sequences.get(sequence_id)
 
-    def find_on_shards(self, ring_id: int) -> Sequence | None:
+    def find_on_shards(self, ring_id: RingId) -> Sequence | None:
         return self._on_shards.get(ring_id)
 
     def check_invariants(self) -> None:
@@ -65,7 +66,7 @@ class SequenceRoster:
     def start(self) -> Sequence:
         """The sequence that has waited longest runs."""
         sequence = self.waiting.popleft()
-        sequence.ring_id = self._next_ring_id
+        sequence.ring_id = RingId(self._next_ring_id)
         self._next_ring_id += 1
         sequence.begins = True
         self._on_shards[sequence.ring_id] = sequence
@@ -98,7 +99,7 @@ class SequenceRoster:
             self._pending_ends.append(sequence.ring_id)
         sequence.restart()
 
-    def take_ends(self) -> tuple[int, ...]:
+    def take_ends(self) -> tuple[RingId, ...]:
         """Ring ids that the shards can forget and have not been told of."""
         ends = tuple(self._pending_ends)
         self._pending_ends.clear()

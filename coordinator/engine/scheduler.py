@@ -32,10 +32,11 @@ from dairllm.coordinator.engine.events import (
     RingUnavailable,
     SchedulerEvent,
 )
-from dairllm.coordinator.engine.facts import Batch, Begin, RingGeometry, SchedulerLimits, Slice, SliceResult
+from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
 from dairllm.coordinator.engine.roster import SequenceRoster
 from dairllm.coordinator.engine.sequences import Sequence
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceResult, SequenceSlice
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class _Ring:
     """What is true only while one plan lasts."""
 
     geometry: RingGeometry
-    in_flight: dict[int, tuple[Slice, ...]] = field(default_factory=dict)
+    in_flight: dict[int, tuple[SequenceSlice, ...]] = field(default_factory=dict)
     is_closing: bool = False
     next_batch_id: int = 1
 
@@ -78,7 +79,7 @@ class Scheduler:
         return self._roster.kv_blocks_free
 
     @property
-    def alive_ring_ids(self) -> tuple[int, ...]:
+    def alive_ring_ids(self) -> tuple[RingId, ...]:
         """Sequences that the shards must not forget."""
         return self._roster.alive_ring_ids
 
@@ -100,8 +101,8 @@ class Scheduler:
                 actions += self._request(sequence_id, request)
             case GenerationCancelled(sequence_id):
                 self._roster.drop(sequence_id)
-            case BatchCompleted():
-                actions += self._complete(event)
+            case BatchCompleted(result):
+                actions += self._complete(result)
         return [*actions, *map(SendBatch, self._fill_ring()), *self._note_recovered()]
 
     def check_invariants(self) -> None:
@@ -164,39 +165,39 @@ class Scheduler:
 
     # Frames that come back
 
-    def _complete(self, event: BatchCompleted) -> list[SchedulerAction]:
+    def _complete(self, batch: MicroBatchResult) -> list[SchedulerAction]:
         ring = self._ring
-        if ring is None or event.epoch != ring.geometry.epoch or event.batch_id not in ring.in_flight:
+        if ring is None or batch.epoch != ring.geometry.epoch or batch.batch_id not in ring.in_flight:
             return []
-        results = {result.ring_id: result for result in event.results}
+        results = {result.sequence_id: result for result in batch.results}
         actions: list[SchedulerAction] = []
-        for piece in ring.in_flight.pop(event.batch_id):
-            sequence = self._roster.find_on_shards(piece.ring_id)
+        for slice_ in ring.in_flight.pop(batch.batch_id):
+            sequence = self._roster.find_on_shards(slice_.sequence_id)
             if sequence is not None:
-                actions += self._accept(ring, sequence, piece, results.get(piece.ring_id, SliceResult(piece.ring_id, None, ())))
+                actions += self._accept(ring, sequence, slice_, results.get(slice_.sequence_id, SequenceResult(slice_.sequence_id, None)))
         return actions + self._note_drained(ring)
 
-    def _accept(self, ring: _Ring, sequence: Sequence, piece: Slice, result: SliceResult) -> list[SchedulerAction]:
+    def _accept(self, ring: _Ring, sequence: Sequence, slice_: SequenceSlice, result: SequenceResult) -> list[SchedulerAction]:
         if result.replay_failed:
             self._roster.set_back([sequence])
             return []
-        failure = result.failure or _lack_of(piece, result)
+        failure = result.failure or _lack_of(slice_, result)
         if failure:
             self._roster.drop(sequence.id)
             return [FailSequence(sequence.id, failure)]
-        if piece.replay is not None:
-            sequence.complete_replay(piece.stop)
+        if slice_.replay is not None:
+            sequence.complete_replay(slice_.end_position)
             return []
-        sequence.complete_rows(piece.stop, ring.geometry.placement)
-        events = self._events_of(sequence, piece, result)
+        sequence.complete_rows(slice_.end_position, ring.geometry.placement)
+        events = self._events_of(sequence, slice_, result)
         if any(isinstance(event, GenerationFinished) for event in events):
             self._roster.drop(sequence.id)
         return [EmitEvent(sequence.id, event) for event in events]
 
     @staticmethod
-    def _events_of(sequence: Sequence, piece: Slice, result: SliceResult) -> list[GenerationEvent]:
+    def _events_of(sequence: Sequence, slice_: SequenceSlice, result: SequenceResult) -> list[GenerationEvent]:
         events: list[GenerationEvent] = []
-        if piece.score_targets:
+        if slice_.score_targets:
             events += sequence.accept_scores(result.scores)
         if result.sampled is not None:
             events += sequence.accept_token(result.sampled)
@@ -206,19 +207,19 @@ class Scheduler:
 
     # Frames to send
 
-    def _fill_ring(self) -> Iterator[Batch]:
+    def _fill_ring(self) -> Iterator[MicroBatch]:
         while self._ring is not None and not self._ring.is_closing:
             batch = self._next_batch(self._ring)
             if batch is None:
                 return
             yield batch
 
-    def _next_batch(self, ring: _Ring) -> Batch | None:
+    def _next_batch(self, ring: _Ring) -> MicroBatch | None:
         free_slots = ring.geometry.num_stages - len(ring.in_flight)
         if free_slots < 0:
             return None
-        slices: list[Slice] = []
-        begins: list[Begin] = []
+        slices: list[SequenceSlice] = []
+        begins: list[SequenceBegin] = []
         if free_slots > 0:
             self._add_decode_slices(ring, slices, begins)
         if free_slots > 0 or not self._any_decoding():
@@ -226,9 +227,9 @@ class Scheduler:
         if not slices and not (self._roster.has_pending_ends and free_slots > 0):
             return None
         # A sequence can be set back to make room for one that comes after it in this very frame.
-        kept = tuple(piece for piece in slices if self._roster.find_on_shards(piece.ring_id))
-        begun = tuple(begin for begin in begins if self._roster.find_on_shards(begin.ring_id))
-        batch = Batch(ring.geometry.epoch, ring.next_batch_id, begun, kept, self._roster.take_ends())
+        kept = tuple(slice_ for slice_ in slices if self._roster.find_on_shards(slice_.sequence_id))
+        begun = tuple(begin for begin in begins if self._roster.find_on_shards(begin.sequence_id))
+        batch = MicroBatch(ring.geometry.epoch, ring.next_batch_id, ring.geometry.encoding, begun, kept, self._roster.take_ends())
         ring.next_batch_id += 1
         ring.in_flight[batch.batch_id] = kept
         return batch
@@ -236,16 +237,16 @@ class Scheduler:
     def _any_decoding(self) -> bool:
         return any(sequence.is_decoding for sequence in self._roster.running)
 
-    def _add_decode_slices(self, ring: _Ring, slices: list[Slice], begins: list[Begin]) -> None:
+    def _add_decode_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
         decoding = [s for s in self._roster.running if s.is_decoding]
         ready = [s for s in decoding if not s.awaits_sample]
         share = min(-(-len(decoding) // ring.geometry.num_stages), self.limits.max_batch_rows)
         for sequence in ready[:share]:
             self._add_rows(sequence, 1, slices, begins)
 
-    def _add_prompt_slices(self, ring: _Ring, slices: list[Slice], begins: list[Begin]) -> None:
+    def _add_prompt_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
         budget = self.limits.chunk_rows_while_decoding if self._any_decoding() else self.limits.max_batch_rows
-        budget = min(budget, self.limits.max_batch_rows - sum(len(piece.token_ids) for piece in slices))
+        budget = min(budget, self.limits.max_batch_rows - sum(slice_.num_rows for slice_ in slices))
         for sequence in [s for s in self._roster.running if not s.is_decoding]:
             if sequence.num_unreplayed > 0:
                 budget -= self._add_replay(sequence, budget, slices, begins)
@@ -258,14 +259,14 @@ class Scheduler:
             sequence = self._roster.start()
             budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
 
-    def _begin(self, sequence: Sequence, first_position: int, begins: list[Begin]) -> None:
+    def _begin(self, sequence: Sequence, first_position: int, begins: list[SequenceBegin]) -> None:
         """Tell the shards of it, if they do not know: the blocks of what they have computed, and the tokens before its next slice."""
         if not sequence.begins:
             return
         sequence.begins = False
         assert sequence.ring_id is not None
         begins.append(
-            Begin(
+            SequenceBegin(
                 sequence.ring_id,
                 sequence.prompt_length,
                 sequence.request.sampling,
@@ -274,7 +275,7 @@ class Scheduler:
             )
         )
 
-    def _add_replay(self, sequence: Sequence, budget: int, slices: list[Slice], begins: list[Begin]) -> int:
+    def _add_replay(self, sequence: Sequence, budget: int, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> int:
         rows = min(budget, sequence.num_unreplayed)
         if rows <= 0 or sequence.ring_id is None:
             return 0
@@ -282,10 +283,10 @@ class Scheduler:
         sequence.num_replayed += rows
         self._begin(sequence, start, begins)
         token_ids = tuple(sequence.tokens[start : start + rows])
-        slices.append(Slice(sequence.ring_id, start, token_ids, (), False, (), sequence.replay))
+        slices.append(SequenceSlice(sequence.ring_id, start, token_ids, (), sample=False, replay=sequence.replay))
         return rows
 
-    def _add_rows(self, sequence: Sequence, rows: int, slices: list[Slice], begins: list[Begin]) -> int:
+    def _add_rows(self, sequence: Sequence, rows: int, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> int:
         """The next rows of the sequence, if there is room for them in the cache; the number that was added."""
         if rows <= 0 or sequence.ring_id is None or not self._roster.reserve(sequence, rows):
             return 0
@@ -294,8 +295,8 @@ class Scheduler:
         sequence.num_sent = stop
         sequence.awaits_sample = sequence.samples and stop == len(sequence.tokens)
         slices.append(
-            Slice(
-                ring_id=sequence.ring_id,
+            SequenceSlice(
+                sequence_id=sequence.ring_id,
                 first_position=start,
                 token_ids=tuple(sequence.tokens[start:stop]),
                 new_block_ids=tuple(sequence.block_ids[self._roster.blocks.blocks_for(start) :]),
@@ -306,10 +307,10 @@ class Scheduler:
         return rows
 
 
-def _lack_of(piece: Slice, result: SliceResult) -> str:
+def _lack_of(slice_: SequenceSlice, result: SequenceResult) -> str:
     """What was asked for and did not come; '' if all did. A sequence must not wait for what never comes."""
-    if piece.sample and result.sampled is None:
+    if slice_.sample and result.sampled is None:
         return "the shard with the head gave no token for this answer"
-    if len(result.scores) != len(piece.score_targets):
-        return f"the shard with the head gave {len(result.scores)} scores for {len(piece.score_targets)} tokens of the prompt"
+    if len(result.scores) != len(slice_.score_targets):
+        return f"the shard with the head gave {len(result.scores)} scores for {len(slice_.score_targets)} tokens of the prompt"
     return ""

@@ -8,7 +8,7 @@ randomness is counted by position, its next token is the one that it would have 
 
 from dataclasses import dataclass, field
 
-from dairllm.coordinator.engine.recovery import Placement, Replay, SentRowsHolders, holders_after, holders_under, plan_replay
+from dairllm.coordinator.engine.recovery import Placement, SentRowsHolders, holders_after, holders_under, plan_replay
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -16,8 +16,8 @@ from dairllm.coordinator.engine.requests import (
     PromptScored,
     SequenceId,
     TokenGenerated,
-    TokenScore,
 )
+from dairllm.mesh.ring.frames import Replay, RingId, TokenScore
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +30,7 @@ class Sequence:
     request: GenerationRequest
     max_length: int
     tokens: list[int] = field(init=False)
-    ring_id: int | None = None
+    ring_id: RingId | None = None
     block_ids: list[int] = field(default_factory=list)
     begins: bool = False
     num_sent: int = 0

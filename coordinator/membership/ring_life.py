@@ -67,6 +67,7 @@ class RingLife:
             placement=placement,
             num_kv_blocks=action.plan.num_kv_blocks,
             kv_block_tokens=self._config.kv_block_tokens,
+            encoding=self._config.arithmetic.wire,
             present=action.kept | action.transferred,
             intact_blocks=action.intact_blocks,
         )

@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dairllm.coordinator.engine.requests import TokenScore
 from dairllm.coordinator.text.stop_filter import StopFilter
 from dairllm.coordinator.text.text_events import TextDelta, TextToken
 from dairllm.coordinator.text.token_texts import TokenTexts
+from dairllm.mesh.ring.frames import TokenScore
 from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from dairllm.coordinator.engine.requests import TokenScore
 from dairllm.coordinator.text.text_events import TextDelta
 from dairllm.coordinator.text.text_request import TextRequest
 from dairllm.coordinator.text.token_texts import TokenTexts
+from dairllm.mesh.ring.frames import TokenScore
 from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer
 
 

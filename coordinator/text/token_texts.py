@@ -1,7 +1,7 @@
 """Tokens as clients see them."""
 
-from dairllm.coordinator.engine.requests import TokenScore
 from dairllm.coordinator.text.text_events import TextToken, TopToken
+from dairllm.mesh.ring.frames import TokenScore
 from dairllm.model_files.tokenizer import Tokenizer
 
 

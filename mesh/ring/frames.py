@@ -1,29 +1,16 @@
-"""What travels along the ring, as facts. Protobuf objects stop here: `…_from_proto` validates what a single message can tell,
-`ComputeStage` validates what depends on the plan and on the frames before.
-"""
+"""What travels along the ring, as facts: micro-batches from the coordinator through all shards, and their results back to it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, NewType
 
-import numpy as np
-import numpy.typing as npt
-
-from dairllm.mesh.encodings import encoding_name, parse_encoding
-from dairllm.mesh.errors import InvalidRequest, MalformedFrame
 from dairllm.mesh.sampling import SamplingParams
-from dairllm.v1 import ring_pb2
 
-SequenceId = NewType("SequenceId", int)
-TokenIds = npt.NDArray[np.int32]
-
-
-def no_ids() -> TokenIds:
-    return np.empty(0, np.int32)
+RingId = NewType("RingId", int)
+"""One life of a sequence on the shards: when it has to begin anew, it does so under another."""
 
 
 class StageTiming(NamedTuple):
-    """What one shard spent on one frame; `codec_us` is decoding the frame and encoding the output."""
+    """What one shard spent on one frame, in whole microseconds; `codec_us` is decoding the frame and encoding the output."""
 
     shard: str
     queue_us: int
@@ -50,31 +37,40 @@ class TokenScore(NamedTuple):
 class SequenceBegin:
     """block_ids, token_ids: of a sequence that goes on after a change of plan, its cache blocks and its tokens before the next slice."""
 
-    sequence_id: SequenceId
+    sequence_id: RingId
     prompt_length: int
     sampling: SamplingParams
-    block_ids: TokenIds = field(default_factory=no_ids)
-    token_ids: TokenIds = field(default_factory=no_ids)
+    block_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+
+class Replay(NamedTuple):
+    """What is computed again: rows enter at boundary first_unit, from what shard replay_at has sent there before ('': from token ids), and
+    units [first_unit, end_unit) compute them. has_failed: they were not there any more, so nobody computes the slice.
+    """
+
+    first_unit: int
+    end_unit: int
+    replay_at: str
+    has_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceSlice:
     """Consecutive rows of one sequence, one per token. activations: its rows in the frame's encoding; empty where none travel.
 
-    first_unit, end_unit, replay_at, replay_failed: as in ring.proto; 0, 0 for a slice that all units compute.
+    new_block_ids: appended to its cache blocks. sample: whether a token is sampled after the last row. score_targets: one token id per row
+    whose log-probability after that row is wanted, or none. replay: None for a slice that all units compute.
     """
 
-    sequence_id: SequenceId
+    sequence_id: RingId
     first_position: int
-    token_ids: TokenIds
-    new_block_ids: TokenIds
-    activations: bytes
+    token_ids: tuple[int, ...]
+    new_block_ids: tuple[int, ...]
     sample: bool
-    score_targets: TokenIds
-    first_unit: int = 0
-    end_unit: int = 0
-    replay_at: str = ""
-    replay_failed: bool = False
+    score_targets: tuple[int, ...] = ()
+    replay: Replay | None = None
+    activations: bytes = b""
 
     @property
     def num_rows(self) -> int:
@@ -85,8 +81,9 @@ class SequenceSlice:
         return self.first_position + self.num_rows
 
     @property
-    def is_replay(self) -> bool:
-        return self.end_unit > 0
+    def has_failed(self) -> bool:
+        """It is a replay that could not be done."""
+        return self.replay is not None and self.replay.has_failed
 
     def with_activations(self, activations: bytes) -> "SequenceSlice":
         return replace(self, activations=activations)
@@ -95,7 +92,8 @@ class SequenceSlice:
         return replace(self, activations=b"") if self.activations else self
 
     def with_failed_replay(self) -> "SequenceSlice":
-        return replace(self, replay_failed=True)
+        assert self.replay is not None
+        return replace(self, replay=self.replay._replace(has_failed=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +105,8 @@ class MicroBatch:
     encoding: str
     begins: tuple[SequenceBegin, ...]
     slices: tuple[SequenceSlice, ...]
-    ends: tuple[SequenceId, ...]
-    timings: tuple[StageTiming, ...]
+    ends: tuple[RingId, ...]
+    timings: tuple[StageTiming, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -120,11 +118,14 @@ class MicroBatch:
 
 
 class SequenceResult(NamedTuple):
-    """failure: why this sequence cannot go on, for people; empty if it can."""
+    """sampled: if the slice asked for it. scores: one per score target. replay_failed: the slice was a replay that could not be done.
 
-    sequence_id: SequenceId
+    failure: why this sequence, and no other, cannot go on, for people; empty if it can.
+    """
+
+    sequence_id: RingId
     sampled: TokenScore | None
-    scores: tuple[TokenScore, ...]
+    scores: tuple[TokenScore, ...] = ()
     replay_failed: bool = False
     failure: str = ""
 
@@ -135,135 +136,3 @@ class MicroBatchResult:
     batch_id: int
     results: tuple[SequenceResult, ...]
     timings: tuple[StageTiming, ...]
-
-
-def micro_batch_from_proto(message: ring_pb2.MicroBatch) -> MicroBatch:
-    """Raises MalformedFrame for unknown encodings, sampling parameters out of range and ids over 31 bits."""
-    return MicroBatch(
-        epoch=message.epoch,
-        batch_id=message.batch_id,
-        encoding=encoding_name(message.encoding),
-        begins=tuple(_begin_from_proto(begin) for begin in message.begins),
-        slices=tuple(_slice_from_proto(part) for part in message.slices),
-        ends=tuple(SequenceId(sequence_id) for sequence_id in message.ends),
-        timings=tuple(_timing_from_proto(timing) for timing in message.timings),
-    )
-
-
-def forward_request(frame: MicroBatch | MicroBatchResult) -> ring_pb2.ForwardRequest:
-    if isinstance(frame, MicroBatch):
-        return ring_pb2.ForwardRequest(micro_batch=micro_batch_to_proto(frame))
-    return ring_pb2.ForwardRequest(result=result_to_proto(frame))
-
-
-def micro_batch_to_proto(frame: MicroBatch) -> ring_pb2.MicroBatch:
-    return ring_pb2.MicroBatch(
-        epoch=frame.epoch,
-        batch_id=frame.batch_id,
-        encoding=parse_encoding(frame.encoding),
-        begins=[_begin_to_proto(begin) for begin in frame.begins],
-        slices=[_slice_to_proto(part) for part in frame.slices],
-        ends=frame.ends,
-        timings=[_timing_to_proto(timing) for timing in frame.timings],
-    )
-
-
-def result_to_proto(frame: MicroBatchResult) -> ring_pb2.MicroBatchResult:
-    return ring_pb2.MicroBatchResult(
-        epoch=frame.epoch,
-        batch_id=frame.batch_id,
-        results=[_sequence_result_to_proto(result) for result in frame.results],
-        timings=[_timing_to_proto(timing) for timing in frame.timings],
-    )
-
-
-def _begin_from_proto(message: ring_pb2.SequenceBegin) -> SequenceBegin:
-    try:
-        sampling = SamplingParams.from_proto(message.sampling)
-    except InvalidRequest as error:
-        raise MalformedFrame(f"sequence {message.sequence_id} has wrong sampling parameters: {error}") from error
-    return SequenceBegin(
-        sequence_id=SequenceId(message.sequence_id),
-        prompt_length=message.prompt_length,
-        sampling=sampling,
-        block_ids=_ids(message.sequence_id, "block id", message.block_ids),
-        token_ids=_ids(message.sequence_id, "token id", message.token_ids),
-    )
-
-
-def _slice_from_proto(message: ring_pb2.SequenceSlice) -> SequenceSlice:
-    sequence_id = message.sequence_id
-    return SequenceSlice(
-        sequence_id=SequenceId(sequence_id),
-        first_position=message.first_position,
-        token_ids=_ids(sequence_id, "token id", message.token_ids),
-        new_block_ids=_ids(sequence_id, "block id", message.new_block_ids),
-        activations=message.activations,
-        sample=message.sample,
-        score_targets=_ids(sequence_id, "score target", message.score_targets),
-        first_unit=message.first_unit,
-        end_unit=message.end_unit,
-        replay_at=message.replay_at,
-        replay_failed=message.replay_failed,
-    )
-
-
-def _ids(sequence_id: int, what: str, values: Sequence[int]) -> TokenIds:
-    if not values:
-        return no_ids()
-    ids = np.array(values, dtype=np.uint32)
-    if int(ids.max()) >= 2**31:
-        raise MalformedFrame(f"sequence {sequence_id} has {what} {int(ids.max())}; expected less than 2^31")
-    return ids.astype(np.int32)
-
-
-def _begin_to_proto(begin: SequenceBegin) -> ring_pb2.SequenceBegin:
-    return ring_pb2.SequenceBegin(
-        sequence_id=begin.sequence_id,
-        prompt_length=begin.prompt_length,
-        sampling=begin.sampling.to_proto(),
-        block_ids=begin.block_ids.tolist(),
-        token_ids=begin.token_ids.tolist(),
-    )
-
-
-def _slice_to_proto(part: SequenceSlice) -> ring_pb2.SequenceSlice:
-    return ring_pb2.SequenceSlice(
-        sequence_id=part.sequence_id,
-        first_position=part.first_position,
-        token_ids=part.token_ids.tolist(),
-        new_block_ids=part.new_block_ids.tolist(),
-        activations=part.activations,
-        sample=part.sample,
-        score_targets=part.score_targets.tolist(),
-        first_unit=part.first_unit,
-        end_unit=part.end_unit,
-        replay_at=part.replay_at,
-        replay_failed=part.replay_failed,
-    )
-
-
-def _timing_from_proto(message: ring_pb2.StageTiming) -> StageTiming:
-    return StageTiming(message.shard, message.queue_us, message.compute_us, message.received_bytes, message.num_rows, message.codec_us)
-
-
-def _timing_to_proto(timing: StageTiming) -> ring_pb2.StageTiming:
-    return ring_pb2.StageTiming(**timing._asdict())
-
-
-def _sequence_result_to_proto(result: SequenceResult) -> ring_pb2.SequenceResult:
-    return ring_pb2.SequenceResult(
-        sequence_id=result.sequence_id,
-        sampled=None if result.sampled is None else _score_to_proto(result.sampled),
-        scores=[_score_to_proto(score) for score in result.scores],
-        replay_failed=result.replay_failed,
-        failure=result.failure,
-    )
-
-
-def _score_to_proto(score: TokenScore) -> ring_pb2.TokenLogprobs:
-    return ring_pb2.TokenLogprobs(
-        token_id=score.token_id,
-        logprob=score.logprob,
-        top=[ring_pb2.TopLogprob(token_id=top.token_id, logprob=top.logprob) for top in score.top],
-    )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from dairllm.mesh.errors import DairllmError, FrameRejected, WrongEpoch
-from dairllm.mesh.ring.frames import forward_request, micro_batch_from_proto
+from dairllm.mesh.ring.codec import forward_request, micro_batch_from_proto
 from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts

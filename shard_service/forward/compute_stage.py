@@ -6,6 +6,7 @@ Runs in the compute thread only.
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ class ComputeStage:
         timings = (*frame.timings, timing)
         if self._head is None:
             return MicroBatch(frame.epoch, frame.batch_id, frame.encoding, frame.begins, outgoing, frame.ends, timings)
-        failed = {part.sequence_id: SequenceResult(part.sequence_id, None, (), True) for part in outgoing if part.replay_failed}
+        failed = {part.sequence_id: SequenceResult(part.sequence_id, None, (), True) for part in outgoing if part.has_failed}
         return MicroBatchResult(frame.epoch, frame.batch_id, tuple((results | failed).values()), timings)
 
     # What comes in.
@@ -109,7 +110,8 @@ class ComputeStage:
 
     def _sent_before(self, number: int, checked: CheckedSlice, sub_run: SubRun) -> _Piece:
         part = checked.part
-        rows = self.sent_rows.get(part.sequence_id, part.first_unit, range(part.first_position, part.end_position))
+        assert part.replay is not None
+        rows = self.sent_rows.get(part.sequence_id, part.replay.first_unit, range(part.first_position, part.end_position))
         if rows is None:
             return _Piece(number, checked._replace(part=part.with_failed_replay()), PASSED_ON, b"")
         return _Piece(number, checked, sub_run, rows)
@@ -134,7 +136,7 @@ class ComputeStage:
 
     def _inputs(self, pieces: Sequence[_Piece]) -> Inputs:
         if pieces[0].sub_run.origin is Origin.TOKENS:
-            return np.concatenate([piece.checked.part.token_ids for piece in pieces])
+            return np.fromiter(chain.from_iterable(piece.checked.part.token_ids for piece in pieces), np.int32)
         return np.concatenate([self._decode(piece) for piece in pieces])
 
     def _decode(self, piece: _Piece) -> Rows:
@@ -191,7 +193,7 @@ class ComputeStage:
             return part.without_activations()
         activations = encode_rows(rows, self._encoding)
         self.sent_rows.put(part.sequence_id, self._boundary, part.first_position, activations)
-        if not part.is_replay:
+        if part.replay is None:
             self.sent_rows.drop_behind(part.sequence_id, self._boundary, part.first_position)
         return part.with_activations(activations) if piece.sub_run.sends else part.without_activations()
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import Stage, StageSlice, round_rows
 from dairllm.mesh.errors import DairllmError
-from dairllm.mesh.ring.frames import SequenceId, SequenceResult, TokenScore
+from dairllm.mesh.ring.frames import RingId, SequenceResult, TokenScore
 from dairllm.shard_service.forward.sampler import sample, score
 from dairllm.shard_service.forward.sequences import CheckedSlice
 
@@ -39,7 +39,7 @@ class _Answer:
         self.scores: list[TokenScore] = []
         self.failure = ""
 
-    def result(self, sequence_id: SequenceId) -> SequenceResult:
+    def result(self, sequence_id: RingId) -> SequenceResult:
         if self.failure:
             return SequenceResult(sequence_id, None, (), failure=self.failure)
         return SequenceResult(sequence_id, self.sampled, tuple(self.scores))
@@ -77,7 +77,7 @@ def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:
     first_row = 0
     for checked in slices:
         part = checked.part
-        if part.score_targets.size:
+        if part.score_targets:
             part_rows = range(part.num_rows)
         else:
             part_rows = range(part.num_rows - 1 if part.sample else part.num_rows, part.num_rows)
@@ -98,7 +98,7 @@ def _answer_or_fail(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer:
 def _answer(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer) -> None:
     part, sequence, _ = wanted.checked
     sampling = sequence.begin.sampling
-    if part.score_targets.size:
-        answer.scores.append(score(logits, int(part.score_targets[wanted.part_row]), sampling.top_logprobs))
+    if part.score_targets:
+        answer.scores.append(score(logits, part.score_targets[wanted.part_row], sampling.top_logprobs))
     if wanted.is_sampled:
         answer.sampled = sample(logits, sampling, sequence.history, part.end_position)

@@ -10,13 +10,14 @@ number in [0, 1) that is a function of (seed, position) is looked up in their cu
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dairllm.kernels_pyx import exp_f32, log_softmax_rows
 from dairllm.mesh.errors import DairllmError
-from dairllm.mesh.ring.frames import TokenIds, TokenLogprob, TokenScore
+from dairllm.mesh.ring.frames import TokenLogprob, TokenScore
 from dairllm.mesh.sampling import SamplingParams
 from dairllm.shard_service.forward.philox import uniform
 
@@ -38,7 +39,7 @@ class TokenHistory:
         self.all_ids: set[int] = set()
         self.answer_counts: Counter[int] = Counter()
 
-    def extend(self, first_position: int, token_ids: TokenIds) -> None:
+    def extend(self, first_position: int, token_ids: Sequence[int]) -> None:
         """first_position: at most where the tokens end; those from there on are replaced."""
         if not self._wanted:
             return
@@ -46,7 +47,7 @@ class TokenHistory:
             kept, self._token_ids = self._token_ids[:first_position], []
             self.all_ids, self.answer_counts = set(), Counter()
             self._append(kept)
-        self._append(token_ids.tolist())
+        self._append(list(token_ids))
 
     def _append(self, token_ids: list[int]) -> None:
         answer_start = max(0, self._prompt_length - len(self._token_ids))

@@ -7,7 +7,7 @@ are kept from its first one or not at all.
 
 from collections.abc import Collection
 
-from dairllm.mesh.ring.frames import SequenceId
+from dairllm.mesh.ring.frames import RingId
 
 
 class SentRows:
@@ -16,10 +16,10 @@ class SentRows:
     def __init__(self, row_bytes: int, budget_bytes: int) -> None:
         self._row_bytes = row_bytes
         self._budget_bytes = budget_bytes
-        self._sequences: dict[SequenceId, dict[int, bytearray]] = {}
+        self._sequences: dict[RingId, dict[int, bytearray]] = {}
         self.size_bytes = 0
 
-    def put(self, sequence_id: SequenceId, boundary: int, first_position: int, rows: bytes) -> None:
+    def put(self, sequence_id: RingId, boundary: int, first_position: int, rows: bytes) -> None:
         """Rows from this position on, which replace what is kept there and behind.
 
         Rows behind the end of what is kept would leave a gap: then nothing is kept, and what there was is dropped.
@@ -38,13 +38,13 @@ class SentRows:
         if self.size_bytes > self._budget_bytes:
             self._make_room()
 
-    def get(self, sequence_id: SequenceId, boundary: int, positions: range) -> bytes | None:
+    def get(self, sequence_id: RingId, boundary: int, positions: range) -> bytes | None:
         """The rows at these positions; None unless all of them are kept."""
         kept = self._sequences.get(sequence_id, {}).get(boundary, b"")
         begin, end = positions.start * self._row_bytes, positions.stop * self._row_bytes
         return bytes(kept[begin:end]) if end <= len(kept) else None
 
-    def drop_behind(self, sequence_id: SequenceId, boundary: int, position: int) -> None:
+    def drop_behind(self, sequence_id: RingId, boundary: int, position: int) -> None:
         """Drop the sequence's rows at other boundaries if they end before this position: rows were sent that they lack for ever."""
         by_boundary = self._sequences.get(sequence_id, {})
         if len(by_boundary) > 1:
@@ -52,7 +52,7 @@ class SentRows:
             for other in [other for other, kept in by_boundary.items() if other != boundary and len(kept) < end]:
                 self._drop(sequence_id, other)
 
-    def forget(self, sequence_id: SequenceId) -> None:
+    def forget(self, sequence_id: RingId) -> None:
         self.size_bytes -= sum(len(kept) for kept in self._sequences.pop(sequence_id, {}).values())
 
     def keep_only(self, alive: Collection[int]) -> None:
@@ -67,7 +67,7 @@ class SentRows:
         while self.size_bytes > self._budget_bytes:
             self.forget(next(iter(self._sequences)))
 
-    def _drop(self, sequence_id: SequenceId, boundary: int) -> None:
+    def _drop(self, sequence_id: RingId, boundary: int) -> None:
         by_boundary = self._sequences[sequence_id]
         self.size_bytes -= len(by_boundary.pop(boundary))
         if not by_boundary:

@@ -7,7 +7,7 @@ shard follows its length, its tokens and its block table, also through slices th
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dairllm.mesh.errors import MalformedFrame
-from dairllm.mesh.ring.frames import MicroBatch, SequenceBegin, SequenceId, SequenceSlice
+from dairllm.mesh.ring.frames import MicroBatch, RingId, SequenceBegin, SequenceSlice
 from dairllm.shard_service.assignment import CacheGeometry, ModelFacts
 from dairllm.shard_service.forward.sampler import TokenHistory
 
 BlockTable = npt.NDArray[np.int32]
+_NO_BLOCKS: BlockTable = np.empty(0, np.int32)
 
 
 @dataclass(slots=True)
@@ -43,16 +44,16 @@ class CheckedSlice(NamedTuple):
 class CheckedFrame(NamedTuple):
     """What a frame will change, if it is computed."""
 
-    begun: dict[SequenceId, RunningSequence]
+    begun: dict[RingId, RunningSequence]
     slices: tuple[CheckedSlice, ...]
-    ends: tuple[SequenceId, ...]
+    ends: tuple[RingId, ...]
 
 
 class SequenceTable:
     def __init__(self, model: ModelFacts, geometry: CacheGeometry) -> None:
         self._model = model
         self._geometry = geometry
-        self._running: dict[SequenceId, RunningSequence] = {}
+        self._running: dict[RingId, RunningSequence] = {}
 
     def __len__(self) -> int:
         return len(self._running)
@@ -65,7 +66,7 @@ class SequenceTable:
 
     def check(self, frame: MicroBatch) -> CheckedFrame:
         """Raises MalformedFrame, with the first thing that does not fit. Changes nothing."""
-        begun: dict[SequenceId, RunningSequence] = {}
+        begun: dict[RingId, RunningSequence] = {}
         for begin in frame.begins:
             if begin.sequence_id in begun:
                 raise MalformedFrame(f"sequence {begin.sequence_id} begins twice in one frame")
@@ -87,7 +88,7 @@ class SequenceTable:
             sequence.length = part.end_position
             sequence.history.extend(part.first_position, part.token_ids)
 
-    def drop(self, ends: Iterable[SequenceId]) -> None:
+    def drop(self, ends: Iterable[RingId]) -> None:
         """Unknown ones are passed over."""
         for sequence_id in ends:
             self._running.pop(sequence_id, None)
@@ -97,12 +98,12 @@ class SequenceTable:
             self._require_token(begin.sequence_id, "a logit bias for token", token_id)
         if len(begin.token_ids) > self._geometry.context_length:
             raise MalformedFrame(f"sequence {begin.sequence_id} begins with {len(begin.token_ids)} tokens; the context has less")
-        if begin.token_ids.size:
-            self._require_token(begin.sequence_id, "token", int(begin.token_ids.max()))
-        self._require_blocks(begin.sequence_id, begin.block_ids, begin.block_ids)
+        if begin.token_ids:
+            self._require_token(begin.sequence_id, "token", max(begin.token_ids))
+        block_table = self._joined_table(begin.sequence_id, _NO_BLOCKS, begin.block_ids)
         history = TokenHistory(begin.sampling, begin.prompt_length)
         history.extend(0, begin.token_ids)
-        return RunningSequence(begin, history, begin.block_ids, len(begin.token_ids))
+        return RunningSequence(begin, history, block_table, len(begin.token_ids))
 
     def _check_slice(self, part: SequenceSlice, sequence: RunningSequence) -> CheckedSlice:
         who = f"sequence {part.sequence_id}"
@@ -114,37 +115,36 @@ class SequenceTable:
             raise MalformedFrame(f"{who} reaches position {part.end_position}; the context has {self._geometry.context_length}")
         if len(part.score_targets) not in (0, part.num_rows):
             raise MalformedFrame(f"{who} has {len(part.score_targets)} score targets for {part.num_rows} rows; expected as many or none")
-        self._require_token(part.sequence_id, "token", int(part.token_ids.max()))
-        if part.score_targets.size:
-            self._require_token(part.sequence_id, "score target", int(part.score_targets.max()))
+        self._require_token(part.sequence_id, "token", max(part.token_ids))
+        if part.score_targets:
+            self._require_token(part.sequence_id, "score target", max(part.score_targets))
         return CheckedSlice(part, sequence, self._extended_table(part, sequence))
 
-    def _require_token(self, sequence_id: SequenceId, what: str, token_id: int) -> None:
+    def _require_token(self, sequence_id: RingId, what: str, token_id: int) -> None:
         if token_id >= self._model.vocab_size:
             raise MalformedFrame(f"sequence {sequence_id} has {what} {token_id}; expected less than {self._model.vocab_size}")
 
     def _extended_table(self, part: SequenceSlice, sequence: RunningSequence) -> BlockTable:
         """New blocks follow those of the rows before the slice."""
         table = sequence.block_table
-        if part.new_block_ids.size:
+        if part.new_block_ids:
             kept = -(-part.first_position // self._geometry.block_tokens)
-            table = np.concatenate([table[:kept], part.new_block_ids])
-            self._require_blocks(part.sequence_id, part.new_block_ids, table)
+            table = self._joined_table(part.sequence_id, table[:kept], part.new_block_ids)
         if len(table) * self._geometry.block_tokens < part.end_position:
             who = f"sequence {part.sequence_id}"
             raise MalformedFrame(f"{who} has {len(table)} cache blocks of {self._geometry.block_tokens} tokens for {part.end_position}")
         return table
 
-    def _require_blocks(self, sequence_id: SequenceId, new: BlockTable, table: BlockTable) -> None:
-        if not new.size:
-            return
-        if int(new.max()) >= self._geometry.num_blocks:
-            raise MalformedFrame(f"sequence {sequence_id} has cache block {int(new.max())}; expected less than {self._geometry.num_blocks}")
+    def _joined_table(self, sequence_id: RingId, kept: BlockTable, new: Sequence[int]) -> BlockTable:
+        if new and max(new) >= self._geometry.num_blocks:
+            raise MalformedFrame(f"sequence {sequence_id} has cache block {max(new)}; expected less than {self._geometry.num_blocks}")
+        table = np.concatenate([kept, np.array(new, np.int32)])
         if len(np.unique(table)) < len(table):
             raise MalformedFrame(f"sequence {sequence_id} has a cache block twice")
+        return table
 
 
-def _require_once(sequence_ids: Iterable[SequenceId], what: str) -> None:
+def _require_once(sequence_ids: Iterable[RingId], what: str) -> None:
     for sequence_id, number in Counter(sequence_ids).items():
         if number > 1:
             raise MalformedFrame(f"sequence {sequence_id} {what}")

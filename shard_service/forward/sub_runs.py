@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from dairllm.mesh.errors import MalformedFrame
-from dairllm.mesh.ring.frames import SequenceSlice
+from dairllm.mesh.ring.frames import Replay, SequenceSlice
 
 
 class Origin(Enum):
@@ -43,16 +43,16 @@ class SubRunPlanner:
 
     def plan(self, part: SequenceSlice) -> SubRun:
         """Raises MalformedFrame for a replay that no ring could compute."""
-        if part.replay_failed:
-            return PASSED_ON
-        if part.first_unit == part.end_unit == 0:
+        if part.replay is None:
             return self._whole
-        self._require_units(part)
-        return self._between(part.first_unit, part.end_unit, self._origin(part))
+        if part.replay.has_failed:
+            return PASSED_ON
+        self._require_units(part, part.replay)
+        return self._between(part.replay.first_unit, part.replay.end_unit, self._origin(part, part.replay))
 
-    def _origin(self, part: SequenceSlice) -> Origin:
-        first, end, span = part.first_unit, part.end_unit, self._span
-        if part.replay_at == self._shard_name:
+    def _origin(self, part: SequenceSlice, replay: Replay) -> Origin:
+        first, end, span = replay.first_unit, replay.end_unit, self._span
+        if replay.replay_at == self._shard_name:
             if not span.start <= first <= span.stop:
                 raise MalformedFrame(f"{_who(part)} at boundary {first}; expected one of {span.start} to {span.stop} on this shard")
             return Origin.SENT_ROWS
@@ -61,7 +61,7 @@ class SubRunPlanner:
         if first == span.start == 0:
             return Origin.TOKENS
         if first > span.start:
-            raise MalformedFrame(f"{_who(part)} at boundary {first}, which lies within this shard, by {part.replay_at!r}")
+            raise MalformedFrame(f"{_who(part)} at boundary {first}, which lies within this shard, by {replay.replay_at!r}")
         return Origin.ACTIVATIONS
 
     def _between(self, first: int, end: int, origin: Origin) -> SubRun:
@@ -72,13 +72,13 @@ class SubRunPlanner:
         is_new = bool(units)  # what was sent over this very boundary is kept already
         return SubRun(units, origin, end > span.stop, is_new and end >= span.stop and span.stop < self._num_units)
 
-    def _require_units(self, part: SequenceSlice) -> None:
-        first, end = part.first_unit, part.end_unit
+    def _require_units(self, part: SequenceSlice, replay: Replay) -> None:
+        first, end = replay.first_unit, replay.end_unit
         if not first < end <= self._num_units:
             raise MalformedFrame(f"{_who(part)} by units {first} to {end}; expected a run within 0 to {self._num_units}")
-        if bool(first) != bool(part.replay_at):
-            raise MalformedFrame(f"{_who(part)} from unit {first} by {part.replay_at or 'nobody'!r}; expected a shard for all but unit 0")
-        if end < self._num_units and (part.sample or part.score_targets.size):
+        if bool(first) != bool(replay.replay_at):
+            raise MalformedFrame(f"{_who(part)} from unit {first} by {replay.replay_at or 'nobody'!r}; expected a shard for all but unit 0")
+        if end < self._num_units and (part.sample or part.score_targets):
             raise MalformedFrame(f"{_who(part)} by units before {end} only, and cannot give tokens")
 
 

@@ -7,8 +7,7 @@ only compute a row if its cache holds the right value for every position before;
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dairllm.coordinator.engine.facts import Batch, Begin, Slice, SliceResult
-from dairllm.coordinator.engine.requests import TokenScore
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, SequenceBegin, SequenceResult, SequenceSlice, TokenScore
 
 Row = int
 GARBAGE: Row = -1
@@ -48,26 +47,27 @@ class KnownSequence:
 class Passage:
     """A batch at a boundary. rows: by ring id, None for sequences without rows there. failed: ring ids whose replay has failed."""
 
-    batch: Batch
+    batch: MicroBatch
     rows: Mapping[int, list[Row] | None]
     failed: frozenset[int] = frozenset()
 
     @classmethod
-    def begin(cls, batch: Batch) -> "Passage":
-        return cls(batch, {piece.ring_id: None for piece in batch.slices})
+    def begin(cls, batch: MicroBatch) -> "Passage":
+        return cls(batch, {slice_.sequence_id: None for slice_ in batch.slices})
 
-    def results(self) -> tuple[SliceResult, ...]:
+    def result(self) -> MicroBatchResult:
         """Behind the head."""
-        return tuple(self._result(piece, self.rows[piece.ring_id]) for piece in self.batch.slices)
+        results = tuple(self._result(slice_, self.rows[slice_.sequence_id]) for slice_ in self.batch.slices)
+        return MicroBatchResult(self.batch.epoch, self.batch.batch_id, results, ())
 
-    def _result(self, piece: Slice, rows: list[Row] | None) -> SliceResult:
-        if piece.ring_id in self.failed:
-            return SliceResult(piece.ring_id, None, (), replay_failed=True)
-        assert rows or not piece.sample, f"a token of sequence {piece.ring_id} was asked for, and no rows came"
-        sampled = TokenScore(token_of(rows[-1]), -1.0) if piece.sample and rows else None
-        scores = tuple(TokenScore(target, float(-target)) for target in piece.score_targets)
-        assert len(scores) in (0, len(piece.token_ids))
-        return SliceResult(piece.ring_id, sampled, scores)
+    def _result(self, slice_: SequenceSlice, rows: list[Row] | None) -> SequenceResult:
+        if slice_.sequence_id in self.failed:
+            return SequenceResult(slice_.sequence_id, None, (), replay_failed=True)
+        assert rows or not slice_.sample, f"a token of sequence {slice_.sequence_id} was asked for, and no rows came"
+        sampled = TokenScore(token_of(rows[-1]), -1.0) if slice_.sample and rows else None
+        scores = tuple(TokenScore(target, float(-target)) for target in slice_.score_targets)
+        assert len(scores) in (0, len(slice_.token_ids))
+        return SequenceResult(slice_.sequence_id, sampled, scores)
 
 
 @dataclass
@@ -108,82 +108,86 @@ class ShardContents:
             self._begin(begin)
         rows: dict[int, list[Row] | None] = {}
         failed = set(passage.failed)
-        for piece in passage.batch.slices:
-            rows[piece.ring_id] = self._compute_slice(piece, passage.rows[piece.ring_id], units, num_units, failed)
+        for slice_ in passage.batch.slices:
+            rows[slice_.sequence_id] = self._compute_slice(slice_, passage.rows[slice_.sequence_id], units, num_units, failed)
         for ring_id in passage.batch.ends:
             self.forget(ring_id)
         return Passage(passage.batch, rows, frozenset(failed))
 
-    def _begin(self, begin: Begin) -> None:
-        known = self.sequences[begin.ring_id] = KnownSequence([], list(begin.block_ids))
+    def _begin(self, begin: SequenceBegin) -> None:
+        known = self.sequences[begin.sequence_id] = KnownSequence([], list(begin.block_ids))
         extend_rows(known.rows, begin.token_ids)
 
-    def _compute_slice(self, piece: Slice, rows: list[Row] | None, units: range, num_units: int, failed: set[int]) -> list[Row] | None:
-        sequence = self._extend(piece)
-        first, end = (piece.replay.first_unit, piece.replay.end_unit) if piece.replay else (0, num_units)
-        starts_here = piece.replay is not None and piece.replay.replay_at == self.name
-        if piece.ring_id in failed or piece.ring_id in self.broken:
-            return self._give_up(piece, failed)
+    def _compute_slice(
+        self, slice_: SequenceSlice, rows: list[Row] | None, units: range, num_units: int, failed: set[int]
+    ) -> list[Row] | None:
+        sequence = self._extend(slice_)
+        first, end = (slice_.replay.first_unit, slice_.replay.end_unit) if slice_.replay else (0, num_units)
+        starts_here = slice_.replay is not None and slice_.replay.replay_at == self.name
+        if slice_.sequence_id in failed or slice_.sequence_id in self.broken:
+            return self._give_up(slice_, failed)
         if starts_here:
             assert units.start <= first <= units.stop
-            rows = self.sent_rows.get((piece.ring_id, first), [])[piece.first_position : piece.stop]
-            if len(rows) < len(piece.token_ids):
-                return self._give_up(piece, failed)
+            rows = self.sent_rows.get((slice_.sequence_id, first), [])[slice_.first_position : slice_.end_position]
+            if len(rows) < len(slice_.token_ids):
+                return self._give_up(slice_, failed)
         elif first == 0 and units.start == 0:
-            rows = sequence.rows[piece.first_position : piece.stop]
+            rows = sequence.rows[slice_.first_position : slice_.end_position]
         if (units.stop <= first and not starts_here) or units.start >= end:
             return None
-        assert rows is not None, f"{self.name} got no rows of sequence {piece.ring_id}"
+        assert rows is not None, f"{self.name} got no rows of sequence {slice_.sequence_id}"
         if rows[-1] == GARBAGE:
-            self.broken.add(piece.ring_id)
+            self.broken.add(slice_.sequence_id)
             return rows
-        self._pass_units(range(max(units.start, first), min(units.stop, end)), sequence, piece, rows, num_units)
+        self._pass_units(range(max(units.start, first), min(units.stop, end)), sequence, slice_, rows, num_units)
         if end >= units.stop and units.stop < num_units:
-            self._keep(piece, units.stop, rows)
+            self._keep(slice_, units.stop, rows)
         return rows if end > units.stop or units.stop == num_units else None
 
-    def _extend(self, piece: Slice) -> KnownSequence:
+    def _extend(self, slice_: SequenceSlice) -> KnownSequence:
         """Take over its tokens and blocks, as every shard does, whether or not it computes the slice."""
-        assert piece.ring_id in self.sequences, f"{self.name} was not told of sequence {piece.ring_id}"
-        sequence = self.sequences[piece.ring_id]
-        assert piece.first_position <= len(sequence.rows), "rows may be replaced, never left out"
-        del sequence.rows[piece.first_position :]
-        extend_rows(sequence.rows, piece.token_ids)
-        if piece.new_block_ids:
-            del sequence.block_ids[-(-piece.first_position // self.block_tokens) :]
-            sequence.block_ids.extend(piece.new_block_ids)
-        assert len(sequence.block_ids) * self.block_tokens >= piece.stop
+        assert slice_.sequence_id in self.sequences, f"{self.name} was not told of sequence {slice_.sequence_id}"
+        sequence = self.sequences[slice_.sequence_id]
+        assert slice_.first_position <= len(sequence.rows), "rows may be replaced, never left out"
+        del sequence.rows[slice_.first_position :]
+        extend_rows(sequence.rows, slice_.token_ids)
+        if slice_.new_block_ids:
+            del sequence.block_ids[-(-slice_.first_position // self.block_tokens) :]
+            sequence.block_ids.extend(slice_.new_block_ids)
+        assert len(sequence.block_ids) * self.block_tokens >= slice_.end_position
         return sequence
 
-    def _give_up(self, piece: Slice, failed: set[int]) -> list[Row] | None:
-        self.broken.add(piece.ring_id)
-        if piece.replay is not None:
-            failed.add(piece.ring_id)
+    def _give_up(self, slice_: SequenceSlice, failed: set[int]) -> list[Row] | None:
+        self.broken.add(slice_.sequence_id)
+        if slice_.replay is not None:
+            failed.add(slice_.sequence_id)
             return None
-        return [GARBAGE] * len(piece.token_ids)
+        return [GARBAGE] * len(slice_.token_ids)
 
-    def _pass_units(self, units: range, sequence: KnownSequence, piece: Slice, rows: list[Row], num_units: int) -> None:
+    def _pass_units(self, units: range, sequence: KnownSequence, slice_: SequenceSlice, rows: list[Row], num_units: int) -> None:
         """Fill the caches of these layers with the rows, and read everything before them."""
-        assert rows == sequence.rows[piece.first_position : piece.stop], f"{self.name} got other rows of sequence {piece.ring_id}"
+        assert rows == sequence.rows[slice_.first_position : slice_.end_position], (
+            f"{self.name} got other rows of sequence {slice_.sequence_id}"
+        )
         size = self.block_tokens
-        past = [(block, sequence.rows[i * size : min(piece.stop, (i + 1) * size)]) for i, block in enumerate(sequence.block_ids)]
+        past = [(block, sequence.rows[i * size : min(slice_.end_position, (i + 1) * size)]) for i, block in enumerate(sequence.block_ids)]
         for unit in range(max(1, units.start), min(units.stop, num_units - 1)):
             cells = self.cells.setdefault(unit, {})
-            for position, row in enumerate(rows, piece.first_position):
+            for position, row in enumerate(rows, slice_.first_position):
                 cells.setdefault(sequence.block_ids[position // size], [None] * size)[position % size] = row
             for block, expected in past:
                 if expected and cells.get(block, [])[: len(expected)] != expected:
-                    raise AssertionError(f"{self.name} was believed to have unit {unit}, and lacks rows of sequence {piece.ring_id}")
+                    raise AssertionError(f"{self.name} was believed to have unit {unit}, and lacks rows of sequence {slice_.sequence_id}")
 
-    def _keep(self, piece: Slice, boundary: int, rows: list[Row]) -> None:
-        kept = self.sent_rows.setdefault((piece.ring_id, boundary), [])
-        if len(kept) < piece.first_position:
-            del self.sent_rows[piece.ring_id, boundary]
+    def _keep(self, slice_: SequenceSlice, boundary: int, rows: list[Row]) -> None:
+        kept = self.sent_rows.setdefault((slice_.sequence_id, boundary), [])
+        if len(kept) < slice_.first_position:
+            del self.sent_rows[slice_.sequence_id, boundary]
         else:
-            kept[piece.first_position :] = rows
-        if piece.replay is None:
-            others = [key for key in self.sent_rows if key[0] == piece.ring_id and key[1] != boundary]
-            for key in [key for key in others if len(self.sent_rows[key]) < piece.first_position]:
+            kept[slice_.first_position :] = rows
+        if slice_.replay is None:
+            others = [key for key in self.sent_rows if key[0] == slice_.sequence_id and key[1] != boundary]
+            for key in [key for key in others if len(self.sent_rows[key]) < slice_.first_position]:
                 del self.sent_rows[key]
         if self.most_sent_rows is not None:
             self._make_room(self.most_sent_rows)

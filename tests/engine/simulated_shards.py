@@ -4,8 +4,9 @@ from collections import deque
 
 from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.engine.events import BatchCompleted
-from dairllm.coordinator.engine.facts import Batch, RingGeometry
+from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import Placement
+from dairllm.mesh.ring.frames import MicroBatch
 from tests.engine.shard_contents import Passage, ShardContents
 
 
@@ -15,7 +16,7 @@ class SimulatedRing:
     def __init__(self) -> None:
         self.shards: dict[Holder, ShardContents] = {}
         self.geometry: RingGeometry | None = None
-        self.queue: deque[Batch] = deque()
+        self.queue: deque[MicroBatch] = deque()
         self.before: Placement = ()
         self.transferred: set[tuple[Holder, int]] = set()
         self.replayed_rows = 0
@@ -55,7 +56,7 @@ class SimulatedRing:
         self.queue.clear()
         self.geometry = None
 
-    def send(self, batch: Batch) -> None:
+    def send(self, batch: MicroBatch) -> None:
         assert self.geometry is not None
         assert batch.epoch == self.geometry.epoch
         self.queue.append(batch)
@@ -70,15 +71,15 @@ class SimulatedRing:
     def compute(self) -> BatchCompleted:
         assert self.geometry is not None
         batch = self.queue.popleft()
-        return BatchCompleted(batch.epoch, batch.batch_id, self._compute(batch, self.geometry.num_stages).results())
+        return BatchCompleted(self._compute(batch, self.geometry.num_stages).result())
 
-    def _compute(self, batch: Batch, num_stages: int) -> Passage:
+    def _compute(self, batch: MicroBatch, num_stages: int) -> Passage:
         """What comes out of the last of these stages."""
         assert self.geometry is not None
-        assert all(0 <= block < self.geometry.num_kv_blocks for piece in batch.slices for block in piece.new_block_ids)
+        assert all(0 <= block < self.geometry.num_kv_blocks for slice_ in batch.slices for block in slice_.new_block_ids)
         num_units = self.geometry.placement[-1].units.stop
         passage = Passage.begin(batch)
         for stage in self.geometry.placement[:num_stages]:
             passage = self.shards[stage.holder].compute(passage, stage.units, num_units)
-        self.replayed_rows += sum(len(piece.token_ids) for piece in batch.slices if piece.replay)
+        self.replayed_rows += sum(len(slice_.token_ids) for slice_ in batch.slices if slice_.replay)
         return passage

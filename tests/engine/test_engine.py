@@ -8,11 +8,11 @@ import pytest
 from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.engine import engine as engine_module
 from dairllm.coordinator.engine.engine import Engine
-from dairllm.coordinator.engine.events import BatchCompleted
-from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits, SliceResult
+from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.recovery import StagePlace
-from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, TokenGenerated, TokenScore
+from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, TokenGenerated
 from dairllm.mesh.errors import Busy, DairllmError, NotEnoughMemory, NotReady, RequestLost
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, SequenceResult, TokenScore
 from dairllm.mesh.sampling import SamplingParams
 
 SCORE = TokenScore(7, -1.0)
@@ -29,28 +29,28 @@ class Serving:
     def __init__(self, recovery_limit_s: float = LONG_S) -> None:
         self.unready: DairllmError | None = NO_SHARDS
         self.frames_come_back = True
-        self.sent: list[Batch] = []
+        self.sent: list[MicroBatch] = []
         self.engine = Engine(LIMITS, 100, lambda: self.unready, recovery_limit_s)
         self._epoch = 0
 
     def open(self) -> None:
         self._epoch += 1
         self.unready = None
-        geometry = RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8)
+        geometry = RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8, "F32")
         self.engine.open_ring(geometry, self._send, lambda report, duration_s: None)
 
     def close(self, unready: DairllmError | None = NO_MEMORY) -> None:
         self.unready = unready
         self.engine.close_ring()
 
-    def _send(self, batch: Batch) -> None:
+    def _send(self, batch: MicroBatch) -> None:
         self.sent.append(batch)
         if self.frames_come_back:
             asyncio.get_running_loop().call_soon(self._complete, batch)
 
-    def _complete(self, batch: Batch) -> None:
-        results = tuple(SliceResult(piece.ring_id, SCORE if piece.sample else None, ()) for piece in batch.slices)
-        self.engine.complete(BatchCompleted(batch.epoch, batch.batch_id, results), [])
+    def _complete(self, batch: MicroBatch) -> None:
+        results = tuple(SequenceResult(slice_.sequence_id, SCORE if slice_.sample else None, ()) for slice_ in batch.slices)
+        self.engine.complete(MicroBatchResult(batch.epoch, batch.batch_id, results, ()))
 
     def answer_last_frame(self) -> None:
         self._complete(self.sent[-1])

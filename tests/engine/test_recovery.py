@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.coordinator.cluster.identities import Holder
-from dairllm.coordinator.engine.recovery import Placement, Replay, StagePlace, holders_after, holders_under, plan_replay
+from dairllm.coordinator.engine.recovery import Placement, StagePlace, holders_after, holders_under, plan_replay
+from dairllm.mesh.ring.frames import Replay
 
 A, B, C, D = (Holder(name, "1") for name in "abcd")
 

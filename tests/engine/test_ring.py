@@ -8,12 +8,12 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.ring import RESULT_CREDITS, Ring
 from dairllm.coordinator.services.ring_servicer import ResultsServicer
 from dairllm.mesh.channels import bind, create_server, dial, error_from_rpc
 from dairllm.mesh.errors import PeerUnreachable, WrongEpoch
 from dairllm.mesh.ring import heartbeats as edge_heartbeats
+from dairllm.mesh.ring.frames import MicroBatchResult
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.mesh.streams import next_message
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
@@ -42,9 +42,9 @@ class Site:
     """A ring, a server for its incoming edge, and a first shard behind a proxy."""
 
     def __init__(self, heartbeat_s: float) -> None:
-        self.completed: list[BatchCompleted] = []
+        self.completed: list[MicroBatchResult] = []
         self.broken: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
-        self.ring = Ring(CLUSTER_HASH, "Q8_0", lambda result, timings: self.completed.append(result))
+        self.ring = Ring(CLUSTER_HASH, lambda result: self.completed.append(result))
         self._stack = contextlib.AsyncExitStack()
         self._shard = FirstShard(heartbeat_s)
 
@@ -166,7 +166,7 @@ async def _open_nowhere(ring: Ring) -> None:
 
 
 def test_keys_of_caches_differ_by_shard_process_and_run() -> None:
-    rings = [Ring(CLUSTER_HASH, "Q8_0", lambda result, timings: None) for _ in range(2)]
+    rings = [Ring(CLUSTER_HASH, lambda result: None) for _ in range(2)]
     keys = [ring.kv_key_of(name, boot) for ring in rings for name in ("a", "b") for boot in ("1", "2")]
     assert len(set(keys)) == len(keys)
     assert not set(keys) & {ring.key_of(epoch) for ring in rings for epoch in range(100)}

@@ -17,7 +17,14 @@ from dairllm.coordinator.engine.actions import (
     SchedulerAction,
     SendBatch,
 )
-from dairllm.coordinator.engine.events import GenerationCancelled, GenerationRequested, RingAvailable, RingDraining, RingUnavailable
+from dairllm.coordinator.engine.events import (
+    BatchCompleted,
+    GenerationCancelled,
+    GenerationRequested,
+    RingAvailable,
+    RingDraining,
+    RingUnavailable,
+)
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.recovery import Placement, StagePlace
 from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
@@ -54,7 +61,7 @@ def even_placement(stages: int) -> Placement:
 
 def geometry(epoch: int, stages: int | Placement, blocks: int) -> RingGeometry:
     where = even_placement(stages) if isinstance(stages, int) else stages
-    return RingGeometry(epoch, where, blocks, BLOCK_TOKENS)
+    return RingGeometry(epoch, where, blocks, BLOCK_TOKENS, "F32")
 
 
 class Harness:
@@ -206,7 +213,7 @@ def test_an_answer_whose_token_never_comes_fails_alone() -> None:
     for number in range(2):
         harness.request(number, GenerationRequest((number, 2, 3), max_tokens=4))
     completed = harness.ring.compute()
-    harness.apply(harness.scheduler.handle(completed._replace(results=completed.results[1:])))
+    harness.apply(harness.scheduler.handle(BatchCompleted(replace(completed.result, results=completed.result.results[1:]))))
     failures = [report for report in harness.reports if isinstance(report, FailSequence)]
     assert [failure.sequence_id for failure in failures] == [0]
     harness.run()

@@ -59,7 +59,7 @@ def test_best_ids_are_those_of_a_full_sort(values: list[int], count: int) -> Non
 @given(LOGITS, PARAMS, st.integers(1, 1000))
 def test_the_choice_is_a_token_and_the_same_again(logits: Logits, params: SamplingParams, position: int) -> None:
     history = TokenHistory(params, 2)
-    history.extend(0, np.array([0, 0, len(logits) - 1], np.int32))
+    history.extend(0, [0, 0, len(logits) - 1])
     first = sample(logits.copy(), params, history, position)
     assert 0 <= first.token_id < len(logits)
     assert sample(logits, params, history, position).token_id == first.token_id
@@ -150,8 +150,8 @@ def test_penalties_look_at_prompt_and_answer_as_they_say() -> None:
     def chosen(**values: float) -> int:
         params = SamplingParams(temperature=0.0, **values)  # type: ignore[arg-type]
         history = TokenHistory(params, 1)
-        history.extend(0, np.array([0], np.int32))  # the prompt
-        history.extend(1, np.array([1, 1], np.int32))  # the answer
+        history.extend(0, [0])  # the prompt
+        history.extend(1, [1, 1])  # the answer
         return sample(logits, params, history, 3).token_id
 
     assert chosen() == 0
@@ -163,8 +163,8 @@ def test_penalties_look_at_prompt_and_answer_as_they_say() -> None:
 def test_a_slice_may_hold_the_end_of_the_prompt_and_the_answer() -> None:
     params = SamplingParams(presence_penalty=1.0)
     history = TokenHistory(params, 3)
-    history.extend(0, np.array([5, 6], np.int32))
-    history.extend(2, np.array([7, 8, 8], np.int32))
+    history.extend(0, [5, 6])
+    history.extend(2, [7, 8, 8])
     assert history.answer_counts == {8: 2}
     assert history.all_ids == {5, 6, 7, 8}
 

@@ -3,20 +3,19 @@
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.mesh.errors import MalformedFrame
-from dairllm.mesh.ring.frames import SequenceId, SequenceSlice, no_ids
+from dairllm.mesh.ring.frames import Replay, RingId, SequenceSlice
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 
-NORMAL = SequenceSlice(SequenceId(1), 0, np.zeros(1, np.int32), no_ids(), b"", False, no_ids())
+NORMAL = SequenceSlice(RingId(1), 0, (0,), (), sample=False)
 
 
 def replay(first: int, end: int, at: str = "", **changes: object) -> SequenceSlice:
-    return replace(NORMAL, first_unit=first, end_unit=end, replay_at=at, **changes)  # type: ignore[arg-type]
+    return replace(NORMAL, replay=Replay(first, end, at), **changes)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -44,7 +43,8 @@ def runs_of(ring: list[range], part: SequenceSlice) -> list[SubRun]:
 def test_a_replay_is_computed_once_by_its_units_and_no_others(example: tuple[list[range], SequenceSlice]) -> None:
     ring, part = example
     runs = runs_of(ring, part)
-    assert [unit for run in runs for unit in run.units] == list(range(part.first_unit, part.end_unit))
+    assert part.replay is not None
+    assert [unit for run in runs for unit in run.units] == list(range(part.replay.first_unit, part.replay.end_unit))
     for span, run in zip(ring, runs, strict=True):
         assert set(run.units) <= set(span)
 
@@ -57,7 +57,8 @@ def test_rows_are_sent_exactly_to_where_they_are_expected(example: tuple[list[ra
     for run, following in pairwise(runs):
         assert run.sends == (following.origin is Origin.ACTIVATIONS)
     origins = [run.origin for run in runs if run.origin in (Origin.TOKENS, Origin.SENT_ROWS)]
-    assert origins == [Origin.SENT_ROWS if part.first_unit else Origin.TOKENS]
+    assert part.replay is not None
+    assert origins == [Origin.SENT_ROWS if part.replay.first_unit else Origin.TOKENS]
 
 
 @given(rings_with_replay())
@@ -65,13 +66,14 @@ def test_sent_rows_are_complete_wherever_the_replay_passed(example: tuple[list[r
     """As the coordinator reckons: boundaries behind the first unit, up to and with the end."""
     ring, part = example
     kept = [span.stop for span, run in zip(ring, runs_of(ring, part), strict=True) if run.keeps]
-    assert kept == [span.stop for span in ring[:-1] if part.first_unit < span.stop <= part.end_unit]
+    assert part.replay is not None
+    assert kept == [span.stop for span in ring[:-1] if part.replay.first_unit < span.stop <= part.replay.end_unit]
 
 
 @given(rings())
 def test_a_slice_of_no_replay_passes_all_units(ring: list[range]) -> None:
     assert runs_of(ring, NORMAL) == runs_of(ring, replay(0, ring[-1].stop))
-    assert runs_of(ring, replace(NORMAL, replay_failed=True)) == [PASSED_ON] * len(ring)
+    assert runs_of(ring, replay(0, ring[-1].stop).with_failed_replay()) == [PASSED_ON] * len(ring)
 
 
 @pytest.mark.parametrize(

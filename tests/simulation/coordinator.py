@@ -33,9 +33,10 @@ from dairllm.coordinator.cluster.events import (
 from dairllm.coordinator.cluster.identities import Epoch, LeaseId
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.shard_reports import ShardHello
-from dairllm.coordinator.engine.facts import Batch, RingGeometry
+from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.planner import ModelDemand
+from dairllm.mesh.ring.frames import MicroBatch
 from tests.engine.shard_contents import Passage
 from tests.simulation.engine import Answer, SimulatedEngine
 from tests.simulation.network import Network, Stream
@@ -202,7 +203,7 @@ class SimulatedCoordinator:
     def _geometry(self, ring: OpenRing) -> RingGeometry:
         placement = tuple(StagePlace(holder, stage.units) for holder, stage in zip(ring.holders, ring.plan.stages, strict=True))
         present = ring.kept | ring.transferred
-        return RingGeometry(ring.epoch, placement, ring.plan.num_kv_blocks, KV_BLOCK_TOKENS, present, ring.intact_blocks)
+        return RingGeometry(ring.epoch, placement, ring.plan.num_kv_blocks, KV_BLOCK_TOKENS, "F32", present, ring.intact_blocks)
 
     def _lose_edge(self, edge: Edge | None) -> None:
         if self.is_alive and self.open and edge is self.outgoing:
@@ -214,13 +215,13 @@ class SimulatedCoordinator:
 
         def take(passage: Passage) -> None:
             if self.incoming is edge:
-                self.engine.complete(epoch, passage.batch.batch_id, passage.results())
+                self.engine.complete(passage.result())
 
         edge: Edge = Stream(self.world, self.network, take, lambda _: None, lambda: None, on_end)
         self.incoming = edge
         return edge
 
-    def _put_on_ring(self, batch: Batch) -> None:
+    def _put_on_ring(self, batch: MicroBatch) -> None:
         assert self.open is not None, "a frame without a ring"
         assert batch.epoch == self.open.epoch
         assert self.outgoing is not None

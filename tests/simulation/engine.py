@@ -15,7 +15,7 @@ from dairllm.coordinator.engine.events import (
     RingUnavailable,
     SchedulerEvent,
 )
-from dairllm.coordinator.engine.facts import Batch, RingGeometry, SchedulerLimits, SliceResult
+from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -25,6 +25,7 @@ from dairllm.coordinator.engine.requests import (
     TokenGenerated,
 )
 from dairllm.coordinator.engine.scheduler import Scheduler
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from tests.engine.shard_contents import Row, extend_rows, token_of
 from tests.simulation.world import World
 
@@ -86,7 +87,7 @@ class SimulatedEngine:
     def __init__(
         self,
         world: World,
-        send: Callable[[Batch], None],
+        send: Callable[[MicroBatch], None],
         on_drained: Callable[[], None],
         on_recovered: Callable[[AnswersRecovered], None],
         counts: Counter[str],
@@ -124,9 +125,9 @@ class SimulatedEngine:
         self._sent_s.clear()
         self._handle(RingUnavailable())
 
-    def complete(self, epoch: int, batch_id: int, results: tuple[SliceResult, ...]) -> None:
-        self._sent_s.pop(batch_id, None)
-        self._handle(BatchCompleted(epoch, batch_id, results))
+    def complete(self, result: MicroBatchResult) -> None:
+        self._sent_s.pop(result.batch_id, None)
+        self._handle(BatchCompleted(result))
 
     def submit(self, answer: Answer) -> None:
         self._answers[SequenceId(answer.number)] = answer
@@ -160,7 +161,7 @@ class SimulatedEngine:
                 case SendBatch(batch):
                     self._sent_s[batch.batch_id] = self._world.now_s
                     self._counts["rows"] += batch.num_rows
-                    self._counts["rows replayed"] += sum(len(piece.token_ids) for piece in batch.slices if piece.replay)
+                    self._counts["rows replayed"] += sum(len(slice_.token_ids) for slice_ in batch.slices if slice_.replay)
                     self._send(batch)
                 case EmitEvent(sequence_id, emitted):
                     self._answers[sequence_id].check(emitted)

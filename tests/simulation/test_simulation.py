@@ -5,7 +5,8 @@ import pytest
 from dairllm.coordinator.cluster.books.cache_places import CachePlaces, Intact
 from dairllm.coordinator.engine import sequences
 from dairllm.coordinator.engine.blocks import BlockAllocator
-from dairllm.coordinator.engine.recovery import Placement, Replay, SentRowsHolders, holders_under
+from dairllm.coordinator.engine.recovery import Placement, SentRowsHolders, holders_under
+from dairllm.mesh.ring.frames import Replay
 from tests.simulation.simulation import Simulation, run
 from tests.simulation.world import Wrong
 

@@ -5,17 +5,10 @@ import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 from dairllm.coordinator.engine.engine import EngineStats
-from dairllm.coordinator.engine.requests import (
-    GenerationEvent,
-    GenerationFinished,
-    GenerationRequest,
-    PromptScored,
-    TokenGenerated,
-    TokenLogprob,
-    TokenScore,
-)
+from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text import ServedModel
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.ring.frames import TokenLogprob, TokenScore
 from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.tokenizer import Tokenizer

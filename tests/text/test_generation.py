@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.coordinator.engine.requests import TokenScore
 from dairllm.coordinator.text import (
     AnswerText,
     ChatMessage,
@@ -18,6 +17,7 @@ from dairllm.coordinator.text import (
     TextToken,
 )
 from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, PromptTemplateFailed, UnknownModel, Unsupported
+from dairllm.mesh.ring.frames import TokenScore
 from dairllm.mesh.sampling import MAX_SEED, SamplingParams
 from tests.text.fakes import BEGIN_ID, CONTEXT_LENGTH, END_ID, VOCAB_SIZE, ByteTokenizer, FakeEngine, logprob_of, make_served
 
