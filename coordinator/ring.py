@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from dairllm.mesh.errors import MalformedFrame, NotReady
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
-from dairllm.mesh.ring.codec import forward_request, result_from_proto
+from dairllm.mesh.ring.codec import result_from_proto
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
@@ -96,7 +96,7 @@ class Ring:
 
     def send(self, batch: MicroBatch) -> None:
         if self._edge is not None and batch.epoch == self.epoch:
-            self._edge.post(forward_request(batch))
+            self._edge.post(batch)
 
     async def _keep_edge(
         self, epoch: int, edge: OutgoingEdge, accepted: asyncio.Future[None], on_broken: Callable[[int, str], None]

@@ -29,7 +29,7 @@ def micro_batch_from_proto(message: ring_pb2.MicroBatch) -> MicroBatch:
         batch_id=message.batch_id,
         encoding=encoding_name(message.encoding),
         begins=tuple(_begin_from_proto(begin) for begin in message.begins),
-        slices=tuple(_slice_from_proto(part) for part in message.slices),
+        slices=tuple(_slice_from_proto(slice_) for slice_ in message.slices),
         ends=tuple(RingId(sequence_id) for sequence_id in message.ends),
         timings=tuple(_timing_from_proto(timing) for timing in message.timings),
     )
@@ -47,7 +47,7 @@ def micro_batch_to_proto(frame: MicroBatch) -> ring_pb2.MicroBatch:
         batch_id=frame.batch_id,
         encoding=parse_encoding(frame.encoding),
         begins=[_begin_to_proto(begin) for begin in frame.begins],
-        slices=[_slice_to_proto(part) for part in frame.slices],
+        slices=[_slice_to_proto(slice_) for slice_ in frame.slices],
         ends=frame.ends,
         timings=[_timing_to_proto(timing) for timing in frame.timings],
     )
@@ -114,16 +114,16 @@ def _begin_to_proto(begin: SequenceBegin) -> ring_pb2.SequenceBegin:
     )
 
 
-def _slice_to_proto(part: SequenceSlice) -> ring_pb2.SequenceSlice:
-    first_unit, end_unit, replay_at, has_failed = part.replay or _NO_REPLAY
+def _slice_to_proto(slice_: SequenceSlice) -> ring_pb2.SequenceSlice:
+    first_unit, end_unit, replay_at, has_failed = slice_.replay or _NO_REPLAY
     return ring_pb2.SequenceSlice(
-        sequence_id=part.sequence_id,
-        first_position=part.first_position,
-        token_ids=part.token_ids,
-        new_block_ids=part.new_block_ids,
-        activations=part.activations,
-        sample=part.sample,
-        score_targets=part.score_targets,
+        sequence_id=slice_.sequence_id,
+        first_position=slice_.first_position,
+        token_ids=slice_.token_ids,
+        new_block_ids=slice_.new_block_ids,
+        activations=slice_.activations,
+        sample=slice_.sample,
+        score_targets=slice_.score_targets,
         first_unit=first_unit,
         end_unit=end_unit,
         replay_at=replay_at,

@@ -110,11 +110,11 @@ class MicroBatch:
 
     @property
     def num_rows(self) -> int:
-        return sum(part.num_rows for part in self.slices)
+        return sum(slice_.num_rows for slice_ in self.slices)
 
     @property
     def received_bytes(self) -> int:
-        return sum(len(part.activations) for part in self.slices)
+        return sum(len(slice_.activations) for slice_ in self.slices)
 
 
 class SequenceResult(NamedTuple):

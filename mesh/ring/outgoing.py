@@ -14,7 +14,9 @@ import grpc.aio
 from dairllm.mesh.channels import error_from_rpc
 from dairllm.mesh.errors import DairllmError, PeerUnreachable
 from dairllm.mesh.peers import Peer
+from dairllm.mesh.ring.codec import forward_request
 from dairllm.mesh.ring.dialling import ANSWER_DEADLINE_S, EdgeDialler, ForwardCall
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.mesh.ring.heartbeats import PeerSilent, Silence
 from dairllm.mesh.streams import first_to_end, next_message
 from dairllm.mesh.telemetry import fields
@@ -64,14 +66,16 @@ class OutgoingEdge:
         """Somebody waits for the edge to open, also without a frame."""
         self._dialler.hurry()
 
-    async def send(self, request: ring_pb2.ForwardRequest) -> None:
-        """Waits while the queue is full, which is how the next member's pace reaches the members before."""
+    async def send(self, frame: MicroBatch | MicroBatchResult) -> int:
+        """Its size in bytes. Waits while the queue is full, which is how the next member's pace reaches the members before."""
+        request = forward_request(frame)
         await self._frames.put(request)
         self._dialler.hurry()
+        return request.ByteSize()
 
-    def post(self, request: ring_pb2.ForwardRequest) -> None:
+    def post(self, frame: MicroBatch | MicroBatchResult) -> None:
         """As `send`, where the queue has no bound."""
-        self._frames.put_nowait(request)
+        self._frames.put_nowait(forward_request(frame))
         self._dialler.hurry()
 
     async def run(self, on_open: Callable[[], None] | None = None) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from dairllm.mesh.errors import DairllmError, FrameRejected, WrongEpoch
-from dairllm.mesh.ring.codec import forward_request, micro_batch_from_proto
+from dairllm.mesh.ring.codec import micro_batch_from_proto
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
@@ -78,14 +79,13 @@ class EpochRun:
         while True:
             queued = await self.incoming.take()
             try:
-                request = await self._compute(queued)
+                output = await self._compute(queued)
             except DairllmError as error:
                 self._refuse(queued, error)
                 continue
-            self._counters.sent_bytes += request.ByteSize()
-            await self._outgoing.send(request)
+            self._counters.sent_bytes += await self._outgoing.send(output)
 
-    async def _compute(self, queued: QueuedFrame) -> ring_pb2.ForwardRequest:
+    async def _compute(self, queued: QueuedFrame) -> MicroBatch | MicroBatchResult:
         message, loop = queued.message, asyncio.get_running_loop()
         self._counters.received_bytes += message.ByteSize()
         if message.epoch != self.assignment.epoch:
@@ -96,7 +96,7 @@ class EpochRun:
         self._counters.frames += 1
         self._counters.rows += frame.num_rows
         self._counters.compute_us += output.timings[-1].compute_us
-        return forward_request(output)
+        return output
 
     def _refuse(self, queued: QueuedFrame, error: DairllmError) -> None:
         message = queued.message

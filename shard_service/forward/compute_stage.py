@@ -26,7 +26,7 @@ Rows = npt.NDArray[np.float32]
 Inputs = npt.NDArray[np.int32] | Rows
 
 
-class _Piece(NamedTuple):
+class _SliceRun(NamedTuple):
     """A slice, the number-th of its frame, and what this shard does with it. encoded: its rows as they came or were sent, if any."""
 
     number: int
@@ -39,7 +39,7 @@ class _Piece(NamedTuple):
 class _Group:
     """Slices that the same units compute, in one call of the kernels."""
 
-    pieces: list[_Piece]
+    runs: list[_SliceRun]
     inputs: Inputs
 
 
@@ -77,74 +77,74 @@ class ComputeStage:
         if frame.encoding != self._encoding:
             raise MalformedFrame(f"frame {frame.batch_id} is encoded in {frame.encoding}; expected {self._encoding}, as the plan says")
         checked = self.sequences.check(frame)
-        pieces = [self._piece(number, one) for number, one in enumerate(checked.slices)]
-        groups = self._groups(pieces)
+        runs = [self._run_of(number, one) for number, one in enumerate(checked.slices)]
+        groups = self._groups(runs)
         watch.stop("codec")
         hidden = [self._run_body(units, group) for units, group in groups.items()]
         self.sequences.advance(checked)
         results = self._results(groups, hidden) if self._head is not None else {}
         watch.stop("compute")
-        outgoing = self._outgoing(pieces, groups, hidden)
+        outgoing = self._outgoing(runs, groups, hidden)
         self._drop(checked)
         watch.stop("codec")
         timing = StageTiming(self._shard_name, queue_us, watch.us("compute"), frame.received_bytes, frame.num_rows, watch.us("codec"))
         timings = (*frame.timings, timing)
         if self._head is None:
             return MicroBatch(frame.epoch, frame.batch_id, frame.encoding, frame.begins, outgoing, frame.ends, timings)
-        failed = {part.sequence_id: SequenceResult(part.sequence_id, None, (), True) for part in outgoing if part.has_failed}
+        failed = {slice_.sequence_id: SequenceResult(slice_.sequence_id, None, (), True) for slice_ in outgoing if slice_.has_failed}
         return MicroBatchResult(frame.epoch, frame.batch_id, tuple((results | failed).values()), timings)
 
     # What comes in.
 
-    def _piece(self, number: int, checked: CheckedSlice) -> _Piece:
-        part = checked.part
-        sub_run = self._planner.plan(part)
+    def _run_of(self, number: int, checked: CheckedSlice) -> _SliceRun:
+        slice_ = checked.slice
+        sub_run = self._planner.plan(slice_)
         if sub_run.origin is Origin.ACTIVATIONS:
             self._require_activations(checked)
-            return _Piece(number, checked, sub_run, part.activations)
-        if part.activations:
-            raise MalformedFrame(f"sequence {part.sequence_id} has activations; {self._expects(sub_run)}")
+            return _SliceRun(number, checked, sub_run, slice_.activations)
+        if slice_.activations:
+            raise MalformedFrame(f"sequence {slice_.sequence_id} has activations; {self._expects(sub_run)}")
         if sub_run.origin is Origin.SENT_ROWS:
             return self._sent_before(number, checked, sub_run)
-        return _Piece(number, checked, sub_run, b"")
+        return _SliceRun(number, checked, sub_run, b"")
 
-    def _sent_before(self, number: int, checked: CheckedSlice, sub_run: SubRun) -> _Piece:
-        part = checked.part
-        assert part.replay is not None
-        rows = self.sent_rows.get(part.sequence_id, part.replay.first_unit, range(part.first_position, part.end_position))
+    def _sent_before(self, number: int, checked: CheckedSlice, sub_run: SubRun) -> _SliceRun:
+        slice_ = checked.slice
+        assert slice_.replay is not None
+        rows = self.sent_rows.get(slice_.sequence_id, slice_.replay.first_unit, range(slice_.first_position, slice_.end_position))
         if rows is None:
-            return _Piece(number, checked._replace(part=part.with_failed_replay()), PASSED_ON, b"")
-        return _Piece(number, checked, sub_run, rows)
+            return _SliceRun(number, checked._replace(slice=slice_.with_failed_replay()), PASSED_ON, b"")
+        return _SliceRun(number, checked, sub_run, rows)
 
     @staticmethod
     def _expects(sub_run: SubRun) -> str:
         return "the shard with the embedding takes token ids only" if sub_run.origin is Origin.TOKENS else "this shard expects none for it"
 
     def _require_activations(self, checked: CheckedSlice) -> None:
-        part = checked.part
-        size_bytes = part.num_rows * self._row_bytes
-        if len(part.activations) != size_bytes:
-            raise MalformedFrame(f"sequence {part.sequence_id} has {len(part.activations)} bytes of activations; expected {size_bytes}")
+        slice_ = checked.slice
+        size_bytes = slice_.num_rows * self._row_bytes
+        if len(slice_.activations) != size_bytes:
+            raise MalformedFrame(f"sequence {slice_.sequence_id} has {len(slice_.activations)} bytes of activations; expected {size_bytes}")
 
-    def _groups(self, pieces: Sequence[_Piece]) -> dict[range, _Group]:
+    def _groups(self, runs: Sequence[_SliceRun]) -> dict[range, _Group]:
         """By the units that compute them; what is only passed on is in no group."""
-        by_units: dict[range, list[_Piece]] = {}
-        for piece in pieces:
-            if piece.sub_run.units:
-                by_units.setdefault(piece.sub_run.units, []).append(piece)
+        by_units: dict[range, list[_SliceRun]] = {}
+        for run in runs:
+            if run.sub_run.units:
+                by_units.setdefault(run.sub_run.units, []).append(run)
         return {units: _Group(group, self._inputs(group)) for units, group in by_units.items()}
 
-    def _inputs(self, pieces: Sequence[_Piece]) -> Inputs:
-        if pieces[0].sub_run.origin is Origin.TOKENS:
-            return np.fromiter(chain.from_iterable(piece.checked.part.token_ids for piece in pieces), np.int32)
-        return np.concatenate([self._decode(piece) for piece in pieces])
+    def _inputs(self, runs: Sequence[_SliceRun]) -> Inputs:
+        if runs[0].sub_run.origin is Origin.TOKENS:
+            return np.fromiter(chain.from_iterable(run.checked.slice.token_ids for run in runs), np.int32)
+        return np.concatenate([self._decode(run) for run in runs])
 
-    def _decode(self, piece: _Piece) -> Rows:
-        part = piece.checked.part
+    def _decode(self, run: _SliceRun) -> Rows:
+        slice_ = run.checked.slice
         try:
-            return decode_rows(piece.encoded, part.num_rows, self._width, self._encoding)
+            return decode_rows(run.encoded, slice_.num_rows, self._width, self._encoding)
         except ValueError as error:
-            raise MalformedFrame(f"sequence {part.sequence_id}: {error}") from error
+            raise MalformedFrame(f"sequence {slice_.sequence_id}: {error}") from error
 
     # Computing.
 
@@ -153,8 +153,8 @@ class ComputeStage:
         if self._body is None or not body_units:
             return np.asarray(group.inputs, np.float32)
         slices = [
-            StageSlice(part.num_rows, part.first_position, block_table)
-            for part, _, block_table in (piece.checked for piece in group.pieces)
+            StageSlice(slice_.num_rows, slice_.first_position, block_table)
+            for slice_, _, block_table in (run.checked for run in group.runs)
         ]
         try:
             return self._body.run(self._kv, group.inputs, slices, units=body_units)
@@ -166,36 +166,36 @@ class ComputeStage:
         results: dict[int, SequenceResult] = {}
         for (units, group), rows in zip(groups.items(), hidden, strict=True):
             if units.stop == self._boundary:
-                results |= {result.sequence_id: result for result in self._head.results([piece.checked for piece in group.pieces], rows)}
+                results |= {result.sequence_id: result for result in self._head.results([run.checked for run in group.runs], rows)}
         return results
 
     # What goes out.
 
-    def _outgoing(self, pieces: Sequence[_Piece], groups: dict[range, _Group], hidden: Sequence[Rows]) -> tuple[SequenceSlice, ...]:
+    def _outgoing(self, runs: Sequence[_SliceRun], groups: dict[range, _Group], hidden: Sequence[Rows]) -> tuple[SequenceSlice, ...]:
         """In the order of the frame. Keeps on the way what is sent."""
-        outgoing = [self._passed_on(piece) for piece in pieces]
+        outgoing = [self._passed_on(run) for run in runs]
         if self._head is None:
             for group, rows in zip(groups.values(), hidden, strict=True):
-                for piece, own_rows in _rows_of_each(group.pieces, rows):
-                    outgoing[piece.number] = self._encoded(piece, own_rows)
+                for run, own_rows in _rows_of_each(group.runs, rows):
+                    outgoing[run.number] = self._encoded(run, own_rows)
         return tuple(outgoing)
 
-    def _passed_on(self, piece: _Piece) -> SequenceSlice:
+    def _passed_on(self, run: _SliceRun) -> SequenceSlice:
         """As it goes on if nothing is computed here: with rows only if they were sent over the outgoing boundary before."""
-        part = piece.checked.part
-        if piece.sub_run.origin is Origin.SENT_ROWS and not piece.sub_run.units:
-            return part.with_activations(piece.encoded)
-        return part.without_activations()
+        slice_ = run.checked.slice
+        if run.sub_run.origin is Origin.SENT_ROWS and not run.sub_run.units:
+            return slice_.with_activations(run.encoded)
+        return slice_.without_activations()
 
-    def _encoded(self, piece: _Piece, rows: Rows) -> SequenceSlice:
-        part = piece.checked.part
-        if not piece.sub_run.keeps:
-            return part.without_activations()
+    def _encoded(self, run: _SliceRun, rows: Rows) -> SequenceSlice:
+        slice_ = run.checked.slice
+        if not run.sub_run.keeps:
+            return slice_.without_activations()
         activations = encode_rows(rows, self._encoding)
-        self.sent_rows.put(part.sequence_id, self._boundary, part.first_position, activations)
-        if part.replay is None:
-            self.sent_rows.drop_behind(part.sequence_id, self._boundary, part.first_position)
-        return part.with_activations(activations) if piece.sub_run.sends else part.without_activations()
+        self.sent_rows.put(slice_.sequence_id, self._boundary, slice_.first_position, activations)
+        if slice_.replay is None:
+            self.sent_rows.drop_behind(slice_.sequence_id, self._boundary, slice_.first_position)
+        return slice_.with_activations(activations) if run.sub_run.sends else slice_.without_activations()
 
     def _drop(self, checked: CheckedFrame) -> None:
         self.sequences.drop(checked.ends)
@@ -203,11 +203,11 @@ class ComputeStage:
             self.sent_rows.forget(sequence_id)
 
 
-def _rows_of_each(pieces: Iterable[_Piece], rows: Rows) -> Iterator[tuple[_Piece, Rows]]:
+def _rows_of_each(runs: Iterable[_SliceRun], rows: Rows) -> Iterator[tuple[_SliceRun, Rows]]:
     first_row = 0
-    for piece in pieces:
-        end_row = first_row + piece.checked.part.num_rows
-        yield piece, rows[first_row:end_row]
+    for run in runs:
+        end_row = first_row + run.checked.slice.num_rows
+        yield run, rows[first_row:end_row]
         first_row = end_row
 
 

@@ -22,15 +22,15 @@ MAX_ROWS = 32
 
 
 class _WantedRow(NamedTuple):
-    """row: in the frame. part_row: in the slice."""
+    """row: in the frame. slice_row: in the slice."""
 
     row: int
-    part_row: int
+    slice_row: int
     checked: CheckedSlice
 
     @property
     def is_sampled(self) -> bool:
-        return self.checked.part.sample and self.part_row == self.checked.part.num_rows - 1
+        return self.checked.slice.sample and self.slice_row == self.checked.slice.num_rows - 1
 
 
 class _Answer:
@@ -58,11 +58,11 @@ class Head:
         A sequence whose logits are broken fails alone.
         """
         wanted = list(_wanted_rows(slices))
-        answers = {checked.part.sequence_id: _Answer() for _, _, checked in wanted}
+        answers = {checked.slice.sequence_id: _Answer() for _, _, checked in wanted}
         for start in range(0, len(wanted), MAX_ROWS):
             chunk = wanted[start : start + MAX_ROWS]
             for row, logits in zip(chunk, self._logits(chunk, hidden), strict=True):
-                _answer_or_fail(row, logits, answers[row.checked.part.sequence_id])
+                _answer_or_fail(row, logits, answers[row.checked.slice.sequence_id])
         return tuple(answer.result(sequence_id) for sequence_id, answer in answers.items())
 
     def _logits(self, chunk: Sequence[_WantedRow], hidden: Rows) -> Rows:
@@ -76,14 +76,14 @@ class Head:
 def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:
     first_row = 0
     for checked in slices:
-        part = checked.part
-        if part.score_targets:
-            part_rows = range(part.num_rows)
+        slice_ = checked.slice
+        if slice_.score_targets:
+            slice_rows = range(slice_.num_rows)
         else:
-            part_rows = range(part.num_rows - 1 if part.sample else part.num_rows, part.num_rows)
-        for part_row in part_rows:
-            yield _WantedRow(first_row + part_row, part_row, checked)
-        first_row += part.num_rows
+            slice_rows = range(slice_.num_rows - 1 if slice_.sample else slice_.num_rows, slice_.num_rows)
+        for slice_row in slice_rows:
+            yield _WantedRow(first_row + slice_row, slice_row, checked)
+        first_row += slice_.num_rows
 
 
 def _answer_or_fail(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer) -> None:
@@ -96,9 +96,9 @@ def _answer_or_fail(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer:
 
 
 def _answer(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer) -> None:
-    part, sequence, _ = wanted.checked
+    slice_, sequence, _ = wanted.checked
     sampling = sequence.begin.sampling
-    if part.score_targets:
-        answer.scores.append(score(logits, part.score_targets[wanted.part_row], sampling.top_logprobs))
+    if slice_.score_targets:
+        answer.scores.append(score(logits, slice_.score_targets[wanted.slice_row], sampling.top_logprobs))
     if wanted.is_sampled:
-        answer.sampled = sample(logits, sampling, sequence.history, part.end_position)
+        answer.sampled = sample(logits, sampling, sequence.history, slice_.end_position)

@@ -36,7 +36,7 @@ class RunningSequence:
 class CheckedSlice(NamedTuple):
     """block_table: the sequence's as it is with the slice."""
 
-    part: SequenceSlice
+    slice: SequenceSlice
     sequence: RunningSequence
     block_table: BlockTable
 
@@ -71,22 +71,22 @@ class SequenceTable:
             if begin.sequence_id in begun:
                 raise MalformedFrame(f"sequence {begin.sequence_id} begins twice in one frame")
             begun[begin.sequence_id] = self._begin(begin)
-        _require_once((part.sequence_id for part in frame.slices), "has two slices in one frame")
+        _require_once((slice_.sequence_id for slice_ in frame.slices), "has two slices in one frame")
         if frame.num_rows > self._geometry.max_batch_rows:
             raise MalformedFrame(f"the frame has {frame.num_rows} rows; expected at most {self._geometry.max_batch_rows}")
         known = self._running | begun
-        for part in frame.slices:
-            if part.sequence_id not in known:
-                raise MalformedFrame(f"sequence {part.sequence_id} has not begun")
-        return CheckedFrame(begun, tuple(self._check_slice(part, known[part.sequence_id]) for part in frame.slices), frame.ends)
+        for slice_ in frame.slices:
+            if slice_.sequence_id not in known:
+                raise MalformedFrame(f"sequence {slice_.sequence_id} has not begun")
+        return CheckedFrame(begun, tuple(self._check_slice(slice_, known[slice_.sequence_id]) for slice_ in frame.slices), frame.ends)
 
     def advance(self, checked: CheckedFrame) -> None:
         """The slices were computed, or passed on: their tokens belong to the sequences, in place of those that were there."""
         self._running |= checked.begun
-        for part, sequence, block_table in checked.slices:
+        for slice_, sequence, block_table in checked.slices:
             sequence.block_table = block_table
-            sequence.length = part.end_position
-            sequence.history.extend(part.first_position, part.token_ids)
+            sequence.length = slice_.end_position
+            sequence.history.extend(slice_.first_position, slice_.token_ids)
 
     def drop(self, ends: Iterable[RingId]) -> None:
         """Unknown ones are passed over."""
@@ -105,34 +105,36 @@ class SequenceTable:
         history.extend(0, begin.token_ids)
         return RunningSequence(begin, history, block_table, len(begin.token_ids))
 
-    def _check_slice(self, part: SequenceSlice, sequence: RunningSequence) -> CheckedSlice:
-        who = f"sequence {part.sequence_id}"
-        if not part.num_rows:
+    def _check_slice(self, slice_: SequenceSlice, sequence: RunningSequence) -> CheckedSlice:
+        who = f"sequence {slice_.sequence_id}"
+        if not slice_.num_rows:
             raise MalformedFrame(f"{who} has a slice without rows")
-        if part.first_position > sequence.length:
-            raise MalformedFrame(f"{who} goes on at position {part.first_position}; expected at most {sequence.length}, where it ends")
-        if part.end_position > self._geometry.context_length:
-            raise MalformedFrame(f"{who} reaches position {part.end_position}; the context has {self._geometry.context_length}")
-        if len(part.score_targets) not in (0, part.num_rows):
-            raise MalformedFrame(f"{who} has {len(part.score_targets)} score targets for {part.num_rows} rows; expected as many or none")
-        self._require_token(part.sequence_id, "token", max(part.token_ids))
-        if part.score_targets:
-            self._require_token(part.sequence_id, "score target", max(part.score_targets))
-        return CheckedSlice(part, sequence, self._extended_table(part, sequence))
+        if slice_.first_position > sequence.length:
+            raise MalformedFrame(f"{who} goes on at position {slice_.first_position}; expected at most {sequence.length}, where it ends")
+        if slice_.end_position > self._geometry.context_length:
+            raise MalformedFrame(f"{who} reaches position {slice_.end_position}; the context has {self._geometry.context_length}")
+        if len(slice_.score_targets) not in (0, slice_.num_rows):
+            raise MalformedFrame(
+                f"{who} has {len(slice_.score_targets)} score targets for {slice_.num_rows} rows; expected as many or none"
+            )
+        self._require_token(slice_.sequence_id, "token", max(slice_.token_ids))
+        if slice_.score_targets:
+            self._require_token(slice_.sequence_id, "score target", max(slice_.score_targets))
+        return CheckedSlice(slice_, sequence, self._extended_table(slice_, sequence))
 
     def _require_token(self, sequence_id: RingId, what: str, token_id: int) -> None:
         if token_id >= self._model.vocab_size:
             raise MalformedFrame(f"sequence {sequence_id} has {what} {token_id}; expected less than {self._model.vocab_size}")
 
-    def _extended_table(self, part: SequenceSlice, sequence: RunningSequence) -> BlockTable:
+    def _extended_table(self, slice_: SequenceSlice, sequence: RunningSequence) -> BlockTable:
         """New blocks follow those of the rows before the slice."""
         table = sequence.block_table
-        if part.new_block_ids:
-            kept = -(-part.first_position // self._geometry.block_tokens)
-            table = self._joined_table(part.sequence_id, table[:kept], part.new_block_ids)
-        if len(table) * self._geometry.block_tokens < part.end_position:
-            who = f"sequence {part.sequence_id}"
-            raise MalformedFrame(f"{who} has {len(table)} cache blocks of {self._geometry.block_tokens} tokens for {part.end_position}")
+        if slice_.new_block_ids:
+            kept = -(-slice_.first_position // self._geometry.block_tokens)
+            table = self._joined_table(slice_.sequence_id, table[:kept], slice_.new_block_ids)
+        if len(table) * self._geometry.block_tokens < slice_.end_position:
+            who = f"sequence {slice_.sequence_id}"
+            raise MalformedFrame(f"{who} has {len(table)} cache blocks of {self._geometry.block_tokens} tokens for {slice_.end_position}")
         return table
 
     def _joined_table(self, sequence_id: RingId, kept: BlockTable, new: Sequence[int]) -> BlockTable:

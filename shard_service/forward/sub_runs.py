@@ -41,27 +41,27 @@ class SubRunPlanner:
         self._shard_name = shard_name
         self._whole = self._between(0, num_units, Origin.TOKENS if span.start == 0 else Origin.ACTIVATIONS)
 
-    def plan(self, part: SequenceSlice) -> SubRun:
+    def plan(self, slice_: SequenceSlice) -> SubRun:
         """Raises MalformedFrame for a replay that no ring could compute."""
-        if part.replay is None:
+        if slice_.replay is None:
             return self._whole
-        if part.replay.has_failed:
+        if slice_.replay.has_failed:
             return PASSED_ON
-        self._require_units(part, part.replay)
-        return self._between(part.replay.first_unit, part.replay.end_unit, self._origin(part, part.replay))
+        self._require_units(slice_, slice_.replay)
+        return self._between(slice_.replay.first_unit, slice_.replay.end_unit, self._origin(slice_, slice_.replay))
 
-    def _origin(self, part: SequenceSlice, replay: Replay) -> Origin:
+    def _origin(self, slice_: SequenceSlice, replay: Replay) -> Origin:
         first, end, span = replay.first_unit, replay.end_unit, self._span
         if replay.replay_at == self._shard_name:
             if not span.start <= first <= span.stop:
-                raise MalformedFrame(f"{_who(part)} at boundary {first}; expected one of {span.start} to {span.stop} on this shard")
+                raise MalformedFrame(f"{_who(slice_)} at boundary {first}; expected one of {span.start} to {span.stop} on this shard")
             return Origin.SENT_ROWS
         if span.stop <= first or end <= span.start:
             return Origin.NOWHERE
         if first == span.start == 0:
             return Origin.TOKENS
         if first > span.start:
-            raise MalformedFrame(f"{_who(part)} at boundary {first}, which lies within this shard, by {replay.replay_at!r}")
+            raise MalformedFrame(f"{_who(slice_)} at boundary {first}, which lies within this shard, by {replay.replay_at!r}")
         return Origin.ACTIVATIONS
 
     def _between(self, first: int, end: int, origin: Origin) -> SubRun:
@@ -72,15 +72,17 @@ class SubRunPlanner:
         is_new = bool(units)  # what was sent over this very boundary is kept already
         return SubRun(units, origin, end > span.stop, is_new and end >= span.stop and span.stop < self._num_units)
 
-    def _require_units(self, part: SequenceSlice, replay: Replay) -> None:
+    def _require_units(self, slice_: SequenceSlice, replay: Replay) -> None:
         first, end = replay.first_unit, replay.end_unit
         if not first < end <= self._num_units:
-            raise MalformedFrame(f"{_who(part)} by units {first} to {end}; expected a run within 0 to {self._num_units}")
+            raise MalformedFrame(f"{_who(slice_)} by units {first} to {end}; expected a run within 0 to {self._num_units}")
         if bool(first) != bool(replay.replay_at):
-            raise MalformedFrame(f"{_who(part)} from unit {first} by {replay.replay_at or 'nobody'!r}; expected a shard for all but unit 0")
-        if end < self._num_units and (part.sample or part.score_targets):
-            raise MalformedFrame(f"{_who(part)} by units before {end} only, and cannot give tokens")
+            raise MalformedFrame(
+                f"{_who(slice_)} from unit {first} by {replay.replay_at or 'nobody'!r}; expected a shard for all but unit 0"
+            )
+        if end < self._num_units and (slice_.sample or slice_.score_targets):
+            raise MalformedFrame(f"{_who(slice_)} by units before {end} only, and cannot give tokens")
 
 
-def _who(part: SequenceSlice) -> str:
-    return f"sequence {part.sequence_id} is replayed"
+def _who(slice_: SequenceSlice) -> str:
+    return f"sequence {slice_.sequence_id} is replayed"

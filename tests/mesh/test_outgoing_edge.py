@@ -11,14 +11,15 @@ import pytest
 from dairllm.mesh.channels import bind, create_server
 from dairllm.mesh.errors import WrongEpoch
 from dairllm.mesh.peers import Peer
+from dairllm.mesh.ring.frames import MicroBatch
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.mesh.ring.outgoing import READY_DEADLINE_S, EdgeLost, OutgoingEdge
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 from tests.instruments.tcp_proxy import TcpProxy
 
 
-def batch(number: int) -> ring_pb2.MicroBatch:
-    return ring_pb2.MicroBatch(epoch=1, batch_id=number)
+def batch(number: int) -> MicroBatch:
+    return MicroBatch(epoch=1, batch_id=number, encoding="F32", begins=(), slices=(), ends=())
 
 
 class NextMember(ring_pb2_grpc.RingServiceServicer):
@@ -70,7 +71,7 @@ class Running:
         await self._server.stop(None)
 
     async def send(self, number: int) -> None:
-        await self.edge.send(ring_pb2.ForwardRequest(micro_batch=batch(number)))
+        await self.edge.send(batch(number))
 
 
 async def test_waits_until_the_next_member_is_ready() -> None:
@@ -190,7 +191,7 @@ async def test_an_address_that_swallows_everything_does_not_hold_up_another() ->
         peer = Peer("b", (hole.address, running.proxy.address))
         edge = OutgoingEdge(peer, ring_pb2.EdgeOpen(epoch=1, sender="a", receiver="b"))
         began_s, task = time.monotonic(), asyncio.create_task(edge.run())
-        await edge.send(ring_pb2.ForwardRequest(micro_batch=batch(7)))
+        await edge.send(batch(7))
         while (await member.frames.get()).batch_id != 7:
             pass
         assert time.monotonic() - began_s < 3.0

@@ -23,7 +23,7 @@ def begin(sequence_id: int = 1, **changes: object) -> SequenceBegin:
     return replace(SequenceBegin(RingId(sequence_id), 3, SamplingParams()), **changes)  # type: ignore[arg-type]
 
 
-def part(sequence_id: int = 1, first: int = 0, rows: int = 3, blocks: tuple[int, ...] = (0,), **changes: object) -> SequenceSlice:
+def slice_of(sequence_id: int = 1, first: int = 0, rows: int = 3, blocks: tuple[int, ...] = (0,), **changes: object) -> SequenceSlice:
     base = SequenceSlice(RingId(sequence_id), first, tuple(range(rows)), blocks, sample=True)
     return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -35,7 +35,7 @@ def frame(begins: tuple[SequenceBegin, ...] = (), slices: tuple[SequenceSlice, .
 def table_with_one() -> SequenceTable:
     """Sequence 1 is at position 3, with block 0."""
     table = SequenceTable(MODEL, GEOMETRY)
-    table.advance(table.check(frame((begin(),), (part(),))))
+    table.advance(table.check(frame((begin(),), (slice_of(),))))
     return table
 
 
@@ -48,20 +48,20 @@ def table_with_one() -> SequenceTable:
         (frame((begin(2, token_ids=(100,)),)), "token 100"),
         (frame((begin(2, token_ids=tuple(range(21))),)), "21 tokens"),
         (frame((begin(2, sampling=SamplingParams(logit_bias={100: 1.0})),)), "100"),
-        (frame(slices=(part(2),)), "has not begun"),
-        (frame(slices=(part(first=3, rows=1), part(first=4, rows=1))), "two slices"),
-        (frame(slices=(part(first=4, rows=1),)), "expected at most 3"),
-        (frame(slices=(part(first=3, rows=0),)), "without rows"),
-        (frame(slices=(part(first=3, rows=11, blocks=(1, 2, 3)),)), "11 rows"),
-        (frame(slices=(part(first=3, rows=2, blocks=()),)), "1 cache blocks"),
-        (frame(slices=(part(first=3, rows=2, blocks=(8,)),)), "cache block 8"),
-        (frame(slices=(part(first=3, rows=2, blocks=(0,)),)), "twice"),
-        (frame(slices=(part(first=0, rows=5, blocks=(1,)),)), "1 cache blocks"),
-        (frame(slices=(part(first=3, rows=1, token_ids=(100,)),)), "token 100"),
-        (frame(slices=(part(first=3, rows=1, token_ids=(2**32 - 1,)),)), "token 4294967295"),
-        (frame(slices=(part(first=3, rows=2, blocks=(2**32 - 1,)),)), "cache block 4294967295"),
-        (frame(slices=(part(first=3, rows=1, score_targets=(1, 2)),)), "2 score targets"),
-        (frame(slices=(part(first=3, rows=1, score_targets=(100,)),)), "score target 100"),
+        (frame(slices=(slice_of(2),)), "has not begun"),
+        (frame(slices=(slice_of(first=3, rows=1), slice_of(first=4, rows=1))), "two slices"),
+        (frame(slices=(slice_of(first=4, rows=1),)), "expected at most 3"),
+        (frame(slices=(slice_of(first=3, rows=0),)), "without rows"),
+        (frame(slices=(slice_of(first=3, rows=11, blocks=(1, 2, 3)),)), "11 rows"),
+        (frame(slices=(slice_of(first=3, rows=2, blocks=()),)), "1 cache blocks"),
+        (frame(slices=(slice_of(first=3, rows=2, blocks=(8,)),)), "cache block 8"),
+        (frame(slices=(slice_of(first=3, rows=2, blocks=(0,)),)), "twice"),
+        (frame(slices=(slice_of(first=0, rows=5, blocks=(1,)),)), "1 cache blocks"),
+        (frame(slices=(slice_of(first=3, rows=1, token_ids=(100,)),)), "token 100"),
+        (frame(slices=(slice_of(first=3, rows=1, token_ids=(2**32 - 1,)),)), "token 4294967295"),
+        (frame(slices=(slice_of(first=3, rows=2, blocks=(2**32 - 1,)),)), "cache block 4294967295"),
+        (frame(slices=(slice_of(first=3, rows=1, score_targets=(1, 2)),)), "2 score targets"),
+        (frame(slices=(slice_of(first=3, rows=1, score_targets=(100,)),)), "score target 100"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(bad: MicroBatch, text: str) -> None:
@@ -69,20 +69,20 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bad: MicroBatch, text:
     with pytest.raises(MalformedFrame, match=text):
         table.check(bad)
     assert len(table) == 1
-    table.check(frame(slices=(part(first=3, rows=1, blocks=()),)))
+    table.check(frame(slices=(slice_of(first=3, rows=1, blocks=()),)))
 
 
 def test_the_context_is_a_limit() -> None:
     table = table_with_one()
-    table.advance(table.check(frame(slices=(part(first=3, rows=10, blocks=(1, 2, 3)),))))
-    table.advance(table.check(frame(slices=(part(first=13, rows=7, blocks=(4,)),))))
+    table.advance(table.check(frame(slices=(slice_of(first=3, rows=10, blocks=(1, 2, 3)),))))
+    table.advance(table.check(frame(slices=(slice_of(first=13, rows=7, blocks=(4,)),))))
     with pytest.raises(MalformedFrame, match="context"):
-        table.check(frame(slices=(part(first=20, rows=1, blocks=(5,)),)))
+        table.check(frame(slices=(slice_of(first=20, rows=1, blocks=(5,)),)))
 
 
 def test_a_sequence_may_begin_and_end_in_one_frame() -> None:
     table = table_with_one()
-    checked = table.check(frame((begin(2),), (part(2, blocks=(3,)),), ends=(2, 1)))
+    checked = table.check(frame((begin(2),), (slice_of(2, blocks=(3,)),), ends=(2, 1)))
     table.advance(checked)
     assert len(table) == 2
     table.drop(checked.ends)
@@ -118,7 +118,7 @@ def test_impossible_values_are_malformed() -> None:
 
 def state_of(table: SequenceTable, sequence_id: int = 1) -> tuple[int, list[int], set[int], dict[int, int]]:
     """Length, block table, and what penalties see; of a sequence that a frame could go on with."""
-    probe = table.check(frame(slices=(part(sequence_id, first=0, rows=1, blocks=()),))).slices[0].sequence
+    probe = table.check(frame(slices=(slice_of(sequence_id, first=0, rows=1, blocks=()),))).slices[0].sequence
     return probe.length, probe.block_table.tolist(), probe.history.all_ids, dict(probe.history.answer_counts)
 
 
@@ -127,9 +127,9 @@ PENALTY = SamplingParams(repetition_penalty=1.5)
 
 def test_rows_that_come_again_replace_what_was_there() -> None:
     table = SequenceTable(MODEL, GEOMETRY)
-    table.advance(table.check(frame((begin(sampling=PENALTY),), (part(rows=10, blocks=(0, 1, 2), token_ids=tuple(range(10))),))))
+    table.advance(table.check(frame((begin(sampling=PENALTY),), (slice_of(rows=10, blocks=(0, 1, 2), token_ids=tuple(range(10))),))))
     assert state_of(table) == (10, [0, 1, 2], set(range(10)), dict.fromkeys(range(3, 10), 1))
-    again = part(first=4, rows=2, blocks=(5, 6), token_ids=(50, 50), replay=Replay(1, 2, "elsewhere"))
+    again = slice_of(first=4, rows=2, blocks=(5, 6), token_ids=(50, 50), replay=Replay(1, 2, "elsewhere"))
     table.advance(table.check(frame(slices=(again,))))
     assert state_of(table) == (6, [0, 5, 6], {0, 1, 2, 3, 50}, {3: 1, 50: 2})
 
@@ -137,7 +137,7 @@ def test_rows_that_come_again_replace_what_was_there() -> None:
 def test_a_known_sequence_begins_once_more() -> None:
     table = table_with_one()
     again = begin(block_ids=(4, 5), token_ids=(9, 9, 9, 8, 8), sampling=PENALTY)
-    table.advance(table.check(frame((again,), (part(first=5, rows=1, blocks=()),))))
+    table.advance(table.check(frame((again,), (slice_of(first=5, rows=1, blocks=()),))))
     assert state_of(table) == (6, [4, 5], {9, 8, 0}, {8: 2, 0: 1})
 
 
@@ -149,7 +149,7 @@ def test_only_living_sequences_outlive_a_plan() -> None:
     assert len(later) == 2
     assert state_of(later)[0] == 3
     with pytest.raises(MalformedFrame, match="cache block 1"):
-        later.check(frame(slices=(part(first=3, rows=2, blocks=(1,)),)))
+        later.check(frame(slices=(slice_of(first=3, rows=2, blocks=(1,)),)))
     table.drop([RingId(2), RingId(77)])
     assert len(table) == 2
 

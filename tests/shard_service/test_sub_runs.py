@@ -35,39 +35,39 @@ def rings_with_replay(draw: st.DrawFn) -> tuple[list[range], SequenceSlice]:
     return ring, replay(first, end, f"s{draw(st.sampled_from(holders))}" if first else "")
 
 
-def runs_of(ring: list[range], part: SequenceSlice) -> list[SubRun]:
-    return [SubRunPlanner(span, ring[-1].stop, f"s{index}").plan(part) for index, span in enumerate(ring)]
+def runs_of(ring: list[range], slice_: SequenceSlice) -> list[SubRun]:
+    return [SubRunPlanner(span, ring[-1].stop, f"s{index}").plan(slice_) for index, span in enumerate(ring)]
 
 
 @given(rings_with_replay())
 def test_a_replay_is_computed_once_by_its_units_and_no_others(example: tuple[list[range], SequenceSlice]) -> None:
-    ring, part = example
-    runs = runs_of(ring, part)
-    assert part.replay is not None
-    assert [unit for run in runs for unit in run.units] == list(range(part.replay.first_unit, part.replay.end_unit))
+    ring, slice_ = example
+    runs = runs_of(ring, slice_)
+    assert slice_.replay is not None
+    assert [unit for run in runs for unit in run.units] == list(range(slice_.replay.first_unit, slice_.replay.end_unit))
     for span, run in zip(ring, runs, strict=True):
         assert set(run.units) <= set(span)
 
 
 @given(rings_with_replay())
 def test_rows_are_sent_exactly_to_where_they_are_expected(example: tuple[list[range], SequenceSlice]) -> None:
-    ring, part = example
-    runs = runs_of(ring, part)
+    ring, slice_ = example
+    runs = runs_of(ring, slice_)
     assert not runs[-1].sends
     for run, following in pairwise(runs):
         assert run.sends == (following.origin is Origin.ACTIVATIONS)
     origins = [run.origin for run in runs if run.origin in (Origin.TOKENS, Origin.SENT_ROWS)]
-    assert part.replay is not None
-    assert origins == [Origin.SENT_ROWS if part.replay.first_unit else Origin.TOKENS]
+    assert slice_.replay is not None
+    assert origins == [Origin.SENT_ROWS if slice_.replay.first_unit else Origin.TOKENS]
 
 
 @given(rings_with_replay())
 def test_sent_rows_are_complete_wherever_the_replay_passed(example: tuple[list[range], SequenceSlice]) -> None:
     """As the coordinator reckons: boundaries behind the first unit, up to and with the end."""
-    ring, part = example
-    kept = [span.stop for span, run in zip(ring, runs_of(ring, part), strict=True) if run.keeps]
-    assert part.replay is not None
-    assert kept == [span.stop for span in ring[:-1] if part.replay.first_unit < span.stop <= part.replay.end_unit]
+    ring, slice_ = example
+    kept = [span.stop for span, run in zip(ring, runs_of(ring, slice_), strict=True) if run.keeps]
+    assert slice_.replay is not None
+    assert kept == [span.stop for span in ring[:-1] if slice_.replay.first_unit < span.stop <= slice_.replay.end_unit]
 
 
 @given(rings())
@@ -77,7 +77,7 @@ def test_a_slice_of_no_replay_passes_all_units(ring: list[range]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "text"),
+    ("slice_", "text"),
     [
         (replay(2, 2, "s"), "2 to 2"),
         (replay(0, 11), "0 to 11"),
@@ -89,6 +89,6 @@ def test_a_slice_of_no_replay_passes_all_units(ring: list[range]) -> None:
         (replay(0, 4, sample=True), "tokens"),
     ],
 )
-def test_what_no_ring_could_compute_is_refused(part: SequenceSlice, text: str) -> None:
+def test_what_no_ring_could_compute_is_refused(slice_: SequenceSlice, text: str) -> None:
     with pytest.raises(MalformedFrame, match=text):
-        SubRunPlanner(range(2, 5), 10, "me").plan(part)
+        SubRunPlanner(range(2, 5), 10, "me").plan(slice_)
