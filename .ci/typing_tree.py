@@ -43,6 +43,8 @@ def forward(module: Path) -> str:
 
 def main() -> None:
     """Touches only what has changed, since editors watch it."""
+    for link in [path for path in TREE.glob("dairllm/*") if path.is_symlink()]:
+        link.unlink()  # as earlier versions of the Makefile made them: what is written behind one would replace a source
     wanted = {TREE / "dairllm" / module.with_suffix(".py"): forward(module) for module in modules()}
     for path in TREE.rglob("*.py"):
         if path not in wanted:
