@@ -158,5 +158,5 @@ class ErrorEvent(TypedDict):
     error: ErrorEventObject
 
 
-class Status(TypedDict):
+class Liveness(TypedDict):
     status: str

@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from dairllm.coordinator.http.answer_types import Status
+from dairllm.coordinator.http.answer_types import Liveness
 from dairllm.coordinator.http.answers import body_part, run_until_disconnected, sse_event, start_event_stream
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, error_reply, json_reply, to_json
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.http.metrics import ServingMetrics
-from dairllm.coordinator.http.operations import TEXT, Answer, Operation, refused
+from dairllm.coordinator.http.operations import TEXT, Operation, OperationAnswer, refused
 from dairllm.coordinator.text import TextService
 from dairllm.mesh.message_json import message_schema
 from dairllm.v1 import cluster_pb2
@@ -59,20 +59,27 @@ def cluster_operations(
     async def cluster_events(request: Request) -> Response:
         return ClusterEvents(lambda: cast(Events, cluster().get("events", ())), stopping, limits.cluster_interval_s)
 
-    alive = Answer("It is.", {JSON: Status})
+    alive = OperationAnswer("It is.", {JSON: Liveness})
     unready = refused("It is not; the message says why.", retry_after=True)
     event = message_schema(cluster_pb2.ClusterEvent)
     return [
         Operation("GET", "/healthz", "healthz", "Whether the process answers", healthz, {200: alive}, with_head=True),
         Operation("GET", "/readyz", "readyz", "Whether the model is served now", readyz, {200: alive, 503: unready}, with_head=True),
-        Operation("GET", "/metrics", "metrics", "Metrics for Prometheus", metrics_now, {200: Answer("All metrics.", {"text/plain": TEXT})}),
+        Operation(
+            "GET",
+            "/metrics",
+            "metrics",
+            "Metrics for Prometheus",
+            metrics_now,
+            {200: OperationAnswer("All metrics.", {"text/plain": TEXT})},
+        ),
         Operation(
             "GET",
             "/api/cluster",
             "cluster",
             "The state of the cluster",
             cluster_now,
-            {200: Answer("As ClusterState of cluster.proto, and measurements beside it.", {JSON: _STATE_SCHEMA})},
+            {200: OperationAnswer("As ClusterState of cluster.proto, and measurements beside it.", {JSON: _STATE_SCHEMA})},
         ),
         Operation(
             "GET",
@@ -80,7 +87,7 @@ def cluster_operations(
             "cluster_events",
             "What happens to the cluster",
             cluster_events,
-            {200: Answer("The recent events at once, then each as it comes, until the client goes.", {EVENT_STREAM: event})},
+            {200: OperationAnswer("The recent events at once, then each as it comes, until the client goes.", {EVENT_STREAM: event})},
         ),
     ]
 

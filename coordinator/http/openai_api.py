@@ -20,7 +20,7 @@ from dairllm.coordinator.http.body_models import ChatCompletionBody, CompletionB
 from dairllm.coordinator.http.calls import Call, chat_call, completion_call
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, json_reply
 from dairllm.coordinator.http.limits import HttpLimits
-from dairllm.coordinator.http.operations import Answer, Handler, Operation, Parameter, refused
+from dairllm.coordinator.http.operations import Handler, Operation, OperationAnswer, Parameter, refused
 from dairllm.coordinator.text import TextService
 
 _UNKNOWN_MODEL = refused("No model of this name is served.")
@@ -64,21 +64,23 @@ def openai_operations(text: TextService, limits: HttpLimits) -> Sequence[Operati
             {200: _answer(Completion, CompletionChunk), **_REFUSALS},
             CompletionBody,
         ),
-        Operation("GET", "/v1/models", "models", "The served model, as a list", models, {200: Answer("The list.", {JSON: ModelList})}),
+        Operation(
+            "GET", "/v1/models", "models", "The served model, as a list", models, {200: OperationAnswer("The list.", {JSON: ModelList})}
+        ),
         Operation(
             "GET",
             "/v1/models/{name:path}",
             "model",
             "The served model",
             model,
-            {200: Answer("The model.", {JSON: ServedModelObject}), 404: _UNKNOWN_MODEL},
+            {200: OperationAnswer("The model.", {JSON: ServedModelObject}), 404: _UNKNOWN_MODEL},
             parameters={"name": Parameter("The model's name; slashes may stand in it as they are.", text.served.name)},
         ),
     ]
 
 
-def _answer(whole: type, chunk: type) -> Answer:
-    return Answer(f"The answer. {_STREAM}", {JSON: whole, EVENT_STREAM: chunk | ErrorEvent}, last_event=LAST_EVENT)
+def _answer(whole: type, chunk: type) -> OperationAnswer:
+    return OperationAnswer(f"The answer. {_STREAM}", {JSON: whole, EVENT_STREAM: chunk | ErrorEvent}, last_event=LAST_EVENT)
 
 
 def _generation(

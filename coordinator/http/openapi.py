@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON
-from dairllm.coordinator.http.operations import Answer, Operation, Shape
+from dairllm.coordinator.http.operations import Operation, OperationAnswer, Shape
 
 JsonObject = dict[str, Any]
 _REFERENCE = "#/components/schemas/{model}"
@@ -78,7 +78,7 @@ def _operation(operation: Operation, schemas: _Schemas) -> JsonObject:
     return written
 
 
-def _answer(answer: Answer, schemas: _Schemas) -> JsonObject:
+def _answer(answer: OperationAnswer, schemas: _Schemas) -> JsonObject:
     contents = {media: {"schema": _content(media, schemas.of(shape), answer.last_event)} for media, shape in answer.contents.items()}
     written: JsonObject = {"description": answer.description, "content": contents}
     if answer.retry_after:

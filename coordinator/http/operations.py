@@ -20,7 +20,7 @@ TEXT: Mapping[str, object] = {"type": "string"}
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OperationAnswer:
     """contents: shapes by media type; of an event stream, the shape of the JSON in each event, but for the last if that is `last_event`.
 
     retry_after: it may have this header.
@@ -32,9 +32,9 @@ class Answer:
     last_event: str | None = None
 
 
-def refused(description: str, *, retry_after: bool = False) -> Answer:
+def refused(description: str, *, retry_after: bool = False) -> OperationAnswer:
     """An error in OpenAI's form."""
-    return Answer(description, {JSON: ErrorReply}, retry_after)
+    return OperationAnswer(description, {JSON: ErrorReply}, retry_after)
 
 
 class Parameter(NamedTuple):
@@ -56,7 +56,7 @@ class Operation:
     name: str
     summary: str
     handler: Handler
-    answers: Mapping[int, Answer]
+    answers: Mapping[int, OperationAnswer]
     body: type[BaseModel] | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     with_head: bool = False

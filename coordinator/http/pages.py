@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from dairllm.coordinator.http.docs_page import render_docs
 from dairllm.coordinator.http.error_replies import JSON, to_json
-from dairllm.coordinator.http.operations import TEXT, Answer, Handler, Operation
+from dairllm.coordinator.http.operations import TEXT, Handler, Operation, OperationAnswer
 
 HTML, CSS, JAVASCRIPT = "text/html", "text/css", "text/javascript"
 PAGE_HEADERS = {
@@ -38,7 +38,7 @@ def document_operations(document: Mapping[str, object]) -> Sequence[Operation]:
 
 
 def _page(path: str, name: str, summary: str, content: bytes, media_type: str) -> Operation:
-    answers = {200: Answer(f"{summary}.", {media_type: TEXT})}
+    answers = {200: OperationAnswer(f"{summary}.", {media_type: TEXT})}
     return Operation("GET", path, name, summary, _file(content, media_type), answers, with_head=True)
 
 

@@ -46,7 +46,7 @@ class Inviter:
         try:
             while True:
                 await asyncio.sleep(TICK_S)
-                self._handle(on.TimePassed(self._member_ids()))
+                self._handle(on.MembersKnown(self._member_ids()))
         finally:
             for call in self._calls:
                 call.cancel()

@@ -71,8 +71,8 @@ class InviteRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class TimePassed:
-    """member_ids: of the members that announce themselves."""
+class MembersKnown:
+    """Time passes, and these are members. member_ids: of those that announce themselves."""
 
     member_ids: frozenset[str]
 
@@ -83,7 +83,7 @@ class InviteShard:
     shard: DiscoveredShard
 
 
-Event = ShardSeen | ShardGone | InviteAccepted | InviteFailed | InviteRefused | TimePassed
+Event = ShardSeen | ShardGone | InviteAccepted | InviteFailed | InviteRefused | MembersKnown
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class SeenShards:
                 self._note(key, SeenPhase.UNREACHABLE, reason)
             case InviteRefused(key, reason):
                 self._note(key, SeenPhase.REFUSED, reason)
-            case TimePassed(member_ids):
+            case MembersKnown(member_ids):
                 for seen in self._seen.values():
                     self._compare(seen, seen.shard.shard_id in member_ids)
                 return self._due_calls()

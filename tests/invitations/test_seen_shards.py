@@ -18,11 +18,11 @@ from dairllm.coordinator.invitations.seen_shards import (
     InviteFailed,
     InviteRefused,
     InviteShard,
+    MembersKnown,
     SeenPhase,
     SeenShards,
     ShardGone,
     ShardSeen,
-    TimePassed,
 )
 from dairllm.mesh.discovery.records import DiscoveredShard, ShardState
 
@@ -49,7 +49,7 @@ class Network:
 
     def wait(self, seconds: float) -> list[InviteShard]:
         self.now_s += seconds
-        return self.happen(TimePassed(frozenset(self.members)))
+        return self.happen(MembersKnown(frozenset(self.members)))
 
     def listed(self) -> dict[str, tuple[SeenPhase, str]]:
         return {seen.shard.name: (seen.phase, seen.reason) for seen in self.machine.listed()}
@@ -199,7 +199,7 @@ STEPS = st.one_of(
     st.builds(InviteAccepted, KEYS),
     st.builds(InviteFailed, KEYS, st.just("silent")),
     st.builds(InviteRefused, KEYS, st.just("no")),
-    st.builds(TimePassed, st.frozensets(KEYS.map(lambda name: f"id-{name}"))),
+    st.builds(MembersKnown, st.frozensets(KEYS.map(lambda name: f"id-{name}"))),
 )
 
 
@@ -216,7 +216,7 @@ def test_whatever_happens_calls_are_few_and_members_left_alone(history: list[tup
             last_s.pop(event.key, None)
         calls = machine.handle(event, now_s)
         for call in calls:
-            assert isinstance(event, TimePassed)
+            assert isinstance(event, MembersKnown)
             assert call.key not in under_way
             assert call.shard.cluster_hash == HASH
             assert call.shard.protocol.startswith("1.")
@@ -224,5 +224,5 @@ def test_whatever_happens_calls_are_few_and_members_left_alone(history: list[tup
             assert now_s - last_s.get(call.key, -100.0) >= FIRST_PAUSE_S
             under_way[call.key] = last_s[call.key] = now_s
         assert len(under_way) <= MAX_CALLS
-        if isinstance(event, TimePassed):
+        if isinstance(event, MembersKnown):
             assert not {seen.shard.shard_id for seen in machine.listed()} & event.member_ids
