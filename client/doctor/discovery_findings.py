@@ -92,7 +92,8 @@ def _ambiguity(wanted: Wanted, browsed: Browsed) -> list[Finding]:
 def _one_way_to(address: str) -> Finding:
     seen = f"the coordinator at {address} hears what this machine sends by multicast, but nothing that it sends by multicast arrives here"
     matters = "a shard here can't find it, but is found and invited by it within seconds; `dairllm` commands find nothing"
-    return Finding(DISCOVERY, "multicast_one_way", _WARNING, seen, matters, f"give `dairllm` commands --coordinator {address}; {_LET_PASS}")
+    advice = f"give `dairllm` commands --coordinator {address}; or {_LET_PASS}"
+    return Finding(DISCOVERY, "multicast_one_way", _WARNING, seen, matters, advice)
 
 
 def _one_way_from(browsed: Browsed, multicast: Sequence[MulticastSeen], answered: Answered, direct: bool | None) -> list[Finding]:
@@ -101,7 +102,10 @@ def _one_way_from(browsed: Browsed, multicast: Sequence[MulticastSeen], answered
     if not direct or hosts & answered.hosts or not hosts & set(heard_others(multicast)):
         return []
     seen = "the coordinator is heard by multicast, but what this machine sends by multicast does not arrive there"
-    matters = "a shard here finds it by what it announces every few seconds; it does not see shards here that are no members"
+    matters = (
+        "a shard here finds it by what it announces every few seconds; but it does not see the shards here, "
+        "and can't say why one has not joined"
+    )
     return [Finding(DISCOVERY, "multicast_one_way", _WARNING, seen, matters, f"nothing has to be done; to mend it, {_LET_PASS}")]
 
 
