@@ -16,7 +16,7 @@ from dairllm.client.events import NUM_RECENT, event_line
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
 from dairllm.mesh.message_json import enum_to_json, message_to_json
 from dairllm.mesh.settings import ConfigFile, format_size
-from dairllm.v1 import cluster_pb2, model_pb2
+from dairllm.v1 import cluster_pb2
 
 _COLUMNS = ("stage", "shard", "state", "computes", "memory", "threads", "step (planned)", "round trip", "note")
 
@@ -60,7 +60,7 @@ def render(state: cluster_pb2.ClusterState) -> RenderableType:
     for shard in in_ring_order:
         table.add_row(*_shard_row(shard, state.num_layers))
     shards = table if state.shards else Text("no shards yet", style="dim")
-    parts: list[RenderableType] = [_headline(state), _speed_line(state), Text(""), shards]
+    parts: list[RenderableType] = [_headline(state), _speed_line(state), _answers_line(state), Text(""), shards]
     if state.seen:
         parts += [Text(""), Text("seen, but no members:", style="bold"), *(_seen_line(shard) for shard in state.seen)]
     if state.events:
@@ -78,8 +78,7 @@ def _headline(state: cluster_pb2.ClusterState) -> Text:
 
 
 def _speed_line(state: cluster_pb2.ClusterState) -> Text:
-    wire = enum_to_json(model_pb2.Encoding.DESCRIPTOR, state.wire)
-    parts = [f"{state.num_layers} layers", format_size(state.model_size_bytes), f"epoch {state.epoch}", f"wire {wire}"]
+    parts = [f"{state.num_layers} layers", format_size(state.model_size_bytes), f"epoch {state.epoch}"]
     if state.predicted_decode_tok_s:
         parts.append(f"{state.predicted_decode_tok_s:.1f} tok/s planned")
     if state.measured_decode_tok_s:
@@ -88,6 +87,11 @@ def _speed_line(state: cluster_pb2.ClusterState) -> Text:
     if state.kv_blocks_total:
         parts.append(f"KV cache {state.kv_blocks_total - state.kv_blocks_free}/{state.kv_blocks_total} blocks")
     return Text(" · ".join(parts), style="dim")
+
+
+def _answers_line(state: cluster_pb2.ClusterState) -> Text:
+    """What answers depend on: those of clusters with one fingerprint are equal, whatever their plans and machines."""
+    return Text(f"{state.system_fingerprint} · model {state.model_digest.hex()[:12]} · arithmetic {state.arithmetic}", style="dim")
 
 
 def _seen_line(shard: cluster_pb2.SeenShard) -> Text:

@@ -22,6 +22,7 @@ def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float, seen: Seque
         model_size_bytes=snapshot.model_size_bytes,
         wire=parse_encoding(snapshot.wire),
         arithmetic=snapshot.arithmetic,
+        system_fingerprint=snapshot.system_fingerprint,
         phase=f"CLUSTER_PHASE_{snapshot.public_phase.upper()}",
         reason=snapshot.reason,
         epoch=snapshot.epoch,

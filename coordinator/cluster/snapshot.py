@@ -11,6 +11,7 @@ from dairllm.coordinator.cluster.books.state import ClusterState
 from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.phases import RING_OPEN, STAGES_IN_USE, Phase
 from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardUsage
+from dairllm.mesh.fingerprint import system_fingerprint
 
 _PUBLIC_PHASES = {
     Phase.WAITING: "waiting",
@@ -73,6 +74,7 @@ class ClusterSnapshot:
     model_size_bytes: int
     wire: str
     arithmetic: str
+    system_fingerprint: str
     phase: Phase
     reason: str
     missing_bytes: int
@@ -107,6 +109,7 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
         model_size_bytes=model.size_bytes if model else 0,
         wire=config.arithmetic.wire,
         arithmetic=str(config.arithmetic),
+        system_fingerprint=system_fingerprint(model.digest.hex(), str(config.arithmetic)) if model else "",
         phase=state.phase,
         reason=state.reason,
         missing_bytes=state.missing_bytes,

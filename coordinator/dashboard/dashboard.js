@@ -68,7 +68,7 @@ function showHead(state, engine) {
   byId("about").textContent = [
     state.num_layers && `${state.num_layers} layers`,
     state.model_size_bytes && bytes(state.model_size_bytes),
-    state.wire && `wire ${state.wire}`,
+    state.arithmetic && `arithmetic ${state.arithmetic}`,
     `epoch ${state.epoch || 0}`,
   ].filter(Boolean).join(" · ");
   document.title = `${phase} · ${state.model || "dairllm"}`;

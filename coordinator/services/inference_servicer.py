@@ -66,6 +66,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             has_tokenizer=served.tokenizer is not None,
             has_chat_template=served.chat_template is not None,
             ready=engine.why_unready() is None,
+            arithmetic=served.arithmetic,
+            system_fingerprint=served.fingerprint,
         )
         return inference_pb2.ListModelsResponse(models=[info])
 

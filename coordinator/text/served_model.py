@@ -1,10 +1,10 @@
 """The model as its clients know it."""
 
-import hashlib
 import time
 from dataclasses import dataclass, field
 
 from dairllm.mesh.errors import Unsupported
+from dairllm.mesh.fingerprint import system_fingerprint
 from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ class ServedModel:
     @property
     def fingerprint(self) -> str:
         """Equal where the same request with the same seed has the same answer."""
-        return f"fp_{hashlib.sha256(f'{self.model_digest} {self.arithmetic}'.encode()).hexdigest()[:16]}"
+        return system_fingerprint(self.model_digest, self.arithmetic)
 
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer, or Unsupported."""

@@ -27,7 +27,7 @@ def test_status_for_programs_has_what_the_http_api_has(dairllm: RunDairllm, clus
     result = dairllm("status", "--json", "--coordinator", cluster.grpc)
     assert result.returncode == 0, result.stderr
     state, by_http = json.loads(result.stdout), cluster.state()
-    steady = ("model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "epoch", "kv_blocks_total")
+    steady = ("model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "epoch", "kv_blocks_total", "system_fingerprint")
     assert {name: state[name] for name in steady} == {name: by_http[name] for name in steady}
     assert [shard["name"] for shard in state["shards"]] == ["a", "b"]
     assert set(state["shards"][0]) == set(by_http["shards"][0])
@@ -40,6 +40,7 @@ def test_status_for_people_names_every_shard_and_what_it_computes(dairllm: RunDa
     result = dairllm("status", "--coordinator", cluster.grpc)
     assert result.returncode == 0
     assert "serving" in result.stdout
+    assert f"{cluster.state()['system_fingerprint']} · model {cluster.state()['model_digest'][:12]} · arithmetic rules=" in result.stdout
     assert "embedding, layer" in result.stdout
     assert "head" in result.stdout
 

@@ -161,3 +161,4 @@ async def test_the_model_is_listed(service: Service) -> None:
     assert model.has_tokenizer
     assert model.has_chat_template
     assert not model.ready
+    assert model.system_fingerprint == make_served().fingerprint
