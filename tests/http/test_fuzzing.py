@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
@@ -64,11 +65,11 @@ async def described_site() -> AsyncIterator[Site]:
         yield site
 
 
-async def fuzz(site: Site, *arguments: str) -> str:
-    """What schemathesis prints; fails if it finds anything."""
+async def fuzz(site: Site, folder: Path, *arguments: str) -> None:
+    """Prints what schemathesis prints; fails if it finds anything. folder: for what it keeps of its runs."""
     limits = ["--max-time", f"{FUZZ_S:g}"] if FUZZ_S else ["--max-examples", str(EXAMPLES), "--generation-deterministic"]
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{site.url}/openapi.json", "--no-color", *limits, *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
     try:
         output, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S + FUZZ_S)
     finally:
@@ -77,10 +78,9 @@ async def fuzz(site: Site, *arguments: str) -> str:
             await process.wait()
     print(output.decode())
     assert process.returncode == 0, output.decode()
-    return output.decode()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 + FUZZ_S)
-async def test_every_answer_is_as_described(described_site: Site) -> None:
-    await fuzz(described_site, "--checks", ",".join(CHECKS))
+async def test_every_answer_is_as_described(described_site: Site, tmp_path: Path) -> None:
+    await fuzz(described_site, tmp_path, "--checks", ",".join(CHECKS))
