@@ -24,7 +24,7 @@ FUZZ_S ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build dev demo test test-fast faults fuzz soak lint format types protos protos-check wheel bench clean
+.PHONY: help build dev demo test test-fast faults fuzz soak lint format types structure protos protos-check wheel bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ types: $(STAMPS)/lint ## mypy --strict, and pyright as in an editor, over the pa
 	MYPYPATH=.typing:protos:.:benchmarks $(BIN)/mypy --namespace-packages --explicit-package-bases \
 	    $(patsubst %/__init__.py,%,$(wildcard */__init__.py)) tests benchmarks deploy/demo.py setup.py $(wildcard .ci/*.py)
 	$(BIN)/pyright
+
+structure: $(STAMPS)/environment ## Print the folders with the imports between them, and how long files and functions are
+	@$(BIN)/python -m tests.structure
 
 protos: .venv-protos/installed ## Generate the Python code of the .proto files
 	$(PROTOC) --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTO_SOURCES)

@@ -4,13 +4,13 @@ Read from the source, not from what happens to be loaded, and followed through e
 """
 
 import ast
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.structure.sources import ROOT, imports_of, module_name, module_path, tree_of
+
 FORBIDDEN = {"grpc", "asyncio", "socket", "time", "random", "threading"}
 ALLOWED = {("dairllm.mesh.errors", "grpc")}
 """The table of errors names gRPC's status codes."""
@@ -29,31 +29,6 @@ CORE = [
 ]
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(("dairllm", *(parts[:-1] if parts[-1] == "__init__" else parts)))
-
-
-def module_path(name: str) -> Path | None:
-    """The source of dairllm.X.Y, or None if it is a name inside a module."""
-    parts = name.split(".")[1:]
-    base = ROOT.joinpath(*(["protos", "dairllm"] if parts[:1] == ["v1"] else []), *parts)
-    candidates = (base.with_suffix(".py"), base / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def imports_of(tree: ast.AST) -> Iterator[str]:
-    """Every imported name, also those inside functions: 'a.b' for `import a.b`, 'a', 'a.b' for `from a import b`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports are not followed"
-            assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def with_parents(name: str) -> list[str]:
     """dairllm.a.b brings in dairllm.a too."""
     parts = name.split(".")
@@ -63,7 +38,7 @@ def with_parents(name: str) -> list[str]:
 @cache
 def forbidden_in(path: Path) -> frozenset[tuple[str, str]]:
     """(module, import) for each forbidden import in this file itself."""
-    name, imported = module_name(path), imports_of(ast.parse(path.read_text()))
+    name, imported = module_name(path), imports_of(tree_of(path))
     found = {(name, root) for one in imported if (root := one.split(".")[0]) in FORBIDDEN}
     return frozenset(found - ALLOWED)
 
@@ -76,7 +51,7 @@ def reachable(path: Path) -> set[Path]:
         if current in seen:
             continue
         seen.add(current)
-        ours = [name for name in imports_of(ast.parse(current.read_text())) if name.startswith("dairllm.")]
+        ours = [name for name in imports_of(tree_of(current)) if name.startswith("dairllm.")]
         waiting += [found for name in ours for package in with_parents(name) if (found := module_path(package))]
     return seen
 
