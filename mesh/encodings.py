@@ -1,13 +1,8 @@
 """Rows of the residual stream as bytes. The formats stand at `Encoding` in model.proto; the kernels write and read them."""
 
-import numpy as np
-import numpy.typing as npt
-
 from dairllm import kernels_pyx
 from dairllm.mesh.errors import InvalidSetting, MalformedFrame
 from dairllm.v1 import model_pb2
-
-Rows = npt.NDArray[np.float32]
 
 _PREFIX = "ENCODING_"
 ENCODING_NAMES: dict[int, str] = {int(model_pb2.Encoding.Value(_PREFIX + name)): name for name in kernels_pyx.WIRE_ENCODINGS}
@@ -29,23 +24,6 @@ def parse_encoding(text: str) -> model_pb2.Encoding:
         raise InvalidSetting(f"encoding {text!r} is unknown; expected one of {', '.join(kernels_pyx.WIRE_ENCODINGS)}")
     encoding: model_pb2.Encoding = getattr(model_pb2, _PREFIX + name)
     return encoding
-
-
-def encode(rows: Rows, encoding: int) -> bytes:
-    """Bytes of rows [n, width]. Raises MalformedFrame for an unknown encoding."""
-    return kernels_pyx.encode_rows(rows, encoding_name(encoding))
-
-
-def decode(data: bytes, num_rows: int, width: int, encoding: int) -> Rows:
-    """Rows [num_rows, width] of these bytes. Raises MalformedFrame for an unknown encoding, a wrong size or impossible content."""
-    name = encoding_name(encoding)
-    expected = num_rows * kernels_pyx.encoded_row_bytes(name, width)
-    if len(data) != expected:
-        raise MalformedFrame(f"{num_rows} rows of width {width} in {name} are {expected} bytes; got {len(data)}")
-    try:
-        return kernels_pyx.decode_rows(data, num_rows, width, name)
-    except ValueError as error:
-        raise MalformedFrame(f"activations in {name} can't be read: {error}") from error
 
 
 def _known() -> str:
