@@ -126,10 +126,6 @@ class ClusterMachine:
         return self._state.epoch
 
     @property
-    def candidate_epoch(self) -> Epoch | None:
-        return self._state.candidate.epoch if self._state.candidate else None
-
-    @property
     def plan(self) -> Plan | None:
         """The plan that is loaded while no ring is open, or else the last one that was in use; None while waiting."""
         return self._state.plan

@@ -9,6 +9,8 @@ A command is one line:
     idle / busy                                no answer runs or waits from now on; some do, as in the beginning
     silence A / speak A                        A hangs: its connection stands but nothing comes
     lost A / leave A                           the connection ends without / with a word
+    stale A                                    a connection of before is said to have ended
+    standstill 100s                            the whole coordinator stands still
     progress A 50%                             of its assignment
     loaded [A] [epoch=N boot=X]                reports the stage ready, of the epoch that was assigned last; without names: all do
     failed A 'message' [retryable|exclusive]   reports that loading failed; exclusive: that it must free layers first
@@ -17,6 +19,7 @@ A command is one line:
     edge A B [silent] [epoch=N]                A reports that its stream to B broke, or fell silent
     opened / broken 'message' [epoch=N]        the coordinator's own stream to the first shard
     switched                                   drained if need be, all activated, opened
+    work                                       all who live load what they were told, and switch
     leaving A / drain A / cordon A / uncordon A [force]   the shard wants to leave; people want it to leave, not to be used, to be used
     without A                                  whether the others suffice
     configure A memory=2GiB threads=4          people change limits, and the shard has applied them
@@ -24,6 +27,7 @@ A command is one line:
     step 0.01 [A]                              measured seconds per token
     steps A=0.01 B=0.02 8s                     the same every second
     check                                      prints the state
+epoch=-1 is the one before the newest that was assigned. What a shard without a connection says, it says with a boot that nobody knows.
 Actions are printed as they come, events of the log with '#' and the time.
 """
 
@@ -153,10 +157,17 @@ class Cluster:
         boot, lease = self.streams.pop(name)
         return self.happen(on.ShardLeft(name, boot, lease, "stopped") if polite else on.LeaseBroken(name, boot, lease, "connection reset"))
 
+    def boot_of(self, name: str) -> str:
+        """What its stream began with; of who has none one that nobody knows."""
+        return self.streams.get(name, ("unknown", LeaseId(0)))[0]
+
+    @property
+    def newest_epoch(self) -> Epoch:
+        return max([self.machine.epoch, *(assignment.epoch for assignment in self.assigned.values())])
+
     def loaded(self, name: str, epoch: int | None = None, boot: str | None = None) -> list[do.Action]:
-        current = self.streams.get(name, ("gone", 0))[0]
-        assignment = self.assigned[name]
-        return self.happen(on.StageLoaded(name, boot or current, Epoch(epoch or assignment.epoch), 1 << 30, 1 << 20, 2.0))
+        of = self.assigned[name].epoch if epoch is None else Epoch(epoch)
+        return self.happen(on.StageLoaded(name, boot or self.boot_of(name), of, 1 << 30, 1 << 20, 2.0))
 
     def drained(self) -> list[do.Action]:
         epoch, self.draining_epoch = self.draining_epoch, None
@@ -167,8 +178,7 @@ class Cluster:
         moved = {unit for move in order.moves for unit in move.units}
         taken = frozenset(moved if transferred is None else transferred)
         note = "" if taken >= moved else "the old owner did not answer"
-        current = self.streams.get(name, ("gone", 0))[0]
-        return self.happen(on.StageActivated(name, current, order.epoch, taken, len(taken) << 20, 0.02, note))
+        return self.happen(on.StageActivated(name, self.boot_of(name), order.epoch, taken, len(taken) << 20, 0.02, note))
 
     def switched(self) -> list[do.Action]:
         actions = self.drained()
@@ -178,6 +188,19 @@ class Cluster:
         if self.machine.phase is Phase.OPENING and self.open_epoch is not None:
             actions += self.happen(on.RingOpened(self.open_epoch))
         return actions
+
+    def load(self) -> list[do.Action]:
+        """Every shard that lives has loaded what it was told."""
+        living = [
+            name
+            for name, assignment in sorted(self.assigned.items())
+            if name not in self.silent and assignment.boot_id == self.boot_of(name)
+        ]
+        return [action for name in living for action in self.loaded(name)]
+
+    def work(self) -> list[do.Action]:
+        """All of it: they load and switch, also what follows from that."""
+        return [*self.load(), *self.switched(), *self.load(), *self.switched()]
 
     def configure(self, name: str, memory: int | None, threads: int | None) -> list[do.Action]:
         capabilities = self.hellos[name].capabilities
@@ -245,25 +268,26 @@ class Scenario:
     """Runs the commands of one file."""
 
     def __init__(self) -> None:
-        self._cluster = Cluster()
+        self.cluster = Cluster()
 
     def run(self, line: str) -> list[str]:
         words = shlex.split(line)
         plain = [word for word in words[1:] if "=" not in word]
         options = dict(word.split("=", 1) for word in words[1:] if "=" in word)
         if words[0] == "config":
-            self._cluster = Cluster(**{key: float(value) for key, value in options.items()})
+            self.cluster = Cluster(**{key: float(value) for key, value in options.items()})
             return []
         if words[0] == "check":
             return self._state()
         if words[0] == "without":
-            lack = self._cluster.machine.can_do_without(plain[0])
+            lack = self.cluster.machine.can_do_without(plain[0])
             return [f"without {plain[0]}: {lack.reason if isinstance(lack, Infeasible) else 'fine'}"]
         return [words_of(action) for action in self._do(words[0], plain, options)]
 
     def _do(self, command: str, plain: list[str], options: dict[str, str]) -> list[do.Action]:
-        cluster = self._cluster
-        epoch = Epoch(int(options.get("epoch", cluster.machine.epoch)))
+        cluster = self.cluster
+        stated = self._stated_epoch(options)
+        epoch = cluster.machine.epoch if stated is None else stated
         match command, plain:
             case "model", []:
                 return cluster.happen(on.ModelRegistered(self._model(options)))
@@ -288,23 +312,31 @@ class Scenario:
                 return cluster.lost(name, polite=command == "leave")
             case "progress", [name, percent]:
                 progress = LoadProgress(int(percent.removesuffix("%")), 100)
-                return cluster.happen(on.LoadProgressed(name, cluster.streams[name][0], epoch, progress))
+                return cluster.happen(on.LoadProgressed(name, cluster.boot_of(name), epoch, progress))
             case "loaded", [*names]:
-                newest = max(assignment.epoch for assignment in cluster.assigned.values())
-                names = names or [name for name, assignment in sorted(cluster.assigned.items()) if assignment.epoch == newest]
-                stated = int(options["epoch"]) if "epoch" in options else None
+                names = names or [name for name, order in sorted(cluster.assigned.items()) if order.epoch == cluster.newest_epoch]
                 return [action for name in names for action in cluster.loaded(name, stated, options.get("boot"))]
             case "failed", [name, message, *rest]:
-                assigned = Epoch(int(options.get("epoch", cluster.assigned[name].epoch)))
+                assigned = cluster.assigned[name].epoch if stated is None else stated
                 kinds = rest == ["retryable"], rest == ["exclusive"]
-                return cluster.happen(on.StageLoadFailed(name, cluster.streams[name][0], assigned, message, *kinds))
+                return cluster.happen(on.StageLoadFailed(name, cluster.boot_of(name), assigned, message, *kinds))
             case "drained", []:
-                return cluster.drained()
+                return cluster.drained() if stated is None else cluster.happen(on.RingDrained(stated))
+            case "activated", [name] if stated is not None:
+                units = frozenset(units_of(options.get("transferred", "")))
+                return cluster.happen(on.StageActivated(name, cluster.boot_of(name), stated, units, len(units) << 20, 0.02))
             case "activated", [*names]:
                 taken = units_of(options["transferred"]) if "transferred" in options else None
                 return [action for name in names for action in cluster.activated(name, taken)]
             case "switched", []:
                 return cluster.switched()
+            case "work", []:
+                return cluster.work()
+            case "stale", [name]:
+                return cluster.happen(on.LeaseBroken(name, cluster.boot_of(name), LeaseId(-1), "an old stream ended"))
+            case "standstill", [duration]:
+                cluster.now_s += float(duration.removesuffix("s"))
+                return cluster.happen(on.TimePassed())
             case "edge", [reporter, peer]:
                 return cluster.happen(on.EdgeBroken(epoch, reporter, peer, "stream reset"))
             case "edge", [reporter, peer, "silent"]:
@@ -326,10 +358,10 @@ class Scenario:
                 return self._do_as_people(command, plain, options, epoch)
 
     def _do_as_people(self, command: str, plain: list[str], options: dict[str, str], epoch: Epoch) -> list[do.Action]:
-        cluster = self._cluster
+        cluster = self.cluster
         match command, plain:
             case "leaving", [name]:
-                return cluster.happen(on.ShardLeaving(name, cluster.streams[name][0], "SIGTERM"))
+                return cluster.happen(on.ShardLeaving(name, cluster.boot_of(name), "SIGTERM"))
             case "drain", [name, *rest]:
                 return cluster.happen(on.DrainRequested(name, rest == ["force"]))
             case (("cordon" | "uncordon"), [name, *rest]):
@@ -341,6 +373,12 @@ class Scenario:
                 memory, threads = options.get("memory"), options.get("threads")
                 return cluster.configure(name, size(memory) if memory else None, int(threads) if threads else None)
         raise ValueError(f"unknown command {command} {plain}")
+
+    def _stated_epoch(self, options: dict[str, str]) -> Epoch | None:
+        text = options.get("epoch")
+        if text is None:
+            return None
+        return Epoch(self.cluster.newest_epoch + int(text)) if text.startswith("-") else Epoch(int(text))
 
     def _model(self, options: dict[str, str]) -> ModelDemand:
         layers = int(options.get("layers", "4"))
@@ -359,7 +397,7 @@ class Scenario:
         return hello(name, speed=speed, protocol=protocol, **numbers, **texts, **before)  # type: ignore[arg-type]
 
     def _state(self) -> list[str]:
-        state = self._cluster.machine.snapshot(self._cluster.now_s)
+        state = self.cluster.machine.snapshot(self.cluster.now_s)
         first = f"{state.public_phase}, epoch {state.epoch}" + (f": {state.reason}" if state.reason else "")
         shards = [
             f"  {shard.name} {shard.phase.value}"
