@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from dairllm.coordinator.engine.actions import EmitEvent, FailSequence, ReportDrained, ReportRecovered, ReportRecovery, SendBatch
@@ -18,6 +18,8 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.flights import Flights, StageLoad
+from dairllm.coordinator.engine.interface import EngineStats
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
@@ -27,7 +29,7 @@ from dairllm.coordinator.engine.requests import (
 )
 from dairllm.coordinator.engine.scheduler import Scheduler
 from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, GenerationFailed, InvalidRequest, NotReady, RequestLost
-from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, StageTiming
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 
 logger = logging.getLogger(__name__)
 
@@ -36,60 +38,10 @@ REOPENING_LIMIT_S = 5.0
 """How long after a ring was closed a new request waits for the next one even though no plan can be made: shards that only lost their
 leases, such as when this process was frozen, are back within moments."""
 
-FRAME_PATIENCE = 50.0
-LEAST_FRAME_LIMIT_S = 20.0
-FIRST_FRAME_LIMIT_S = 300.0
-"""While nothing is known of a plan's speed. Lost and frozen shards are noticed by their leases, long before."""
-
-SMOOTHING = 0.2
-"""Weight of the newest measurement in a moving average."""
-
-
-class EngineStats(NamedTuple):
-    running: int
-    waiting: int
-    kv_blocks_total: int
-    kv_blocks_free: int
-    prompt_tokens: int
-    generated_tokens: int
-    decode_step_s: float
-    """Smoothed time once around the ring for a frame that only decodes; 0 if none was seen."""
-
-
-@dataclass(slots=True)
-class StageLoad:
-    """What a stage has done since the plan began. decode_step_s: smoothed compute time of frames that only decode."""
-
-    frames: int = 0
-    rows: int = 0
-    compute_s: float = 0.0
-    codec_s: float = 0.0
-    queue_s: float = 0.0
-    received_bytes: int = 0
-    decode_step_s: float = 0.0
-
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
-
 
 class _OpenedRing(NamedTuple):
     send: Callable[[MicroBatch], None]
     on_recovered: Callable[[ReportRecovery, float], None]
-
-
-@dataclass(slots=True)
-class _Flight:
-    sent_s: float
-    only_decodes: bool
-
-
-@dataclass(slots=True)
-class _Measurements:
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    decode_step_s: float = 0.0
-    slowest_flight_s: float = 0.0
-    stages: dict[str, StageLoad] = field(default_factory=dict)
 
 
 Item = GenerationEvent | DairllmError
@@ -122,8 +74,8 @@ class Engine:
         self._waited_s = 0.0
         self._ids = itertools.count(1)
         self._streams: dict[SequenceId, asyncio.Queue[Item]] = {}
-        self._flights: dict[tuple[int, int], _Flight] = {}
-        self._measured = _Measurements()
+        self._flights = Flights()
+        self._num_prompt_tokens = self._num_generated_tokens = 0
         self._deadlines: list[asyncio.TimerHandle] = []
         # Requests that have come since the ring closed while no plan could be made; None when such requests are refused at once.
         self._newcomers: set[SequenceId] | None = None
@@ -137,36 +89,27 @@ class Engine:
         return self._why_unready()
 
     def engine_stats(self) -> EngineStats:
-        scheduler, measured = self._scheduler, self._measured
+        scheduler = self._scheduler
         return EngineStats(
             scheduler.num_running,
             scheduler.num_waiting,
             scheduler.kv_blocks_total,
             scheduler.kv_blocks_free,
-            measured.prompt_tokens,
-            measured.generated_tokens,
-            measured.decode_step_s,
+            self._num_prompt_tokens,
+            self._num_generated_tokens,
+            self._flights.decode_step_s,
         )
 
     def stage_loads(self) -> dict[str, StageLoad]:
-        return self._measured.stages
+        return self._flights.stages
 
     def decode_steps_s(self) -> dict[str | None, float]:
         """Smoothed time of a decoding step: by shard, and of the whole ring under None. Only what was measured in this plan."""
-        steps: dict[str | None, float] = {name: load.decode_step_s for name, load in self._measured.stages.items()}
-        steps[None] = self._measured.decode_step_s
-        return {name: step_s for name, step_s in steps.items() if step_s > 0}
+        return self._flights.decode_steps_s()
 
     def overdue_s(self) -> float | None:
-        """How long the oldest frame has been on its way, if that is longer than any frame of this plan may take; else None.
-
-        A frame may take FRAME_PATIENCE times as long as the slowest that has come back, whatever number of rows it had.
-        """
-        now = asyncio.get_running_loop().time()
-        oldest_s = max((now - flight.sent_s for flight in self._flights.values()), default=0.0)
-        slowest_s = self._measured.slowest_flight_s
-        limit_s = max(LEAST_FRAME_LIMIT_S, FRAME_PATIENCE * slowest_s) if slowest_s else FIRST_FRAME_LIMIT_S
-        return oldest_s if oldest_s > limit_s else None
+        """How long the oldest frame has been on its way, if that is longer than any frame of this plan may take; else None."""
+        return self._flights.overdue_s(asyncio.get_running_loop().time())
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """The events of one sequence; closing the iterator cancels it.
@@ -179,7 +122,7 @@ class Engine:
         self._streams[sequence_id] = stream
         if self._newcomers is not None and self._why_unready() is not None:
             self._newcomers.add(sequence_id)
-        self._measured.prompt_tokens += len(request.prompt_ids)
+        self._num_prompt_tokens += len(request.prompt_ids)
         try:
             self._handle(GenerationRequested(sequence_id, request))
             while True:
@@ -242,9 +185,7 @@ class Engine:
         self._newcomers = None
         has_answers = self._scheduler.num_running + self._scheduler.num_waiting > 0
         self._waited_s = self._waited_s + asyncio.get_running_loop().time() - self._closed_at_s if has_answers else 0.0
-        self._flights.clear()
-        self._measured.stages = {}
-        self._measured.decode_step_s = self._measured.slowest_flight_s = 0.0
+        self._flights.begin_plan()
         self._handle(RingAvailable(geometry))
 
     def drain_ring(self, on_drained: Callable[[], None]) -> None:
@@ -258,7 +199,7 @@ class Engine:
         self._closed_at_s = loop.time()
         if self._waited_s == 0:
             self._stopped_at_s = self._closed_at_s
-        self._flights.clear()
+        self._flights.give_up()
         self._handle(RingUnavailable())
         self._cancel_deadlines()
         self._newcomers = set()
@@ -299,38 +240,18 @@ class Engine:
             stream.put_nowait(error)
 
     def complete(self, result: MicroBatchResult) -> None:
-        flight = self._flights.pop((result.epoch, result.batch_id), None)
-        if flight is not None:
+        if self._flights.come_back(result, asyncio.get_running_loop().time()):
             self._waited_s = 0.0
-            self._measure(flight, result.timings)
         self._handle(BatchCompleted(result))
-
-    def _measure(self, flight: _Flight, timings: Sequence[StageTiming]) -> None:
-        measured = self._measured
-        took_s = asyncio.get_running_loop().time() - flight.sent_s
-        measured.slowest_flight_s = max(measured.slowest_flight_s, took_s)
-        if flight.only_decodes:
-            measured.decode_step_s = _smooth(measured.decode_step_s, took_s)
-        for timing in timings:
-            load = measured.stages.setdefault(timing.shard, StageLoad())
-            load.frames += 1
-            load.rows += timing.num_rows
-            load.compute_s += timing.compute_us * 1e-6
-            load.codec_s += timing.codec_us * 1e-6
-            load.queue_s += timing.queue_us * 1e-6
-            load.received_bytes += timing.received_bytes
-            if flight.only_decodes:
-                load.decode_step_s = _smooth(load.decode_step_s, timing.compute_us * 1e-6)
 
     def _handle(self, event: SchedulerEvent) -> None:
         for action in self._scheduler.handle(event):
             match action:
                 case SendBatch(batch):
-                    only_decodes = bool(batch.slices) and all(len(piece.token_ids) == 1 for piece in batch.slices)
-                    self._flights[batch.epoch, batch.batch_id] = _Flight(asyncio.get_running_loop().time(), only_decodes)
+                    self._flights.send(batch, asyncio.get_running_loop().time())
                     self._opened_ring.send(batch)
                 case EmitEvent(sequence_id, item):
-                    self._measured.generated_tokens += isinstance(item, TokenGenerated)
+                    self._num_generated_tokens += isinstance(item, TokenGenerated)
                     self._deliver(sequence_id, item)
                 case FailSequence(sequence_id, reason):
                     self._deliver(sequence_id, GenerationFailed(reason))
@@ -351,7 +272,3 @@ class Engine:
         assert self._recovery is not None
         self._opened_ring.on_recovered(self._recovery, asyncio.get_running_loop().time() - self._stopped_at_s)
         self._recovery = None
-
-
-def _smooth(average: float, value: float) -> float:
-    return value if average == 0 else average + SMOOTHING * (value - average)

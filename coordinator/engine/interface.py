@@ -1,11 +1,21 @@
 """What the text layer and the APIs need of an engine: the whole of their contract with it."""
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from dairllm.coordinator.engine.engine import EngineStats
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationRequest
 from dairllm.mesh.errors import DairllmError
+
+
+class EngineStats(NamedTuple):
+    running: int
+    waiting: int
+    kv_blocks_total: int
+    kv_blocks_free: int
+    prompt_tokens: int
+    generated_tokens: int
+    decode_step_s: float
+    """Smoothed time once around the ring for a frame that only decodes; 0 if none was seen."""
 
 
 class TokenEngine(Protocol):

@@ -46,7 +46,7 @@ def imported_by(path: Path) -> set[str]:
 
 
 def test_the_list_names_every_part() -> None:
-    parts = {path.stem for path in FOLDER.glob("*.py") if re.search(r"^class \w+\(Part\):", path.read_text(), re.MULTILINE)}
+    parts = {path.stem for path in FOLDER.glob("*.py") if re.search(r"^class \w+\(MachinePart\):", path.read_text(), re.MULTILINE)}
     assert parts == set(PARTS)
     assert len(parts) > 1
 
@@ -58,7 +58,7 @@ def test_a_part_knows_only_parts_above_it() -> None:
 
 def test_only_the_machine_knows_parts() -> None:
     others = {path for path in CLUSTER.rglob("*.py") if path.parent != FOLDER and path.stem != "machine"}
-    for path in others | {FOLDER / "part.py", FOLDER / "placement.py"}:
+    for path in others | {FOLDER / "machine_part.py", FOLDER / "placement.py"}:
         assert not imported_by(path) & set(PARTS), path.name
 
 

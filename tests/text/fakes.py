@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 
-from dairllm.coordinator.engine.engine import EngineStats
+from dairllm.coordinator.engine.interface import EngineStats
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text import ServedModel
 from dairllm.mesh.errors import DairllmError

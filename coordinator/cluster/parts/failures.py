@@ -8,7 +8,7 @@ from dairllm.coordinator.cluster.books.deployments import Candidate
 from dairllm.coordinator.cluster.books.links import Edge
 from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.events import EdgeBroken, RingBroken, StageLoadFailed
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.planning import Planning
 from dairllm.coordinator.cluster.parts.preparation import Preparation
 from dairllm.coordinator.cluster.parts.switch import Switch
@@ -16,7 +16,7 @@ from dairllm.coordinator.cluster.phases import Phase
 from dairllm.mesh.peers import COORDINATOR_NAME
 
 
-class Failures(Part):
+class Failures(MachinePart):
     def __init__(self, books: Books, switch: Switch, preparation: Preparation, planning: Planning) -> None:
         super().__init__(books)
         self._switch = switch

@@ -3,11 +3,11 @@
 from dairllm.coordinator.cluster.actions import EventKind, ReleaseShard
 from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.identities import Epoch
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.planner import Plan
 
 
-class IdleShards(Part):
+class IdleShards(MachinePart):
     def release(self, member: Member, reason: str) -> None:
         """Those who have nothing are told once."""
         if not (member.held or member.is_leaving or member.told_note != reason):

@@ -11,14 +11,14 @@ from dairllm.coordinator.cluster.events import JoinRequested, LeaseBroken, Shard
 from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.cluster.parts.failures import Failures
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.planning import Planning
 from dairllm.coordinator.cluster.parts.preparation import Preparation
 from dairllm.coordinator.cluster.parts.switch import Switch
 from dairllm.coordinator.cluster.phases import Phase
 
 
-class JoinsAndLosses(Part):
+class JoinsAndLosses(MachinePart):
     def __init__(
         self, books: Books, idle: IdleShards, switch: Switch, preparation: Preparation, planning: Planning, failures: Failures
     ) -> None:

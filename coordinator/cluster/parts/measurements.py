@@ -4,10 +4,10 @@ from dairllm.coordinator.cluster.actions import EventKind
 from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.descriptions import describe_recovery
 from dairllm.coordinator.cluster.events import AnswersRecovered, StepMeasured
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 
 
-class Measurements(Part):
+class Measurements(MachinePart):
     def on_step(self, event: StepMeasured) -> None:
         state, shard, step_s = self._state, event.shard, event.step_s
         self._steps.measure(event.epoch, shard, step_s)

@@ -7,13 +7,13 @@ from functools import partial
 from dairllm.coordinator.cluster.books.deployments import Deployment
 from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.books.speeds import calibration_of
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.placement import placement_of_held
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan, make_plan
 
 
-class PlanSearch(Part):
+class PlanSearch(MachinePart):
     def find(
         self, model: ModelDemand, previous: Plan | None, urgent: bool = False, without: Collection[str] = frozenset()
     ) -> Plan | Infeasible:

@@ -6,7 +6,7 @@ from dairllm.coordinator.cluster.actions import EventKind
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.events import ModelRegistered
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
 from dairllm.coordinator.cluster.parts.preparation import Preparation
 from dairllm.coordinator.cluster.parts.switch import Switch
@@ -14,7 +14,7 @@ from dairllm.coordinator.cluster.phases import ANSWERING, Phase
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 
 
-class Planning(Part):
+class Planning(MachinePart):
     def __init__(self, books: Books, idle: IdleShards, search: PlanSearch, switch: Switch, preparation: Preparation) -> None:
         super().__init__(books)
         self._idle = idle

@@ -7,7 +7,7 @@ from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.descriptions import describe_plan, describe_units
 from dairllm.coordinator.cluster.events import LoadProgressed, RingDrained, StageLoaded
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.placement import needs_exclusive
 from dairllm.coordinator.cluster.parts.switch import Switch
 from dairllm.coordinator.cluster.phases import ANSWERING, Phase
@@ -15,7 +15,7 @@ from dairllm.coordinator.cluster.shard_reports import LoadProgress
 from dairllm.coordinator.planner import ModelDemand, Plan, Stage, format_bytes
 
 
-class Preparation(Part):
+class Preparation(MachinePart):
     def __init__(self, books: Books, idle: IdleShards, switch: Switch) -> None:
         super().__init__(books)
         self._idle = idle

@@ -7,11 +7,11 @@ from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.descriptions import describe_moves
 from dairllm.coordinator.cluster.events import RingOpened, StageActivated
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.phases import RING_IN_USE, Phase
 
 
-class Switch(Part):
+class Switch(MachinePart):
     def __init__(self, books: Books, idle: IdleShards) -> None:
         super().__init__(books)
         self._idle = idle

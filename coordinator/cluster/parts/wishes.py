@@ -5,7 +5,7 @@ from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.books.member import Cordon, Member
 from dairllm.coordinator.cluster.events import CapabilitiesChanged, ConfigureRequested, CordonRequested, DrainRequested, ShardLeaving
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
-from dairllm.coordinator.cluster.parts.part import Part
+from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
 from dairllm.coordinator.cluster.parts.planning import Planning
 from dairllm.coordinator.cluster.phases import Phase
@@ -13,7 +13,7 @@ from dairllm.coordinator.planner import format_bytes
 from dairllm.mesh.words import counted
 
 
-class Wishes(Part):
+class Wishes(MachinePart):
     def __init__(self, books: Books, idle: IdleShards, search: PlanSearch, planning: Planning) -> None:
         super().__init__(books)
         self._idle = idle

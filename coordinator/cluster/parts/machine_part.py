@@ -3,7 +3,7 @@
 from dairllm.coordinator.cluster.books.books import Books
 
 
-class Part:
+class MachinePart:
     """A part of the machine. It reads the books, changes them by their methods, and has no memory of its own; it calls only parts that it
     was given."""
 

@@ -1,0 +1,35 @@
+"""Frames on their way: when one is overdue, and what is measured when it comes back."""
+
+import pytest
+
+from dairllm.coordinator.engine.flights import FIRST_FRAME_LIMIT_S, FRAME_PATIENCE, LEAST_FRAME_LIMIT_S, Flights
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
+
+
+def batch(batch_id: int) -> MicroBatch:
+    return MicroBatch(epoch=1, batch_id=batch_id, encoding="F32", begins=(), slices=(), ends=())
+
+
+def result(batch_id: int) -> MicroBatchResult:
+    return MicroBatchResult(epoch=1, batch_id=batch_id, results=(), timings=())
+
+
+@pytest.mark.parametrize("took_s", [0.1, 1.0])
+def test_a_frame_may_take_much_longer_than_the_slowest_that_came_back(took_s: float) -> None:
+    flights = Flights()
+    flights.send(batch(1), 0.0)
+    assert flights.overdue_s(FIRST_FRAME_LIMIT_S) is None
+    assert flights.overdue_s(FIRST_FRAME_LIMIT_S + 1) == FIRST_FRAME_LIMIT_S + 1
+    assert flights.come_back(result(1), took_s)
+    flights.send(batch(2), 10.0)
+    limit_s = max(LEAST_FRAME_LIMIT_S, FRAME_PATIENCE * took_s)
+    assert flights.overdue_s(10.0 + limit_s) is None
+    assert flights.overdue_s(11.0 + limit_s) == pytest.approx(limit_s + 1)
+
+
+def test_what_was_given_up_is_not_waited_for_and_counts_no_more() -> None:
+    flights = Flights()
+    flights.send(batch(1), 0.0)
+    flights.give_up()
+    assert flights.overdue_s(1e6) is None
+    assert not flights.come_back(result(1), 1.0)
