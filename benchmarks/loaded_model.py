@@ -22,8 +22,9 @@ from dairllm.model_files.tokenizer import load_tokenizer
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.bench.measurement import whole_model
 from dairllm.shard_service.forward.building import StageParts, build_stage
+from dairllm.shard_service.kv_cache.layers import make_cache
 from dairllm.shard_service.weights.assembler import LoadedUnit, Weights
-from dairllm.shard_service.weights.sources import LocalFile
+from dairllm.shard_service.weights.sources import LocalFiles
 from dairllm.shard_service.weights.store import LayerStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,8 +53,8 @@ class LoadedModel:
     def kv_caches(self, span: range, num_tokens: int) -> list[KvCache]:
         """One for each layer of `span`, with room for one sequence of this length: see `block_table`."""
         layers = range(max(span.start - 1, 0), min(span.stop - 1, self.spec.num_layers))
-        num_blocks = len(block_table(num_tokens))
-        return [KvCache(num_blocks, BLOCK_TOKENS, self.spec.num_kv_heads, self.spec.head_dim) for _ in layers]
+        geometry = replace(self.assignment.geometry, num_blocks=len(block_table(num_tokens)))
+        return [make_cache(self.spec.layers[layer], geometry) for layer in layers]
 
 
 def block_table(num_tokens: int) -> npt.NDArray[np.int32]:
@@ -76,7 +77,7 @@ def load(name_or_path: str, context_length: int, wire: str = "F32") -> LoadedMod
 
 async def _load_units(path: Path, assignment: AssignmentFacts) -> tuple[LoadedUnit, ...]:
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
-        return tuple(await LayerStore(executor).load(assignment, [LocalFile(path, executor)], lambda _: None))
+        return tuple(await LayerStore(executor).load(assignment, [LocalFiles((path,), executor)], lambda _: None))
 
 
 def with_float_weights(model: LoadedModel) -> LoadedModel:

@@ -13,9 +13,17 @@ import numpy.typing as npt
 import typer
 from command import run
 
+from dairllm.model_files.attention import Rope
+from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
+from dairllm.model_files.gguf_decoder import EMBEDDING, OUTPUT_NORM, layer_tensor_name
+from dairllm.model_files.roles import unit_shapes
+from dairllm.model_files.spec import ModelSpec
+
 SEED = 1
 VOCABULARY = 49_152
 CONTEXT_LENGTH = 8192
+NORM_EPS = 1e-5
+ROPE_THETA = 500_000.0
 
 
 class Shape(NamedTuple):
@@ -51,19 +59,19 @@ def random_matrix(numbers: np.random.Generator, outputs: int, inputs: int, block
     return blocks.reshape(outputs, -1)
 
 
-def matrices_of(shape: Shape) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of the matrices of one layer."""
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    return {
-        "attn_q": (queries, hidden),
-        "attn_k": (keys, hidden),
-        "attn_v": (keys, hidden),
-        "attn_output": (hidden, queries),
-        "ffn_gate": (inner, hidden),
-        "ffn_up": (inner, hidden),
-        "ffn_down": (hidden, inner),
-    }
+def spec_of(shape: Shape) -> ModelSpec:
+    """With what decides the tensors' shapes."""
+    rope = Rope(theta=ROPE_THETA, dim=shape.head_dim, interleaved=True)
+    layer = dense_layer(
+        intermediate_size=shape.intermediate_size,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=NORM_EPS,
+        rope=rope,
+    )
+    outer = {"hidden_size": shape.hidden_size, "vocab_size": VOCABULARY, "context_length": CONTEXT_LENGTH}
+    return dense_decoder((layer,) * shape.num_layers, architecture="llama", name="synthetic", **outer)
 
 
 def write(
@@ -80,16 +88,18 @@ def write(
     writer = gguf.GGUFWriter(out, "llama", use_temp_file=True)
     _write_metadata(writer, f"synthetic-{shape}-{block_format}", facts)
 
-    def add_norm(name: str) -> None:
-        writer.add_tensor(name, np.ones(facts.hidden_size, np.float32))
-
-    writer.add_tensor("token_embd.weight", random_matrix(numbers, VOCABULARY, facts.hidden_size, block), raw_dtype=raw_type)
-    for layer in range(facts.num_layers):
-        add_norm(f"blk.{layer}.attn_norm.weight")
-        add_norm(f"blk.{layer}.ffn_norm.weight")
-        for name, (outputs, inputs) in matrices_of(facts).items():
-            writer.add_tensor(f"blk.{layer}.{name}.weight", random_matrix(numbers, outputs, inputs, block), raw_dtype=raw_type)
-    add_norm("output_norm.weight")
+    spec = spec_of(facts)
+    outer = {"token_embedding": EMBEDDING, "output_norm": OUTPUT_NORM}
+    for unit in range(spec.num_units):
+        for role, dimensions in unit_shapes(spec, unit).items():
+            if role == "output":
+                continue
+            name = outer.get(role) or layer_tensor_name(unit - 1, role)
+            if len(dimensions) == 1:
+                writer.add_tensor(name, np.ones(dimensions, np.float32))
+            else:
+                outputs, inputs = dimensions
+                writer.add_tensor(name, random_matrix(numbers, outputs, inputs, block), raw_dtype=raw_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file(progress=True)
@@ -106,8 +116,8 @@ def _write_metadata(writer: gguf.GGUFWriter, name: str, shape: Shape) -> None:
     writer.add_head_count_kv(shape.num_kv_heads)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(500_000.0)
+    writer.add_layer_norm_rms_eps(NORM_EPS)
+    writer.add_rope_freq_base(ROPE_THETA)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_vocab_size(VOCABULARY)
 

@@ -31,8 +31,16 @@ from google.protobuf.message import Message
 from loaded_model import BLOCK_TOKENS, CHUNK_ROWS, LoadedModel, TokenIds, block_table, documents, load
 from rich.table import Table
 
-from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
-from dairllm.kernels_pyx import WIRE_ENCODINGS, StageSlice, decode_rows, encode_rows, encoded_row_bytes, set_num_threads
+from dairllm.kernels_pyx import (
+    BLOCK_FORMATS,
+    STAGE_FEATURES,
+    WIRE_ENCODINGS,
+    StageSlice,
+    decode_rows,
+    encode_rows,
+    encoded_row_bytes,
+    set_num_threads,
+)
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
@@ -48,6 +56,7 @@ from dairllm.mesh.ring.frames import (
     TokenScore,
 )
 from dairllm.mesh.sampling import SamplingParams
+from dairllm.model_files.codec import file_to_proto, spec_to_proto, unit_to_proto
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2
 
@@ -266,10 +275,8 @@ def _hello(model: LoadedModel) -> cluster_pb2.Hello:
         isa="avx512vnni",
         cpu_model="AMD EPYC 9R14",
         decode_s_per_byte=4.1e-11,
-        prefill_s_per_byte_row=8.7e-12,
-        disk_bytes_per_s=1.4e9,
-        architectures=[model.spec.architecture],
-        block_formats=["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0"],
+        block_formats=list(BLOCK_FORMATS),
+        features=STAGE_FEATURES,
     )
     return cluster_pb2.Hello(
         protocol_major=PROTOCOL_MAJOR,
@@ -302,11 +309,11 @@ def _assignment(model: LoadedModel) -> cluster_pb2.Assignment:
     manifest = build_manifest(model.path)
     return cluster_pb2.Assignment(
         epoch=EPOCH,
-        model_digest=bytes.fromhex(manifest.model_digest),
+        model_digest=manifest.model_digest,
         spec=spec_to_proto(manifest.spec),
         units=[unit_to_proto(unit) for unit in manifest.units[: len(manifest.units) // 2]],
-        model_path=f"/home/somebody/.cache/dairllm/models/{model.path.name}",
-        model_file_size_bytes=manifest.file_size_bytes,
+        model_folder="/home/somebody/.cache/dairllm/models",
+        model_files=[file_to_proto(file) for file in manifest.files],
         next=cluster_pb2.Peer(name="study", addresses=["192.168.1.24:50061"]),
         num_kv_blocks=1024,
         kv_block_tokens=BLOCK_TOKENS,

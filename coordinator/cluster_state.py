@@ -81,6 +81,6 @@ def _shard_to_proto(shard: ShardSnapshot) -> cluster_pb2.ShardState:
 
 def _capabilities_to_proto(capabilities: ShardCapabilities) -> cluster_pb2.ShardCapabilities:
     values = asdict(capabilities)
-    for name in ("architectures", "block_formats", "features"):
+    for name in ("block_formats", "features"):
         values[name] = sorted(values[name])
     return cluster_pb2.ShardCapabilities(**values)

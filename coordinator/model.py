@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from dairllm.coordinator.planner import ModelDemand
+from dairllm.coordinator.planner import ModelDemand, UnitDemand
 from dairllm.coordinator.text import ServedModel
 from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.mesh.errors import InvalidModel
@@ -15,6 +15,7 @@ from dairllm.model_files.gguf_file import GgufFile, read_gguf
 from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.progress import ProgressCallback
+from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -28,15 +29,13 @@ class LoadedModel:
 
     def demand(self, context_length: int, kv_cache: str) -> ModelDemand:
         """kv_cache: element type of keys and values in the cache."""
-        spec, units = self.manifest.spec, self.manifest.units
+        spec, units, element_bytes = self.manifest.spec, self.manifest.units, BLOCK_FORMATS[kv_cache].block_bytes
         return ModelDemand(
             name=self.served.name,
-            digest=bytes.fromhex(self.manifest.model_digest),
-            unit_sizes_bytes=tuple(unit.size_bytes for unit in units),
-            tied_bytes=_tied_bytes(units[0], units[-1]),
-            kv_bytes_per_token_per_layer=2 * spec.num_kv_heads * spec.head_dim * BLOCK_FORMATS[kv_cache].block_bytes,
-            num_layers=spec.num_layers,
-            architecture=spec.architecture,
+            digest=self.manifest.model_digest,
+            units=tuple(_unit_demand(spec, unit, element_bytes) for unit in units),
+            tied_bytes=self.manifest.tied_bytes,
+            features=spec.needed_features(),
             block_formats=frozenset(tensor.block_format for unit in units for tensor in unit.tensors),
             context_length=context_length,
         )
@@ -57,7 +56,7 @@ def load_model(name_or_path: str, served_name: str | None, arithmetic: str, prog
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
     name = served_name or (path.stem if Path(name_or_path).name == path.name else name_or_path)
-    return LoadedModel(path, manifest, ServedModel(name, manifest.model_digest, arithmetic, manifest.spec, tokenizer, template))
+    return LoadedModel(path, manifest, ServedModel(name, manifest.model_digest.hex(), arithmetic, manifest.spec, tokenizer, template))
 
 
 def _tokenizer_of(gguf: GgufFile) -> Tokenizer | None:
@@ -79,6 +78,6 @@ def _template_of(gguf: GgufFile, tokenizer: Tokenizer | None) -> ChatTemplate | 
         return None
 
 
-def _tied_bytes(embedding: Unit, head: Unit) -> int:
-    places = {(tensor.offset, tensor.size_bytes) for tensor in embedding.tensors}
-    return sum(tensor.size_bytes for tensor in head.tensors if (tensor.offset, tensor.size_bytes) in places)
+def _unit_demand(spec: ModelSpec, unit: Unit, element_bytes: int) -> UnitDemand:
+    state_bytes = spec.state_bytes_per_token(unit.index, element_bytes)
+    return UnitDemand(unit.size_bytes, unit.bytes_read_per_step(spec), state_bytes)

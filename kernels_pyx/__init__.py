@@ -29,10 +29,14 @@ from dairllm.kernels_pyx._kernels import (
 ARITHMETIC_VERSION = 2
 """Of the rules by which the kernels compute: another number where equal arguments may give other bits than before."""
 
+STAGE_FEATURES = ("attention:full", "attention:bias", "rope", "norm:rms", "feed_forward:dense", "activation:silu")
+"""What a Stage computes, in the words of model descriptions: a model that needs anything else can't be run."""
+
 __all__ = [
     "ARITHMETIC_VERSION",
     "BLOCK_FORMATS",
     "KV_ELEMENT_TYPES",
+    "STAGE_FEATURES",
     "WIRE_ENCODINGS",
     "BlockFormat",
     "KvCache",

@@ -1,248 +1,204 @@
-"""The manifest: which bytes of a model file make up each unit, and what those bytes must hash to.
+"""The manifest: which bytes of a model's files make up each unit, and what those bytes must hash to.
 
-It is built once per file by reading all of it, kept in the cache folder, and sent to every shard. A shard trusts no file
+It is built once per model by reading all of it, kept in the cache folder, and sent to every shard. A shard trusts no file
 whose units do not have the manifest's digests.
 """
 
+import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
+from dairllm.model_files.bounds import check_fields, text, within
 from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.feed_forward import ExpertFeedForward
+from dairllm.model_files.roles import unit_shapes
+from dairllm.model_files.spec import MAX_LAYERS, ModelSpec
 
-MAX_MANIFEST_CHARACTERS = 64 << 20
 MAX_FILE_BYTES = 1 << 46
-OPTIONAL_LAYER_ROLES = ("q_bias", "k_bias", "v_bias", "attention_output_bias")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+MAX_FILES = 4096
+DIGEST_BYTES = 32
+_MATRIX_DIMENSIONS, _STACK_DIMENSIONS = 2, 3
+_NAMES_ONLY = frozenset({"architecture", "name", "context_length"})
+"""Fields of a spec that no result depends on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """One of the files that a model lies in. name: in the folder that they share."""
+
+    name: str = text(highest=1024)
+    size_bytes: int = within(1, MAX_FILE_BYTES)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if "/" in self.name or "\0" in self.name or self.name in (".", ".."):
+            raise CorruptModelFile(f"a file of the model is called {self.name[:60]!r}; expected a name without a folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """One tensor in the file. `shape` is (outputs, inputs), row-major, or (n,); `offset` counts from the start of the file."""
+    """One tensor. role, shape: as in `roles`, row-major; file_index: of the model's files; offset_bytes: from the start of that file."""
 
-    name: str
-    role: str
-    block_format: str
+    name: str = text(highest=65_535)
+    role: str = text()
+    block_format: str = text()
     shape: tuple[int, ...]
-    offset: int
-    size_bytes: int
+    file_index: int = within(0, MAX_FILES - 1, default=0)
+    offset_bytes: int = within(0, MAX_FILE_BYTES)
+    size_bytes: int = within(1, MAX_FILE_BYTES)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.shape) == _MATRIX_DIMENSIONS
+
+    @property
+    def is_expert_stack(self) -> bool:
+        return len(self.shape) == _STACK_DIMENSIONS
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of a matrix, or of a whole vector."""
+        _, block_size, block_bytes = BLOCK_FORMATS[self.block_format]
+        return self.shape[-1] // block_size * block_bytes
+
+    @property
+    def place(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Equal for two roles that one tensor of the files has, as in a tied model."""
+        return self.block_format, self.shape, self.file_index, self.offset_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """A unit of assignment. `digest` is the SHA-256 of its tensors' bytes in the listed order, `size_bytes` their sum."""
 
-    index: int
-    name: str
+    index: int = within(0, MAX_LAYERS + 1)
     tensors: tuple[TensorInfo, ...]
-    size_bytes: int
-    digest: str
+    size_bytes: int = within(0, MAX_FILE_BYTES)
+    digest: bytes
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def places(self) -> list[tuple[int, int, int]]:
+        """Of its tensors: (index of the file, offset in it, size), in bytes."""
+        return [(tensor.file_index, tensor.offset_bytes, tensor.size_bytes) for tensor in self.tensors]
+
+    def bytes_read_per_step(self, spec: ModelSpec) -> int:
+        """Bytes of weights that a step of one row reads: of the embedding next to nothing, of expert stacks those that are chosen."""
+        if self.index == 0:
+            return 0
+        layer = spec.layer_of(self.index)
+        if layer is None or not isinstance(layer.feed_forward, ExpertFeedForward):
+            return self.size_bytes
+        used, of = layer.feed_forward.num_experts_used, layer.feed_forward.num_experts
+        return sum(tensor.size_bytes * used // of if tensor.is_expert_stack else tensor.size_bytes for tensor in self.tensors)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A model file as the cluster knows it; CorruptModelFile if it contradicts itself.
+    """A model's files as the cluster knows them; CorruptModelFile if they contradict themselves.
 
     Units are numbered 0 = embedding, 1 to L = layers 0 to L-1, L+1 = head. Of a tied model the head's `output` is the
-    embedding's tensor, at the same offset. `model_digest` identifies what is computed, not how the file is laid out: see
+    embedding's tensor, at the same place. `model_digest` identifies what is computed, not how the files are laid out: see
     `compute_model_digest`.
     """
 
     spec: ModelSpec
     units: tuple[Unit, ...]
-    model_digest: str
-    file_size_bytes: int
+    files: tuple[ModelFile, ...]
+    model_digest: bytes
 
     def __post_init__(self) -> None:
-        validate_manifest(self)
+        if len(self.units) != self.spec.num_units:
+            layers = f"{self.spec.num_units} for {self.spec.num_layers} layers"
+            raise CorruptModelFile(f"the manifest has {len(self.units)} units; expected {layers}")
+        validate_units(self.spec, self.units, self.files)
+        expected = compute_model_digest(self.spec, self.units)
+        if self.model_digest != expected:
+            raise CorruptModelFile(
+                f"model_digest is {self.model_digest[:DIGEST_BYTES].hex()}; the manifest's content gives {expected.hex()}"
+            )
 
-    def to_json(self) -> str:
-        """JSON that `from_json` turns into an equal manifest."""
-        units = [_unit_fields(unit) for unit in self.units]
-        fields = {
-            "spec": _spec_fields(self.spec),
-            "units": units,
-            "model_digest": self.model_digest,
-            "file_size_bytes": self.file_size_bytes,
-        }
-        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Manifest":
-        """The manifest of a JSON text that may come from anywhere; CorruptModelFile unless everything in it holds together."""
-        fields = _fields(_load_json(text), "the manifest", ("spec", "units", "model_digest", "file_size_bytes"))
-        units = tuple(_parse_unit(unit) for unit in _list(fields["units"], "units"))
-        return cls(
-            _parse_spec(fields["spec"]), units, _text(fields["model_digest"]), _integer(fields["file_size_bytes"], "file_size_bytes")
-        )
+    @property
+    def tied_bytes(self) -> int:
+        """Bytes that embedding and head have in common; the sizes of both contain them."""
+        places = {tensor.place for tensor in self.units[0].tensors}
+        return sum(tensor.size_bytes for tensor in self.units[-1].tensors if tensor.place in places)
 
 
-def unit_name(spec: ModelSpec, index: int) -> str:
-    """'embedding', 'layer 3' or 'head'."""
-    if index == 0:
-        return "embedding"
-    return "head" if index == spec.num_layers + 1 else f"layer {index - 1}"
-
-
-def unit_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-    """Shape of the tensor of each role of a unit, optional ones included, in the order of the unit's digest."""
-    hidden, vocab = spec.hidden_size, spec.vocab_size
-    if index == 0:
-        return {"token_embedding": (vocab, hidden)}
-    if index == spec.num_layers + 1:
-        return {"output_norm": (hidden,), "output": (vocab, hidden)}
-    return _layer_shapes(spec)
-
-
-def _layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    hidden, intermediate = spec.hidden_size, spec.intermediate_size
-    q_width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    return {
-        "attention_norm": (hidden,),
-        "q": (q_width, hidden),
-        "k": (kv_width, hidden),
-        "v": (kv_width, hidden),
-        "attention_output": (hidden, q_width),
-        "ffn_norm": (hidden,),
-        "gate": (intermediate, hidden),
-        "up": (intermediate, hidden),
-        "down": (hidden, intermediate),
-        "q_bias": (q_width,),
-        "k_bias": (kv_width,),
-        "v_bias": (kv_width,),
-        "attention_output_bias": (hidden,),
-    }
-
-
-def compute_model_digest(spec: ModelSpec, units: tuple[Unit, ...]) -> str:
+def compute_model_digest(spec: ModelSpec, units: Sequence[Unit]) -> bytes:
     """SHA-256 of canonical JSON of everything that the result depends on.
 
-    That is the spec without its name, and of each unit the digest and the role, format and shape of its tensors; not offsets
-    and not names, so that the same weights have the same digest whatever file they lie in.
+    That is the spec without its names, and of each unit the digest and the role, format and shape of its tensors; not offsets, files
+    and names, so that the same weights have the same digest wherever they lie. Fields at their defaults are left out, so that a field
+    which a later version adds changes no digest of a model that does without.
     """
-    spec_fields = {key: value for key, value in _spec_fields(spec).items() if key != "name"}
-    unit_fields = [[unit.digest, [[tensor.role, tensor.block_format, list(tensor.shape)] for tensor in unit.tensors]] for unit in units]
-    canonical = json.dumps([spec_fields, unit_fields], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    described = {name: value for name, value in _canonical(spec).items() if name not in _NAMES_ONLY}
+    contents = [[unit.digest.hex(), [[tensor.role, tensor.block_format, list(tensor.shape)] for tensor in unit.tensors]] for unit in units]
+    canonical = json.dumps([described, contents], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).digest()
 
 
-def validate_manifest(manifest: Manifest) -> None:
-    """Raise CorruptModelFile, in one sentence, unless units, tensors, shapes, sizes and digests agree with the spec."""
-    spec = manifest.spec
-    if not 1 <= manifest.file_size_bytes <= MAX_FILE_BYTES:
-        raise CorruptModelFile(f"file_size_bytes is {manifest.file_size_bytes}; expected 1 to {MAX_FILE_BYTES}")
-    if len(manifest.units) != spec.num_units:
-        raise CorruptModelFile(f"the manifest has {len(manifest.units)} units; expected {spec.num_units} for {spec.num_layers} layers")
-    for index, unit in enumerate(manifest.units):
-        _validate_unit(manifest, index, unit)
-    expected = compute_model_digest(spec, manifest.units)
-    if manifest.model_digest != expected:
-        raise CorruptModelFile(f"model_digest is {manifest.model_digest[:64]!r}; the manifest's content gives {expected!r}")
+def _canonical(value: object) -> dict[str, object]:
+    assert dataclasses.is_dataclass(value)
+    held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if getattr(value, field.name) != field.default}
+    return {"": type(value).__name__} | {name: _canonical_value(one) for name, one in held.items()}
 
 
-def _validate_unit(manifest: Manifest, index: int, unit: Unit) -> None:
-    if (unit.index, unit.name) != (index, unit_name(manifest.spec, index)):
-        raise CorruptModelFile(f"unit {index} of the manifest is {unit.name[:40]!r}; expected {unit_name(manifest.spec, index)!r}")
-    if not _DIGEST.fullmatch(unit.digest):
-        raise CorruptModelFile(f"the digest of {unit.name} is {unit.digest[:80]!r}; expected 64 hexadecimal digits")
-    shapes = unit_shapes(manifest.spec, index)
+def _canonical_value(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_canonical_value(one) for one in value]
+    return _canonical(value) if dataclasses.is_dataclass(value) else value
+
+
+def validate_units(spec: ModelSpec, units: Sequence[Unit], files: Sequence[ModelFile]) -> None:
+    """Raise CorruptModelFile, in one sentence, unless units are consecutive ones of the model, and tensors, shapes, sizes and digests agree
+    with it and its files."""
+    indexes = [unit.index for unit in units]
+    if not indexes or indexes != list(range(indexes[0], indexes[0] + len(indexes))) or indexes[-1] > spec.head_index:
+        raise CorruptModelFile(f"there are the units {str(indexes)[:100]}; expected a contiguous run within 0 to {spec.head_index}")
+    if not 1 <= len(files) <= MAX_FILES:
+        raise CorruptModelFile(f"the model lies in {len(files)} files; expected 1 to {MAX_FILES}")
+    for unit in units:
+        _validate_unit(spec, unit, files)
+
+
+def _validate_unit(spec: ModelSpec, unit: Unit, files: Sequence[ModelFile]) -> None:
+    name, shapes = spec.unit_name(unit.index), unit_shapes(spec, unit.index)
+    if len(unit.digest) != DIGEST_BYTES:
+        raise CorruptModelFile(f"the digest of {name} has {len(unit.digest)} bytes; expected the {DIGEST_BYTES} of SHA-256")
     roles = [tensor.role for tensor in unit.tensors]
-    if roles != [role for role in shapes if role in roles or role not in OPTIONAL_LAYER_ROLES]:
-        raise CorruptModelFile(f"{unit.name} has the tensors {', '.join(roles)[:200]}; expected {', '.join(shapes)}, biases optional")
+    if roles != list(shapes):
+        raise CorruptModelFile(f"{name} has the tensors {', '.join(roles)[:200]}; expected {', '.join(shapes)}")
     for tensor in unit.tensors:
-        _validate_tensor(manifest, unit, tensor, shapes[tensor.role])
+        _validate_tensor(f"tensor {tensor.name[:80]!r} ({tensor.role} of {name})", tensor, shapes[tensor.role], files)
     total = sum(tensor.size_bytes for tensor in unit.tensors)
     if unit.size_bytes != total:
-        raise CorruptModelFile(f"{unit.name} has size_bytes {unit.size_bytes}; its tensors have {total}")
+        raise CorruptModelFile(f"{name} has size_bytes {unit.size_bytes}; its tensors have {total}")
 
 
-def _validate_tensor(manifest: Manifest, unit: Unit, tensor: TensorInfo, shape: tuple[int, ...]) -> None:
-    where = f"tensor {tensor.name[:80]!r} ({tensor.role} of {unit.name})"
+def _validate_tensor(where: str, tensor: TensorInfo, shape: tuple[int, ...], files: Sequence[ModelFile]) -> None:
     if tensor.shape != shape:
-        raise CorruptModelFile(f"{where} has shape {tensor.shape}; expected {shape}")
-    formats = tuple(BLOCK_FORMATS) if len(shape) == 2 else VECTOR_FORMATS
+        raise CorruptModelFile(f"{where} has shape {str(tensor.shape)[:80]}; expected {shape}")
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    formats = tuple(BLOCK_FORMATS) if len(shape) > 1 else VECTOR_FORMATS
     if tensor.block_format not in formats:
         raise CorruptModelFile(f"{where} is stored as {tensor.block_format[:40]!r}; expected one of {', '.join(formats)}")
-    size_bytes = tensor_size_bytes(tensor.block_format, shape)
+    if columns % BLOCK_FORMATS[tensor.block_format].block_size:
+        raise CorruptModelFile(f"{where} has rows of {columns} elements; expected whole blocks of {tensor.block_format}")
+    size_bytes = rows * tensor.row_bytes
     if tensor.size_bytes != size_bytes:
         raise CorruptModelFile(f"{where} has {tensor.size_bytes} bytes; expected {size_bytes}")
-    if not 0 <= tensor.offset <= manifest.file_size_bytes - size_bytes:
-        raise CorruptModelFile(f"{where} has offset {tensor.offset}; expected it to end within {manifest.file_size_bytes} bytes")
-
-
-def tensor_size_bytes(block_format: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor; CorruptModelFile if its rows are not whole blocks."""
-    _, block_size, block_bytes = BLOCK_FORMATS[block_format]
-    if shape[-1] % block_size:
-        raise CorruptModelFile(f"a {block_format} tensor has rows of {shape[-1]} elements; expected a multiple of {block_size}")
-    rows = shape[0] if len(shape) == 2 else 1
-    return rows * (shape[-1] // block_size) * block_bytes
-
-
-def _spec_fields(spec: ModelSpec) -> dict[str, object]:
-    return {field: getattr(spec, field) for field in ModelSpec.__slots__}
-
-
-def _unit_fields(unit: Unit) -> dict[str, object]:
-    tensors = [{field: getattr(tensor, field) for field in TensorInfo.__slots__} for tensor in unit.tensors]
-    return {"index": unit.index, "name": unit.name, "tensors": tensors, "size_bytes": unit.size_bytes, "digest": unit.digest}
-
-
-def _load_json(text: str | bytes) -> object:
-    if len(text) > MAX_MANIFEST_CHARACTERS:
-        raise CorruptModelFile(f"the manifest has {len(text)} characters; expected at most {MAX_MANIFEST_CHARACTERS}")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptModelFile(f"the manifest is not JSON: {str(error)[:120]}") from error
-
-
-def _fields(value: object, thing: str, names: Iterable[str]) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or value.keys() != set(names):
-        found = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
-        raise CorruptModelFile(f"{thing} has the fields {found[:200]}; expected {', '.join(names)}")
-    return value
-
-
-def _list(value: object, thing: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise CorruptModelFile(f"{thing} is a {type(value).__name__}; expected a list")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise CorruptModelFile(f"the manifest has {str(value)[:60]!r}; expected a string")
-    return value
-
-
-def _integer(value: object, thing: str) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_FILE_BYTES:
-        raise CorruptModelFile(f"{thing} is {str(value)[:60]}; expected an integer from 0 to {MAX_FILE_BYTES}")
-    return value
-
-
-def _parse_unit(value: object) -> Unit:
-    fields = _fields(value, "a unit", Unit.__slots__)
-    tensors = tuple(_parse_tensor(tensor) for tensor in _list(fields["tensors"], "tensors"))
-    size_bytes = _integer(fields["size_bytes"], "size_bytes")
-    return Unit(_integer(fields["index"], "index"), _text(fields["name"]), tensors, size_bytes, _text(fields["digest"]))
-
-
-def _parse_tensor(value: object) -> TensorInfo:
-    fields = _fields(value, "a tensor", TensorInfo.__slots__)
-    shape = tuple(_integer(length, "a dimension") for length in _list(fields["shape"], "shape"))
-    offset, size_bytes = _integer(fields["offset"], "offset"), _integer(fields["size_bytes"], "size_bytes")
-    return TensorInfo(_text(fields["name"]), _text(fields["role"]), _text(fields["block_format"]), shape, offset, size_bytes)
-
-
-def _parse_spec(value: object) -> ModelSpec:
-    fields = dict(_fields(value, "the spec", ModelSpec.__slots__))
-    if fields["rope_freq_factors"] is not None:
-        fields["rope_freq_factors"] = tuple(_list(fields["rope_freq_factors"], "rope_freq_factors"))
-    return ModelSpec(**fields)
+    if tensor.file_index >= len(files):
+        raise CorruptModelFile(f"{where} has file_index {tensor.file_index}; the model lies in {len(files)} files")
+    file_bytes = files[tensor.file_index].size_bytes
+    if tensor.offset_bytes + size_bytes > file_bytes:
+        raise CorruptModelFile(f"{where} has offset {tensor.offset_bytes}; expected it to end within {file_bytes} bytes")

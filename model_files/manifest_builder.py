@@ -4,20 +4,22 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from dairllm.kernels_pyx import STAGE_FEATURES
 from dairllm.model_files.architectures import find_architecture
 from dairllm.model_files.cache_folder import cache_folder
+from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from dairllm.model_files.gguf_file import GgufFile, GgufTensor, read_gguf
-from dairllm.model_files.manifest import Manifest, TensorInfo, Unit, compute_model_digest, unit_name
+from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit, compute_model_digest
 from dairllm.model_files.progress import ProgressCallback
-from dairllm.model_files.reader import FileSource, chunks_of
-from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.reader import ModelSource, ranges_of
+from dairllm.model_files.spec import ModelSpec, require_features
 
 # Part of the cache key: raised whenever the same file would give another manifest.
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Manifest:
@@ -39,51 +41,55 @@ def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Mani
 
 
 def read_spec(gguf: GgufFile) -> ModelSpec:
-    """The spec of a parsed file; UnsupportedModel if its architecture, or a part of it, is not supported."""
+    """The spec of a parsed file; UnsupportedModel if its architecture, or something that it asks of the kernels, is not supported."""
     if gguf.integer("split.count", 1) > 1:
         raise UnsupportedModel(
             f"{gguf.path} is one part of a split model, which is not supported; merge the parts with llama-gguf-split --merge"
         )
-    return find_architecture(gguf.text("general.architecture")).read_spec(gguf)
+    spec = find_architecture(gguf.text("general.architecture")).read_spec(gguf)
+    require_features(spec, STAGE_FEATURES)
+    return spec
 
 
 def _read_manifest(gguf: GgufFile, progress: ProgressCallback | None) -> Manifest:
     spec = read_spec(gguf)
     names = find_architecture(spec.architecture).tensor_names(gguf, spec)
     tensors = [tuple(_tensor_info(role, gguf.tensors[name]) for role, name in unit.items()) for unit in names]
+    files = (ModelFile(name=gguf.path.name, size_bytes=gguf.size_bytes),)
     total_bytes = sum(tensor.size_bytes for unit in tensors for tensor in unit)
-    with FileSource(gguf.path) as source:
-        read = _Reading(source, progress, f"Hashing {gguf.path.name}", total_bytes)
-        units = tuple(_hash_unit(read, index, unit_name(spec, index), unit) for index, unit in enumerate(tensors))
-    return Manifest(spec, units, compute_model_digest(spec, units), gguf.size_bytes)
+    with ModelSource([gguf.path]) as source:
+        hashing = _Hashing(source, progress, f"Hashing {gguf.path.name}", total_bytes)
+        units = tuple(hashing.unit(index, unit) for index, unit in enumerate(tensors))
+    return Manifest(spec=spec, units=units, files=files, model_digest=compute_model_digest(spec, units))
 
 
 def _tensor_info(role: str, tensor: GgufTensor) -> TensorInfo:
-    shape = tuple(reversed(tensor.dimensions))
-    return TensorInfo(tensor.name, role, tensor.block_format.name, shape, tensor.offset, tensor.size_bytes)
+    return TensorInfo(
+        name=tensor.name,
+        role=role,
+        block_format=tensor.block_format.name,
+        shape=tuple(reversed(tensor.dimensions)),
+        offset_bytes=tensor.offset,
+        size_bytes=tensor.size_bytes,
+    )
 
 
-class _Reading:
-    """Reads tensors in chunks and reports the progress."""
+class _Hashing:
+    """Reads units and reports the progress."""
 
-    def __init__(self, source: FileSource, progress: ProgressCallback | None, description: str, total_bytes: int) -> None:
+    def __init__(self, source: ModelSource, progress: ProgressCallback | None, description: str, total_bytes: int) -> None:
         self._source, self._progress, self._description, self._total_bytes = source, progress, description, total_bytes
         self._done_bytes = 0
 
-    def chunks(self, tensor: TensorInfo) -> Iterator[bytes]:
-        for offset, size in chunks_of(tensor.offset, tensor.size_bytes):
-            yield self._source.read(offset, size)
-            self._done_bytes += size
+    def unit(self, index: int, tensors: tuple[TensorInfo, ...]) -> Unit:
+        digest = hashlib.sha256()
+        unit = Unit(index=index, tensors=tensors, size_bytes=sum(tensor.size_bytes for tensor in tensors), digest=b"")
+        for place in ranges_of(unit):
+            digest.update(self._source.read(place))
+            self._done_bytes += place.size_bytes
             if self._progress is not None:
                 self._progress(self._description, self._done_bytes, self._total_bytes)
-
-
-def _hash_unit(reading: _Reading, index: int, name: str, tensors: tuple[TensorInfo, ...]) -> Unit:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        for chunk in reading.chunks(tensor):
-            digest.update(chunk)
-    return Unit(index, name, tensors, sum(tensor.size_bytes for tensor in tensors), digest.hexdigest())
+        return replace(unit, digest=digest.digest())
 
 
 def _fingerprint(path: Path) -> str:
@@ -95,12 +101,12 @@ def _fingerprint(path: Path) -> str:
 
 
 def _cache_path(fingerprint: str) -> Path:
-    return cache_folder() / "manifests" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()}.json"
+    return cache_folder() / "manifests" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()}.manifest"
 
 
 def _load_cached(fingerprint: str) -> Manifest | None:
     try:
-        return Manifest.from_json(_cache_path(fingerprint).read_bytes())
+        return manifest_from_bytes(_cache_path(fingerprint).read_bytes())
     except (OSError, ModelFileError):
         return None
 
@@ -112,7 +118,7 @@ def _store_cached(fingerprint: str, manifest: Manifest) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             partial = Path(folder) / path.name
-            partial.write_text(manifest.to_json(), encoding="utf-8")
+            partial.write_bytes(manifest_to_bytes(manifest))
             os.replace(partial, path)
     except OSError:
         return

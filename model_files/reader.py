@@ -1,16 +1,14 @@
-"""Reading weights out of a model file, and finding the file that a manifest describes."""
+"""Reading weights out of model files."""
 
-import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import NamedTuple, Self
 
 from dairllm.model_files.errors import CorruptModelFile
-
-if TYPE_CHECKING:
-    from dairllm.model_files.manifest import Manifest, Unit
+from dairllm.model_files.manifest import Unit
 
 READ_CHUNK_BYTES = 4 << 20
 
@@ -60,43 +58,45 @@ class FileSource:
         self.close()
 
 
-def chunks_of(offset: int, size: int) -> Iterable[tuple[int, int]]:
-    """(offset, size) pieces of at most READ_CHUNK_BYTES that cover the range in order."""
+def chunks_of(offset: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, size) of parts of at most READ_CHUNK_BYTES that cover the range in order."""
     for start in range(offset, offset + size, READ_CHUNK_BYTES):
         yield start, min(READ_CHUNK_BYTES, offset + size - start)
 
 
-def unit_digest(source: FileSource, unit: "Unit") -> str:
-    """SHA-256, in hexadecimal, of the unit's tensors in `source`: what `unit.digest` must equal."""
-    digest = hashlib.sha256()
+class FileRange(NamedTuple):
+    """file_index: of the model's files."""
+
+    file_index: int
+    offset_bytes: int
+    size_bytes: int
+
+
+def ranges_of(unit: Unit) -> Iterator[FileRange]:
+    """Where the bytes of a unit lie, in order, as much at a time as is read at once."""
     for tensor in unit.tensors:
-        for offset, size in chunks_of(tensor.offset, tensor.size_bytes):
-            digest.update(source.read(offset, size))
-    return digest.hexdigest()
+        for offset, size in chunks_of(tensor.offset_bytes, tensor.size_bytes):
+            yield FileRange(tensor.file_index, offset, size)
 
 
-def find_model_file(manifest: "Manifest", directories: Iterable[Path]) -> Path | None:
-    """The first `*.gguf` file, directly in one of the directories, that is the manifest's file; None if there is none.
+class ModelSource:
+    """The files of one model, in the order of its manifest; a context manager. Safe to use from several threads."""
 
-    Size and first layer must agree (fine-tuned siblings have the same size, but not the same first layer). The other units are
-    verified when they are loaded. Unreadable directories and files are passed over.
-    """
-    first_layer = manifest.units[1]
-    for path in _gguf_files(directories):
-        try:
-            if path.stat().st_size != manifest.file_size_bytes:
-                continue
-            with FileSource(path) as source:
-                if unit_digest(source, first_layer) == first_layer.digest:
-                    return path
-        except (OSError, CorruptModelFile):
-            continue
-    return None
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._stack = ExitStack()
+        with self._stack:
+            self._files = [self._stack.enter_context(FileSource(path)) for path in paths]
+            self._stack = self._stack.pop_all()
 
+    def read(self, place: FileRange) -> bytes:
+        """All of it; CorruptModelFile as of FileSource."""
+        return self._files[place.file_index].read(place.offset_bytes, place.size_bytes)
 
-def _gguf_files(directories: Iterable[Path]) -> Iterable[Path]:
-    for directory in directories:
-        try:
-            yield from sorted(path for path in directory.iterdir() if path.suffix == ".gguf" and path.is_file())
-        except OSError:
-            continue
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

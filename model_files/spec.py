@@ -1,118 +1,145 @@
-"""What a forward pass must know of a model: its shape and the constants of its arithmetic."""
+"""What a forward pass must know of a model: a list of layers, which may differ from each other, and what stands around them.
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import NamedTuple
+A description can say more than the kernels compute. `needed_features` names what it asks for; `require_features` is the one place that
+refuses what is not offered. A field at its default asks for nothing, so that a field which comes later changes no model that lacks it.
+"""
 
-from dairllm.model_files.errors import CorruptModelFile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
-MAX_NAME_LENGTH = 256
+from dairllm.model_files.attention import MAX_CONTEXT, MAX_WIDTH, Attention, SelfAttention
+from dairllm.model_files.bounds import check_fields, text, within
+from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
+from dairllm.model_files.feed_forward import FeedForward
+from dairllm.model_files.norm import Norm
+
+MAX_LAYERS = 1024
+MAX_VOCABULARY = 1 << 21
 
 
-class _IntBounds(NamedTuple):
-    lowest: int
-    highest: int
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """x + residual_scale * attention(x), then the same with the feed-forward block.
 
+    …_norm: of what goes into the block; …_post_norm: of what comes out of it, before it is added. None: there is none.
+    """
 
-# Several times what the largest published models need, and small enough that no product of two of them overflows 63 bits.
-_INT_BOUNDS: Mapping[str, _IntBounds] = MappingProxyType(
-    {
-        "num_layers": _IntBounds(1, 1024),
-        "hidden_size": _IntBounds(1, 65_535),
-        "intermediate_size": _IntBounds(1, 1 << 20),
-        "num_heads": _IntBounds(1, 1024),
-        "num_kv_heads": _IntBounds(1, 1024),
-        "head_dim": _IntBounds(2, 1024),
-        "vocab_size": _IntBounds(1, 1 << 21),
-        "context_length": _IntBounds(1, 1 << 27),
-        "rope_dim": _IntBounds(2, 1024),
-    }
-)
+    attention_norm: Norm | None = None
+    attention: Attention
+    attention_post_norm: Norm | None = None
+    feed_forward_norm: Norm | None = None
+    feed_forward: FeedForward
+    feed_forward_post_norm: Norm | None = None
+    residual_scale: float = within(1e-6, 1e6, default=1.0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def norms(self) -> tuple[Norm | None, ...]:
+        return self.attention_norm, self.attention_post_norm, self.feed_forward_norm, self.feed_forward_post_norm
+
+    @property
+    def features(self) -> Iterator[str]:
+        yield from self.attention.features
+        yield from self.feed_forward.features
+        for norm in self.norms:
+            yield from norm.features if norm is not None else ()
+        if None in (self.attention_norm, self.feed_forward_norm):
+            yield "norm:none_before"
+        if (self.attention_post_norm, self.feed_forward_post_norm) != (None, None):
+            yield "norm:after"
+        if self.residual_scale != 1.0:
+            yield "scale:residual"
+
+    @property
+    def without_biases(self) -> "LayerSpec":
+        """What must be equal in layers of one shape."""
+        return replace(self, attention=self.attention.without_biases) if isinstance(self.attention, SelfAttention) else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Shape and constants of a decoder-only transformer; CorruptModelFile if they contradict each other.
+    """A decoder-only transformer; CorruptModelFile if its parts contradict each other.
 
-    `head_dim` and `rope_dim` count elements, `rope_dim` <= `head_dim`, both even. `rope_interleaved`: pairs (2i, 2i+1) are
-    rotated instead of (i, i + rope_dim/2). `rope_freq_factors`, if given, has rope_dim/2 values by which the inverse
-    frequencies are divided. Attention scores are multiplied by `attention_scale`.
+    architecture: how the file's format calls it, for people. embedding_scale: of the rows of the embedding. Logits are multiplied by
+    logit_scale and bounded by logit_softcap, which they approach by tanh.
     """
 
-    architecture: str
-    name: str
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    context_length: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_dim: int
-    rope_interleaved: bool
-    rope_freq_factors: tuple[float, ...] | None
-    attention_scale: float
+    architecture: str = text()
+    name: str = text()
+    hidden_size: int = within(1, MAX_WIDTH)
+    vocab_size: int = within(1, MAX_VOCABULARY)
+    context_length: int = within(1, MAX_CONTEXT)
+    layers: tuple[LayerSpec, ...]
+    output_norm: Norm
+    embedding_scale: float = within(1e-6, 1e6, default=1.0)
+    logit_scale: float = within(1e-6, 1e6, default=1.0)
+    logit_softcap: float | None = within(1e-3, 1e6, default=None)
 
     def __post_init__(self) -> None:
-        validate_spec(self)
+        check_fields(self)
+        if not 1 <= len(self.layers) <= MAX_LAYERS:
+            raise CorruptModelFile(f"the model has {len(self.layers)} layers; expected 1 to {MAX_LAYERS}")
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @property
     def num_units(self) -> int:
         """Units of assignment: the embedding, every layer, the head."""
         return self.num_layers + 2
 
+    @property
+    def head_index(self) -> int:
+        return self.num_layers + 1
 
-def validate_spec(spec: ModelSpec) -> None:
-    """Raise CorruptModelFile, in one sentence, unless every field is of its type, in its bounds and consistent."""
-    _check_names(spec)
-    for field, bounds in _INT_BOUNDS.items():
-        _check_int(field, getattr(spec, field), bounds)
-    _check_float("rms_norm_eps", spec.rms_norm_eps, 1e-12, 1.0)
-    _check_float("rope_theta", spec.rope_theta, 1.0, 1e12)
-    _check_float("attention_scale", spec.attention_scale, 1e-6, 1e3)
-    if not isinstance(spec.rope_interleaved, bool):
-        raise CorruptModelFile(f"rope_interleaved is {spec.rope_interleaved!r}; expected true or false")
-    _check_heads(spec)
-    _check_freq_factors(spec)
+    def unit_name(self, index: int) -> str:
+        """'embedding', 'layer 3' or 'head'."""
+        if index == 0:
+            return "embedding"
+        return "head" if index == self.head_index else f"layer {index - 1}"
+
+    def layer_of(self, index: int) -> LayerSpec | None:
+        """The layer that a unit is; None of embedding and head."""
+        return self.layers[index - 1] if 0 < index < self.head_index else None
+
+    def state_bytes_per_token(self, index: int, element_bytes: int) -> int:
+        """What unit `index` keeps for each token of a sequence; element_bytes: of one number in the cache of keys and values."""
+        layer = self.layer_of(index)
+        return 0 if layer is None else layer.attention.state_bytes_per_token(element_bytes)
+
+    def state_bytes_per_sequence(self, index: int) -> int:
+        """What unit `index` keeps for each sequence, whatever its length."""
+        layer = self.layer_of(index)
+        return 0 if layer is None else layer.attention.state_bytes_per_sequence
+
+    def needed_features(self) -> frozenset[str]:
+        """Names of all that kernels must be able to do for this model."""
+        return frozenset(self._features())
+
+    def _norms(self) -> set[Norm]:
+        """Of the residual stream."""
+        norms = {norm for layer in self.layers for norm in layer.norms if norm is not None}
+        return norms | {self.output_norm}
+
+    def _features(self) -> Iterator[str]:
+        for layer in set(self.layers):
+            yield from layer.features
+        yield from self.output_norm.features
+        used = {
+            "layers:unequal": len({layer.without_biases for layer in self.layers}) > 1,
+            "norm:unequal": len(self._norms()) > 1,
+            "scale:embedding": self.embedding_scale != 1.0,
+            "scale:logits": self.logit_scale != 1.0,
+            "softcap:logits": self.logit_softcap is not None,
+        }
+        yield from (name for name, is_used in used.items() if is_used)
 
 
-def _check_names(spec: ModelSpec) -> None:
-    for field in ("architecture", "name"):
-        value = getattr(spec, field)
-        if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_LENGTH:
-            raise CorruptModelFile(f"{field} is {str(value)[:60]!r}; expected 1 to {MAX_NAME_LENGTH} characters")
-
-
-def _check_int(field: str, value: object, bounds: _IntBounds) -> None:
-    if type(value) is not int or not bounds.lowest <= value <= bounds.highest:
-        raise CorruptModelFile(f"{field} is {value!r}; expected an integer from {bounds.lowest} to {bounds.highest}")
-
-
-def _check_float(field: str, value: object, lowest: float, highest: float) -> None:
-    if type(value) is not float or not lowest <= value <= highest:
-        raise CorruptModelFile(f"{field} is {value!r}; expected a number from {lowest:g} to {highest:g}")
-
-
-def _check_heads(spec: ModelSpec) -> None:
-    if spec.num_heads % spec.num_kv_heads:
-        raise CorruptModelFile(f"num_heads is {spec.num_heads}; expected a multiple of num_kv_heads, {spec.num_kv_heads}")
-    if spec.head_dim % 2 or spec.rope_dim % 2 or spec.rope_dim > spec.head_dim:
-        raise CorruptModelFile(
-            f"rope_dim is {spec.rope_dim} and head_dim is {spec.head_dim}; expected even numbers, rope_dim at most head_dim"
-        )
-
-
-def _check_freq_factors(spec: ModelSpec) -> None:
-    factors = spec.rope_freq_factors
-    if factors is None:
-        return
-    if not isinstance(factors, tuple) or len(factors) != spec.rope_dim // 2:
-        raise CorruptModelFile(f"rope_freq_factors has {len(factors)} values; expected rope_dim / 2 = {spec.rope_dim // 2}")
-    for factor in factors:
-        if type(factor) is not float or not (math.isfinite(factor) and 1e-6 <= factor <= 1e6):
-            raise CorruptModelFile(f"rope_freq_factors contains {factor!r}; expected numbers from 1e-06 to 1e+06")
+def require_features(spec: ModelSpec, offered: Collection[str]) -> None:
+    """Raise UnsupportedModel, by their names, for features of the model that are not offered."""
+    missing = sorted(spec.needed_features() - frozenset(offered))
+    if missing:
+        raise UnsupportedModel(f"{spec.name} ({spec.architecture}) needs {', '.join(missing)}, which is not supported here")

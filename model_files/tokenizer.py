@@ -136,11 +136,6 @@ class Tokenizer:
         data = self.token_text(token_id)
         return b"" if skip_special and self._vocabulary.kinds[token_id] in _HIDDEN_KINDS else data
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether the token is a control token."""
-        self.token_text(token_id)
-        return self._vocabulary.kinds[token_id] in _HIDDEN_KINDS
-
     def special_text(self, token_id: int | None) -> str:
         """Text of a begin or end token for a chat template; empty for None."""
         return "" if token_id is None else self._vocabulary.texts[token_id]

@@ -9,7 +9,7 @@ import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from dairllm.kernels_pyx import BLOCK_FORMATS, get_num_threads, optimization_info, set_num_threads
+from dairllm.kernels_pyx import BLOCK_FORMATS, STAGE_FEATURES, get_num_threads, optimization_info, set_num_threads
 from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
@@ -24,10 +24,9 @@ from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.cache_folder import cache_folder
-from dairllm.shard_service.assignment import ARCHITECTURES
 from dairllm.shard_service.epochs.stage_host import Identity, StageHost
 from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
-from dairllm.shard_service.machine.probe import Speed, cpu_model, measure_or_recall, probe_path, recall, scaled
+from dairllm.shard_service.machine.probe import cpu_model, measure_or_recall, probe_path, recall, scaled
 from dairllm.shard_service.membership.invitations import Standing, check_invitation, read_invitation
 from dairllm.shard_service.membership.joiner import Joiner
 from dairllm.shard_service.servicers import RingServicer, ShardServicer
@@ -100,7 +99,7 @@ class Shard:
         self._identity = Identity(settings.name, uuid.uuid4().hex, cluster_hash(settings.cluster))
         self._announced_id = secrets.token_hex(8)
         self._coordinator_id = ""
-        self._speed = Speed(0.0, 0.0)
+        self._decode_s_per_byte = 0.0
         self._configuring: asyncio.Task[None] | None = None
         self._port = 0
         self.leaving = Leaving()
@@ -123,7 +122,7 @@ class Shard:
         if self._settings.ready_file is not None:
             self._write_ready_file(self._settings.ready_file)
             stack.callback(remove_ready_file, self._settings.ready_file)
-        self._speed = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
+        self._decode_s_per_byte = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
         if self._settings.discovery:
             self._announcer = Announcer(self._announcement())
             await stack.enter_async_context(Presence(self._announcer, *([self._browser] if self._browser is not None else [])))
@@ -207,7 +206,7 @@ class Shard:
             budget = _budget_of(message) if message.HasField("memory_budget_bytes") else self._budget
             if message.HasField("num_threads"):
                 loop = asyncio.get_running_loop()
-                self._speed = await loop.run_in_executor(self.host.compute_thread, self._use_threads, message.num_threads)
+                self._decode_s_per_byte = await loop.run_in_executor(self.host.compute_thread, self._use_threads, message.num_threads)
             self._budget = budget
             self.host.limit(budget)
             log.info("configured", extra=fields(memory=format_size(budget.total_bytes), threads=get_num_threads()))
@@ -217,7 +216,7 @@ class Shard:
         changed = cluster_pb2.CapabilitiesChanged(capabilities=self._capabilities(), refusal=refusal)
         self._send(cluster_pb2.JoinRequest(capabilities_changed=changed))
 
-    def _use_threads(self, num_threads: int) -> Speed:
+    def _use_threads(self, num_threads: int) -> float:
         """In the compute thread, where nothing else runs. Measuring takes a second, which running answers are not made to wait."""
         before = get_num_threads()
         try:
@@ -226,10 +225,10 @@ class Shard:
             raise InvalidRequest(str(error), "num_threads") from error
         if self.host.assignment is None:
             return self._measure()
-        return recall(probe_path(cache_folder()), time.time()) or scaled(self._speed, before, num_threads)
+        return recall(probe_path(cache_folder()), time.time()) or scaled(self._decode_s_per_byte, before, num_threads)
 
-    def _measure(self) -> Speed:
-        return measure_or_recall(self._settings.model_dirs, cache_folder(), time.time())
+    def _measure(self) -> float:
+        return measure_or_recall(cache_folder(), time.time())
 
     def _capabilities(self) -> cluster_pb2.ShardCapabilities:
         return cluster_pb2.ShardCapabilities(
@@ -238,11 +237,9 @@ class Shard:
             num_threads=get_num_threads(),
             isa=str(optimization_info()["isa"]),
             cpu_model=cpu_model(),
-            decode_s_per_byte=self._speed.decode_s_per_byte,
-            prefill_s_per_byte_row=self._speed.prefill_s_per_byte_row,
-            disk_bytes_per_s=self._speed.disk_bytes_per_s,
-            architectures=ARCHITECTURES,
+            decode_s_per_byte=self._decode_s_per_byte,
             block_formats=list(BLOCK_FORMATS),
+            features=STAGE_FEATURES,
         )
 
     def _addresses(self) -> list[str]:

@@ -1,6 +1,6 @@
-"""Makes GGUF files of llama models small enough to be written by every test that needs one.
+"""Makes GGUF files of plain decoders small enough to be written by every test that needs one.
 
-`write_tiny_llama` has random weights, `write_safetensors_llama` those of a Hugging Face folder (config.json, model.safetensors in F32).
+`write_tiny_llama` has random weights, `write_safetensors_model` those of a Hugging Face folder (config.json, model.safetensors in F32).
 Both give float weights that decode back to what is in the file, so that any float reference can be compared with.
 """
 
@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 import numpy.typing as npt
+
+from dairllm.model_files.attention import Rope
+from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
+from dairllm.model_files.gguf_decoder import EMBEDDING, OUTPUT, OUTPUT_NORM, layer_tensor_name
+from dairllm.model_files.roles import unit_shapes
+from dairllm.model_files.spec import ModelSpec
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -25,7 +31,8 @@ TOKENIZER_VOCAB_SIZE = 288
 
 
 class TinyLlama(NamedTuple):
-    """Shape of a tiny model. `tied`: the output is the embedding. `rope_freq_factors`: head_dim/2 values for `rope_freqs.weight`."""
+    """Shape of a tiny model. `tied`: the output is the embedding. `rope_freq_factors`: head_dim/2 values for `rope_freqs.weight`.
+    `architecture`: as GGUF and `model_type` call it."""
 
     num_layers: int = 3
     hidden_size: int = 64
@@ -39,6 +46,15 @@ class TinyLlama(NamedTuple):
     rms_norm_eps: float = 1e-6
     tied: bool = False
     rope_freq_factors: Sequence[float] | None = None
+    architecture: str = "llama"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """With what decides the tensors' shapes."""
+        rope = Rope(theta=self.rope_theta, dim=self.head_dim, interleaved=True)
+        shape = {name: getattr(self, name) for name in ("intermediate_size", "num_heads", "num_kv_heads", "head_dim", "rms_norm_eps")}
+        outer = {name: getattr(self, name) for name in ("architecture", "hidden_size", "vocab_size", "context_length")}
+        return dense_decoder((dense_layer(**shape, rope=rope),) * self.num_layers, name="tiny", **outer)
 
 
 def write_tiny_llama(path: Path, *, block_format: str = "F32", with_tokenizer: bool = False, seed: int = 0, **shape: Any) -> Path:
@@ -52,23 +68,25 @@ def write_tiny_llama(path: Path, *, block_format: str = "F32", with_tokenizer: b
     return write_llama(path, model, random_weights(model, seed), block_format=block_format, with_tokenizer=with_tokenizer)
 
 
-def write_safetensors_llama(path: Path, folder: Path, *, block_format: str = "F32", with_tokenizer: bool = False) -> Path:
-    """Convert a folder of a LlamaForCausalLM, with llama3 rope scaling or none, and return `path`."""
+def write_safetensors_model(path: Path, folder: Path, *, block_format: str = "F32", with_tokenizer: bool = False) -> Path:
+    """Convert a folder of a plain decoder, with llama3 rope scaling or none, and return `path`."""
     config = json.loads((folder / "config.json").read_text())
     rope = config["rope_parameters"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     model = TinyLlama(
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         num_heads=config["num_attention_heads"],
         num_kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
+        head_dim=head_dim,
         vocab_size=config["vocab_size"],
         context_length=config["max_position_embeddings"],
         rope_theta=rope["rope_theta"],
         rms_norm_eps=config["rms_norm_eps"],
         tied=config["tie_word_embeddings"],
-        rope_freq_factors=llama3_freq_factors(config["head_dim"], rope) if rope["rope_type"] == "llama3" else None,
+        rope_freq_factors=llama3_freq_factors(head_dim, rope) if rope["rope_type"] == "llama3" else None,
+        architecture=config["model_type"],
     )
     weights = _gguf_names(read_safetensors(folder / "model.safetensors"), model)
     return write_llama(path, model, weights, block_format=block_format, with_tokenizer=with_tokenizer)
@@ -88,25 +106,12 @@ def llama3_freq_factors(head_dim: int, rope: Mapping[str, float]) -> list[float]
 def random_weights(model: TinyLlama, seed: int) -> dict[str, FloatArray]:
     """Weights by GGUF tensor name, matrices as [outputs, inputs]."""
     random = np.random.default_rng(seed)
-    q_width, kv_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (model.vocab_size, model.hidden_size)}
-    for index in range(model.num_layers):
-        layer = {
-            "attn_norm": (model.hidden_size,),
-            "attn_q": (q_width, model.hidden_size),
-            "attn_k": (kv_width, model.hidden_size),
-            "attn_v": (kv_width, model.hidden_size),
-            "attn_output": (model.hidden_size, q_width),
-            "ffn_norm": (model.hidden_size,),
-            "ffn_gate": (model.intermediate_size, model.hidden_size),
-            "ffn_up": (model.intermediate_size, model.hidden_size),
-            "ffn_down": (model.hidden_size, model.intermediate_size),
-        }
-        shapes |= {f"blk.{index}.{name}.weight": shape for name, shape in layer.items()}
-    shapes |= {"output_norm.weight": (model.hidden_size,)}
-    if not model.tied:
-        shapes |= {"output.weight": (model.vocab_size, model.hidden_size)}
-    return {name: _random_tensor(random, shape) for name, shape in shapes.items()}
+    outer = {"token_embedding": EMBEDDING, "output_norm": OUTPUT_NORM, "output": OUTPUT}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for unit in range(model.spec.num_units):
+        for role, shape in unit_shapes(model.spec, unit).items():
+            shapes[outer.get(role) or layer_tensor_name(unit - 1, role)] = shape
+    return {name: _random_tensor(random, shape) for name, shape in shapes.items() if name != OUTPUT or not model.tied}
 
 
 def _random_tensor(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
@@ -119,8 +124,8 @@ def write_llama(
     path: Path, model: TinyLlama, weights: Mapping[str, FloatArray], *, block_format: str = "F32", with_tokenizer: bool = False
 ) -> Path:
     """Write the weights, matrices in `block_format`, and return `path`."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny-llama")
+    writer = gguf.GGUFWriter(path, model.architecture)
+    writer.add_name(f"tiny-{model.architecture}")
     _add_shape(writer, model)
     if with_tokenizer:
         add_tokenizer(writer, model.vocab_size)
@@ -190,31 +195,39 @@ def read_safetensors(path: Path) -> dict[str, FloatArray]:
     return tensors
 
 
+HUGGING_FACE_NAMES = {
+    "attention_norm": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "attention_output": "self_attn.o_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "ffn_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+}
+"""By role, in `model.layers.N`."""
+INTERLEAVED = {"llama"}
+"""Architectures whose rotary pairs llama.cpp's converter puts side by side."""
+
+
 def _gguf_names(tensors: Mapping[str, FloatArray], model: TinyLlama) -> dict[str, FloatArray]:
-    weights = {"token_embd.weight": tensors["model.embed_tokens.weight"]}
-    names = {
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-    heads = {"attn_q": model.num_heads, "attn_k": model.num_kv_heads}
-    for index in range(model.num_layers):
-        for name, source in names.items():
-            values = tensors[f"model.layers.{index}.{source}.weight"]
-            weights[f"blk.{index}.{name}.weight"] = _interleave(values, heads[name]) if name in heads else values
-    weights["output_norm.weight"] = tensors["model.norm.weight"]
+    weights = {EMBEDDING: tensors["model.embed_tokens.weight"], OUTPUT_NORM: tensors["model.norm.weight"]}
     if not model.tied:
-        weights["output.weight"] = tensors["lm_head.weight"]
+        weights[OUTPUT] = tensors["lm_head.weight"]
+    heads = {"q": model.num_heads, "k": model.num_kv_heads} if model.architecture in INTERLEAVED else {}
+    for layer in range(model.num_layers):
+        for role, source in HUGGING_FACE_NAMES.items():
+            values = tensors.get(f"model.layers.{layer}.{source}")
+            if values is not None:
+                weights[layer_tensor_name(layer, role)] = _interleave(values, heads[role]) if role in heads else values
     return weights
 
 
 def _interleave(rows: FloatArray, num_heads: int) -> FloatArray:
-    """Rotary halves (i, i + d/2) of each head to pairs (2i, 2i+1), as llama.cpp's converter does for this architecture."""
+    """Rotary halves (i, i + d/2) of each head to pairs (2i, 2i+1)."""
     halves = rows.reshape(num_heads, 2, -1, rows.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)

@@ -15,11 +15,8 @@ class ShardCapabilities:
     isa: str
     cpu_model: str
     decode_s_per_byte: float
-    prefill_s_per_byte_row: float
-    disk_bytes_per_s: float
-    architectures: frozenset[str]
     block_formats: frozenset[str]
-    features: frozenset[str] = frozenset()
+    features: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.machine import ClusterMachine
@@ -15,6 +14,7 @@ from dairllm.mesh.cache_types import cache_type_to_proto
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.protocol import software_version
+from dairllm.model_files.codec import file_to_proto, spec_to_proto, unit_to_proto
 from dairllm.v1 import cluster_pb2
 
 MAX_WEIGHT_SOURCES = 8
@@ -49,11 +49,11 @@ class Orders:
         manifest = self._model.manifest
         assignment = cluster_pb2.Assignment(
             epoch=action.epoch,
-            model_digest=bytes.fromhex(manifest.model_digest),
+            model_digest=manifest.model_digest,
             spec=spec_to_proto(manifest.spec),
             units=[unit_to_proto(manifest.units[index]) for index in action.units],
-            model_path=str(self._model.path),
-            model_file_size_bytes=manifest.file_size_bytes,
+            model_folder=str(self._model.path.parent),
+            model_files=[file_to_proto(file) for file in manifest.files],
             next=self._peer(action.next.name if action.next else COORDINATOR_NAME, action.name),
             num_kv_blocks=action.num_kv_blocks,
             kv_block_tokens=action.kv_block_tokens,

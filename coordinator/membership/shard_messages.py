@@ -62,9 +62,6 @@ def _capabilities_from_proto(message: cluster_pb2.ShardCapabilities) -> ShardCap
         isa=message.isa,
         cpu_model=message.cpu_model,
         decode_s_per_byte=message.decode_s_per_byte,
-        prefill_s_per_byte_row=message.prefill_s_per_byte_row,
-        disk_bytes_per_s=message.disk_bytes_per_s,
-        architectures=frozenset(message.architectures),
         block_formats=frozenset(message.block_formats),
         features=frozenset(message.features),
     )

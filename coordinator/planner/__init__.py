@@ -25,7 +25,7 @@ answers come, moves as little as possible, whatever that costs: a better one may
 from dairllm.coordinator.planner.amounts import format_bytes, format_speed
 from dairllm.coordinator.planner.balancing import BALANCE_SLACK
 from dairllm.coordinator.planner.decision import make_plan
-from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer
+from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer, UnitDemand
 from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan, Stage
 from dairllm.coordinator.planner.problem import ASSUMED_DECODE_S_PER_BYTE, HYSTERESIS
 from dairllm.coordinator.planner.search import EXACT_SHARDS
@@ -42,6 +42,7 @@ __all__ = [
     "Plan",
     "ShardOffer",
     "Stage",
+    "UnitDemand",
     "format_bytes",
     "format_speed",
     "make_plan",

@@ -48,9 +48,9 @@ def make_plan(
 def _split_by_ability(demand: ModelDemand, offers: Iterable[ShardOffer]) -> tuple[list[ShardOffer], tuple[LeftOut, ...]]:
     able, left_out = [], []
     for offer in sorted(offers, key=lambda offer: offer.name):
-        missing = sorted(demand.block_formats - offer.block_formats)
-        if demand.architecture not in offer.architectures:
-            left_out.append(LeftOut(offer.name, f"does not know the architecture '{demand.architecture}'"))
+        lacking, missing = sorted(demand.features - offer.features), sorted(demand.block_formats - offer.block_formats)
+        if lacking:
+            left_out.append(LeftOut(offer.name, f"cannot do {', '.join(lacking)}"))
         elif missing:
             left_out.append(LeftOut(offer.name, f"cannot compute with {', '.join(missing)}"))
         else:

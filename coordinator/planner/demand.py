@@ -1,58 +1,68 @@
 """What the planner is asked: what a model needs, and what shards offer."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class UnitDemand(NamedTuple):
+    """What one unit needs: bytes of its weights, bytes of them that a step of one row reads, bytes that it keeps for each token."""
+
+    size_bytes: int
+    step_bytes: int
+    state_bytes_per_token: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDemand:
     """What a model needs of the shards.
 
-    unit_sizes_bytes: embedding, layers 0 to num_layers - 1, head: num_layers + 2 entries.
-    tied_bytes: bytes that the embedding and the head have in common, 0 if none; both sizes contain them.
-    kv_bytes_per_token_per_layer: keys and values together.
-    block_formats: element types that a shard must be able to compute with.
+    units: embedding, layers, head. tied_bytes: bytes that the embedding and the head have in common, 0 if none; both sizes contain them.
+    features, block_formats: what a shard must be able to do, and to compute with.
     context_length: longest sequence in tokens, for which one shard's cache must have room.
     """
 
     name: str
     digest: bytes
-    unit_sizes_bytes: tuple[int, ...]
+    units: tuple[UnitDemand, ...]
     tied_bytes: int
-    kv_bytes_per_token_per_layer: int
-    num_layers: int
-    architecture: str
+    features: frozenset[str]
     block_formats: frozenset[str]
     context_length: int
 
     def __post_init__(self) -> None:
-        assert len(self.unit_sizes_bytes) == self.num_layers + 2, "embedding, layers, head"
-        assert 0 <= self.tied_bytes <= min(self.unit_sizes_bytes[0], self.unit_sizes_bytes[-1])
+        assert len(self.units) >= 2, "embedding, layers, head"
+        assert 0 <= self.tied_bytes <= min(self.units[0].size_bytes, self.units[-1].size_bytes)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.units) - 2
 
     @property
     def num_units(self) -> int:
-        return self.num_layers + 2
+        return len(self.units)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the weights on one machine."""
-        return sum(self.unit_sizes_bytes) - self.tied_bytes
+        return sum(unit.size_bytes for unit in self.units) - self.tied_bytes
 
     def weights_bytes(self, units: range) -> int:
         """Bytes of the weights of a run of units."""
         shared = self.tied_bytes if len(units) == self.num_units else 0
-        return sum(self.unit_sizes_bytes[units.start : units.stop]) - shared
+        return sum(unit.size_bytes for unit in self.units[units.start : units.stop]) - shared
 
     def weights_bytes_of_both(self, one: range, other: range) -> int:
         """Bytes of the weights of two runs in one memory."""
         shared = self.tied_bytes if self.num_units in (len(one), len(other)) else 0
-        return sum(self.unit_sizes_bytes[unit] for unit in set(one) | set(other)) - shared
+        return sum(self.units[unit].size_bytes for unit in set(one) | set(other)) - shared
 
     def bytes_read_per_step(self, units: range) -> int:
-        """Bytes of weights that a step of one row reads: of the embedding it is next to nothing."""
-        return sum(self.unit_sizes_bytes[unit] for unit in units if unit > 0)
+        """Bytes of weights that a step of one row reads."""
+        return sum(unit.step_bytes for unit in self.units[units.start : units.stop])
 
-    def layers_in(self, units: range) -> int:
-        return min(units.stop, self.num_layers + 1) - max(units.start, 1) if units else 0
+    def state_bytes_per_token(self, units: range) -> int:
+        """Bytes that a run of units keeps for each token of a sequence."""
+        return sum(unit.state_bytes_per_token for unit in self.units[units.start : units.stop])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,7 @@ class ShardOffer:
     reserved_bytes: int
     decode_s_per_byte: float
     hop_s: float
-    architectures: frozenset[str]
+    features: frozenset[str]
     block_formats: frozenset[str]
 
     @property

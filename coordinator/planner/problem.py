@@ -128,9 +128,8 @@ def pose_problem(
 
 
 def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
-    kv_layer_bytes = demand.kv_bytes_per_token_per_layer * kv.block_tokens * kv.least_blocks(demand.context_length)
-    layers = range(1, demand.num_layers + 1)
-    return [0, *accumulate(size + (kv_layer_bytes if unit in layers else 0) for unit, size in enumerate(demand.unit_sizes_bytes))]
+    least_tokens = kv.block_tokens * kv.least_blocks(demand.context_length)
+    return [0, *accumulate(unit.size_bytes + unit.state_bytes_per_token * least_tokens for unit in demand.units)]
 
 
 def _moved_parts(
@@ -150,7 +149,7 @@ def _measured(
     demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], surcharges: NDArray[np.float64]
 ) -> list[ShardCosts]:
     """All at once as matrices, shards by units: of a thousand shards most are only looked at."""
-    sizes = np.array([0, *demand.unit_sizes_bytes[1:]], np.float64)
+    sizes = np.array([unit.step_bytes for unit in demand.units], np.float64)
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
     times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
     costs = times + np.rint(times * surcharges)

@@ -26,7 +26,7 @@ def keep(problem: Problem, previous: Plan) -> Plan | None:
 
 
 def _block_bytes(problem: Problem, units: range) -> int:
-    return problem.demand.kv_bytes_per_token_per_layer * problem.kv.block_tokens * problem.demand.layers_in(units)
+    return problem.demand.state_bytes_per_token(units) * problem.kv.block_tokens
 
 
 def _blocks_beside(problem: Problem, run: Run) -> int:

@@ -1,29 +1,31 @@
 """The architectures that can be run: one module each, named after GGUF's `general.architecture`.
 
-A module defines ARCHITECTURE. Adding a model adds a file here and edits nothing else: the package is listed, not maintained.
+A module defines ARCHITECTURE. Adding a model adds a file here and edits nothing else: the package is listed, not maintained. What
+several of them share is outside (`gguf_decoder`).
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 from dairllm.model_files.errors import UnsupportedModel
 from dairllm.model_files.gguf_file import GgufFile
 from dairllm.model_files.spec import ModelSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How one architecture is laid out in GGUF.
+class Architecture(Protocol):
+    """How one architecture is laid out in GGUF. Its methods raise ModelFileError for what they cannot map, by name."""
 
-    `read_spec` turns the metadata into a ModelSpec. `tensor_names` gives, for each unit in order, the tensor of each role that is
-    in the file, in the order of the unit's digest. Both raise ModelFileError for what they cannot map, by name.
-    """
+    @property
+    def name(self) -> str: ...
 
-    name: str
-    read_spec: Callable[[GgufFile], ModelSpec]
-    tensor_names: Callable[[GgufFile, ModelSpec], list[dict[str, str]]]
+    def read_spec(self, gguf: GgufFile) -> ModelSpec:
+        """The description that the metadata gives."""
+        ...
+
+    def tensor_names(self, gguf: GgufFile, spec: ModelSpec) -> list[dict[str, str]]:
+        """For each unit in order, the tensor of each role that it has, in the order of the unit's digest."""
+        ...
 
 
 def architecture_names() -> list[str]:

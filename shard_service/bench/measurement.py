@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import KvCache, StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, round_rows, set_num_threads
+from dairllm.kernels_pyx import StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, round_rows, set_num_threads
 from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.peers import Peer
-from dairllm.model_files.manifest import Manifest, Unit
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, TensorFacts, UnitFacts
+from dairllm.model_files.manifest import Manifest
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
+from dairllm.shard_service.kv_cache.layers import make_cache
 from dairllm.shard_service.machine.memory import resident_bytes
-from dairllm.shard_service.weights.sources import LocalFile
+from dairllm.shard_service.weights.sources import LocalFiles
 from dairllm.shard_service.weights.store import LayerStore
 
 BLOCK_TOKENS = 32
@@ -105,7 +106,7 @@ def measure_stage(path: Path, manifest: Manifest, workload: Workload, threads: i
         bandwidth.append(memory_read_bandwidth(BANDWIDTH_BUFFER_BYTES, BANDWIDTH_PASSES))
         prefill.append(workload.prompt / stage.run_prefill())
         decode.append(workload.generate * workload.sequences / stage.run_decode())
-    bytes_per_token = decode_bytes(manifest.units)
+    bytes_per_token = sum(unit.bytes_read_per_step(manifest.spec) for unit in manifest.units)
     steps_s = median(decode) / workload.sequences
     return StageSpeed(
         prefill_tok_s=_spread(prefill),
@@ -119,11 +120,6 @@ def measure_stage(path: Path, manifest: Manifest, workload: Workload, threads: i
         threads=get_num_threads(),
         isa=str(optimization_info()["isa"]),
     )
-
-
-def decode_bytes(units: Sequence[Unit]) -> int:
-    """Bytes of weights that one decode step reads: all layers and the head; of the embedding only a row, which is not counted."""
-    return sum(unit.size_bytes for unit in units[1:])
 
 
 class _LoadedStage:
@@ -140,11 +136,10 @@ class _LoadedStage:
         )
         assignment = whole_model(path, manifest, geometry)
         self.weights_bytes, self._parts = asyncio.run(_load(path, assignment))
-        spec = manifest.spec
-        self._kv = [KvCache(geometry.num_blocks, BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
+        self._kv = [make_cache(layer, geometry) for layer in manifest.spec.layers]
         numbers = np.random.default_rng(RANDOM_SEED)
         shape = (workload.sequences, workload.context_length)
-        self._token_ids = numbers.integers(0, spec.vocab_size, shape, dtype=np.int32)
+        self._token_ids = numbers.integers(0, manifest.spec.vocab_size, shape, dtype=np.int32)
 
     def run_prefill(self) -> float:
         began_s = time.perf_counter()
@@ -187,7 +182,7 @@ class _LoadedStage:
 async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StageParts]:
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
         store = LayerStore(executor)
-        units = await store.load(assignment, [LocalFile(path, executor)], lambda _: None)
+        units = await store.load(assignment, [LocalFiles((path,), executor)], lambda _: None)
         return store.weights_bytes, build_stage(assignment, units)
 
 
@@ -195,26 +190,15 @@ def whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry, wire: s
     """An assignment of every unit, as a cluster of one machine would make it."""
     return AssignmentFacts(
         epoch=1,
-        model_digest=bytes.fromhex(manifest.model_digest),
-        model=_model_facts(manifest),
-        units=tuple(_unit_facts(unit) for unit in manifest.units),
-        model_path=str(path),
-        model_file_size_bytes=manifest.file_size_bytes,
+        model_digest=manifest.model_digest,
+        model=manifest.spec,
+        units=manifest.units,
+        model_folder=str(path.parent),
+        files=manifest.files,
         next=Peer("nobody", ()),
         geometry=geometry,
         wire=wire,
     )
-
-
-def _model_facts(manifest: Manifest) -> ModelFacts:
-    spec = manifest.spec
-    fields = {name: getattr(spec, name) for name in ModelFacts.__slots__}
-    return ModelFacts(**{**fields, "rope_freq_factors": spec.rope_freq_factors or ()})
-
-
-def _unit_facts(unit: Unit) -> UnitFacts:
-    tensors = tuple(TensorFacts(t.name, t.role, t.block_format, t.shape, t.offset, t.size_bytes) for t in unit.tensors)
-    return UnitFacts(unit.index, tensors, unit.size_bytes, bytes.fromhex(unit.digest))
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -23,7 +23,7 @@ from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
 from dairllm.shard_service.weights.assembler import LoadedUnit
 from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
-from dairllm.shard_service.weights.sources import LocalFile, UnitSource, find_local_files
+from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
 from dairllm.shard_service.weights.store import LayerStore, ReportProgress, bytes_together
 
 T = TypeVar("T")
@@ -107,11 +107,11 @@ class Preparer:
             self._caches.keep_only({*assignment.layer_units, *own_layers})
 
     async def _load(self, assignment: AssignmentFacts, report: ReportProgress) -> tuple[LoadedUnit, ...]:
-        paths = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
+        found = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
         members = WeightMembers(weight_peers(assignment.weight_sources, self._coordinator_addresses()), assignment.model_digest)
         keep = frozenset(unit.digest for unit in assignment.units)
         fetched = FetchedUnits(members, self._cache, self._threads, keep)
-        sources: list[UnitSource] = [*(LocalFile(path, self._threads) for path in paths), fetched]
+        sources: list[UnitSource] = [*(LocalFiles(paths, self._threads) for paths in found), fetched]
         try:
             return await self._store.load(assignment, sources, report)
         finally:

@@ -19,7 +19,8 @@ from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, Unknown
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.ring.outgoing import OutgoingEdge
 from dairllm.mesh.telemetry import fields
-from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts, assignment_from_proto
+from dairllm.model_files.manifest import Unit
+from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
 from dairllm.shard_service.epochs.counters import Counters
 from dairllm.shard_service.epochs.epoch_run import EpochRun
 from dairllm.shard_service.epochs.preparer import Prepared, Preparer, make_loader_threads
@@ -152,7 +153,7 @@ class StageHost:
         """The active one."""
         return None if self._run is None else self._run.assignment
 
-    def find_unit(self, model_digest: bytes, unit_index: int) -> tuple[AssignmentFacts, UnitFacts]:
+    def find_unit(self, model_digest: bytes, unit_index: int) -> tuple[AssignmentFacts, Unit]:
         """A unit that is assigned to this shard, now or next. Raises UnknownModel."""
         prepared = None if self._prepared is None else self._prepared.assignment
         assignments = [assignment for assignment in (self.assignment, prepared) if assignment and assignment.model_digest == model_digest]

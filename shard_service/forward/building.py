@@ -7,7 +7,10 @@ import numpy as np
 
 from dairllm.kernels_pyx import PackedMatrix, Stage, StageSpec
 from dairllm.mesh.errors import InvalidModel
-from dairllm.shard_service.assignment import AssignmentFacts, ModelFacts
+from dairllm.model_files.attention import SelfAttention
+from dairllm.model_files.feed_forward import DenseFeedForward
+from dairllm.model_files.spec import ModelSpec
+from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.forward import head
 from dairllm.shard_service.weights.assembler import LoadedUnit, Weights
 
@@ -39,7 +42,7 @@ def empty_stage(assignment: AssignmentFacts) -> StageParts:
     geometry = assignment.geometry
     has_body = assignment.has_embedding or bool(assignment.layers)
     try:
-        spec = _stage_spec(assignment.model, assignment.wire)
+        spec = stage_spec(assignment.model, assignment.wire)
         body = Stage(spec, max_rows=geometry.max_batch_rows, max_context=geometry.context_length) if has_body else None
         output = Stage(spec, max_rows=head.MAX_ROWS, max_context=head.MAX_ROWS) if assignment.has_head else None
     except ValueError as error:
@@ -54,27 +57,37 @@ def scratch_bytes(assignment: AssignmentFacts, parts: StageParts) -> int:
     return parts.scratch_bytes + logits + rows
 
 
-def _stage_spec(model: ModelFacts, wire: str) -> StageSpec:
+def stage_spec(model: ModelSpec, wire: str) -> StageSpec:
+    """For the kernels, whose layers are all alike but for biases: the model needs no more than STAGE_FEATURES.
+
+    Raises ValueError for sizes that they can't do.
+    """
+    layer = model.layers[0]
+    attention, feed_forward, norm = layer.attention, layer.feed_forward, layer.attention_norm
+    assert isinstance(attention, SelfAttention)
+    assert attention.rope is not None
+    assert isinstance(feed_forward, DenseFeedForward)
+    assert norm is not None
     return StageSpec(
         hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        rope_dim=model.rope_dim,
-        rope_theta=model.rope_theta,
-        rope_interleaved=model.rope_interleaved,
-        rope_freq_factors=model.rope_freq_factors or None,
-        rms_norm_eps=model.rms_norm_eps,
-        attention_scale=model.attention_scale,
+        intermediate_size=feed_forward.intermediate_size,
+        num_heads=attention.num_heads,
+        num_kv_heads=attention.num_kv_heads,
+        head_dim=attention.key_dim,
+        rope_dim=attention.rope.dim,
+        rope_theta=attention.rope.theta,
+        rope_interleaved=attention.rope.interleaved,
+        rope_freq_factors=attention.rope.freq_factors or None,
+        rms_norm_eps=norm.eps,
+        attention_scale=attention.scale,
         num_layers=model.num_layers,
-        activation="silu",
+        activation=feed_forward.activation.kind,
         boundary_encoding=wire,
     )
 
 
-def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], model: ModelFacts) -> None:
-    if index == model.num_layers + 1:
+def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], model: ModelSpec) -> None:
+    if index == model.head_index:
         assert parts.head is not None
         norm, output = weights["output_norm"], weights["output"]
         assert isinstance(norm, np.ndarray)
@@ -92,7 +105,7 @@ def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], mod
         parts.body.add_layer(index - 1, weights)
 
 
-def _require_outputs(matrix: PackedMatrix, model: ModelFacts, role: str) -> None:
+def _require_outputs(matrix: PackedMatrix, model: ModelSpec, role: str) -> None:
     """The kernels know the vocabulary by these matrices only; frames are checked against the model's."""
     if matrix.outputs != model.vocab_size:
         raise InvalidModel(f"{role} has {matrix.outputs} rows; expected the vocabulary's {model.vocab_size}")

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.ring.frames import MicroBatch, RingId, SequenceBegin, SequenceSlice
-from dairllm.shard_service.assignment import CacheGeometry, ModelFacts
+from dairllm.model_files.spec import ModelSpec
+from dairllm.shard_service.assignment import CacheGeometry
 from dairllm.shard_service.forward.sampler import TokenHistory
 
 BlockTable = npt.NDArray[np.int32]
@@ -50,7 +51,7 @@ class CheckedFrame(NamedTuple):
 
 
 class SequenceTable:
-    def __init__(self, model: ModelFacts, geometry: CacheGeometry) -> None:
+    def __init__(self, model: ModelSpec, geometry: CacheGeometry) -> None:
         self._model = model
         self._geometry = geometry
         self._running: dict[RingId, RunningSequence] = {}
@@ -58,7 +59,7 @@ class SequenceTable:
     def __len__(self) -> int:
         return len(self._running)
 
-    def under(self, model: ModelFacts, geometry: CacheGeometry, alive: Collection[int]) -> "SequenceTable":
+    def under(self, model: ModelSpec, geometry: CacheGeometry, alive: Collection[int]) -> "SequenceTable":
         """The sequences of this table that are alive, under another plan for the same model."""
         table = SequenceTable(model, geometry)
         table._running = {sequence_id: sequence for sequence_id, sequence in self._running.items() if sequence_id in alive}

@@ -3,7 +3,9 @@
 from collections.abc import Collection
 
 from dairllm.kernels_pyx import KvCache
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts
+from dairllm.model_files.attention import SelfAttention
+from dairllm.model_files.spec import LayerSpec
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 
 
 class KvCaches:
@@ -53,7 +55,7 @@ class KvCaches:
         for unit in assignment.layer_units:
             cache = self._caches.get(unit)
             if cache is None:
-                cache = self._caches[unit] = _make(assignment.model, geometry)
+                cache = self._caches[unit] = make_cache(assignment.model.layers[unit - 1], geometry)
             elif cache.num_blocks != geometry.num_blocks:
                 cache.resize(geometry.num_blocks)
             arranged.append(cache)
@@ -69,5 +71,8 @@ class KvCaches:
         return all((cache.block_tokens, cache.element_type) == wanted for cache in self._caches.values())
 
 
-def _make(model: ModelFacts, geometry: CacheGeometry) -> KvCache:
-    return KvCache(geometry.num_blocks, geometry.block_tokens, model.num_kv_heads, model.head_dim, geometry.element_type)
+def make_cache(layer: LayerSpec, geometry: CacheGeometry) -> KvCache:
+    """Raises MemoryError."""
+    attention = layer.attention
+    assert isinstance(attention, SelfAttention), "the features of the model were checked when it was assigned"
+    return KvCache(geometry.num_blocks, geometry.block_tokens, attention.num_kv_heads, attention.key_dim, geometry.element_type)

@@ -105,7 +105,7 @@ def _compare(path: Path, model: ModelIdentity, deadline_s: float) -> Finding | N
         size_bytes = units_size_bytes(path)
         if size_bytes != model.size_bytes:
             return _other_size(path, model, size_bytes) if same_name else None
-        digest = build_manifest(path, _Limit(deadline_s)).model_digest
+        digest = build_manifest(path, _Limit(deadline_s)).model_digest.hex()
     except ModelFileError as error:
         return _unreadable(path, model, error) if same_name else None
     except _LimitReached:

@@ -12,26 +12,26 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import PackedMatrix, dequantize
 from dairllm.mesh.errors import WeightsDiffer
-from dairllm.shard_service.assignment import TensorFacts, UnitFacts, row_bytes
+from dairllm.model_files.manifest import TensorInfo, Unit
 
 _TILE_ROWS = 16
 
 Weights = PackedMatrix | npt.NDArray[np.float32]
-FindMatrix = Callable[[TensorFacts], PackedMatrix | None]
+FindMatrix = Callable[[TensorInfo], PackedMatrix | None]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedUnit:
     """Weights by role, verified against `facts.digest`. Matrices may be shared with another unit of the same model."""
 
-    facts: UnitFacts
+    facts: Unit
     model_digest: bytes
     weights: Mapping[str, Weights]
 
-    def matrix_of(self, tensor: TensorFacts) -> PackedMatrix | None:
+    def matrix_of(self, tensor: TensorInfo) -> PackedMatrix | None:
         """The matrix made from exactly this tensor of the file, if this unit has it."""
         for own in self.facts.tensors:
-            if _place(own) == _place(tensor):
+            if own.place == tensor.place:
                 weights = self.weights[own.role]
                 return weights if isinstance(weights, PackedMatrix) else None
         return None
@@ -43,7 +43,7 @@ class UnitAssembler:
     find_shared: gives the matrix of a tensor that is in memory already (tied embeddings), which is then hashed but not packed again.
     """
 
-    def __init__(self, unit: UnitFacts, model_digest: bytes, find_shared: FindMatrix) -> None:
+    def __init__(self, unit: Unit, model_digest: bytes, find_shared: FindMatrix) -> None:
         self._unit = unit
         self._model_digest = model_digest
         self._digest = hashlib.sha256()
@@ -80,10 +80,10 @@ class UnitAssembler:
 class _MatrixWriter:
     """Packs whole tiles of 16 rows and keeps what is left over for the next piece."""
 
-    def __init__(self, tensor: TensorFacts) -> None:
+    def __init__(self, tensor: TensorInfo) -> None:
         outputs, inputs = tensor.shape
         self._matrix = PackedMatrix(tensor.block_format, outputs, inputs)
-        self._row_bytes = row_bytes(tensor)
+        self._row_bytes = tensor.row_bytes
         self._next_row = 0
         self._left_over = b""
 
@@ -103,7 +103,7 @@ class _MatrixWriter:
 
 
 class _VectorWriter:
-    def __init__(self, tensor: TensorFacts) -> None:
+    def __init__(self, tensor: TensorInfo) -> None:
         self._tensor = tensor
         self._data = bytearray()
 
@@ -127,29 +127,25 @@ class _SharedMatrix:
         return self._matrix
 
 
-def packed_bytes(tensor: TensorFacts) -> int:
+def packed_bytes(tensor: TensorInfo) -> int:
     """Memory that the tensor takes once it is loaded."""
     if not tensor.is_matrix:
         return 4 * tensor.shape[0]
-    return -(-tensor.shape[0] // _TILE_ROWS) * _TILE_ROWS * row_bytes(tensor)
+    return -(-tensor.shape[0] // _TILE_ROWS) * _TILE_ROWS * tensor.row_bytes
 
 
-def demanded_bytes(units: tuple[UnitFacts, ...]) -> int:
+def demanded_bytes(units: tuple[Unit, ...]) -> int:
     """Memory of all units together; a tensor that two of them use counts once."""
-    by_place = {_place(tensor): packed_bytes(tensor) for unit in units for tensor in unit.tensors}
+    by_place = {tensor.place: packed_bytes(tensor) for unit in units for tensor in unit.tensors}
     return sum(by_place.values())
 
 
-def share_matrix(one: UnitFacts, other: UnitFacts) -> bool:
+def share_matrix(one: Unit, other: Unit) -> bool:
     """Whether a matrix of one is a matrix of the other."""
-    return bool({_place(tensor) for tensor in one.tensors if tensor.is_matrix} & {_place(tensor) for tensor in other.tensors})
+    return bool({tensor.place for tensor in one.tensors if tensor.is_matrix} & {tensor.place for tensor in other.tensors})
 
 
-def _place(tensor: TensorFacts) -> tuple[str, str, tuple[int, ...], int]:
-    return tensor.name, tensor.block_format, tensor.shape, tensor.offset_bytes
-
-
-def _writer_for(tensor: TensorFacts, find_shared: FindMatrix) -> _MatrixWriter | _VectorWriter | _SharedMatrix:
+def _writer_for(tensor: TensorInfo, find_shared: FindMatrix) -> _MatrixWriter | _VectorWriter | _SharedMatrix:
     if not tensor.is_matrix:
         return _VectorWriter(tensor)
     shared = find_shared(tensor)

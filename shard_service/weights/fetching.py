@@ -14,8 +14,8 @@ from dairllm.mesh.errors import DairllmError, InvalidRequest, PeerUnreachable, U
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.streams import next_message
 from dairllm.mesh.telemetry import fields
+from dairllm.model_files.manifest import Unit
 from dairllm.model_files.reader import chunks_of
-from dairllm.shard_service.assignment import UnitFacts
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, PartialUnit, WeightsCache
 from dairllm.shard_service.weights.senders import WeightSenders
 from dairllm.shard_service.weights.sources import Piece
@@ -48,7 +48,7 @@ class RemoteMember:
         if channel is not None:
             await channel.close()
 
-    async def pieces(self, unit: UnitFacts, offset: int) -> AsyncGenerator[bytes, None]:
+    async def pieces(self, unit: Unit, offset: int) -> AsyncGenerator[bytes, None]:
         """From this offset to the end. Raises UnknownModel if it lacks the unit, PeerUnreachable, WeightsDiffer, or what it answered."""
         request = weights_pb2.FetchUnitRequest(
             model_digest=self._model_digest, unit_index=unit.index, offset_bytes=offset, unit_digest=unit.digest
@@ -83,7 +83,7 @@ class RemoteMember:
 class Transfer:
     """A unit from whichever members give it. senders: who gave any of it."""
 
-    def __init__(self, members: "WeightMembers", unit: UnitFacts, offset: int) -> None:
+    def __init__(self, members: "WeightMembers", unit: Unit, offset: int) -> None:
         self._members = members
         self._unit = unit
         self._offset = offset
@@ -145,7 +145,7 @@ class WeightMembers:
     async def close(self) -> None:
         await asyncio.gather(*(member.close() for member in self.by_name.values()))
 
-    async def next_sender(self, unit: UnitFacts, reason: str) -> str:
+    async def next_sender(self, unit: Unit, reason: str) -> str:
         """Who is to be asked. Raises UnknownModel, with the latest reason, if nobody has the unit."""
         loop = asyncio.get_running_loop()
         while (name := self.senders.choose(unit.index, loop.time())) is None:
@@ -175,11 +175,11 @@ class FetchedUnits:
     def __str__(self) -> str:
         return "fetched weights"
 
-    def offers(self, unit: UnitFacts) -> bool:
+    def offers(self, unit: Unit) -> bool:
         return True
 
     @asynccontextmanager
-    async def opened(self, unit: UnitFacts) -> AsyncIterator[AsyncGenerator[Piece, None]]:
+    async def opened(self, unit: Unit) -> AsyncIterator[AsyncGenerator[Piece, None]]:
         """The block raises WeightsDiffer if the bytes were wrong; otherwise what is complete is kept."""
         file = await self._file_for(unit)
         if isinstance(file, CompleteUnit):
@@ -201,7 +201,7 @@ class FetchedUnits:
                 raise WeightsDiffer(f"{file.path} is damaged, and was removed: {error}") from error
 
     @asynccontextmanager
-    async def _through_cache(self, unit: UnitFacts, file: PartialUnit) -> AsyncIterator[AsyncGenerator[Piece, None]]:
+    async def _through_cache(self, unit: Unit, file: PartialUnit) -> AsyncIterator[AsyncGenerator[Piece, None]]:
         assert self._cache is not None, "there is no partial file without a cache"
         began_with_bytes = file.size_bytes
         keeping = _Keeping(file, self._threads)
@@ -220,7 +220,7 @@ class FetchedUnits:
             self._cache.end(unit.digest)
 
     @asynccontextmanager
-    async def _from_members(self, unit: UnitFacts) -> AsyncIterator[AsyncGenerator[Piece, None]]:
+    async def _from_members(self, unit: Unit) -> AsyncIterator[AsyncGenerator[Piece, None]]:
         transfer = Transfer(self._members, unit, 0)
         try:
             yield _from_network(transfer)
@@ -245,7 +245,7 @@ class FetchedUnits:
                 raise WeightsDiffer(f"byte {offset} cannot be read: {error}") from error
             yield Piece(data, is_local=True)
 
-    async def _file_for(self, unit: UnitFacts) -> CompleteUnit | PartialUnit | None:
+    async def _file_for(self, unit: Unit) -> CompleteUnit | PartialUnit | None:
         """While another process fetches the unit, wait for it, as long as it gets on. None: go on without the cache."""
         if self._cache is None:
             return None
@@ -266,7 +266,7 @@ class FetchedUnits:
         log.warning("another process fetches unit %d, but gets no further; it is fetched here as well, and not kept", unit.index)
         return None
 
-    async def _begin(self, cache: WeightsCache, unit: UnitFacts) -> CompleteUnit | PartialUnit | None:
+    async def _begin(self, cache: WeightsCache, unit: Unit) -> CompleteUnit | PartialUnit | None:
         """A file that is opened while this is cancelled is closed: its lock would outlive the load."""
         opening = asyncio.get_running_loop().run_in_executor(self._threads, cache.begin, unit.digest, unit.size_bytes, self._keep)
         try:
@@ -276,7 +276,7 @@ class FetchedUnits:
             raise
 
     @staticmethod
-    def _put_back(cache: WeightsCache, unit: UnitFacts, opening: "asyncio.Future[CompleteUnit | PartialUnit | None]") -> None:
+    def _put_back(cache: WeightsCache, unit: Unit, opening: "asyncio.Future[CompleteUnit | PartialUnit | None]") -> None:
         if opening.cancelled() or opening.exception() is not None:
             return
         file = opening.result()
@@ -319,7 +319,7 @@ async def _from_network(transfer: Transfer) -> AsyncGenerator[Piece, None]:
             yield Piece(data, is_local=False)
 
 
-def _require_next(response: weights_pb2.FetchUnitResponse, unit: UnitFacts, offset: int, name: str) -> None:
+def _require_next(response: weights_pb2.FetchUnitResponse, unit: Unit, offset: int, name: str) -> None:
     if response.offset_bytes != offset or not response.data or offset + len(response.data) > unit.size_bytes:
         raise WeightsDiffer(
             f"{name} sent {len(response.data)} bytes at offset {response.offset_bytes} of unit {unit.index}; "

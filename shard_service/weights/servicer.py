@@ -16,10 +16,11 @@ import grpc.aio
 from dairllm.mesh.errors import UnknownModel, WeightsDiffer
 from dairllm.mesh.weights import pieces_of
 from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.reader import FileSource, chunks_of
-from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts
+from dairllm.model_files.manifest import Unit
+from dairllm.model_files.reader import FileRange, ModelSource, ranges_of
+from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, WeightsCache
-from dairllm.shard_service.weights.sources import find_local_files
+from dairllm.shard_service.weights.sources import ModelPaths, find_local_files
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 _SHA256_BYTES = 32
@@ -28,7 +29,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
 P = ParamSpec("P")
 
-FindUnit = Callable[[bytes, int], tuple[AssignmentFacts, UnitFacts]]
+FindUnit = Callable[[bytes, int], tuple[AssignmentFacts, Unit]]
 
 
 class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
@@ -42,7 +43,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         self._model_dirs = model_dirs
         self._cache = cache
         self._threads = threads
-        self._is_right: dict[tuple[Path, int], bool] = {}
+        self._is_right: dict[tuple[ModelPaths, tuple[int, ...]], bool] = {}
 
     async def FetchUnit(self, request: weights_pb2.FetchUnitRequest, context: Context) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         kept = await self._in_thread(self._find_kept, request.unit_digest)
@@ -60,7 +61,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     async def _from_cache(self, kept: CompleteUnit, offset_bytes: int) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         with kept:
-            for piece in pieces_of([(0, kept.size_bytes)], offset_bytes):
+            for piece in pieces_of([(0, 0, kept.size_bytes)], offset_bytes):
                 try:
                     data = await self._in_thread(kept.read, piece.file_offset_bytes, piece.size_bytes)
                 except OSError as error:
@@ -69,37 +70,37 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     async def _from_file(self, request: weights_pb2.FetchUnitRequest) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         assignment, unit = self._find_unit(request.model_digest, request.unit_index)
-        pieces = pieces_of([(tensor.offset_bytes, tensor.size_bytes) for tensor in unit.tensors], request.offset_bytes)
-        path = await self._in_thread(self._right_file, assignment, unit)
-        with FileSource(path) as file:
+        pieces = pieces_of(unit.places, request.offset_bytes)
+        paths = await self._in_thread(self._right_files, assignment, unit)
+        with ModelSource(paths) as source:
             for piece in pieces:
+                place = FileRange(piece.file_index, piece.file_offset_bytes, piece.size_bytes)
                 try:
-                    data = await self._in_thread(file.read, piece.file_offset_bytes, piece.size_bytes)
+                    data = await self._in_thread(source.read, place)
                 except CorruptModelFile as error:
                     raise WeightsDiffer(str(error)) from error
                 yield weights_pb2.FetchUnitResponse(offset_bytes=piece.offset_bytes, data=data)
 
-    def _right_file(self, assignment: AssignmentFacts, unit: UnitFacts) -> Path:
-        """A file that has the unit: files of another model may have the same size. Each is looked into once."""
-        for path in find_local_files(assignment, self._model_dirs):
+    def _right_files(self, assignment: AssignmentFacts, unit: Unit) -> ModelPaths:
+        """Files that have the unit: those of another model may have the same sizes. They are looked into once."""
+        for paths in find_local_files(assignment, self._model_dirs):
             try:
-                known = path, path.stat().st_mtime_ns
+                known = paths, tuple(path.stat().st_mtime_ns for path in paths)
                 if known not in self._is_right:
-                    self._is_right[known] = _digest_in(path, unit) == unit.digest
+                    self._is_right[known] = _digest_in(paths, unit) == unit.digest
             except (OSError, CorruptModelFile):
                 continue
             if self._is_right[known]:
-                return path
+                return paths
         raise UnknownModel(f"this shard has no file of {assignment.model.name}, and no copy of unit {unit.index}")
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments, **options))
 
 
-def _digest_in(path: Path, unit: UnitFacts) -> bytes:
+def _digest_in(paths: ModelPaths, unit: Unit) -> bytes:
     digest = hashlib.sha256()
-    with FileSource(path) as file:
-        for tensor in unit.tensors:
-            for offset, size in chunks_of(tensor.offset_bytes, tensor.size_bytes):
-                digest.update(file.read(offset, size))
+    with ModelSource(paths) as source:
+        for place in ranges_of(unit):
+            digest.update(source.read(place))
     return digest.digest()

@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 
 from dairllm.mesh.errors import DairllmError, InvalidModel
 from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.reader import FileSource, chunks_of
-from dairllm.shard_service.assignment import AssignmentFacts, UnitFacts
+from dairllm.model_files.manifest import Unit
+from dairllm.model_files.reader import ModelSource, ranges_of
+from dairllm.shard_service.assignment import AssignmentFacts
 
 _MOST_FILES_LOOKED_AT = 10_000
 
@@ -37,67 +38,79 @@ class UnitSource(Protocol):
         """How often it is worth asking for a unit of which it has given wrong bytes."""
         ...
 
-    def offers(self, unit: UnitFacts) -> bool:
+    def offers(self, unit: Unit) -> bool:
         """Whether it may have the unit."""
         ...
 
-    def opened(self, unit: UnitFacts) -> AbstractAsyncContextManager[AsyncGenerator[Piece, None]]:
+    def opened(self, unit: Unit) -> AbstractAsyncContextManager[AsyncGenerator[Piece, None]]:
         """The unit's bytes in order, in pieces of at most a few MiB. The block must take all of them, or raise: WeightsDiffer if they
         were wrong. Raises a DairllmError when this source cannot give them."""
         ...
 
 
-class LocalFile:
-    """A file that may be the assignment's model: it has its size. One that differs in one unit is not used for any other."""
+ModelPaths = tuple[Path, ...]
+"""Where the files of a model lie, in the order in which its tensors name them."""
+
+
+class LocalFiles:
+    """Files that may be the assignment's model: they have its sizes. If one unit differs, they are not used for any other."""
 
     is_local = True
     attempts = 1
 
-    def __init__(self, path: Path, executor: Executor) -> None:
-        self.path = path
+    def __init__(self, paths: ModelPaths, executor: Executor) -> None:
+        self.paths = paths
         self._executor = executor
         self._differs = False
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.paths[0])
 
-    def offers(self, unit: UnitFacts) -> bool:
+    def offers(self, unit: Unit) -> bool:
         return not self._differs
 
     @asynccontextmanager
-    async def opened(self, unit: UnitFacts) -> AsyncIterator[AsyncGenerator[Piece, None]]:
+    async def opened(self, unit: Unit) -> AsyncIterator[AsyncGenerator[Piece, None]]:
         try:
             yield self._pieces(unit)
         except DairllmError:
             self._differs = True
             raise
 
-    async def _pieces(self, unit: UnitFacts) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, unit: Unit) -> AsyncGenerator[Piece, None]:
         loop = asyncio.get_running_loop()
         try:
-            with FileSource(self.path) as file:
-                for tensor in unit.tensors:
-                    for offset, size in chunks_of(tensor.offset_bytes, tensor.size_bytes):
-                        yield Piece(await loop.run_in_executor(self._executor, file.read, offset, size), is_local=True)
+            with ModelSource(self.paths) as source:
+                for place in ranges_of(unit):
+                    yield Piece(await loop.run_in_executor(self._executor, source.read, place), is_local=True)
         except CorruptModelFile as error:
             raise InvalidModel(str(error)) from error
 
 
-def find_local_files(assignment: AssignmentFacts, model_dirs: Sequence[Path]) -> list[Path]:
-    """Files that have the size of the model's file: under the model folders those that are named *.gguf first, then the others, then the
-    coordinator's own path, which may be shared storage. Each file once, whatever its names."""
-    found: dict[tuple[int, int], Path] = {}
-    for path in _candidates(assignment.model_path, model_dirs):
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        if status.st_size == assignment.model_file_size_bytes and path.is_file():
-            found.setdefault((status.st_dev, status.st_ino), path)
+def find_local_files(assignment: AssignmentFacts, model_dirs: Sequence[Path]) -> list[ModelPaths]:
+    """Files that have the sizes of the model's files: under the model folders those that are named *.gguf first, then the others, then
+    those in the coordinator's own folder, which may be shared storage. The first file may have any name; the others lie beside it, under
+    theirs. Each file once, whatever its names."""
+    first, *others = assignment.files
+    found: dict[tuple[int, int], ModelPaths] = {}
+    for path in _candidates(assignment, model_dirs):
+        identity = _identity(path, first.size_bytes)
+        beside = [path.with_name(file.name) for file in others]
+        if identity and all(_identity(other, file.size_bytes) for other, file in zip(beside, others, strict=True)):
+            found.setdefault(identity, (path, *beside))
     return list(found.values())
 
 
-def _candidates(model_path: str, model_dirs: Sequence[Path]) -> Iterator[Path]:
+def _identity(path: Path, size_bytes: int) -> tuple[int, int] | None:
+    """Of a file of this size; None if there is none."""
+    try:
+        status = path.stat()
+        return (status.st_dev, status.st_ino) if status.st_size == size_bytes and path.is_file() else None
+    except OSError:
+        return None
+
+
+def _candidates(assignment: AssignmentFacts, model_dirs: Sequence[Path]) -> Iterator[Path]:
     others = []
     for path in _files_under(model_dirs):
         if path.suffix == ".gguf":
@@ -105,8 +118,8 @@ def _candidates(model_path: str, model_dirs: Sequence[Path]) -> Iterator[Path]:
         else:
             others.append(path)
     yield from others
-    if model_path:
-        yield Path(model_path)
+    if assignment.model_folder:
+        yield Path(assignment.model_folder, assignment.files[0].name)
 
 
 def _files_under(folders: Sequence[Path]) -> Iterator[Path]:

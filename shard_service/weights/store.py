@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from dairllm.kernels_pyx import PackedMatrix
 from dairllm.mesh.errors import DairllmError, UnknownModel, WeightsDiffer
-from dairllm.shard_service.assignment import AssignmentFacts, TensorFacts, UnitFacts
+from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, demanded_bytes, share_matrix
 from dairllm.shard_service.weights.sources import Piece, UnitSource
 
@@ -80,7 +81,7 @@ class LayerStore:
             tasks.append(asyncio.create_task(self._get(unit, before, plan), name=f"load-unit-{unit.index}"))
         return tuple(await _all_of(tasks))
 
-    async def _get(self, unit: UnitFacts, before: Sequence[asyncio.Task[LoadedUnit]], plan: "_Loading") -> LoadedUnit:
+    async def _get(self, unit: Unit, before: Sequence[asyncio.Task[LoadedUnit]], plan: "_Loading") -> LoadedUnit:
         """before: units with a matrix of this one, which is not packed twice."""
         if before:
             await asyncio.wait(before)
@@ -93,7 +94,7 @@ class LayerStore:
         self._units[_key(unit)] = loaded
         return loaded
 
-    async def _load(self, unit: UnitFacts, plan: "_Loading", counts: "_UnitCounts") -> LoadedUnit:
+    async def _load(self, unit: Unit, plan: "_Loading", counts: "_UnitCounts") -> LoadedUnit:
         last: DairllmError = UnknownModel(f"no source has unit {unit.index} of the model")
         for source in plan.sources:
             async with plan.turn(source):
@@ -108,7 +109,7 @@ class LayerStore:
                             break
         raise last
 
-    async def _load_from(self, source: UnitSource, assembler: UnitAssembler, unit: UnitFacts, counts: "_UnitCounts") -> LoadedUnit:
+    async def _load_from(self, source: UnitSource, assembler: UnitAssembler, unit: Unit, counts: "_UnitCounts") -> LoadedUnit:
         loop = asyncio.get_running_loop()
         async with source.opened(unit) as opened, aclosing(_one_ahead(opened)) as pieces:
             async for data, is_local in pieces:
@@ -119,10 +120,10 @@ class LayerStore:
                 counts.add("disk" if is_local else "network", len(data))
             return assembler.finish()
 
-    def _assembler(self, unit: UnitFacts, model_digest: bytes) -> UnitAssembler:
+    def _assembler(self, unit: Unit, model_digest: bytes) -> UnitAssembler:
         same_model = [held for held in self._units.values() if held.model_digest == model_digest]
 
-        def find_shared(tensor: TensorFacts) -> PackedMatrix | None:
+        def find_shared(tensor: TensorInfo) -> PackedMatrix | None:
             return next((matrix for held in same_model if (matrix := held.matrix_of(tensor)) is not None), None)
 
         return UnitAssembler(unit, model_digest, find_shared)
@@ -199,7 +200,7 @@ class _UnitCounts:
 
 def bytes_together(*assignments: AssignmentFacts) -> int:
     """Memory for the weights of all these assignments at once; what two of them share counts once."""
-    by_model: dict[bytes, dict[UnitKey, UnitFacts]] = {}
+    by_model: dict[bytes, dict[UnitKey, Unit]] = {}
     for assignment in assignments:
         by_model.setdefault(assignment.model_digest, {}).update((_key(unit), unit) for unit in assignment.units)
     return sum(demanded_bytes(tuple(units.values())) for units in by_model.values())
@@ -208,7 +209,7 @@ def bytes_together(*assignments: AssignmentFacts) -> int:
 UnitKey = tuple[bytes, tuple[tuple[str, str, tuple[int, ...]], ...]]
 
 
-def _key(unit: UnitFacts) -> UnitKey:
+def _key(unit: Unit) -> UnitKey:
     """Equal bytes in equal shapes are the same weights, whatever file they lie in."""
     return unit.digest, tuple((tensor.role, tensor.block_format, tensor.shape) for tensor in unit.tensors)
 

@@ -394,7 +394,7 @@ def test_files_are_compared_with_what_is_served(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     served = write_tiny_llama(tmp_path / "tiny.gguf")
     manifest = build_manifest(served)
-    model = ModelIdentity("tiny", manifest.model_digest, sum(unit.size_bytes for unit in manifest.units))
+    model = ModelIdentity("tiny", manifest.model_digest.hex(), sum(unit.size_bytes for unit in manifest.units))
     (tmp_path / "mine").mkdir()
     write_tiny_llama(tmp_path / "mine" / "tuned.gguf", seed=1)
     write_tiny_llama(tmp_path / "mine" / "unrelated.gguf", num_layers=2)

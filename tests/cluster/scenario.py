@@ -43,6 +43,7 @@ from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.cluster.shard_reports import HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
+from tests.instruments.descriptions import FEATURES, demand_of
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 TICK_S = 0.25
@@ -77,7 +78,7 @@ def hello(
     last_epoch: int = 0,
 ) -> ShardHello:
     capabilities = ShardCapabilities(
-        memory, reserved, 2, "avx2", "a CPU", 1e-9 / speed if speed else 0.0, 0.0, 0.0, frozenset({"llama"}), frozenset(formats.split(","))
+        memory, reserved, 2, "avx2", "a CPU", 1e-9 / speed if speed else 0.0, frozenset(formats.split(",")), FEATURES
     )
     at = (f"{name}:7000",) if addresses is None else addresses
     holding = HeldUnits(b"\1", frozenset(held))
@@ -387,7 +388,7 @@ class Scenario:
         )
         sizes = (embedding, *(layer for _ in range(layers)), head)
         tied, kv, context = size(options.get("tied", "0")), size(options.get("kv", "0")), int(options.get("context", "64"))
-        return ModelDemand("toy", b"\1", sizes, tied, kv, layers, "llama", frozenset({"Q4_0"}), context)
+        return demand_of("toy", b"\1", sizes, tied=tied, kv_per_token=kv, context=context)
 
     def _hello(self, name: str, options: dict[str, str]) -> ShardHello:
         numbers = {key: size(options[key]) for key in ("memory", "reserved") if key in options}

@@ -11,6 +11,7 @@ from dairllm.coordinator.cluster.books.links import Edge, Links
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.planner import Infeasible, Plan, ShardOffer, make_plan
 from tests.cluster.test_machine import MODEL
+from tests.instruments.descriptions import FEATURES, FORMATS
 
 GIB = 1 << 30
 A_TO_B = Edge("A", "B")
@@ -31,7 +32,7 @@ class Planner:
     """Plans of the toy model for these shards, with this much room each."""
 
     def __init__(self, rooms: Mapping[str, int], min_shards: int) -> None:
-        self._offers = [ShardOffer(name, room, 0, 1e-10, 0.0005, frozenset({"llama"}), frozenset({"Q4_0"})) for name, room in rooms.items()]
+        self._offers = [ShardOffer(name, room, 0, 1e-10, 0.0005, FEATURES, FORMATS) for name, room in rooms.items()]
         self._min_shards = min_shards
 
     def __call__(self, previous: Plan | None, urgent: bool, without: Collection[str] = ()) -> Plan | Infeasible:

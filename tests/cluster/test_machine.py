@@ -1,6 +1,5 @@
 """The cluster machine under random events, and what scenarios do not show."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,12 +25,12 @@ from dairllm.coordinator.cluster.events import (
 from dairllm.coordinator.cluster.identities import Epoch, LeaseId
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.cluster.shard_reports import ShardUsage
-from dairllm.coordinator.planner import ModelDemand
 from dairllm.mesh.errors import InvalidRequest
 from tests.cluster.scenario import Cluster, Scenario, hello
+from tests.instruments.descriptions import demand_of
 
 GIB = 1 << 30
-MODEL = ModelDemand("toy", b"\1", (0, GIB, GIB, GIB, GIB, GIB // 2), 0, 1 << 10, 4, "llama", frozenset({"Q4_0"}), 64)
+MODEL = demand_of("toy", b"\1", (0, GIB, GIB, GIB, GIB, GIB // 2), kv_per_token=1 << 10)
 NAMES = ["A", "B", "C", "D", "E"]
 names = st.sampled_from(NAMES)
 memories = st.sampled_from(["1GiB", "2049MiB", "3GiB", "6GiB"])
@@ -239,7 +238,7 @@ def test_another_model_closes_the_ring_and_is_planned() -> None:
 def test_another_model_is_not_compared_with_the_one_before() -> None:
     cluster = serving_pair()
     sizes = (0, *(GIB // 2 for _ in range(9)), 0)
-    cluster.happen(ModelRegistered(replace(MODEL, digest=b"\2", unit_sizes_bytes=sizes, num_layers=9, context_length=1024)))
+    cluster.happen(ModelRegistered(demand_of("toy", b"\2", sizes, kv_per_token=1 << 10, context=1024)))
     cluster.tick(0.5)
     cluster.load()
     opened = [action for action in cluster.switched() if isinstance(action, OpenRing)]
@@ -301,7 +300,7 @@ def test_a_malformed_hello_is_refused_and_names_the_field(facts: dict[str, Any],
 
 def test_a_thousand_shards_join_and_a_hundred_fail_in_simulated_time() -> None:
     cluster = Cluster()
-    cluster.happen(ModelRegistered(ModelDemand("large", b"\2", (GIB,) * 82, 0, 0, 80, "llama", frozenset({"Q4_0"}), 64)))
+    cluster.happen(ModelRegistered(demand_of("large", b"\2", (GIB,) * 82)))
     machine = cluster.machine
     for i in range(1000):
         machine.handle(JoinRequested(LeaseId(i), hello(f"s{i:04}", memory=4 * GIB)), 0.0)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 
 import pytest
@@ -20,6 +21,7 @@ from dairllm.coordinator.planner import (
     ShardOffer,
     make_plan,
 )
+from tests.instruments.descriptions import FEATURES, demand_of
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -30,11 +32,11 @@ def demand(
     layer_sizes: tuple[int, ...], embedding: int = 100, head: int = 100, tied: int = 0, kv_per_token: int = 1, context: int = 32
 ) -> ModelDemand:
     sizes = (embedding, *layer_sizes, head)
-    return ModelDemand("m", b"d", sizes, tied, kv_per_token, len(layer_sizes), "llama", frozenset({"Q4_0"}), context)
+    return demand_of("m", b"d", sizes, tied=tied, kv_per_token=kv_per_token, context=context)
 
 
 def offer(name: str, memory: int, s_per_byte: float = 1e-9, hop_s: float = 0.0, reserved: int = 0) -> ShardOffer:
-    return ShardOffer(name, memory, reserved, s_per_byte, hop_s, frozenset({"llama"}), frozenset({"Q4_0", "F32"}))
+    return ShardOffer(name, memory, reserved, s_per_byte, hop_s, FEATURES | {"rope"}, frozenset({"Q4_0", "F32"}))
 
 
 @st.composite
@@ -62,14 +64,13 @@ def offer_lists(draw: st.DrawFn, max_shards: int = 5) -> list[ShardOffer]:
 
 def fits(model: ModelDemand, shard: ShardOffer, units: range, kv_blocks: int, block_tokens: int = 32) -> bool:
     """The memory rule, written independently of the planner."""
-    weights = sum(model.unit_sizes_bytes[u] for u in units) - (model.tied_bytes if len(units) == len(model.unit_sizes_bytes) else 0)
-    num_layers = sum(1 for u in units if 1 <= u <= model.num_layers)
-    cache = num_layers * kv_blocks * block_tokens * model.kv_bytes_per_token_per_layer
+    weights = sum(model.units[u].size_bytes for u in units) - (model.tied_bytes if len(units) == len(model.units) else 0)
+    cache = kv_blocks * block_tokens * sum(model.units[u].state_bytes_per_token for u in units)
     return weights + cache + shard.reserved_bytes <= shard.memory_budget_bytes
 
 
 def step_s(model: ModelDemand, shard: ShardOffer, units: range) -> float:
-    return shard.hop_s + shard.decode_s_per_byte * sum(model.unit_sizes_bytes[u] for u in units if u > 0)
+    return shard.hop_s + shard.decode_s_per_byte * sum(model.units[u].step_bytes for u in units)
 
 
 def brute_force(model: ModelDemand, offers: list[ShardOffer], min_shards: int) -> float | None:
@@ -90,7 +91,7 @@ def brute_force(model: ModelDemand, offers: list[ShardOffer], min_shards: int) -
 def check_plan(model: ModelDemand, offers: list[ShardOffer], plan: Plan, min_shards: int = 1) -> None:
     by_name = {shard.name: shard for shard in offers}
     assert plan.stages[0].units.start == 0
-    assert plan.stages[-1].units.stop == len(model.unit_sizes_bytes)
+    assert plan.stages[-1].units.stop == len(model.units)
     assert all(a.units.stop == b.units.start for a, b in pairwise(plan.stages))
     assert all(stage.units for stage in plan.stages)
     assert len({stage.shard for stage in plan.stages}) == len(plan.stages) >= min_shards
@@ -114,7 +115,7 @@ def test_the_plan_is_valid_and_its_fastest_step_is_that_of_brute_force(
         return
     check_plan(model, offers, plan, min_shards)
     assert best is not None
-    rounding_s = 1e-12 * (len(model.unit_sizes_bytes) + len(offers) + 2)
+    rounding_s = 1e-12 * (len(model.units) + len(offers) + 2)
     assert plan.fastest_step_s == pytest.approx(best, abs=rounding_s)
     assert plan.predicted_step_s <= plan.fastest_step_s * (1 + BALANCE_SLACK) + rounding_s
 
@@ -225,11 +226,12 @@ def test_memory_in_pieces_is_told_too() -> None:
 
 
 def test_a_shard_that_cannot_compute_the_model_is_named() -> None:
-    weak = ShardOffer("weak", GIB, 0, 1e-9, 0.0, frozenset({"gemma3"}), frozenset({"Q4_0"}))
-    poor = ShardOffer("poor", GIB, 0, 1e-9, 0.0, frozenset({"llama"}), frozenset({"F32"}))
-    plan = make_plan(SIX_LAYERS, [weak, poor, offer("A", GIB)])
+    model = replace(SIX_LAYERS, features=frozenset({"attention:full", "rope"}))
+    weak = ShardOffer("weak", GIB, 0, 1e-9, 0.0, frozenset({"rope", "attention:latent"}), frozenset({"Q4_0"}))
+    poor = ShardOffer("poor", GIB, 0, 1e-9, 0.0, model.features, frozenset({"F32"}))
+    plan = make_plan(model, [weak, poor, offer("A", GIB)])
     assert isinstance(plan, Plan)
-    assert LeftOut("weak", "does not know the architecture 'llama'") in plan.left_out
+    assert LeftOut("weak", "cannot do attention:full") in plan.left_out
     assert LeftOut("poor", "cannot compute with Q4_0") in plan.left_out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.instruments.clusters import Cluster, shards
-from tests.tiny_gguf import write_safetensors_llama
+from tests.tiny_gguf import write_safetensors_model
 
 TINY = Path(__file__).parent.parent / "data" / "tiny"
 GOLDEN = json.loads((Path(__file__).parent.parent / "data" / "smollm2.json").read_text())
@@ -68,7 +68,7 @@ def test_float32_logits_are_the_golden_ones(name: str, tmp_path: Path) -> None:
     golden = np.load(TINY / name / "golden.npz")
     ids, logits = golden["input_ids"].tolist(), golden["logits"].astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    model = write_safetensors_llama(tmp_path / "tiny.gguf", TINY / name)
+    model = write_safetensors_model(tmp_path / "tiny.gguf", TINY / name)
     with Cluster(model, shards(2), wire="F32", arguments=("--kv-cache", "F32")) as cluster:
         answer = cluster.complete(ids, echo=True, logprobs=NUM_TOP, max_tokens=0)
     scores = answer["choices"][0]["logprobs"]

@@ -14,11 +14,10 @@ from typing import Any, Self
 
 import grpc
 
-from dairllm.kernels_pyx import BLOCK_FORMATS
+from dairllm.kernels_pyx import BLOCK_FORMATS, STAGE_FEATURES
 from dairllm.mesh.channels import bind, create_server, error_from_rpc, open_channel
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
-from dairllm.model_files.architectures import architecture_names
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
 RESERVED_BYTES = 1 << 20
@@ -195,9 +194,8 @@ class LightFleet:
                 reserved_bytes=RESERVED_BYTES,
                 num_threads=1,
                 decode_s_per_byte=DECODE_S_PER_BYTE,
-                prefill_s_per_byte_row=DECODE_S_PER_BYTE,
-                architectures=architecture_names(),
                 block_formats=list(BLOCK_FORMATS),
+                features=STAGE_FEATURES,
             ),
         )
 

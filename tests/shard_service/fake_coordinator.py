@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from dairllm.coordinator.assignments import spec_to_proto, unit_to_proto
 from dairllm.coordinator.services.weights_servicer import ModelFileServicer
 from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from dairllm.mesh.channels import bind, create_server, dial
@@ -21,6 +20,7 @@ from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.ring.heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.streams import next_message
+from dairllm.model_files.codec import file_to_proto, spec_to_proto, unit_to_proto
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc, weights_pb2_grpc
@@ -206,20 +206,21 @@ class FakeCoordinator:
         units: range | None = None,
         *,
         next_member: cluster_pb2.Peer | None = None,
-        model_path: str | None = None,
+        model_folder: str | None = None,
         **changes: Any,
     ) -> cluster_pb2.Assignment:
         """All units, from the model's file, unless told otherwise."""
         manifest = self.manifest
         assert manifest is not None
+        assert self.model is not None
         span = range(len(manifest.units)) if units is None else units
         assignment = cluster_pb2.Assignment(
             epoch=epoch,
-            model_digest=bytes.fromhex(manifest.model_digest),
+            model_digest=manifest.model_digest,
             spec=spec_to_proto(manifest.spec),
             units=[unit_to_proto(manifest.units[index]) for index in span],
-            model_path=str(self.model) if model_path is None else model_path,
-            model_file_size_bytes=manifest.file_size_bytes,
+            model_folder=str(self.model.parent) if model_folder is None else model_folder,
+            model_files=[file_to_proto(file) for file in manifest.files],
             next=next_member or cluster_pb2.Peer(name="coordinator", addresses=[self.address]),
             num_kv_blocks=KV_BLOCKS,
             kv_block_tokens=KV_BLOCK_TOKENS,

@@ -77,7 +77,7 @@ async def test_layers_and_their_cache_move_while_answers_run(coordinator: FakeCo
         manifest = coordinator.manifest
         assert manifest is not None
         request = shard_pb2.FetchKvRequest(
-            model_digest=bytes.fromhex(manifest.model_digest),
+            model_digest=manifest.model_digest,
             first_unit=3,
             end_unit=4,
             block_ids=[0],
@@ -99,7 +99,7 @@ async def test_kv_cache_is_for_those_who_have_its_key(coordinator: FakeCoordinat
         sequence = LivingSequence(1, PROMPT)
         manifest = coordinator.manifest
         assert manifest is not None
-        facts: dict[str, Any] = {"model_digest": bytes.fromhex(manifest.model_digest), "first_unit": 1, "end_unit": 2, "block_ids": [0]}
+        facts: dict[str, Any] = {"model_digest": manifest.model_digest, "first_unit": 1, "end_unit": 2, "block_ids": [0]}
         assert type(await fetch_error(a, shard_pb2.FetchKvRequest(**facts))) is NotAMember, "before any assignment nobody may"
         async with serving(coordinator, shards, ALONE, 1) as edge:
             await sequence.go_on(edge, coordinator, 1, 3)
@@ -345,7 +345,7 @@ async def test_another_coordinator_learns_what_a_shard_holds(coordinator: FakeCo
         again = await coordinator.next_shard()
         assert coordinator.manifest is not None
         assert again.hello.last_epoch == 7
-        assert again.hello.held.model_digest == bytes.fromhex(coordinator.manifest.model_digest)
+        assert again.hello.held.model_digest == coordinator.manifest.model_digest
         assert list(again.hello.held.unit_indexes) == [1, 2]
         with pytest.raises(grpc.aio.AioRpcError):
             await RingEdge.open(again, 7)

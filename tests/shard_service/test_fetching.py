@@ -15,14 +15,14 @@ import pytest
 from dairllm.mesh.channels import bind, create_server
 from dairllm.mesh.errors import PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.mesh.peers import Peer
-from dairllm.shard_service.assignment import UnitFacts
+from dairllm.model_files.manifest import Unit
 from dairllm.shard_service.weights import fetching
 from dairllm.shard_service.weights.disk_cache import PartialUnit, WeightsCache
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 DATA = bytes(range(256)) * 40
-UNIT = UnitFacts(3, (), len(DATA), hashlib.sha256(DATA).digest())
+UNIT = Unit(index=3, tensors=(), size_bytes=len(DATA), digest=hashlib.sha256(DATA).digest())
 
 
 class Server(weights_pb2_grpc.WeightsServiceServicer):

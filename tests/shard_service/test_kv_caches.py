@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 
 from dairllm.mesh.peers import Peer
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, UnitFacts
+from dairllm.model_files.manifest import Unit
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.kv_cache.layers import KvCaches
+from tests.instruments.descriptions import spec_of
 
-MODEL = ModelFacts("llama", "test", 6, 64, 64, 2, 1, 32, 100, 1e-5, 1e4, 32, True, (), 0.2)
+MODEL = spec_of(6)
 GEOMETRY = CacheGeometry(num_blocks=4, block_tokens=16, context_length=64, max_batch_rows=8)
 BLOCK_BYTES = 2 * 2 * 16 * 32
 
 
 def assignment(units: range, num_blocks: int = 4, **changes: object) -> AssignmentFacts:
-    facts = tuple(UnitFacts(index, (), 0, b"") for index in units)
+    facts = tuple(Unit(index=index, tensors=(), size_bytes=0, digest=b"") for index in units)
     geometry = replace(GEOMETRY, num_blocks=num_blocks)
-    whole = AssignmentFacts(1, b"model", MODEL, facts, "", 0, Peer("next", ()), geometry, "F32")
+    whole = AssignmentFacts(1, b"model", MODEL, facts, "", (), Peer("next", ()), geometry, "F32")
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 

@@ -11,11 +11,12 @@ from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.ring.codec import micro_batch_from_proto, micro_batch_to_proto
 from dairllm.mesh.ring.frames import MicroBatch, Replay, RingId, SequenceBegin, SequenceSlice
 from dairllm.mesh.sampling import SamplingParams
-from dairllm.shard_service.assignment import CacheGeometry, ModelFacts
+from dairllm.shard_service.assignment import CacheGeometry
 from dairllm.shard_service.forward.sampler import TokenHistory
 from dairllm.shard_service.forward.sequences import SequenceTable
+from tests.instruments.descriptions import spec_of
 
-MODEL = ModelFacts("llama", "test", 2, 64, 64, 2, 1, 32, 100, 1e-5, 1e4, 32, True, (), 0.2)
+MODEL = spec_of(2, vocab_size=100)
 GEOMETRY = CacheGeometry(num_blocks=8, block_tokens=4, context_length=20, max_batch_rows=10)
 
 

@@ -44,7 +44,7 @@ async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordin
         capabilities = shard.hello.capabilities
         assert capabilities.memory_budget_bytes == 512 * 1024**2
         assert 0 < capabilities.decode_s_per_byte < 1e-6
-        assert 0 < capabilities.prefill_s_per_byte_row < 1e-6
+        assert {"attention:full", "activation:silu"} <= set(capabilities.features)
         ready = await shard.assign(coordinator.assignment(epoch=7))
         assert ready.epoch == 7
         assert ready.kv_cache_bytes > 0
@@ -215,7 +215,7 @@ async def test_joins_again_after_the_coordinator_was_gone_and_keeps_its_weights(
         await coordinator.start(coordinator.port)
         again = await coordinator.next_shard()
         assert again.hello.boot_id == shard.hello.boot_id
-        await again.assign(coordinator.assignment(epoch=2, model_path=""))
+        await again.assign(coordinator.assignment(epoch=2, model_folder=""))
         assert again.progress[-1].from_memory_bytes == again.progress[-1].total_bytes
         async with await RingEdge.open(again, epoch=2) as edge:
             assert await greedy_tokens(edge, coordinator, Frames(2), PROMPT, 2) == expected_tokens(coordinator, 2)
@@ -242,7 +242,7 @@ async def test_a_file_with_other_weights_is_not_used(coordinator: FakeCoordinato
     other = write_tiny_llama(tmp_path / "other.gguf", block_format="Q8_0", tied=True, seed=1)
     assert other.stat().st_size == tiny.stat().st_size
     async with joined(coordinator, "--model-dir", str(tmp_path), "--weights-cache", "0") as shard:
-        await shard.assign(coordinator.assignment(epoch=1, model_path=str(tmp_path / "gone.gguf")))
+        await shard.assign(coordinator.assignment(epoch=1, model_folder=str(tmp_path / "gone")))
         assert shard.progress[-1].from_network_bytes == shard.progress[-1].total_bytes
         assert "other.gguf" in process_of(shard).output()
         async with await RingEdge.open(shard, epoch=1) as edge:
@@ -251,12 +251,12 @@ async def test_a_file_with_other_weights_is_not_used(coordinator: FakeCoordinato
 
 async def test_finds_the_file_in_a_model_folder_and_serves_its_units(coordinator: FakeCoordinator, tiny: Path) -> None:
     async with joined(coordinator, "--model-dir", str(tiny.parent)) as shard:
-        await shard.assign(coordinator.assignment(epoch=1, model_path=""))
+        await shard.assign(coordinator.assignment(epoch=1, model_folder=""))
         assert shard.progress[-1].from_disk_bytes == shard.progress[-1].total_bytes
         manifest = coordinator.manifest
         assert manifest is not None
         async with await dial([shard.address], 5.0, "the shard") as channel:
-            request = weights_pb2.FetchUnitRequest(model_digest=bytes.fromhex(manifest.model_digest), unit_index=1, offset_bytes=100)
+            request = weights_pb2.FetchUnitRequest(model_digest=manifest.model_digest, unit_index=1, offset_bytes=100)
             pieces = [piece async for piece in weights_pb2_grpc.WeightsServiceStub(channel).FetchUnit(request)]
         assert pieces[0].offset_bytes == 100
         assert sum(len(piece.data) for piece in pieces) == manifest.units[1].size_bytes - 100
@@ -275,10 +275,10 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(coordinator: FakeCo
 async def test_an_assignment_that_makes_no_sense_is_answered(coordinator: FakeCoordinator) -> None:
     async with joined(coordinator) as shard:
         unknown = coordinator.assignment(epoch=1)
-        unknown.spec.architecture = "mystery"
+        unknown.spec.layers[2].self_attention.window = 16
         gap = coordinator.assignment(epoch=2)
         del gap.units[1]
-        for assignment, text in ((unknown, "mystery"), (gap, "contiguous")):
+        for assignment, text in ((unknown, "attention:sliding_window"), (gap, "contiguous")):
             shard.say_assignment(assignment)
             failed = await shard.next_message("stage_failed")
             assert text in failed.message

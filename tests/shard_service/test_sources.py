@@ -4,11 +4,19 @@ import os
 from pathlib import Path
 
 from dairllm.mesh.peers import Peer
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, UnitFacts
+from dairllm.mesh.weights import pieces_of
+from dairllm.model_files.manifest import ModelFile, TensorInfo, Unit
+from dairllm.model_files.reader import FileRange, ModelSource, ranges_of
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.sources import find_local_files
+from tests.instruments.descriptions import spec_of
 
-UNIT = UnitFacts(3, (), 10, b"")
-MODEL = ModelFacts("llama", "test", 1, 64, 64, 2, 1, 32, 50, 1e-5, 1e4, 32, True, (), 0.2)
+UNIT = Unit(index=3, tensors=(), size_bytes=10, digest=b"")
+
+
+def assignment_of(folder: Path, *files: ModelFile) -> AssignmentFacts:
+    """From this folder of the coordinator."""
+    return AssignmentFacts(1, b"", spec_of(), (UNIT,), str(folder), files, Peer("", ()), CacheGeometry(1, 1, 1, 1), "F32")
 
 
 def test_candidates_have_the_size_and_come_once_and_in_order(tmp_path: Path) -> None:
@@ -18,8 +26,37 @@ def test_candidates_have_the_size_and_come_once_and_in_order(tmp_path: Path) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(size))
     os.link(folder / "a", folder / "e")
-    assignment = AssignmentFacts(1, b"", MODEL, (UNIT,), str(shared), 10, Peer("", ()), CacheGeometry(1, 1, 1, 1), "F32")
+    assignment = assignment_of(shared.parent, ModelFile(name="model.gguf", size_bytes=10))
     found = find_local_files(assignment, [folder, tmp_path / "missing"])
-    assert found == [folder / "deep" / "c.gguf", folder / "a", folder / "d", shared]
+    assert found == [(folder / "deep" / "c.gguf",), (folder / "a",), (folder / "d",), (shared,)]
     (folder / "f").symlink_to(shared)
-    assert find_local_files(assignment, [folder]) == [folder / "deep" / "c.gguf", folder / "a", folder / "d", folder / "f"]
+    assert find_local_files(assignment, [folder]) == [(folder / "deep" / "c.gguf",), (folder / "a",), (folder / "d",), (folder / "f",)]
+
+
+def test_files_of_a_model_in_several_lie_beside_each_other(tmp_path: Path) -> None:
+    whole, partial, shared = tmp_path / "models" / "whole", tmp_path / "models" / "partial", tmp_path / "elsewhere"
+    for path, size in (
+        *((whole / "renamed.gguf", 10), (whole / "b.gguf", 20), (partial / "a.gguf", 10), (partial / "b.gguf", 19)),
+        *((shared / "a.gguf", 10), (shared / "b.gguf", 20)),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    assignment = assignment_of(shared, ModelFile(name="a.gguf", size_bytes=10), ModelFile(name="b.gguf", size_bytes=20))
+    found = find_local_files(assignment, [tmp_path / "models"])
+    assert found == [(whole / "renamed.gguf", whole / "b.gguf"), (shared / "a.gguf", shared / "b.gguf")]
+
+
+def test_a_unit_is_read_from_the_files_that_its_tensors_name(tmp_path: Path) -> None:
+    for number, content in enumerate((b"0123456789", b"abcdefghij")):
+        (tmp_path / str(number)).write_bytes(content)
+    tensors = tuple(
+        TensorInfo(name="t", role="q", block_format="F32", shape=(1,), file_index=file, offset_bytes=offset, size_bytes=size)
+        for file, offset, size in ((1, 2, 5), (0, 4, 3), (1, 0, 2))
+    )
+    unit = Unit(index=1, tensors=tensors, size_bytes=10, digest=b"")
+    with ModelSource([tmp_path / "0", tmp_path / "1"]) as source:
+        assert b"".join(source.read(place) for place in ranges_of(unit)) == b"cdefg456ab"
+        for start in range(11):
+            pieces = pieces_of(unit.places, start)
+            places = [FileRange(piece.file_index, piece.file_offset_bytes, piece.size_bytes) for piece in pieces]
+            assert b"".join(source.read(place) for place in places) == b"cdefg456ab"[start:]

@@ -15,36 +15,43 @@ from hypothesis import strategies as st
 from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.mesh.peers import Peer
-from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry, ModelFacts, TensorFacts, UnitFacts
+from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, demanded_bytes
-from dairllm.shard_service.weights.sources import LocalFile, Piece
+from dairllm.shard_service.weights.sources import LocalFiles, Piece
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts
+from tests.instruments.descriptions import spec_of
 
 RANDOM = np.random.default_rng(0)
-MODEL = ModelFacts("llama", "test", 1, 64, 64, 2, 1, 32, 50, 1e-5, 1e4, 32, True, (), 0.2)
+MODEL = spec_of(1)
 
 
-def tensor(role: str, offset: int, *shape: int) -> tuple[TensorFacts, bytes]:
+def tensor_info(name: str, role: str, block_format: str, shape: tuple[int, ...], offset: int, size: int) -> TensorInfo:
+    return TensorInfo(name=name, role=role, block_format=block_format, shape=shape, offset_bytes=offset, size_bytes=size)
+
+
+def tensor(role: str, offset: int, *shape: int) -> tuple[TensorInfo, bytes]:
     if len(shape) == 1:
         data = RANDOM.standard_normal(shape[0]).astype(np.float32).tobytes()
-        return TensorFacts(role, role, "F32", shape, offset, len(data)), data
+        return tensor_info(role, role, "F32", shape, offset, len(data)), data
     data = quantize_q8_0(RANDOM.standard_normal(shape[0] * shape[1]).astype(np.float32))
-    return TensorFacts(role, role, "Q8_0", shape, offset, len(data)), data
+    return tensor_info(role, role, "Q8_0", shape, offset, len(data)), data
 
 
-def unit(index: int, *parts: tuple[TensorFacts, bytes]) -> tuple[UnitFacts, bytes]:
+def unit(index: int, *parts: tuple[TensorInfo, bytes]) -> tuple[Unit, bytes]:
     data = b"".join(data for _, data in parts)
-    return UnitFacts(index, tuple(facts for facts, _ in parts), len(data), hashlib.sha256(data).digest()), data
+    tensors = tuple(facts for facts, _ in parts)
+    return Unit(index=index, tensors=tensors, size_bytes=len(data), digest=hashlib.sha256(data).digest()), data
 
 
 TABLE = tensor("token_embedding", 0, 50, 64)
-HEAD_TABLE = (TensorFacts("token_embedding", "output", "Q8_0", (50, 64), 0, TABLE[0].size_bytes), TABLE[1])
+HEAD_TABLE = (tensor_info("token_embedding", "output", "Q8_0", (50, 64), 0, TABLE[0].size_bytes), TABLE[1])
 EMBEDDING = unit(0, TABLE)
 LAYER = unit(1, tensor("attention_norm", 9000, 64), tensor("q", 10000, 33, 64), tensor("k", 20000, 16, 64), tensor("ffn_norm", 30000, 64))
 HEAD = unit(2, tensor("output_norm", 40000, 64), HEAD_TABLE)
 
 
-def assemble(facts: UnitFacts, data: bytes, sizes: list[int]) -> LoadedUnit:
+def assemble(facts: Unit, data: bytes, sizes: list[int]) -> LoadedUnit:
     assembler = UnitAssembler(facts, b"model", lambda tensor: None)
     start = 0
     for size in [*sizes, len(data)]:
@@ -94,17 +101,17 @@ class FakeSource:
     def __str__(self) -> str:
         return "fake"
 
-    def offers(self, unit: UnitFacts) -> bool:
+    def offers(self, unit: Unit) -> bool:
         return True
 
     @asynccontextmanager
-    async def opened(self, unit: UnitFacts) -> AsyncIterator[AsyncGenerator[Piece, None]]:
+    async def opened(self, unit: Unit) -> AsyncIterator[AsyncGenerator[Piece, None]]:
         self.asked.append(unit.index)
         if unit.index not in self._units:
             raise UnknownModel(f"no unit {unit.index}")
         yield self.pieces(unit)
 
-    async def pieces(self, unit: UnitFacts) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, unit: Unit) -> AsyncGenerator[Piece, None]:
         data = self._units[unit.index]
         for start in range(0, len(data), 1000):
             yield Piece(data[start : start + 1000], self.is_local)
@@ -113,8 +120,8 @@ class FakeSource:
                 raise self._fails_after
 
 
-def assignment(*units: UnitFacts) -> AssignmentFacts:
-    return AssignmentFacts(1, b"model", MODEL, units, "", 0, Peer("next", ()), CacheGeometry(1, 32, 32, 32), "F32")
+def assignment(*units: Unit) -> AssignmentFacts:
+    return AssignmentFacts(1, b"model", MODEL, units, "", (), Peer("next", ()), CacheGeometry(1, 32, 32, 32), "F32")
 
 
 RIGHT = {0: EMBEDDING[1], 1: LAYER[1], 2: HEAD[1]}
@@ -162,7 +169,7 @@ async def test_what_differs_comes_from_the_next_source_and_counts_once(store: La
 async def test_a_file_that_differs_in_one_unit_is_not_asked_for_another(store: LayerStore, tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(bytes(100_000))
     with ThreadPoolExecutor(1) as threads:
-        file, remote = LocalFile(tmp_path / "model", threads), FakeSource(RIGHT, is_local=False)
+        file, remote = LocalFiles((tmp_path / "model",), threads), FakeSource(RIGHT, is_local=False)
         await store.load(ALL, [file, remote], lambda counts: None)
         assert sorted(remote.asked) == [0, 1, 2]
         assert not file.offers(EMBEDDING[0])
@@ -172,7 +179,7 @@ async def test_several_units_are_fetched_at_once_and_files_read_one_by_one(store
     class Counting(FakeSource):
         now, most = 0, 0
 
-        async def pieces(self, unit: UnitFacts) -> AsyncGenerator[Piece, None]:
+        async def pieces(self, unit: Unit) -> AsyncGenerator[Piece, None]:
             self.now += 1
             self.most = max(self.most, self.now)
             async for piece in super().pieces(unit):
@@ -194,7 +201,7 @@ async def test_the_last_sources_error_is_raised(store: LayerStore) -> None:
 
 async def test_a_cancelled_load_keeps_what_was_complete(store: LayerStore) -> None:
     class Stuck(FakeSource):
-        async def pieces(self, unit: UnitFacts) -> AsyncGenerator[Piece, None]:
+        async def pieces(self, unit: Unit) -> AsyncGenerator[Piece, None]:
             if unit.index == 1:
                 stuck.set()
                 await asyncio.Event().wait()

@@ -39,7 +39,7 @@ def size_of(coordinator: FakeCoordinator, units: range) -> int:
 
 def without_file(coordinator: FakeCoordinator, epoch: int, units: range | None = None, *sources: tuple[str, str]) -> cluster_pb2.Assignment:
     """The coordinator's path leads nowhere on this machine. sources: (name, address)."""
-    assignment = coordinator.assignment(epoch, units, model_path="/nowhere/model.gguf")
+    assignment = coordinator.assignment(epoch, units, model_folder="/nowhere")
     assignment.weight_sources.extend(cluster_pb2.Peer(name=name, addresses=[address]) for name, address in sources)
     return assignment
 
@@ -65,7 +65,7 @@ async def test_serves_from_an_empty_disk_and_a_second_start_receives_nothing(coo
 async def test_a_corrupt_byte_in_the_cache_is_repaired(coordinator: FakeCoordinator, cache_folder: Path) -> None:
     assert coordinator.manifest is not None
     damaged = coordinator.manifest.units[2]
-    path = cache_folder / damaged.digest
+    path = cache_folder / damaged.digest.hex()
     async with joined(coordinator) as shard:
         await shard.assign(without_file(coordinator, 1))
     right = path.read_bytes()

@@ -3,8 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from dairllm.kernels_pyx import KvCache, PackedMatrix, Stage, StageSlice, StageSpec, dequantize
+from dairllm.kernels_pyx import PackedMatrix, Stage, StageSlice, dequantize
 from dairllm.model_files.manifest import TensorInfo
+from dairllm.shard_service.assignment import CacheGeometry
+from dairllm.shard_service.forward.building import stage_spec
+from dairllm.shard_service.kv_cache.layers import make_cache
 from tests.shard_service.fake_coordinator import CONTEXT, KV_BLOCK_TOKENS, KV_BLOCKS, WIRE, FakeCoordinator
 
 
@@ -14,13 +17,14 @@ class WholeModel:
         assert coordinator.model is not None
         self._data = coordinator.model.read_bytes()
         spec, units = coordinator.manifest.spec, coordinator.manifest.units
-        self._stage = Stage(_stage_spec(spec), max_rows=CONTEXT, max_context=CONTEXT)
+        self._stage = Stage(stage_spec(spec, WIRE), max_rows=CONTEXT, max_context=CONTEXT)
         embedding, *layers, head = ({tensor.role: tensor for tensor in unit.tensors} for unit in units)
         self._stage.set_embedding(self._matrix(embedding["token_embedding"]))
         for index, layer in enumerate(layers):
             self._stage.add_layer(index, {role: self._vector_or_matrix(tensor) for role, tensor in layer.items()})
         self._stage.set_head(self._vector(head["output_norm"]), self._matrix(head["output"]))
-        self._kv = [KvCache(KV_BLOCKS, KV_BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim) for _ in range(spec.num_layers)]
+        geometry = CacheGeometry(KV_BLOCKS, KV_BLOCK_TOKENS, CONTEXT, CONTEXT)
+        self._kv = [make_cache(layer, geometry) for layer in spec.layers]
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         tokens: list[int] = []
@@ -35,7 +39,7 @@ class WholeModel:
         return tokens
 
     def _bytes(self, tensor: TensorInfo) -> bytes:
-        return self._data[tensor.offset : tensor.offset + tensor.size_bytes]
+        return self._data[tensor.offset_bytes : tensor.offset_bytes + tensor.size_bytes]
 
     def _vector_or_matrix(self, tensor: TensorInfo) -> NDArray[np.float32] | PackedMatrix:
         return self._vector(tensor) if len(tensor.shape) == 1 else self._matrix(tensor)
@@ -47,9 +51,3 @@ class WholeModel:
         matrix = PackedMatrix(tensor.block_format, *tensor.shape)
         matrix.pack_rows(0, self._bytes(tensor))
         return matrix
-
-
-def _stage_spec(spec: object) -> StageSpec:
-    names = ["hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "rope_dim", "rope_theta", "rope_interleaved"]
-    names += ["rope_freq_factors", "rms_norm_eps", "attention_scale", "num_layers"]
-    return StageSpec(**{name: getattr(spec, name) for name in names}, boundary_encoding=WIRE)

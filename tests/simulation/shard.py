@@ -166,8 +166,8 @@ class SimulatedShard:
         return ShardHello(self.name, str(self.boot), (f"{self.name}:1",), capabilities, CLUSTER_HASH, 1, 0, "1", held, self.epoch)
 
     def capabilities(self) -> ShardCapabilities:
-        abilities = frozenset({self.model.architecture}), self.model.block_formats
-        return ShardCapabilities(self.room_bytes, 0, 2, "scalar", "simulated", self.s_per_byte, 0.0, 0.0, *abilities)
+        abilities = self.model.block_formats, self.model.features
+        return ShardCapabilities(self.room_bytes, 0, 2, "scalar", "simulated", self.s_per_byte, *abilities)
 
     def beat(self, stream: Stream[Message]) -> None:
         if self.stream is stream:
@@ -217,12 +217,12 @@ class SimulatedShard:
         kept = set(self.stage.units) if self.stage and not order.exclusive else set()
         self.weights &= kept | set(order.units)
         missing = set(order.units) - self.weights
-        size_bytes = sum(self.model.unit_sizes_bytes[unit] for unit in self.weights | missing)
+        size_bytes = sum(self.model.units[unit].size_bytes for unit in self.weights | missing)
         if size_bytes > self.room_bytes and missing:
             self.tell(StageLoadFailed(self.name, str(self.boot), order.epoch, "no room for both", False, not order.exclusive))
             return
         self.prepared = Prepared(order)
-        load_bytes = sum(self.model.unit_sizes_bytes[unit] for unit in missing)
+        load_bytes = sum(self.model.units[unit].size_bytes for unit in missing)
         self.later(load_bytes * 1e-6 + self.world.random.uniform(0.0, 0.01), lambda: self.finish_loading(order, load_bytes))
 
     def finish_loading(self, order: AssignUnits, load_bytes: int) -> None:

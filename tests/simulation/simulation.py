@@ -8,7 +8,7 @@ from dairllm.coordinator.cluster.events import ConfigureRequested, CordonRequest
 from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.engine.requests import GenerationRequest
-from dairllm.coordinator.planner import ModelDemand
+from tests.instruments.descriptions import demand_of
 from tests.simulation.coordinator import SimulatedCoordinator
 from tests.simulation.engine import CONTEXT_LENGTH, Answer
 from tests.simulation.network import Network, Stream
@@ -31,7 +31,7 @@ class Simulation:
         random = self.world.random
         num_layers = random.randint(2, 6)
         sizes = (LAYER_BYTES // 2, *(LAYER_BYTES for _ in range(num_layers)), LAYER_BYTES // 2)
-        self.model = ModelDemand("simulated", b"\1", sizes, 0, 1, num_layers, "llama", frozenset({"Q4_0"}), CONTEXT_LENGTH)
+        self.model = demand_of("simulated", b"\1", sizes, kv_per_token=1, context=CONTEXT_LENGTH)
         self.shards = {name: self._shard(name) for name in "ABCDEF"[: random.randint(2, 6)]}
         self._config = ClusterConfig(
             CLUSTER_HASH,

@@ -22,12 +22,12 @@ from dairllm.coordinator.cluster.identities import LeaseId
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.cluster.shard_reports import ShardCapabilities, ShardHello, ShardUsage
-from dairllm.coordinator.planner import ModelDemand
+from tests.instruments.descriptions import FEATURES, FORMATS, demand_of
 
 GIB = 1 << 30
 SHARDS = 1000
 TICK_S = 0.25
-MODEL = ModelDemand("large", b"\1", (GIB,) * 82, 0, 0, 80, "llama", frozenset({"Q4_0"}), 64)
+MODEL = demand_of("large", b"\1", (GIB,) * 82)
 
 
 def resident_bytes() -> int:
@@ -36,9 +36,7 @@ def resident_bytes() -> int:
 
 def hello(number: int) -> ShardHello:
     name, memory = f"s{number:04}", (4 + number % 5) * GIB
-    capabilities = ShardCapabilities(
-        memory, 0, 8, "avx2", "a CPU", 5e-11 * (1 + number % 7), 0.0, 0.0, frozenset({"llama"}), frozenset({"Q4_0"})
-    )
+    capabilities = ShardCapabilities(memory, 0, 8, "avx2", "a CPU", 5e-11 * (1 + number % 7), FORMATS, FEATURES)
     return ShardHello(name, "1", (f"{name}:7000",), capabilities, "home", 1, 0, "1")
 
 

@@ -12,6 +12,7 @@ from dairllm.mesh.ring.frames import TokenLogprob, TokenScore
 from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.tokenizer import Tokenizer
+from tests.instruments.descriptions import layer_of, spec_of
 
 BEGIN_ID, END_ID, START_ID = 256, 257, 258
 SPECIAL_TEXTS = {BEGIN_ID: "<s>", END_ID: "<|im_end|>", START_ID: "<|im_start|>"}
@@ -127,24 +128,8 @@ class FakeEngine:
 
 
 def make_spec(name: str = "tiny") -> ModelSpec:
-    return ModelSpec(
-        architecture="llama",
-        name=name,
-        num_layers=4,
-        hidden_size=64,
-        intermediate_size=128,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=VOCAB_SIZE,
-        context_length=CONTEXT_LENGTH,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_dim=16,
-        rope_interleaved=True,
-        rope_freq_factors=None,
-        attention_scale=0.25,
-    )
+    layer = layer_of(intermediate_size=128, num_heads=4, num_kv_heads=2, head_dim=16)
+    return spec_of(4, layer=layer, name=name, vocab_size=VOCAB_SIZE, context_length=CONTEXT_LENGTH)
 
 
 def make_served(

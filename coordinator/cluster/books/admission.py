@@ -53,10 +53,10 @@ def _wrong_numbers(name: str, capabilities: ShardCapabilities) -> Iterator[Inval
         )
     if not 0 <= reserved <= budget:
         yield InvalidRequest(f"shard '{name}' reserves {reserved} bytes of {budget}, expected 0 to all of them", "reserved_bytes")
-    for field in ("decode_s_per_byte", "prefill_s_per_byte_row"):
-        value = getattr(capabilities, field)
-        if not (math.isfinite(value) and 0 <= value <= MAX_S_PER_BYTE):
-            yield InvalidRequest(f"shard '{name}' reports {field} {value}, expected 0 (unknown) to {MAX_S_PER_BYTE}", field)
+    value = capabilities.decode_s_per_byte
+    if not (math.isfinite(value) and 0 <= value <= MAX_S_PER_BYTE):
+        expected = f"expected 0 (unknown) to {MAX_S_PER_BYTE}"
+        yield InvalidRequest(f"shard '{name}' reports decode_s_per_byte {value}, {expected}", "decode_s_per_byte")
 
 
 def _printable(text: str) -> str:

@@ -146,6 +146,6 @@ class Member:
             capabilities.reserved_bytes,
             self.speed.planned_s(calibration),
             self.hop_s(config),
-            capabilities.architectures,
+            capabilities.features,
             capabilities.block_formats,
         )

@@ -37,7 +37,6 @@ def needs_exclusive(
     """
     if set(new) <= set(old) and new_blocks <= old_blocks:
         return False
-    block_bytes = model.kv_bytes_per_token_per_layer * block_tokens
     blocks = dict.fromkeys(old, old_blocks) | {unit: max(new_blocks, old_blocks if unit in old else 0) for unit in new}
-    cache_bytes = sum(block_bytes * count for unit, count in blocks.items() if 0 < unit <= model.num_layers)
+    cache_bytes = sum(model.units[unit].state_bytes_per_token * block_tokens * count for unit, count in blocks.items())
     return model.weights_bytes_of_both(old, new) + cache_bytes > room_bytes

@@ -130,16 +130,13 @@ class HeldUnits(_message.Message):
     def __init__(self, model_digest: _Optional[bytes] = ..., unit_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ShardCapabilities(_message.Message):
-    __slots__ = ("memory_budget_bytes", "reserved_bytes", "num_threads", "isa", "cpu_model", "decode_s_per_byte", "prefill_s_per_byte_row", "disk_bytes_per_s", "architectures", "block_formats", "features")
+    __slots__ = ("memory_budget_bytes", "reserved_bytes", "num_threads", "isa", "cpu_model", "decode_s_per_byte", "block_formats", "features")
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
     ISA_FIELD_NUMBER: _ClassVar[int]
     CPU_MODEL_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
-    PREFILL_S_PER_BYTE_ROW_FIELD_NUMBER: _ClassVar[int]
-    DISK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
-    ARCHITECTURES_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FORMATS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     memory_budget_bytes: int
@@ -148,12 +145,9 @@ class ShardCapabilities(_message.Message):
     isa: str
     cpu_model: str
     decode_s_per_byte: float
-    prefill_s_per_byte_row: float
-    disk_bytes_per_s: float
-    architectures: _containers.RepeatedScalarFieldContainer[str]
     block_formats: _containers.RepeatedScalarFieldContainer[str]
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, memory_budget_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., isa: _Optional[str] = ..., cpu_model: _Optional[str] = ..., decode_s_per_byte: _Optional[float] = ..., prefill_s_per_byte_row: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., architectures: _Optional[_Iterable[str]] = ..., block_formats: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, memory_budget_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., isa: _Optional[str] = ..., cpu_model: _Optional[str] = ..., decode_s_per_byte: _Optional[float] = ..., block_formats: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("number", "round_trip_us", "usage")
@@ -208,13 +202,13 @@ class Welcome(_message.Message):
     def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("epoch", "model_digest", "spec", "units", "model_path", "model_file_size_bytes", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key", "wire")
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_folder", "model_files", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key", "wire")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     UNITS_FIELD_NUMBER: _ClassVar[int]
-    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FILE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FOLDER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FILES_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     NUM_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -230,8 +224,8 @@ class Assignment(_message.Message):
     model_digest: bytes
     spec: _model_pb2.ModelSpec
     units: _containers.RepeatedCompositeFieldContainer[_model_pb2.Unit]
-    model_path: str
-    model_file_size_bytes: int
+    model_folder: str
+    model_files: _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]
     next: Peer
     num_kv_blocks: int
     kv_block_tokens: int
@@ -243,7 +237,7 @@ class Assignment(_message.Message):
     weight_sources: _containers.RepeatedCompositeFieldContainer[Peer]
     kv_key: bytes
     wire: _model_pb2.Encoding
-    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_path: _Optional[str] = ..., model_file_size_bytes: _Optional[int] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_folder: _Optional[str] = ..., model_files: _Optional[_Iterable[_Union[_model_pb2.ModelFile, _Mapping]]] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ...) -> None: ...
 
 class ActivateStage(_message.Message):
     __slots__ = ("epoch", "transfers", "alive_sequences")
