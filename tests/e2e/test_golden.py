@@ -5,21 +5,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.instruments.clusters import Cluster, shards
-from tests.tiny_gguf import write_safetensors_model
+from tests.instruments.golden import require_golden_logits
 
-TINY = Path(__file__).parent.parent / "data" / "tiny"
 GOLDEN = json.loads((Path(__file__).parent.parent / "data" / "smollm2.json").read_text())
 CLEAR_MARGIN = 0.5
 """Quantised activations move logits a little: where the best leads by more than this, it must be the best here, too."""
 MEAN_ERROR = 0.05
 """Of log-probabilities; another implementation with quantised activations reaches 0.026."""
-
-LARGEST_F32_ERROR = 2e-3
-NUM_TOP = 5
 
 
 def teacher_forced(cluster: Cluster, case: dict[str, Any]) -> tuple[list[float], list[bool]]:
@@ -64,16 +59,4 @@ def test_a_chat_answer_is_the_golden_one(smollm2_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "llama3-rope"])
 def test_float32_logits_are_the_golden_ones(name: str, tmp_path: Path) -> None:
-    """Weights, wire and KV cache in F32: what is left is the order of additions. Two shards, token ids for a model without a tokenizer."""
-    golden = np.load(TINY / name / "golden.npz")
-    ids, logits = golden["input_ids"].tolist(), golden["logits"].astype(np.float64)
-    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    model = write_safetensors_model(tmp_path / "tiny.gguf", TINY / name)
-    with Cluster(model, shards(2), wire="F32", arguments=("--kv-cache", "F32")) as cluster:
-        answer = cluster.complete(ids, echo=True, logprobs=NUM_TOP, max_tokens=0)
-    scores = answer["choices"][0]["logprobs"]
-    for position, (logprob, top) in enumerate(zip(scores["token_logprobs"], scores["top_logprobs"], strict=True)):
-        if position:
-            row = expected[position - 1]
-            assert logprob == pytest.approx(row[ids[position]], abs=LARGEST_F32_ERROR)
-            assert sorted(top.values())[-NUM_TOP:] == pytest.approx(sorted(row)[-NUM_TOP:], abs=LARGEST_F32_ERROR)
+    require_golden_logits(name, tmp_path)
