@@ -35,7 +35,7 @@ from dairllm.coordinator.services.cluster_servicer import ClusterServicer
 from dairllm.coordinator.services.inference_servicer import InferenceServicer
 from dairllm.coordinator.services.ring_servicer import ResultsServicer
 from dairllm.coordinator.services.weights_servicer import ModelFileServicer
-from dairllm.coordinator.settings import ANY_HOSTS, CoordinatorSettings
+from dairllm.coordinator.settings import CoordinatorSettings
 from dairllm.coordinator.text import LatencyObserver
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
@@ -43,6 +43,7 @@ from dairllm.mesh.discovery.announcer import Announcer
 from dairllm.mesh.discovery.presence import Presence
 from dairllm.mesh.discovery.records import Announcement
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.interfaces import announced_addresses
 from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
@@ -98,7 +99,8 @@ class Coordinator:
             stack.callback(self._engine.shut_down)
             if settings.discovery:
                 self._inviter = Inviter(self._config, lambda: membership.streams.announced_ids, lambda: settings.grpc_hosts, grpc_port)
-                await stack.enter_async_context(Presence(Announcer(self._announcement(grpc_port)), self._inviter.browser))
+                announcer = Announcer(await self._announcement(grpc_port))
+                await stack.enter_async_context(Presence(announcer, self._inviter.browser))
             try:
                 await self._serve(app, membership, stop, grpc_port, stack)
             except ExceptionGroup as group:
@@ -152,9 +154,8 @@ class Coordinator:
         await server.start()
         await health.set_serving(True)
 
-    def _announcement(self, grpc_port: int) -> Announcement:
-        host = self._settings.grpc_host
-        addresses = () if host in ANY_HOSTS else (host,)
+    async def _announcement(self, grpc_port: int) -> Announcement:
+        addresses = await announced_addresses(self._settings.grpc_host)
         return Announcement(self._config.coordinator_id, self._config.cluster_hash, grpc_port, addresses)
 
     def snapshot(self) -> ClusterSnapshot:

@@ -6,10 +6,9 @@ from pathlib import Path
 from dairllm.mesh.addresses import Address
 from dairllm.mesh.arithmetic import Arithmetic
 from dairllm.mesh.errors import InvalidSetting
-from dairllm.mesh.interfaces import real_interface_addresses
+from dairllm.mesh.interfaces import EVERY_ADDRESS, real_interface_addresses
 
 DEFAULT_CONTEXT_LENGTH = 8192
-ANY_HOSTS = ("", "0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class CoordinatorSettings:
     @property
     def grpc_hosts(self) -> list[str]:
         """Addresses of this machine at which shards reach it."""
-        return real_interface_addresses() if self.grpc_host in ANY_HOSTS else [self.grpc_host]
+        return real_interface_addresses() if self.grpc_host in EVERY_ADDRESS else [self.grpc_host]
 
     def grpc_address(self, port: int) -> Address:
         """For processes of this machine. port: the one that is listened at."""
@@ -57,4 +56,4 @@ class CoordinatorSettings:
 
 
 def _dialable(host: str) -> str:
-    return "127.0.0.1" if host in ANY_HOSTS else host
+    return "127.0.0.1" if host in EVERY_ADDRESS else host

@@ -1,5 +1,6 @@
 """Network interfaces of this machine that other machines may reach."""
 
+import asyncio
 import ipaddress
 import re
 import socket
@@ -16,6 +17,10 @@ _IPV6_ROUTES = Path("/proc/net/ipv6_route")
 _LOOPBACK_IPV6_ROUTE_INTERFACE = "lo"
 
 
+EVERY_ADDRESS = ("", "0.0.0.0", "::")
+"""What servers listen on to be reached at all addresses of this machine."""
+
+
 class InterfaceAddress(NamedTuple):
     interface: str
     address: str
@@ -29,6 +34,20 @@ def real_interface_addresses() -> list[str]:
     they mean nothing without the other side's interface.
     """
     return [entry.address for entry in real_interfaces()]
+
+
+async def announced_addresses(host: str) -> tuple[str, ...]:
+    """IP addresses at which a server that listens on this host, a name or an address, can be reached; loopback alone for an unknown name.
+
+    Empty for all addresses of this machine, whatever they become.
+    """
+    if host in EVERY_ADDRESS:
+        return ()
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return ("127.0.0.1",)
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def real_interfaces() -> list[InterfaceAddress]:

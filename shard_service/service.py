@@ -18,7 +18,7 @@ from dairllm.mesh.discovery.browsers import Browser
 from dairllm.mesh.discovery.presence import Presence
 from dairllm.mesh.discovery.records import Announcement, Role, ShardState
 from dairllm.mesh.errors import InvalidRequest
-from dairllm.mesh.interfaces import real_interface_addresses
+from dairllm.mesh.interfaces import announced_addresses, real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
 from dairllm.mesh.settings import format_size
@@ -98,6 +98,7 @@ class Shard:
         self._budget = MemoryBudget(settings.budget_bytes)
         self._identity = Identity(settings.name, uuid.uuid4().hex, cluster_hash(settings.cluster))
         self._announced_id = secrets.token_hex(8)
+        self._announced_addresses: tuple[str, ...] = ()
         self._coordinator_id = ""
         self._decode_s_per_byte = 0.0
         self._configuring: asyncio.Task[None] | None = None
@@ -124,6 +125,7 @@ class Shard:
             stack.callback(remove_ready_file, self._settings.ready_file)
         self._decode_s_per_byte = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
         if self._settings.discovery:
+            self._announced_addresses = await announced_addresses(self._settings.host or EVERY_INTERFACE)
             self._announcer = Announcer(self._announcement())
             await stack.enter_async_context(Presence(self._announcer, *([self._browser] if self._browser is not None else [])))
         log.info("shard started", extra=fields(name=self._identity.name, port=self._port, memory=format_size(self._budget.total_bytes)))
@@ -264,12 +266,11 @@ class Shard:
 
     def _announcement(self) -> Announcement:
         state = ShardState.JOINED if self.joiner.is_member else ShardState.LOOKING
-        host = self._settings.host
         return Announcement(
             self._announced_id,
             self._identity.cluster_hash,
             self._port,
-            () if host in (None, EVERY_INTERFACE, "::") else (host,),
+            self._announced_addresses,
             role=Role.SHARD,
             name=self._identity.name,
             state=state,

@@ -24,6 +24,7 @@ CORE = [
         if path not in SHELL
     ),
     "coordinator/invitations/seen_shards.py",
+    "shard_service/membership/invitations.py",
     "shard_service/membership/joining.py",
     "shard_service/weights/senders.py",
 ]

@@ -1,6 +1,7 @@
 """Announces a process from `start` to `stop`, and answers whoever asks."""
 
 import asyncio
+import ipaddress
 
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
@@ -33,7 +34,7 @@ class Announcer(Part):
 
     @property
     def is_local(self) -> bool:
-        return self._addresses() == (LOOPBACK,)
+        return all(ipaddress.ip_address(address).is_loopback for address in self._addresses())
 
     def _service_info(self) -> AsyncServiceInfo:
         said = self._announcement

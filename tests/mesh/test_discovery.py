@@ -22,7 +22,7 @@ from dairllm.mesh.discovery.candidates import MAX_CANDIDATES, Candidates
 from dairllm.mesh.discovery.reading import MAX_HOSTS, read_coordinator, read_shard
 from dairllm.mesh.discovery.records import SERVICE_TYPE, Announcement, DiscoveredCoordinator, DiscoveredShard, Role, ShardState
 from dairllm.mesh.errors import InvalidSetting
-from dairllm.mesh.interfaces import real_interface_addresses
+from dairllm.mesh.interfaces import announced_addresses, real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from tests.instruments.namespaces import Namespaces, unavailable_reason
 from tests.instruments.processes import ManagedProcess, ProcessFailed
@@ -230,6 +230,13 @@ async def test_a_shard_is_seen_with_its_state_and_its_end() -> None:
             await wait_for_state(ShardState.JOINED)
         while await seen.get() is not None:
             pass
+
+
+async def test_a_host_name_is_announced_by_its_addresses() -> None:
+    assert await announced_addresses("10.1.2.3") == ("10.1.2.3",)
+    assert "127.0.0.1" in await announced_addresses("localhost")
+    assert await announced_addresses("nosuch.invalid") == ("127.0.0.1",)
+    assert await announced_addresses("0.0.0.0") == await announced_addresses("") == ()
 
 
 async def test_a_suggestion_is_tried_like_one_that_was_heard_until_it_is_too_old() -> None:
