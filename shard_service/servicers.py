@@ -1,4 +1,4 @@
-"""The gRPC services of a shard that compute; see `weights_servicer` for the other one."""
+"""The gRPC services of a shard that compute; see `weights.servicer` for the other one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
