@@ -1,4 +1,4 @@
-"""Arithmetic of the model: quantised matrices, attention, stages; the same bits on every machine (docs/architecture.md, Kernels)."""
+"""Arithmetic of the model: quantised matrices, attention, stages; the same bits on every machine (docs/kernels.md)."""
 
 from dairllm.kernels_pyx._kernels import (
     BLOCK_FORMATS,

@@ -1,4 +1,4 @@
-"""What decides the bits of an answer, besides the model, the request and its seed (docs/architecture.md, 'The same bits everywhere').
+"""What decides the bits of an answer, besides the model, the request and its seed (docs/kernels.md, 'Which answers are comparable').
 
 A plan, the number of machines, their instruction sets and what happened to them do not. The arithmetic is the same for all shards of a
 cluster, and for as long as its coordinator runs.

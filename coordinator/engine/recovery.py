@@ -3,7 +3,7 @@
 A sequence's KV cache lies, layer by layer, with the shards that computed it. When layers move, their cache is handed over by
 the old owner, or it is rebuilt: rows that entered those layers before are sent through them once more. Such rows exist where
 shards sent them on: every shard keeps what it sends over its outgoing boundary, and at boundary 0 there are always the token ids.
-A row's bits do not depend on when it is computed (docs/architecture.md, 'The same bits everywhere'), so the rebuilt cache is the lost one.
+A row's bits do not depend on when it is computed (docs/kernels.md, 'The same bits everywhere'), so the rebuilt cache is the lost one.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 The order is that of vLLM: logit bias, penalties (repetition, then frequency and presence), temperature, min-p, top-k, top-p, draw.
 Log-probabilities are of the model's own distribution, before all of these.
 
-The same logits, parameters and history give the same token on any machine (docs/architecture.md, 'The same bits everywhere'):
+The same logits, parameters and history give the same token on any machine (docs/kernels.md, 'Sampling'):
 exponentials come from the kernels' own routine, everything else is single IEEE operations and sums in one fixed order
 (`cumsum` adds strictly one after the other; `sum` does not). Candidates are ordered by falling logit, equal ones by id, and a
 number in [0, 1) that is a function of (seed, position) is looked up in their cumulated weights.
