@@ -42,6 +42,7 @@ from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOp
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT, parse_address
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.diagnosis import DOCTOR_GROUP, DoctorCheck, Finding, ModelIdentity, Status, Subject
+from dairllm.mesh.discovery.announcer import REPEAT_S
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.settings import ConfigFile
 from dairllm.mesh.telemetry import configure_logging
@@ -49,6 +50,8 @@ from dairllm.mesh.telemetry import configure_logging
 EXIT_PROBLEMS = 1
 DEADLINE_S = 10.0
 LISTEN_S = 2.5
+BROWSE_S = REPEAT_S + 0.8
+"""Where questions do not arrive, a coordinator is heard when it next announces itself. Ends early once one is found."""
 DIRECT_S = 1.2
 _CLOSE_S = 0.5
 """Left for the end: writing the report."""
@@ -94,7 +97,7 @@ class Examination:
         """Findings in the order of the report."""
         interfaces = see_interfaces()
         local = asyncio.create_task(self._plugged_in("machine", None))
-        browsing = asyncio.create_task(browse(self._wanted.cluster_hash, LISTEN_S))
+        browsing = asyncio.create_task(browse(self._wanted.cluster_hash, BROWSE_S))
         listening = asyncio.create_task(self._listen(interfaces))
         asking = asyncio.create_task(self._ask(interfaces))
         reaches, answer = await self._coordinator(browsing, asking)
