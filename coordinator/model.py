@@ -7,6 +7,7 @@ from pathlib import Path
 from dairllm.coordinator.planner import ModelDemand, UnitDemand
 from dairllm.coordinator.text import ServedModel
 from dairllm.kernels_pyx import BLOCK_FORMATS
+from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
 from dairllm.mesh.errors import InvalidModel
 from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
 from dairllm.model_files.errors import InvalidTemplate, ModelFileError, UnsupportedModel
@@ -35,7 +36,7 @@ class LoadedModel:
             digest=self.manifest.model_digest,
             units=tuple(_unit_demand(spec, unit, element_bytes) for unit in units),
             tied_bytes=self.manifest.tied_bytes,
-            features=spec.needed_features(),
+            features=spec.needed_features() | {ARITHMETIC_FEATURE},
             block_formats=frozenset(tensor.block_format for unit in units for tensor in unit.tensors),
             context_length=context_length,
         )

@@ -87,11 +87,8 @@ def round_rows(x: NDArray[np.float32], encoding: str) -> NDArray[np.float32]:
 def exp_f32(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """exp of numbers [n] by the kernels' own polynomial: at most 2 ulp off where the result is a normal number, 0 below -87.33."""
 
-def logsumexp_rows(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """log(sum(exp(row))) of each row of [m, v], as [m]."""
-
 def log_softmax_rows(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits [m, v] less the logsumexp of their row: log-probabilities [m, v]."""
+    """Logits [m, v] less log(sum(exp)) of their row: log-probabilities [m, v]."""
 
 def get_num_threads() -> int:
     """How many threads a run uses, the caller among them; at first the cores that the affinity mask and the cgroup's CPU quota leave."""

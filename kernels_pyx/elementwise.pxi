@@ -2,11 +2,9 @@
 cdef extern from *:
     """
     static void c_exp_row(const float* x, int width, float* out) { active_kernels()->exp_row(x, width, out); }
-    static float c_logsumexp_row(const float* x, int width) { return active_kernels()->logsumexp_row(x, width); }
     static void c_log_softmax_row(const float* x, int width, float* out) { active_kernels()->log_softmax_row(x, width, out); }
     """
     void c_exp_row(const float* x, int width, float* out) noexcept nogil
-    float c_logsumexp_row(const float* x, int width) noexcept nogil
     void c_log_softmax_row(const float* x, int width, float* out) noexcept nogil
 
 
@@ -23,26 +21,10 @@ def exp_f32(x):
     return result
 
 
-cdef object logits_array(object logits):
+def log_softmax_rows(logits):
     array = f32_array(logits, 2, "logits")
     if not 1 <= array.shape[1] <= LARGEST_DIMENSION:
         raise ValueError(f"logits have {array.shape[1]} columns, expected 1 to {LARGEST_DIMENSION}")
-    return array
-
-
-def logsumexp_rows(logits):
-    cdef const float[:, ::1] source = logits_array(logits)
-    result = np.empty(source.shape[0], np.float32)
-    cdef float[::1] out = result
-    cdef Py_ssize_t row
-    with nogil:
-        for row in range(source.shape[0]):
-            out[row] = c_logsumexp_row(&source[row, 0], <int>source.shape[1])
-    return result
-
-
-def log_softmax_rows(logits):
-    array = logits_array(logits)
     cdef const float[:, ::1] source = array
     result = np.empty_like(array)
     cdef float[:, ::1] out = result

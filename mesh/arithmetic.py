@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from dairllm.kernels_pyx import ARITHMETIC_VERSION
 from dairllm.mesh.cache_types import DEFAULT_CACHE_TYPE
 
+ARITHMETIC_FEATURE = f"arithmetic:{ARITHMETIC_VERSION}"
+"""Among a shard's features: shards whose kernels round by other rules are in no plan with these."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:

@@ -45,7 +45,6 @@ typedef struct kernel_table {
     void (*add_row)(float* x, const float* y, int width);
     void (*swiglu_row)(float* gate, const float* up, int width);
     void (*rope_row)(float* x, int num_heads, int head_dim, int rope_dim, int interleaved, const float* cosines, const float* sines);
-    float (*logsumexp_row)(const float* x, int width);
     void (*log_softmax_row)(const float* x, int width, float* out);
     void (*store_position)(const struct kv_cache* cache, int block, int within, const float* keys, const float* values);
     void (*attention)(const struct attention_task* task);

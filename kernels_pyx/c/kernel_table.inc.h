@@ -19,7 +19,6 @@ const kernel_table KERNELS = {
     .add_row = add_row,
     .swiglu_row = swiglu_row,
     .rope_row = rope_row,
-    .logsumexp_row = logsumexp_row,
     .log_softmax_row = log_softmax_row,
     .store_position = store_position,
     .attention = attention,

@@ -15,6 +15,7 @@ from typing import Any, Self
 import grpc
 
 from dairllm.kernels_pyx import BLOCK_FORMATS, STAGE_FEATURES
+from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
 from dairllm.mesh.channels import bind, create_server, error_from_rpc, open_channel
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
@@ -195,7 +196,7 @@ class LightFleet:
                 num_threads=1,
                 decode_s_per_byte=DECODE_S_PER_BYTE,
                 block_formats=list(BLOCK_FORMATS),
-                features=STAGE_FEATURES,
+                features=(*STAGE_FEATURES, ARITHMETIC_FEATURE),
             ),
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dairllm.kernels_pyx import WIRE_ENCODINGS
+from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.encodings import parse_encoding
@@ -44,7 +45,7 @@ async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordin
         capabilities = shard.hello.capabilities
         assert capabilities.memory_budget_bytes == 512 * 1024**2
         assert 0 < capabilities.decode_s_per_byte < 1e-6
-        assert {"attention:full", "activation:silu"} <= set(capabilities.features)
+        assert {"attention:full", "activation:silu", ARITHMETIC_FEATURE} <= set(capabilities.features)
         ready = await shard.assign(coordinator.assignment(epoch=7))
         assert ready.epoch == 7
         assert ready.kv_cache_bytes > 0

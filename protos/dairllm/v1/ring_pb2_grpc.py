@@ -55,7 +55,8 @@ class RingServiceServicer(object):
         edge as lost. A cable that drops everything breaks no connection, and leases do not see it if both ends still reach the coordinator.
 
         Errors: FAILED_PRECONDITION wrong or unknown epoch, ring key or receiver in `open`; PERMISSION_DENIED other cluster; INVALID_ARGUMENT `open` missing
-        or a malformed frame; RESOURCE_EXHAUSTED more frames than credits; UNAVAILABLE the member is shutting down.
+        or a malformed frame; DEADLINE_EXCEEDED `open` does not come; RESOURCE_EXHAUSTED more frames than credits; UNAVAILABLE the member is
+        shutting down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
