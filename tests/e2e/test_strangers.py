@@ -29,6 +29,8 @@ CALL_TIMEOUT_S = 10.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)
 NUM_CONNECTIONS = 1000
 
+FEATURES = (*STAGE_FEATURES, ARITHMETIC_FEATURE)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -299,9 +301,7 @@ def test_results_of_strangers_change_no_answer(site: Site) -> None:
 
 
 def hello(**changes: Any) -> cluster_pb2.JoinRequest:
-    capabilities = cluster_pb2.ShardCapabilities(
-        memory_budget_bytes=2**30, num_threads=1, features=(*STAGE_FEATURES, ARITHMETIC_FEATURE), block_formats=["F32"]
-    )
+    capabilities = cluster_pb2.ShardCapabilities(memory_budget_bytes=2**30, num_threads=1, features=FEATURES, block_formats=["F32"])
     facts = {
         "protocol_major": PROTOCOL_MAJOR,
         "cluster_hash": cluster_hash("test"),
@@ -405,7 +405,7 @@ def test_a_stream_without_a_hello_ends(site: Site) -> None:
 
 def test_a_flood_of_joins(site: Site) -> None:
     """200 shards at once that can compute nothing here: their model needs an element type that they lack."""
-    useless = capabilities(features=(*STAGE_FEATURES, ARITHMETIC_FEATURE), block_formats=["Q4_0"])
+    useless = capabilities(features=FEATURES, block_formats=["Q4_0"])
     flood = [Silent(hello(name=f"flood-{number}", capabilities=useless)) for number in range(200)]
     with site.channel("grpc") as channel, elapsed() as passed_s:
         stub = cluster_pb2_grpc.ClusterServiceStub(channel)
@@ -422,7 +422,7 @@ def test_a_flood_of_joins(site: Site) -> None:
 def test_a_member_that_takes_a_part_and_computes_nothing_is_replaced(site: Site) -> None:
     """The only one to take over from a lost shard never loads its part: the answer waits until another comes."""
     expected = ask(site.cluster, PROMPTS[1], 200)
-    eager = Silent(hello(name="eager", capabilities=capabilities(features=(*STAGE_FEATURES, ARITHMETIC_FEATURE), block_formats=["F32"])))
+    eager = Silent(hello(name="eager", capabilities=capabilities(features=FEATURES, block_formats=["F32"])))
     lost = site.cluster.processes["b"]
     with site.channel("grpc") as channel, StreamedAnswer(site.cluster.http, PROMPTS[1], 200) as stream:
         call = cluster_pb2_grpc.ClusterServiceStub(channel).Join(iter(eager), timeout=30.0)
