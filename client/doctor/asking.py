@@ -14,7 +14,7 @@ from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf.asyncio import AsyncServiceInfo
 
 from dairllm.client.doctor.multicast import GROUP, MAX_PACKET_BYTES, PORT, is_response, new_query_id, query
-from dairllm.mesh.discovery.reading import read_coordinator
+from dairllm.mesh.discovery.reading import read_coordinator, record_of
 from dairllm.mesh.discovery.records import SERVICE_TYPE, DiscoveredCoordinator
 
 _ASK_AGAIN_S = 0.5
@@ -71,4 +71,4 @@ def _info(name: str, records: Iterable[DNSRecord]) -> AsyncServiceInfo | None:
     if place is None or text is None or not name.endswith(f".{SERVICE_TYPE}"):
         return None
     addresses = [record.address for record in records if isinstance(record, DNSAddress) and record.name == place.server]
-    return AsyncServiceInfo(SERVICE_TYPE, name, port=place.port, properties=text.text, addresses=addresses, server=place.server)
+    return record_of(name, port=place.port, properties=text.text, addresses=addresses, server=place.server)

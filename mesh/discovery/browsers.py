@@ -9,7 +9,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from dairllm.mesh.discovery.candidates import Candidates
 from dairllm.mesh.discovery.presence import Part
-from dairllm.mesh.discovery.reading import read_coordinator, read_shard
+from dairllm.mesh.discovery.reading import read_coordinator, read_shard, record_of
 from dairllm.mesh.discovery.records import SERVICE_TYPE, DiscoveredCoordinator, DiscoveredShard
 
 SUGGESTED_S = 30.0
@@ -68,8 +68,8 @@ class _RecordBrowser(Part):
             task.add_done_callback(self._resolving.discard)
 
     async def _resolve(self, zeroconf: Zeroconf, name: str) -> None:
-        info = AsyncServiceInfo(SERVICE_TYPE, name)
-        if await info.async_request(zeroconf, _RESOLVE_TIMEOUT_S * 1000, question_type=DNSQuestionType.QM):
+        info = record_of(name)
+        if info is not None and await info.async_request(zeroconf, _RESOLVE_TIMEOUT_S * 1000, question_type=DNSQuestionType.QM):
             self._take(name, info)
 
 

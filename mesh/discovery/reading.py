@@ -2,17 +2,26 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
-from zeroconf import IPVersion
+from zeroconf import BadTypeInNameException, IPVersion
 from zeroconf.asyncio import AsyncServiceInfo
 
 from dairllm.mesh.addresses import Address
-from dairllm.mesh.discovery.records import ID_PATTERN, DiscoveredCoordinator, DiscoveredShard, Role, ShardState
+from dairllm.mesh.discovery.records import ID_PATTERN, SERVICE_TYPE, DiscoveredCoordinator, DiscoveredShard, Role, ShardState
 
 MAX_HOSTS = 8
 """So many addresses of one record are looked at."""
 
 _PROTOCOL = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
+
+
+def record_of(name: str, **facts: Any) -> AsyncServiceInfo | None:
+    """The record of this instance of SERVICE_TYPE; facts: as AsyncServiceInfo takes them. None for a name that no service may have."""
+    try:
+        return AsyncServiceInfo(SERVICE_TYPE, name, **facts)
+    except (BadTypeInNameException, ValueError):
+        return None
 
 
 def read_coordinator(info: AsyncServiceInfo) -> DiscoveredCoordinator | None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from zeroconf import ServiceInfo
 from zeroconf._protocol.incoming import DNSIncoming
@@ -179,6 +179,7 @@ def test_an_answer_names_the_coordinator() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 200), st.binary(max_size=8))
+@example(b"", 44, b"\x00")
 def test_answers_of_strangers_harm_nobody(noise: bytes, start: int, change: bytes) -> None:
     packet = announced()
     for spoiled in (noise, packet[:start], packet[:start] + change + packet[start + len(change) :]):
