@@ -153,7 +153,8 @@ def _measured(
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
     times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
     costs = times + np.rint(times * surcharges)
-    rooms = np.array([offer.room_bytes for offer in offers], np.int64)
+    # Below zero where a shard needs more for itself than it has: then it can hold nothing, not even a part of no bytes.
+    rooms = np.array([offer.memory_budget_bytes - offer.reserved_bytes for offer in offers], np.int64)
     needs = np.array(need_bytes, np.int64)
     furthest = np.maximum(np.searchsorted(needs, needs[:-1] + rooms[:, None], side="right") - 1, np.arange(demand.num_units))
     furthest[rooms >= need_bytes[-1] - demand.tied_bytes, 0] = demand.num_units

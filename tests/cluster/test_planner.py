@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dairllm.coordinator.planner import (
@@ -105,6 +105,7 @@ def check_plan(model: ModelDemand, offers: list[ShardOffer], plan: Plan, min_sha
 
 @settings(deadline=None, max_examples=150)
 @given(demands(), offer_lists(), st.integers(1, 3))
+@example(demand((1,), embedding=0, head=1, kv_per_token=0), [offer("A", 1), offer("B", 1), offer("C", 1, reserved=50)], 3)
 def test_the_plan_is_valid_and_its_fastest_step_is_that_of_brute_force(
     model: ModelDemand, offers: list[ShardOffer], min_shards: int
 ) -> None:

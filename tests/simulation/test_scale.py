@@ -98,5 +98,4 @@ def test_a_thousand_shards_join_within_a_minute_and_some_are_lost() -> None:
     print(f"\n{SHARDS} shards joined in 60 s: {joining_s:.1f} s of CPU, {grown_bytes / 2**20:.0f} MiB of memory, {assignments} plans")
     print(f"longest call {timed.longest_s * 1e3:.0f} ms, longest that changed the plan {longest_plan_s * 1e3:.0f} ms")
     print(f"a shard lost among {SHARDS}: planned anew in at most {lost_s * 1e3:.0f} ms")
-    assert timed.longest_s < 0.5
-    assert joining_s < 15.0
+    assert assignments < 30, "shards that join one after the other are planned together"
