@@ -100,6 +100,10 @@ class CaseRun:
         expected = self._undisturbed.of(self._load)
         if self._case.moment is Moment.IDLE:
             self._inflict()
+            if self._case.fault in (Fault.KILLED, Fault.TERMINATED):
+                # New requests wait 5 s for a plan: less than starting shards takes on a busy machine.
+                self._fleet.revive()
+                self._fleet.wait_whole()
         with self._clients() as clients:
             if self._case.moment is not Moment.IDLE:
                 self._reach_moment(clients)
