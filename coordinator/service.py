@@ -127,8 +127,8 @@ class Coordinator:
                 write_ready_file(settings.ready_file, {"pid": os.getpid(), "grpc": str(grpc_address), "http": str(http_address)})
                 stack.callback(remove_ready_file, settings.ready_file)
             if settings.local_shard is not None:
-                arguments = ["--coordinator", str(grpc_address), "--cluster", settings.cluster, "--parent-pid", str(os.getpid())]
-                arguments.append("--no-discovery")
+                own = ["--coordinator", str(grpc_address), "--no-discovery"]
+                arguments = [*own, "--cluster", settings.cluster, "--parent-pid", str(os.getpid())]
                 background.append(tasks.create_task(LocalShard([*arguments, *settings.local_shard]).run(), name="local-shard"))
             await http
             for task in background:

@@ -1,7 +1,7 @@
 """What the two ends of a long-lived stream have in common."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -34,9 +34,18 @@ async def next_message(call: Any) -> Any:
 
 async def first_to_end(*works: Coroutine[Any, Any, None]) -> None:
     """Runs them at once until one ends or fails, which ends all. If several have failed, the first of them in the given order tells why."""
+    await _together(works, asyncio.FIRST_COMPLETED)
+
+
+async def first_to_fail(*works: Coroutine[Any, Any, None]) -> None:
+    """As `first_to_end`, but one that only ends leaves the others running."""
+    await _together(works, asyncio.FIRST_EXCEPTION)
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, None]], until: str) -> None:
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=until)
     finally:
         for task in tasks:
             task.cancel()

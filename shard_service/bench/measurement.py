@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, round_rows, set_num_threads
+from dairllm.kernels_pyx import StageSlice, get_num_threads, memory_read_bandwidth, optimization_info, set_num_threads
 from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.peers import Peer
@@ -26,6 +26,7 @@ from dairllm.model_files.manifest import Manifest
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
+from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.kv_cache.layers import make_cache
 from dairllm.shard_service.machine.memory import resident_bytes
 from dairllm.shard_service.weights.sources import LocalFiles
@@ -135,7 +136,10 @@ class _LoadedStage:
             max_batch_rows=max(MAX_BATCH_ROWS, workload.sequences),
         )
         assignment = whole_model(path, manifest, geometry)
-        self.weights_bytes, self._parts = asyncio.run(_load(path, assignment))
+        self.weights_bytes, (body, head) = asyncio.run(_load(path, assignment))
+        assert body is not None, "a whole model has layers"
+        assert head is not None, "a whole model has a head"
+        self._body, self._head = body, Head(head, assignment.wire)
         self._kv = [make_cache(layer, geometry) for layer in manifest.spec.layers]
         numbers = np.random.default_rng(RANDOM_SEED)
         shape = (workload.sequences, workload.context_length)
@@ -169,14 +173,9 @@ class _LoadedStage:
         return StageSlice(num_rows, first_position, table)
 
     def _compute(self, token_ids: npt.NDArray[np.int32], slices: list[StageSlice], logits_rows: npt.NDArray[np.int32]) -> None:
-        body, head = self._parts
-        assert body is not None, "a whole model has layers"
-        assert head is not None, "a whole model has a head"
-        hidden = body.run(self._kv, np.ascontiguousarray(token_ids), slices)
+        hidden = self._body.run(self._kv, np.ascontiguousarray(token_ids), slices)
         for first in range(0, len(logits_rows), MAX_HEAD_ROWS):
-            rows = round_rows(np.ascontiguousarray(hidden[logits_rows[first : first + MAX_HEAD_ROWS]]), DEFAULT_ARITHMETIC.wire)
-            whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
-            head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
+            self._head.logits(hidden[logits_rows[first : first + MAX_HEAD_ROWS]])
 
 
 async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StageParts]:

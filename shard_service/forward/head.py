@@ -61,16 +61,16 @@ class Head:
         answers = {checked.slice.sequence_id: _Answer() for _, _, checked in wanted}
         for start in range(0, len(wanted), MAX_ROWS):
             chunk = wanted[start : start + MAX_ROWS]
-            for row, logits in zip(chunk, self._logits(chunk, hidden), strict=True):
+            for row, logits in zip(chunk, self.logits(hidden[[wanted.row for wanted in chunk]]), strict=True):
                 _answer_or_fail(row, logits, answers[row.checked.slice.sequence_id])
         return tuple(answer.result(sequence_id) for sequence_id, answer in answers.items())
 
-    def _logits(self, chunk: Sequence[_WantedRow], hidden: Rows) -> Rows:
-        rows = np.ascontiguousarray(hidden[[wanted.row for wanted in chunk]])
+    def logits(self, rows: Rows) -> Rows:
+        """[n, vocabulary] of rows [n, width], at most MAX_ROWS."""
         if self._encoding is not None:
             rows = round_rows(rows, self._encoding)
-        whole = StageSlice(len(chunk), 0, np.empty(0, np.int32))
-        return self._stage.run(None, rows, [whole], np.arange(len(chunk), dtype=np.int32))
+        whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
+        return self._stage.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
 
 
 def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:

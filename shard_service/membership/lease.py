@@ -11,7 +11,7 @@ import grpc.aio
 
 from dairllm.mesh.channels import error_from_rpc
 from dairllm.mesh.errors import DairllmError, PeerUnreachable
-from dairllm.mesh.streams import next_message
+from dairllm.mesh.streams import first_to_fail, next_message
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc
 
 WELCOME_DEADLINE_S = 5.0
@@ -102,21 +102,8 @@ class Lease:
     async def _run(self, welcome: cluster_pb2.Welcome) -> None:
         interval_s = max(welcome.heartbeat_interval_ms / 1000, _SHORTEST_INTERVAL_S)
         timeout_s = max(welcome.lease_timeout_ms / 1000, interval_s)
-        tasks = [
-            asyncio.create_task(self._read()),
-            asyncio.create_task(self._write()),
-            asyncio.create_task(self._beat(interval_s)),
-            asyncio.create_task(self._watch_silence(timeout_s)),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in tasks:  # the reader first: it knows why the stream ended
-            if task in done:
-                task.result()
+        # The reader first: it knows why the stream ended.
+        await first_to_fail(self._read(), self._write(), self._beat(interval_s), self._watch_silence(timeout_s))
 
     async def _read(self) -> None:
         try:
