@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Annotated
 
@@ -60,7 +60,7 @@ def render(state: cluster_pb2.ClusterState) -> RenderableType:
     for shard in in_ring_order:
         table.add_row(*_shard_row(shard, state.num_layers))
     shards = table if state.shards else Text("no shards yet", style="dim")
-    parts: list[RenderableType] = [_headline(state), _speed_line(state), _answers_line(state), Text(""), shards]
+    parts: list[RenderableType] = [_headline(state), _speed_line(state), *_answers_lines(state), Text(""), shards]
     if state.seen:
         parts += [Text(""), Text("seen, but no members:", style="bold"), *(_seen_line(shard) for shard in state.seen)]
     if state.events:
@@ -89,9 +89,10 @@ def _speed_line(state: cluster_pb2.ClusterState) -> Text:
     return Text(" · ".join(parts), style="dim")
 
 
-def _answers_line(state: cluster_pb2.ClusterState) -> Text:
-    """What answers depend on: those of clusters with one fingerprint are equal, whatever their plans and machines."""
-    return Text(f"{state.system_fingerprint} · model {state.model_digest.hex()[:12]} · arithmetic {state.arithmetic}", style="dim")
+def _answers_lines(state: cluster_pb2.ClusterState) -> Iterator[Text]:
+    """What answers depend on, if there is a model: those of clusters with one fingerprint are equal, whatever their plans and machines."""
+    if state.system_fingerprint:
+        yield Text(f"{state.system_fingerprint} · model {state.model_digest.hex()[:12]} · arithmetic {state.arithmetic}", style="dim")
 
 
 def _seen_line(shard: cluster_pb2.SeenShard) -> Text:

@@ -5,11 +5,13 @@ LANES int32_t largest_magnitude_bits(f32x16 low, f32x16 high) {
     return i32x16_reduce_max(i32x16_max(f32x16_bits(f32x16_abs(low)), f32x16_bits(f32x16_abs(high))));
 }
 
-/* q = round_half_even(x * (1 / scale)), within -127..127; returns the sum of the 32. */
+/* q = round_half_even(x * inverse), within -127..127; inverse: 1 / scale */
+LANES i32x16 quantise_lanes(f32x16 x, f32x16 inverse) { return f32x16_to_i32(f32x16_round_even(f32x16_mul(x, inverse))); }
+
+/* The 32 of a block; returns their sum. */
 LANES int32_t quantise_block(f32x16 low, f32x16 high, float scale, int8_t* q) {
     const f32x16 inverse = f32x16_set1(1.0f / scale);
-    const i32x16 q_low = f32x16_to_i32(f32x16_round_even(f32x16_mul(low, inverse)));
-    const i32x16 q_high = f32x16_to_i32(f32x16_round_even(f32x16_mul(high, inverse)));
+    const i32x16 q_low = quantise_lanes(low, inverse), q_high = quantise_lanes(high, inverse);
     i32x16_store_s8(q, q_low);
     i32x16_store_s8(q + 16, q_high);
     return i32x16_reduce_add(i32x16_add(q_low, q_high));

@@ -190,8 +190,8 @@ LANES void round_q8_0_block(float* x) {
     f32x16 q_low = f32x16_zero(), q_high = f32x16_zero();
     if (scale > 0.0f) {
         const f32x16 inverse = f32x16_set1(1.0f / scale);
-        q_low = f32x16_from_i32(f32x16_to_i32(f32x16_round_even(f32x16_mul(low, inverse)))); /* as integers there is no -0 */
-        q_high = f32x16_from_i32(f32x16_to_i32(f32x16_round_even(f32x16_mul(high, inverse))));
+        q_low = f32x16_from_i32(quantise_lanes(low, inverse)); /* as integers there is no -0 */
+        q_high = f32x16_from_i32(quantise_lanes(high, inverse));
     }
     const f32x16 sent = f32x16_set1(f32_from_f16(f16_from_f32(scale)));
     f32x16_store(x, f32x16_mul(sent, q_low));
