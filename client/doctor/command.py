@@ -16,11 +16,11 @@ from rich.console import Console
 
 from dairllm.client.doctor import discovery_findings, member_findings
 from dairllm.client.doctor import findings as judge
-from dairllm.client.doctor.asking import Answered, ask_by_multicast
+from dairllm.client.doctor.asking import Answered, answers_directly, ask_by_multicast
 from dairllm.client.doctor.discovery_findings import Wanted
 from dairllm.client.doctor.findings import COORDINATOR
 from dairllm.client.doctor.member_findings import MEMBERS
-from dairllm.client.doctor.multicast import MulticastSeen, answers_directly, probe_multicast
+from dairllm.client.doctor.multicast import MulticastSeen, probe_multicast
 from dairllm.client.doctor.probes import (
     Browsed,
     CoordinatorAnswer,

@@ -21,7 +21,6 @@ _IP_MULTICAST_ALL = 49
 _TYPE_PTR, _CLASS_IN = 12, 1
 _IS_RESPONSE = 0x8000
 MAX_PACKET_BYTES = 9000
-_ASK_AGAIN_S = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +44,6 @@ async def probe_multicast(interface: str, address: str, own_addresses: frozenset
     except OSError as error:
         return MulticastSeen(interface, address, error.strerror or str(error), False)
     return MulticastSeen(interface, address, "", heard_itself, others)
-
-
-async def answers_directly(host: str, timeout_s: float) -> bool:
-    """Whether the responder for multicast DNS on this IPv4 host answers a question that is sent to it alone (RFC 6762, section 5.5)."""
-    query_id = new_query_id()
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(OSError, TimeoutError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        asking.setblocking(False)
-        async with asyncio.timeout(timeout_s):
-            while True:
-                asking.sendto(query(query_id), (host, PORT))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_ASK_AGAIN_S):
-                        if is_response(await loop.sock_recv(asking, MAX_PACKET_BYTES), query_id):
-                            return True
-    return False
 
 
 def query(query_id: int, service: str = SERVICE_TYPE) -> bytes:

@@ -16,9 +16,9 @@ from zeroconf._protocol.outgoing import DNSOutgoing
 from dairllm.client.doctor import discovery_findings as discovery
 from dairllm.client.doctor import findings as judge
 from dairllm.client.doctor import member_findings
-from dairllm.client.doctor.asking import Answered, coordinators_in
+from dairllm.client.doctor.asking import Answered, answers_directly, coordinators_in
 from dairllm.client.doctor.discovery_findings import Wanted
-from dairllm.client.doctor.multicast import MulticastSeen, answers_directly, is_response, query
+from dairllm.client.doctor.multicast import MulticastSeen, is_response, query
 from dairllm.client.doctor.probes import (
     Browsed,
     CoordinatorAnswer,
