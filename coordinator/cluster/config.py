@@ -21,6 +21,7 @@ class ClusterConfig:
     load_stall_s: a stage that reports no progress for this long has failed.
     open_timeout_s: how long the coordinator dials the first shard, which has switched already.
     set_aside_s: how long a shard that failed set_aside_after times in a row is not used, if the others suffice.
+        A shard that is at fault is not used for set_aside_s, twice as long each further time, whether the others suffice or not.
     avoid_after: after so many failures of one edge in a row, while both ends live, plans go around the link, if they can: for avoid_s,
         twice as long with each further failure, up to longest_avoid_s.
     held_settle_s: after a restart of the coordinator, how long the first plan waits for shards that hold the rest of the model.
@@ -70,6 +71,10 @@ class ClusterConfig:
     def pause_s(self, failures: int) -> float:
         """Pause after so many failures in a row (1 or more)."""
         return min(self.longest_pause_s, self.grace_s * 2.0 ** min(failures - 1, 20))
+
+    def fault_s(self, faults: int) -> float:
+        """How long a shard is not used that was at fault so often (1 or more)."""
+        return min(self.longest_avoid_s, self.set_aside_s * 2.0 ** min(faults - 1, 20))
 
     def avoidance_s(self, failures: int) -> float:
         """How long plans go around a link after so many failures of an edge in a row (avoid_after or more)."""

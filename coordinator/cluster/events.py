@@ -157,6 +157,20 @@ class EdgeBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberAtFault:
+    """The member sent what cannot be, or does not do what it must: whatever it says of itself, it is not to be used as it is.
+
+    reason: as a part of a sentence whose subject is the shard: 'sent a token that is not in the vocabulary'.
+    is_believed: what it sent before was right, so that the others' caches, which were computed from it, are good.
+    """
+
+    name: str
+    boot_id: str
+    reason: str
+    is_believed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RingOpened:
     """The coordinator's stream to the first shard stands, and the engine has begun to send.
 
@@ -229,6 +243,7 @@ Event = (
     | CordonRequested
     | ConfigureRequested
     | EdgeBroken
+    | MemberAtFault
     | RingOpened
     | RingDrained
     | RingBroken

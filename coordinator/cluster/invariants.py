@@ -1,6 +1,5 @@
 """What holds in the cluster machine between any two events."""
 
-import math
 from itertools import pairwise
 
 from dairllm.coordinator.cluster.books.books import Books
@@ -55,4 +54,4 @@ def _check_plan(config: ClusterConfig, model: ModelDemand, deployment: Deploymen
         assert stage.shard == holder.name
         assert members.lives(holder), "only members have a part, as they were"
         assert stage.units, "no empty stage"
-        assert members[stage.shard].unused_until_s < math.inf, "a failed shard has no part"
+        assert not members[stage.shard].has_failed, "a failed shard has no part"

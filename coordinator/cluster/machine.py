@@ -92,6 +92,7 @@ class ClusterMachine:
         yield Row(on.RingDrained, about.ring, DRAINING, preparation.on_drained)
         yield Row(on.RingBroken, about.ring, RING_IN_USE, failures.on_ring_broken)
         yield Row(on.EdgeBroken, about.ring, STAGES_IN_USE, failures.on_edge_broken)
+        yield Row(on.MemberAtFault, about.boot, ANY_PHASE, failures.on_fault)
         yield Row(on.StepMeasured, about.ring, ANSWERING, measurements.on_step)
         yield Row(on.AnswersRecovered, about.cluster, ANY_PHASE, measurements.on_recovered)
 

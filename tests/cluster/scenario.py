@@ -17,6 +17,7 @@ A command is one line:
     drained                                    nothing is in flight any more in the ring that was closed
     activated A [transferred=2..3]             has switched; without transferred it has taken over all that it should
     edge A B [silent] [epoch=N]                A reports that its stream to B broke, or fell silent
+    fault A 'message' [believed]               A is found to be at fault: it did this; believed: what it sent before was right
     opened / broken 'message' [epoch=N]        the coordinator's own stream to the first shard
     switched                                   drained if need be, all activated, opened
     work                                       all who live load what they were told, and switch
@@ -342,6 +343,8 @@ class Scenario:
                 return cluster.happen(on.EdgeBroken(epoch, reporter, peer, "stream reset"))
             case "edge", [reporter, peer, "silent"]:
                 return cluster.happen(on.EdgeBroken(epoch, reporter, peer, "nothing was heard of it", silent=True))
+            case "fault", [name, reason, *rest]:
+                return cluster.happen(on.MemberAtFault(name, cluster.boot_of(name), reason, rest == ["believed"]))
             case "opened", []:
                 return cluster.happen(on.RingOpened(epoch))
             case "broken", [message]:

@@ -11,7 +11,7 @@ A book keeps its own invariants: parts read it, and change it by its methods onl
     pause            since when and why answers wait                                switch, failures
     retries          failures of rings in a row                                     failures
     retries_beside   failures in a row of plans that are prepared beside one        failures, switch
-    cache            where the KV cache of each layer lies                          switch, preparation, planning, idle_shards
+    cache            where the KV cache of each layer lies                          switch, preparation, planning, idle_shards, failures
     links            edges that break though both ends live                         failures, joins_and_losses
     steps            measured times of steps                                        measurements
 """

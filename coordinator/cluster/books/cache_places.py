@@ -42,7 +42,7 @@ class CachePlaces:
         self._intact_blocks = min(self._intact_blocks, num_blocks)
 
     def clear(self) -> None:
-        """Another model is served: what was computed is of no use."""
+        """What was computed is of no use: another model is served, or a shard has computed nonsense, which the others went on from."""
         self._intact_blocks = NO_LIMIT
         self._owners = {}
         self._holders.clear()

@@ -39,7 +39,8 @@ class Member:
     """An admitted shard.
 
     last_seen_s: its last sign of life, from which its lease runs.
-    failures: failed attempts in a row. unused_until_s: not planned before; infinity for as long as this process lives.
+    failures: failed attempts in a row. num_faults: how often it was at fault.
+    unused_until_s: not planned before; infinity for as long as this process lives.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
     failure: why it cannot be used as it is, None if it can. leaving: in words, that it wants to go; '' if it does not.
     is_leave_forced: it goes also if the others do not suffice: people want it, or no answer needs it.
@@ -63,6 +64,7 @@ class Member:
     load: LoadProgress = field(default_factory=LoadProgress)
     load_moved_s: float = 0.0
     failures: int = 0
+    num_faults: int = 0
     unused_until_s: float = -math.inf
     limit_bytes: int = 0
     limit_until_s: float = -math.inf
@@ -123,6 +125,13 @@ class Member:
         if not self.has_failed and self.is_willing:
             self.plan_note = note
 
+    def fail(self, failure: str, until_s: float) -> None:
+        """It is not used before then, whether the others suffice or not."""
+        self.failure, self.unused_until_s = failure, until_s
+
+    def try_again(self) -> None:
+        self.failure, self.unused_until_s = None, -math.inf
+
     def configure(self, capabilities: ShardCapabilities) -> None:
         """With other limits it may be able to do what it could not."""
         if capabilities == self.hello.capabilities:
@@ -130,8 +139,8 @@ class Member:
         self.hello = replace(self.hello, capabilities=capabilities)
         self.speed.probed_s = capabilities.decode_s_per_byte
         self.limit_until_s = -math.inf
-        if self.has_failed:
-            self.failure, self.unused_until_s = None, -math.inf
+        if self.has_failed and self.unused_until_s == math.inf:
+            self.try_again()
 
     def hop_s(self, config: ClusterConfig) -> float:
         """What the edge to it costs a step."""

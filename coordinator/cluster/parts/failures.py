@@ -1,13 +1,14 @@
 """What fails, and what is done about it: retries, pauses that double, shards that are set aside or asked for no more than they have."""
 
 import math
+from collections.abc import Collection
 
 from dairllm.coordinator.cluster.actions import EventKind
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.books.deployments import Candidate
 from dairllm.coordinator.cluster.books.links import Edge
 from dairllm.coordinator.cluster.books.member import Member
-from dairllm.coordinator.cluster.events import EdgeBroken, RingBroken, StageLoadFailed
+from dairllm.coordinator.cluster.events import EdgeBroken, MemberAtFault, RingBroken, StageLoadFailed
 from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.planning import Planning
 from dairllm.coordinator.cluster.parts.preparation import Preparation
@@ -63,7 +64,7 @@ class Failures(MachinePart):
         """It cannot load this part; if it has another one already, it may keep that."""
         self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
         if not self._limit_to_present(member, math.inf):
-            member.failure, member.unused_until_s = message, math.inf
+            member.fail(message, math.inf)
         self._give_up_candidate(f"shard {member.name} failed")
 
     def _limit_to_present(self, member: Member, until_s: float) -> bool:
@@ -111,6 +112,24 @@ class Failures(MachinePart):
         else:
             self._close_and_retry(reason)
 
+    # -- a member does what cannot be
+
+    def on_fault(self, event: MemberAtFault) -> None:
+        """The others go on without it at once, also if they do not suffice."""
+        member = self._members[event.name]
+        if member.has_failed:
+            return
+        member.num_faults += 1
+        pause_s = self._config.fault_s(member.num_faults)
+        member.fail(f"set aside for {pause_s:g} s: it {event.reason}", self._now_s + pause_s)
+        words = f"shard {event.name} {event.reason}: it is set aside for {pause_s:g} s"
+        self._journal.tell(EventKind.SET_ASIDE, event.name, words)
+        if event.is_believed:
+            self._cache.forget(member.holder)
+        else:
+            self._cache.clear()
+        self.go_on_without([event.name], "is at fault")
+
     # -- nothing moves
 
     def notice_stalls(self) -> None:
@@ -137,6 +156,20 @@ class Failures(MachinePart):
 
     # -- what follows
 
+    def go_on_without(self, names: Collection[str], what: str) -> None:
+        """A new plan at once if one that is in use or in the making needs them."""
+        state = self._state
+        reason = " and ".join(f"shard {name} {what}" for name in names if state.cares_for(name))
+        is_in_use = any(state.is_in_use(name) for name in names)
+        if is_in_use or (reason and state.phase in (Phase.LOADING, Phase.DRAINING, Phase.RETRYING)):
+            self.interrupt(reason)
+            self._planning.schedule(self._now_s, urgent=True)
+        elif reason and state.phase is Phase.PREPARING:
+            self._preparation.stop(reason)
+            self._planning.schedule(self._now_s)
+        elif state.phase is Phase.WAITING:
+            self._planning.schedule(self._now_s)
+
     def interrupt(self, reason: str) -> None:
         """No ring, no candidate; the caller schedules a plan."""
         self._switch.close_ring(reason)
@@ -160,7 +193,7 @@ class Failures(MachinePart):
             return
         member.failures += 1
         if member.failures >= self._config.set_aside_after and not (is_beside and self._state.is_in_use(name)):
-            member.unused_until_s = self._now_s + self._config.set_aside_s
+            member.unused_until_s = max(member.unused_until_s, self._now_s + self._config.set_aside_s)
             member.take_note(f"set aside after {member.failures} failures in a row")
             words = f"shard {name} is set aside after {member.failures} failures in a row; the others try without it"
             self._journal.tell(EventKind.SET_ASIDE, name, words)
@@ -181,7 +214,7 @@ class Failures(MachinePart):
     def welcome_back_set_aside(self) -> None:
         for member in self._members:
             if -math.inf < member.unused_until_s <= self._now_s:
-                member.unused_until_s = -math.inf
+                member.try_again()
                 self._planning.schedule(self._now_s)
 
     def forget_failures(self) -> None:

@@ -93,19 +93,6 @@ class JoinsAndLosses(MachinePart):
             self._go_on_without(lost, "was lost")
 
     def _go_on_without(self, lost: Mapping[str, Holder], what: str) -> None:
-        """A new plan at once if one that is in use or in the making needs them.
-
-        What the cache's places say of them stays: a process that lost only its connection may come back with it.
-        """
-        state = self._state
+        """What the cache's places say of them stays: a process that lost only its connection may come back with it."""
         self._links.forget(lost)
-        reason = " and ".join(f"shard {name} {what}" for name in lost if state.cares_for(name))
-        is_in_use = any(state.is_in_use(name) for name in lost)
-        if is_in_use or (reason and state.phase in (Phase.LOADING, Phase.DRAINING, Phase.RETRYING)):
-            self._failures.interrupt(reason)
-            self._planning.schedule(self._now_s, urgent=True)
-        elif reason and state.phase is Phase.PREPARING:
-            self._preparation.stop(reason)
-            self._planning.schedule(self._now_s)
-        elif state.phase is Phase.WAITING:
-            self._planning.schedule(self._now_s)
+        self._failures.go_on_without(lost, what)

@@ -1,6 +1,5 @@
 """Which plan is the best now: for whom is planned, around what lies where. It decides nothing and changes nothing."""
 
-import math
 from collections.abc import Collection, Iterator
 from functools import partial
 
@@ -49,7 +48,7 @@ class PlanSearch(MachinePart):
     def _is_usable(self, member: Member) -> bool:
         """A shard that wants to leave goes on with a part that it has, and gets no new one."""
         has_reason_to_stay = not member.is_leaving or self._state.cares_for(member.name)
-        return member.unused_until_s < math.inf and not member.is_forced and has_reason_to_stay
+        return not member.has_failed and not member.is_forced and has_reason_to_stay
 
     def _resort(self, member: Member) -> int:
         """0 for whom nothing speaks against; then shards that are set aside, that are cordoned, that want to leave."""
