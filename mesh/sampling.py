@@ -19,14 +19,15 @@ SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
 }
 """Lowest and highest value, both allowed, but for repetition_penalty, which must be over 0."""
 LOGIT_BIAS_RANGE = (-100.0, 100.0)
+_MAY_BE_ABSENT = ("temperature", "top_p", "repetition_penalty", "seed")
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Values as in OpenAI's API, where it has them; the others as vLLM and llama.cpp name them.
 
-    temperature 0 chooses the most probable token. `off` values: top_k 0, top_p 1, min_p 0, repetition_penalty 1, the other
-    penalties 0. With `logprobs`, log-probabilities of the model's own distribution (before temperature and penalties) are reported,
+    temperature 0 chooses the most probable token, as does top_p 0. `off` values: top_k 0, top_p 1, min_p 0, repetition_penalty 1, the
+    other penalties 0. With `logprobs`, log-probabilities of the model's own distribution (before temperature and penalties) are reported,
     with those of the `top_logprobs` most probable tokens.
 
     Raises InvalidRequest, with `param`, for a value out of range.
@@ -76,16 +77,15 @@ class SamplingParams:
         )
 
     @classmethod
-    def from_proto(cls, message: ring_pb2.SamplingParams) -> "SamplingParams":
+    def from_proto(cls, message: ring_pb2.SamplingParams, absent: "SamplingParams") -> "SamplingParams":
+        """absent: has the values of the fields that the message lacks and that may be lacking."""
+        given = {name: getattr(message if message.HasField(name) else absent, name) for name in _MAY_BE_ABSENT}
         return cls(
-            temperature=message.temperature,
+            **given,
             top_k=message.top_k,
-            top_p=message.top_p or 1.0,
             min_p=message.min_p,
-            repetition_penalty=message.repetition_penalty or 1.0,
             presence_penalty=message.presence_penalty,
             frequency_penalty=message.frequency_penalty,
-            seed=message.seed,
             logit_bias=dict(message.logit_bias),
             logprobs=message.logprobs,
             top_logprobs=message.top_logprobs,

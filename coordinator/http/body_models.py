@@ -148,7 +148,7 @@ class GenerationBody(JsonObject):
     repetition_penalty: Annotated[float, Number(*SAMPLING_RANGES["repetition_penalty"], above=True)] | None = None
     presence_penalty: Annotated[float, Number(*SAMPLING_RANGES["presence_penalty"])] | None = None
     frequency_penalty: Annotated[float, Number(*SAMPLING_RANGES["frequency_penalty"])] | None = None
-    seed: Annotated[int, WholeNumber(-(2**63), MAX_SEED)] | None = Field(None, description="Random if absent.")
+    seed: Annotated[int, WholeNumber(-(2**63), MAX_SEED)] | None = Field(None, description="Random if absent or -1.")
     logit_bias: LogitBias | None = Field(None, description="By token id.")
     stop: Stop | None = None
     ignore_eos: Flag | None = Field(None, description="Go on behind the model's end token.")

@@ -104,7 +104,7 @@ async def _text_prompt(name: str, prompt: str, text: TextService) -> _Prompt:
 
 
 def _id_prompt(name: str, ids: Sequence[int], text: TextService) -> _Prompt:
-    highest = text.served.spec.vocab_size - 1
+    highest = text.served.spec.num_tokens - 1
     if min(ids) < 0 or max(ids) > highest:
         index, wrong = next((index, one) for index, one in enumerate(ids) if not 0 <= one <= highest)
         raise refuse(f"{name}[{index}]", wrong, f"a whole number from 0 to {highest}")
@@ -120,7 +120,7 @@ def _sampling(body: GenerationBody, logprobs: bool, top_logprobs: int) -> Sampli
         repetition_penalty=_or(body.repetition_penalty, 1.0),
         presence_penalty=_or(body.presence_penalty, 0.0),
         frequency_penalty=_or(body.frequency_penalty, 0.0),
-        seed=random_seed() if body.seed is None else body.seed & MAX_SEED,
+        seed=random_seed() if body.seed is None or body.seed == -1 else body.seed & MAX_SEED,
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         logprobs=logprobs,
         top_logprobs=top_logprobs,

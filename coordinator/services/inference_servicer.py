@@ -62,7 +62,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             name=served.name,
             architecture=served.spec.architecture,
             context_length=engine.context_length,
-            vocab_size=served.spec.vocab_size,
+            vocab_size=served.spec.num_tokens,
             has_tokenizer=served.tokenizer is not None,
             has_chat_template=served.chat_template is not None,
             ready=engine.why_unready() is None,
@@ -73,8 +73,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _read_request(self, request: inference_pb2.GenerateRequest) -> TextRequest:
         self._text.require_model(request.model)
-        has_sampling = request.HasField("sampling")
-        sampling = SamplingParams.from_proto(request.sampling) if has_sampling else SamplingParams(seed=random_seed())
+        sampling = SamplingParams.from_proto(request.sampling, SamplingParams(seed=random_seed()))
         max_tokens = request.max_tokens if request.HasField("max_tokens") else None
         return TextRequest(await self._read_prompt(request), sampling, max_tokens, tuple(request.stop), request.ignore_eos)
 

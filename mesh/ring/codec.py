@@ -20,6 +20,8 @@ from dairllm.mesh.sampling import SamplingParams
 from dairllm.v1 import ring_pb2
 
 _NO_REPLAY = Replay(0, 0, "")
+_ABSENT_SAMPLING = SamplingParams(temperature=0.0)
+"""Coordinators write every field; those of protocol 1.1 left out zeros, which only as a temperature meant themselves."""
 
 
 def micro_batch_from_proto(message: ring_pb2.MicroBatch) -> MicroBatch:
@@ -73,7 +75,7 @@ def result_from_proto(message: ring_pb2.MicroBatchResult) -> MicroBatchResult:
 
 def _begin_from_proto(message: ring_pb2.SequenceBegin) -> SequenceBegin:
     try:
-        sampling = SamplingParams.from_proto(message.sampling)
+        sampling = SamplingParams.from_proto(message.sampling, _ABSENT_SAMPLING)
     except InvalidRequest as error:
         raise MalformedFrame(f"sequence {message.sequence_id} has wrong sampling parameters: {error}") from error
     return SequenceBegin(

@@ -72,7 +72,7 @@ async def test_sampling_parameters_reach_the_engine(site: Site) -> None:
             messages=USER,
             temperature=0.5,
             top_p=0.9,
-            seed=-1,
+            seed=-2,
             presence_penalty=0.25,
             frequency_penalty=-0.25,
             logit_bias={"97": -100},
@@ -83,7 +83,7 @@ async def test_sampling_parameters_reach_the_engine(site: Site) -> None:
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 5, 0.1)
     assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.1, 0.25, -0.25)
-    assert (sampling.seed, sampling.logit_bias, request.max_tokens, request.end_ids) == (2**64 - 1, {97: -100.0}, 3, frozenset())
+    assert (sampling.seed, sampling.logit_bias, request.max_tokens, request.end_ids) == (2**64 - 2, {97: -100.0}, 3, frozenset())
 
 
 async def test_without_a_seed_every_request_has_another(site: Site) -> None:
@@ -92,6 +92,14 @@ async def test_without_a_seed_every_request_has_another(site: Site) -> None:
             await client.chat.completions.create(model="tiny", messages=USER)
     first, second = site.engine.requests
     assert first.sampling.seed != second.sampling.seed
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+async def test_a_seed_of_nothing_is_a_random_one(site: Site, seed: int | None) -> None:
+    for _ in range(2):
+        await site.post("/v1/completions", {"prompt": "a", "seed": seed})
+    first, second = (request.sampling.seed for request in site.engine.requests)
+    assert first != second
 
 
 async def test_choices_have_their_own_seed_and_order(site: Site) -> None:

@@ -126,6 +126,12 @@ def test_greedy_takes_the_lowest_of_equals(logits: Logits) -> None:
     assert choose(logits, temperature=1.0, top_k=1, seed=3) == choose(logits, temperature=0.0)
 
 
+@given(LOGITS, WORDS, st.integers(1, 1000))
+def test_a_nucleus_of_nothing_is_the_most_probable_token(logits: Logits, seed: int, position: int) -> None:
+    assert choose(logits, position, top_p=0.0, seed=seed, temperature=2.0) == choose(logits, temperature=0.0)
+    assert choose(logits, position, top_p=0.0, seed=seed, top_k=3) == choose(logits, temperature=0.0)
+
+
 def test_a_tiny_temperature_is_nearly_greedy() -> None:
     assert choose(np.array([1.0, 3.0, 2.0], np.float32), temperature=1e-38, seed=9) == 1
 

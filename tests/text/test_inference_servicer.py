@@ -75,10 +75,21 @@ async def test_absent_sampling_means_a_random_seed_and_temperature_1(service: Se
     assert first.seed != second.seed
 
 
+async def test_what_is_absent_within_sampling_is_as_without_it_and_zero_is_zero(service: Service) -> None:
+    lacking, zero = ring_pb2.SamplingParams(top_k=3), ring_pb2.SamplingParams(temperature=0, top_p=0, seed=0)
+    for asked in (lacking, lacking, zero):
+        await generate(service, text="Hi", sampling=asked)
+    first, second, zeros = (request.sampling for request in service.engine.requests)
+    assert (first.temperature, first.top_p, first.repetition_penalty, first.top_k) == (1, 1, 1, 3)
+    assert first.seed != second.seed
+    assert (zeros.temperature, zeros.top_p, zeros.repetition_penalty, zeros.seed) == (0, 0, 1, 0)
+
+
 async def test_sampling_is_taken_as_it_is(service: Service) -> None:
-    responses = await generate(service, text="Hi", sampling=ring_pb2.SamplingParams(seed=7, logprobs=True, top_logprobs=2), max_tokens=1)
+    asked = ring_pb2.SamplingParams(temperature=0.5, seed=7, logprobs=True, top_logprobs=2)
+    responses = await generate(service, text="Hi", sampling=asked, max_tokens=1)
     sampling = service.engine.requests[0].sampling
-    assert (sampling.temperature, sampling.seed, sampling.top_p, sampling.repetition_penalty) == (0, 7, 1, 1)
+    assert (sampling.temperature, sampling.seed, sampling.top_p, sampling.repetition_penalty) == (0.5, 7, 1, 1)
     token = responses[0].tokens[0]
     assert token.logprob == logprob_of(ord("H"))
     assert [one.token_id for one in token.top] == [ord("H"), ord("I")]
@@ -105,6 +116,8 @@ async def test_errors_name_the_field(service: Service, bare_service: Service) ->
     assert isinstance(await failure(service, text="x" * CONTEXT_LENGTH), ContextExceeded)
     error = await failure(service, text="Hi", sampling=ring_pb2.SamplingParams(temperature=-1))
     assert (type(error), error.param) == (InvalidRequest, "temperature")
+    error = await failure(service, text="Hi", sampling=ring_pb2.SamplingParams(repetition_penalty=0))
+    assert (type(error), error.param) == (InvalidRequest, "repetition_penalty")
 
 
 async def test_a_full_queue_says_when_to_try_again(service: Service) -> None:

@@ -62,7 +62,7 @@ class InferenceServiceServicer(object):
     def Generate(self, request, context):
         """Generates text or tokens and streams them.
 
-        Called by: clients. Not idempotent (each call generates), but with `sampling.seed` set or temperature 0 the answer is the same again.
+        Called by: clients. Not idempotent (each call generates), but with `sampling.seed` set, or temperature 0, the answer is the same again.
         Cancelling the call ends the generation and frees its resources. Every stream ends with one message that has a `finish`.
 
         Errors: INVALID_ARGUMENT names the field, its value and what was expected; NOT_FOUND unknown model;
