@@ -78,7 +78,7 @@ class Coordinator:
         self._config = cluster_config(settings, limits)
         self._machine = ClusterMachine(self._config)
         self._readiness = Readiness(self._machine, settings.recovery_limit_s)
-        self._engine = Engine(limits, spec.vocab_size, self._readiness.why_unready, settings.recovery_limit_s)
+        self._engine = Engine(limits, spec.num_tokens, self._readiness.why_unready, settings.recovery_limit_s)
         self._ring = Ring(self._config.cluster_hash, self._engine.complete)
         self._inviter: Inviter | None = None
         self._metrics = CollectorRegistry()

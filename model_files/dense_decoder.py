@@ -51,7 +51,14 @@ def dense_layer(
 
 
 def dense_decoder(
-    layers: tuple[LayerSpec, ...], *, architecture: str, name: str, hidden_size: int, vocab_size: int, context_length: int
+    layers: tuple[LayerSpec, ...],
+    *,
+    architecture: str,
+    name: str,
+    hidden_size: int,
+    vocab_size: int,
+    context_length: int,
+    padding_rows: int = 0,
 ) -> ModelSpec:
     """The norm before the head is that before the last feed-forward block."""
     return ModelSpec(
@@ -62,6 +69,7 @@ def dense_decoder(
         context_length=context_length,
         layers=layers,
         output_norm=_last_norm(layers),
+        padding_rows=padding_rows,
     )
 
 

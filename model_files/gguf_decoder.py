@@ -65,13 +65,15 @@ class PlainDecoder(NamedTuple):
         if not 1 <= num_layers <= MAX_LAYERS:
             raise CorruptModelFile(f"{gguf.path} has {self.name}.block_count {num_layers}; expected 1 to {MAX_LAYERS}")
         rope = self._rope(gguf, self._head_dim(gguf, hidden_size))
+        vocab_size = self._vocab_size(gguf)
         return dense_decoder(
             tuple(self._layer(gguf, index, hidden_size, rope) for index in range(num_layers)),
             architecture=self.name,
             name=gguf.text("general.name", gguf.path.stem) or gguf.path.stem,
             hidden_size=hidden_size,
-            vocab_size=self._vocab_size(gguf),
+            vocab_size=vocab_size,
             context_length=gguf.integer(f"{self.name}.context_length"),
+            padding_rows=_padding_rows(gguf, vocab_size),
         )
 
     def tensor_names(self, gguf: GgufFile, spec: ModelSpec) -> list[dict[str, str]]:
@@ -166,6 +168,12 @@ class PlainDecoder(NamedTuple):
 
 def layer_tensor_name(layer: int, role: str) -> str:
     return f"blk.{layer}.{LAYER_TENSORS[role]}"
+
+
+def _padding_rows(gguf: GgufFile, vocab_size: int) -> int:
+    """Converters round the matrices up: rows behind the file's last token. Without a list of tokens every row is one."""
+    num_tokens = len(gguf.texts("tokenizer.ggml.tokens", []))
+    return max(0, vocab_size - num_tokens) if num_tokens else 0
 
 
 def _stored_freq_factors(gguf: GgufFile) -> list[float] | None:

@@ -19,7 +19,7 @@ from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.model_files.spec import ModelSpec, require_features
 
 # Part of the cache key: raised whenever the same file would give another manifest.
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 
 
 def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Manifest:

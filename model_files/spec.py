@@ -63,7 +63,8 @@ class ModelSpec:
     """A decoder-only transformer; CorruptModelFile if its parts contradict each other.
 
     architecture: how the file's format calls it, for people. embedding_scale: of the rows of the embedding. Logits are multiplied by
-    logit_scale and bounded by logit_softcap, which they approach by tanh.
+    logit_scale and bounded by logit_softcap, which they approach by tanh. vocab_size: rows of embedding and output, of which the last
+    padding_rows belong to no token and have no logits.
     """
 
     architecture: str = text()
@@ -76,11 +77,19 @@ class ModelSpec:
     embedding_scale: float = within(1e-6, 1e6, default=1.0)
     logit_scale: float = within(1e-6, 1e6, default=1.0)
     logit_softcap: float | None = within(1e-3, 1e6, default=None)
+    padding_rows: int = within(0, MAX_VOCABULARY, default=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not 1 <= len(self.layers) <= MAX_LAYERS:
             raise CorruptModelFile(f"the model has {len(self.layers)} layers; expected 1 to {MAX_LAYERS}")
+        if self.padding_rows >= self.vocab_size:
+            raise CorruptModelFile(f"padding_rows is {self.padding_rows}; expected less than vocab_size, {self.vocab_size}")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the vocabulary: their ids are 0 to num_tokens - 1."""
+        return self.vocab_size - self.padding_rows
 
     @property
     def num_layers(self) -> int:

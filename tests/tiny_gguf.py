@@ -32,7 +32,7 @@ TOKENIZER_VOCAB_SIZE = 288
 
 class TinyLlama(NamedTuple):
     """Shape of a tiny model. `tied`: the output is the embedding. `rope_freq_factors`: head_dim/2 values for `rope_freqs.weight`.
-    `architecture`: as GGUF and `model_type` call it."""
+    `architecture`: as GGUF and `model_type` call it. `padding_rows`: the vocabulary's last, without a token."""
 
     num_layers: int = 3
     hidden_size: int = 64
@@ -47,6 +47,7 @@ class TinyLlama(NamedTuple):
     tied: bool = False
     rope_freq_factors: Sequence[float] | None = None
     architecture: str = "llama"
+    padding_rows: int = 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -128,7 +129,7 @@ def write_llama(
     writer.add_name(f"tiny-{model.architecture}")
     _add_shape(writer, model)
     if with_tokenizer:
-        add_tokenizer(writer, model.vocab_size)
+        add_tokenizer(writer, model.vocab_size - model.padding_rows)
     quantization = gguf.GGMLQuantizationType[block_format]
     for name, values in weights.items():
         if values.ndim == 1 or block_format == "F32":

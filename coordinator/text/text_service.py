@@ -57,7 +57,7 @@ class TextService:
 
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest, with `param`, unless all are ids of the vocabulary."""
-        highest = self.served.spec.vocab_size - 1
+        highest = self.served.spec.num_tokens - 1
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) <= highest):
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id <= highest)
             raise InvalidRequest(f"{param} has the token id {wrong}; expected 0 to {highest}", param)

@@ -139,11 +139,11 @@ class _LoadedStage:
         self.weights_bytes, (body, head) = asyncio.run(_load(path, assignment))
         assert body is not None, "a whole model has layers"
         assert head is not None, "a whole model has a head"
-        self._body, self._head = body, Head(head, assignment.wire)
+        self._body, self._head = body, Head(head, manifest.spec.num_tokens, assignment.wire)
         self._kv = [make_cache(layer, geometry) for layer in manifest.spec.layers]
         numbers = np.random.default_rng(RANDOM_SEED)
         shape = (workload.sequences, workload.context_length)
-        self._token_ids = numbers.integers(0, manifest.spec.vocab_size, shape, dtype=np.int32)
+        self._token_ids = numbers.integers(0, manifest.spec.num_tokens, shape, dtype=np.int32)
 
     def run_prefill(self) -> float:
         began_s = time.perf_counter()

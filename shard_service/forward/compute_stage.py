@@ -64,7 +64,8 @@ class ComputeStage:
         self._body = parts.body
         self._body_units = range(assignment.span.start, min(assignment.span.stop, assignment.model.num_layers + 1))
         self._encoding = assignment.wire
-        self._head = Head(parts.head, self._encoding if parts.body else None) if parts.head else None
+        num_tokens = assignment.model.num_tokens
+        self._head = Head(parts.head, num_tokens, self._encoding if parts.body else None) if parts.head else None
         self._planner = SubRunPlanner(assignment.span, assignment.model.num_layers + 2, shard_name)
         self._kv = kv
         self._shard_name = shard_name

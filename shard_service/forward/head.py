@@ -46,10 +46,14 @@ class _Answer:
 
 
 class Head:
-    """encoding: how rows are rounded in front of the head, where the layer before it is on this shard; None if they came over the wire."""
+    """num_tokens: of the vocabulary; the output may have more rows, which are no tokens.
 
-    def __init__(self, stage: Stage, encoding: str | None) -> None:
+    encoding: how rows are rounded in front of the head, where the layer before it is on this shard; None if they came over the wire.
+    """
+
+    def __init__(self, stage: Stage, num_tokens: int, encoding: str | None) -> None:
         self._stage = stage
+        self._num_tokens = num_tokens
         self._encoding = encoding
 
     def results(self, slices: Sequence[CheckedSlice], hidden: Rows) -> tuple[SequenceResult, ...]:
@@ -66,11 +70,11 @@ class Head:
         return tuple(answer.result(sequence_id) for sequence_id, answer in answers.items())
 
     def logits(self, rows: Rows) -> Rows:
-        """[n, vocabulary] of rows [n, width], at most MAX_ROWS."""
+        """[n, num_tokens] of rows [n, width], at most MAX_ROWS."""
         if self._encoding is not None:
             rows = round_rows(rows, self._encoding)
         whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
-        return self._stage.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
+        return self._stage.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))[:, : self._num_tokens]
 
 
 def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:

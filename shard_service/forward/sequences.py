@@ -124,8 +124,8 @@ class SequenceTable:
         return CheckedSlice(slice_, sequence, self._extended_table(slice_, sequence))
 
     def _require_token(self, sequence_id: RingId, what: str, token_id: int) -> None:
-        if token_id >= self._model.vocab_size:
-            raise MalformedFrame(f"sequence {sequence_id} has {what} {token_id}; expected less than {self._model.vocab_size}")
+        if token_id >= self._model.num_tokens:
+            raise MalformedFrame(f"sequence {sequence_id} has {what} {token_id}; expected less than {self._model.num_tokens}")
 
     def _extended_table(self, slice_: SequenceSlice, sequence: RunningSequence) -> BlockTable:
         """New blocks follow those of the rows before the slice."""

@@ -16,6 +16,7 @@ from dairllm.model_files import manifest_builder
 from dairllm.model_files.architectures import architecture_names, find_architecture
 from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS
+from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
@@ -169,6 +170,15 @@ def test_unsupported_models_are_refused_by_name(tmp_path: Path, extra: dict[str,
     build_manifest(with_metadata(tmp_path))
     with pytest.raises(kind, match=expected):
         build_manifest(with_metadata(tmp_path, **extra))
+
+
+def test_rows_behind_the_last_token_are_no_tokens(tmp_path: Path) -> None:
+    padded = build_manifest(write_tiny_llama(tmp_path / "padded.gguf", vocab_size=320, padding_rows=20, with_tokenizer=True))
+    whole = build_manifest(write_tiny_llama(tmp_path / "whole.gguf", vocab_size=320, with_tokenizer=True))
+    bare = build_manifest(write_tiny_llama(tmp_path / "bare.gguf", vocab_size=320))
+    assert [(one.spec.vocab_size, one.spec.num_tokens) for one in (padded, whole, bare)] == [(320, 300), (320, 320), (320, 320)]
+    assert manifest_from_bytes(manifest_to_bytes(padded)).spec == padded.spec
+    assert padded.model_digest != whole.model_digest == bare.model_digest
 
 
 def test_unused_tensors_are_refused_by_name(tmp_path: Path) -> None:

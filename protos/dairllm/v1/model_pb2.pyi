@@ -20,7 +20,7 @@ ENCODING_Q8_0: Encoding
 ENCODING_Q8_0_OUTLIERS: Encoding
 
 class ModelSpec(_message.Message):
-    __slots__ = ("architecture", "name", "hidden_size", "vocab_size", "context_length", "layers", "output_norm", "embedding_scale", "logit_scale", "logit_softcap")
+    __slots__ = ("architecture", "name", "hidden_size", "vocab_size", "context_length", "layers", "output_norm", "embedding_scale", "logit_scale", "logit_softcap", "padding_rows")
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class ModelSpec(_message.Message):
     EMBEDDING_SCALE_FIELD_NUMBER: _ClassVar[int]
     LOGIT_SCALE_FIELD_NUMBER: _ClassVar[int]
     LOGIT_SOFTCAP_FIELD_NUMBER: _ClassVar[int]
+    PADDING_ROWS_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     name: str
     hidden_size: int
@@ -41,7 +42,8 @@ class ModelSpec(_message.Message):
     embedding_scale: float
     logit_scale: float
     logit_softcap: float
-    def __init__(self, architecture: _Optional[str] = ..., name: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerSpec, _Mapping]]] = ..., output_norm: _Optional[_Union[Norm, _Mapping]] = ..., embedding_scale: _Optional[float] = ..., logit_scale: _Optional[float] = ..., logit_softcap: _Optional[float] = ...) -> None: ...
+    padding_rows: int
+    def __init__(self, architecture: _Optional[str] = ..., name: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerSpec, _Mapping]]] = ..., output_norm: _Optional[_Union[Norm, _Mapping]] = ..., embedding_scale: _Optional[float] = ..., logit_scale: _Optional[float] = ..., logit_softcap: _Optional[float] = ..., padding_rows: _Optional[int] = ...) -> None: ...
 
 class LayerSpec(_message.Message):
     __slots__ = ("attention_norm", "self_attention", "latent_attention", "linear_attention", "attention_post_norm", "feed_forward_norm", "dense_feed_forward", "expert_feed_forward", "feed_forward_post_norm", "residual_scale")
