@@ -131,12 +131,15 @@ class Coordinator:
                 arguments = [*own, "--cluster", settings.cluster, "--parent-pid", str(os.getpid())]
                 background.append(tasks.create_task(LocalShard([*arguments, *settings.local_shard]).run(), name="local-shard"))
             await http
+            # Leases end before the local shard is told to: nobody is left to whom it could hand over its part.
+            self._engine.shut_down()
+            await membership.stop()
             for task in background:
                 task.cancel()
 
     def _make_membership(self, grpc_port: int, metrics: ServingMetrics) -> Membership:
         hosts = self._settings.grpc_hosts
-        places = Places(advertised(["127.0.0.1", *hosts], grpc_port), frozenset(hosts))
+        places = Places(advertised(hosts, grpc_port), frozenset(hosts))
 
         def count(event: ClusterEvent) -> None:
             metrics.count_event(event.kind, event.duration_s)

@@ -43,8 +43,8 @@ class CoordinatorSettings:
 
     @property
     def grpc_hosts(self) -> list[str]:
-        """Addresses of this machine at which shards reach it."""
-        return real_interface_addresses() if self.grpc_host in EVERY_ADDRESS else [self.grpc_host]
+        """Addresses of this machine at which shards reach it, loopback for those on it; a host that was named is the only one."""
+        return ["127.0.0.1", *real_interface_addresses()] if self.grpc_host in EVERY_ADDRESS else [self.grpc_host]
 
     def grpc_address(self, port: int) -> Address:
         """For processes of this machine. port: the one that is listened at."""

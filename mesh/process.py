@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from dairllm.mesh.errors import DairllmError
-from dairllm.mesh.telemetry import fields, get_logger
+from dairllm.mesh.telemetry import fields, get_logger, say_last
 
 EXIT_ERROR = 2
 _PARENT_POLL_S = 0.5
@@ -24,8 +24,8 @@ Main = Callable[[asyncio.Event], Awaitable[None]]
 def run_until_signal(main: Main, *, parent_pid: int | None = None, stop_timeout_s: float = 30.0) -> int:
     """Run `main(stop)` in a new event loop and return the exit code.
 
-    SIGINT or SIGTERM sets `stop`; a second one ends the process at once. A `main` that still runs `stop_timeout_s` after the first
-    is cancelled. A DairllmError becomes one line on stderr and EXIT_ERROR.
+    SIGINT, SIGTERM or SIGHUP (unless nohup made it ignored) sets `stop`; a second one ends the process at once. A `main` that still
+    runs `stop_timeout_s` after the first is cancelled. A DairllmError becomes one line on stderr and EXIT_ERROR.
 
     parent_pid: the process that started this one; when it ends, however it ends, this one gets SIGTERM.
     """
@@ -39,7 +39,7 @@ def run_until_signal(main: Main, *, parent_pid: int | None = None, stop_timeout_
 
 def report_error(error: DairllmError) -> None:
     """One line for people, on stderr."""
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+    say_last(f"{Path(sys.argv[0]).name}: {error}")
 
 
 async def _supervise(main: Main, parent_pid: int | None, stop_timeout_s: float) -> None:
@@ -70,8 +70,9 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal, number)
 
 
 async def _cancel_when_late(work: asyncio.Future[None], stop: asyncio.Event, stop_timeout_s: float) -> None:

@@ -108,7 +108,7 @@ class Inviter:
     def _own_addresses(self, shard: Place) -> tuple[str, ...]:
         """Asked anew for each call: a machine may have other addresses by then."""
         hosts = self._own_hosts()
-        own = Place(advertised(["127.0.0.1", *hosts], self._grpc_port), "127.0.0.1")
+        own = Place(advertised(hosts, self._grpc_port), "127.0.0.1")
         return addresses_from(shard, own, frozenset(hosts))
 
 

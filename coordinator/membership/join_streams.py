@@ -33,6 +33,7 @@ class JoinStreams:
         self._streams: dict[LeaseId, JoinStream] = {}
         self._admitted: dict[str, JoinStream] = {}
         self._ids = itertools.count(1)
+        self._closing: DairllmError | None = None
 
     # What the machine decides
 
@@ -48,6 +49,8 @@ class JoinStreams:
             stream.end(error)
 
     def end_all(self, error: DairllmError) -> None:
+        """Now and from now on."""
+        self._closing = error
         for stream in self._streams.values():
             stream.end(error)
 
@@ -71,6 +74,8 @@ class JoinStreams:
     async def serve(self, requests: AsyncIterator[cluster_pb2.JoinRequest], observed_host: str) -> AsyncIterator[cluster_pb2.JoinResponse]:
         """ClusterService.Join. Raises the DairllmError that ends the lease."""
         first = await first_request(requests, "hello")
+        if self._closing is not None:
+            raise self._closing
         stream = self._begin(first.hello, observed_host)
         reader = asyncio.create_task(self._read(stream, requests), name=f"join-stream-{stream.name}")
         try:

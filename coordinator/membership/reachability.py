@@ -1,7 +1,8 @@
 """Which address of a member another member should dial. Pure.
 
-A loopback address means something else on every host, so it is only given to members of the coordinator's own host. For the others the
-host that the coordinator sees a shard at comes first: it is known to work from at least one other machine.
+A loopback address means something else on every host, so it is only given to members of the coordinator's own host: the one that the
+member named, since it may listen at no other, else the usual one. For the others the host that the coordinator sees a shard at comes
+first: it is known to work from at least one other machine.
 """
 
 import ipaddress
@@ -74,7 +75,8 @@ def addresses_from(source: Place, target: Place, own_hosts: Collection[str]) -> 
     if not is_loopback(target.observed_host) and target.observed_host:
         outside = [Address(target.observed_host, port) for port in ports] + outside
     if source.is_on(own_hosts) and target.is_on(own_hosts):
-        outside = [Address("127.0.0.1", port) for port in ports] + outside
+        named = [address for address in parsed if is_loopback(address.host)]
+        outside = (named or [Address("127.0.0.1", port) for port in ports]) + outside
     return tuple(dict.fromkeys(str(address) for address in outside))[:MAX_ADDRESSES]
 
 

@@ -12,6 +12,11 @@ def test_members_of_one_host_use_loopback() -> None:
     assert addresses_from(LOCAL, ALSO_LOCAL, OWN)[0] == "127.0.0.1:7002"
 
 
+@pytest.mark.parametrize("named", ["127.0.0.2:7004", "127.0.1.1:7004", "[::1]:7004", "localhost:7004"])
+def test_a_loopback_address_that_was_named_is_the_only_one(named: str) -> None:
+    assert addresses_from(ALSO_LOCAL, Place((named,), "127.0.0.1"), OWN) == (named,)
+
+
 def test_a_remote_member_never_gets_a_loopback_address() -> None:
     assert addresses_from(REMOTE, LOCAL, OWN) == ("192.168.1.2:7001",)
 

@@ -42,13 +42,22 @@ def program(before: str = "pass", after: str = "pass", options: str = "") -> Man
     return ManagedProcess([sys.executable, "-c", PROGRAM.format(before=before, after=after, options=options), "{ready_file}"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_gracefully(number: signal.Signals) -> None:
     with program() as process:
         assert process.wait_ready()["pid"] == process.pid
         process.send(number)
         assert process.wait(10) == 0
         assert process.output() == "stopping\n"
+
+
+def test_nohup_is_respected() -> None:
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + PROGRAM.format(before="pass", after="pass", options="")
+    with ManagedProcess([sys.executable, "-c", ignoring, "{ready_file}"]) as process:
+        process.wait_ready()
+        process.send(signal.SIGHUP)
+        process.send(signal.SIGTERM)
+        assert process.wait(10) == 0
 
 
 def test_a_second_signal_ends_at_once() -> None:
