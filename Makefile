@@ -21,10 +21,13 @@ SEEDS ?= 20000
 FIRST ?= 0
 LIMIT_S ?= 3600
 FUZZ_S ?= 600
+CHAOS_S ?= 900
+LOAD_S ?= 300
+SEED ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build dev demo test test-fast faults fuzz soak lint format types structure protos protos-check wheel bench clean
+.PHONY: help build dev demo test test-fast faults chaos load fuzz soak lint format types structure protos protos-check wheel bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +48,12 @@ test-fast: build $(STAMPS)/test ## The tests without slow ones and without netwo
 
 faults: build $(STAMPS)/test ## The whole matrix of faults (what × where × when) with real processes, and its table as Markdown
 	$(PYTEST) tests/faults --all-faults $(PYTEST_ARGS)
+
+chaos: build $(STAMPS)/test ## Four shards and a fault every few seconds, while clients compare answers: CHAOS_S (seconds), SEED
+	$(BIN)/python -m tests.endurance.chaos --seconds $(CHAOS_S) --seed $(SEED)
+
+load: build $(STAMPS)/test ## 600 clients at once, some of which stall, read slowly or vanish: LOAD_S (seconds)
+	$(BIN)/python -m tests.endurance.load --seconds $(LOAD_S)
 
 fuzz: build $(STAMPS)/test ## The HTTP API under random requests of schemathesis: FUZZ_S (seconds)
 	FUZZ_S=$(FUZZ_S) $(PYTEST) tests/http/test_fuzzing.py -s $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""A coordinator and five shards on hosts of their own, whose processes and links can be broken and mended."""
+"""A coordinator and up to five shards on hosts of their own, whose processes and links can be broken and mended."""
 
 import contextlib
 import os
@@ -28,6 +28,8 @@ HTTP, GRPC_PORT = "http://127.0.0.1:8080", 7117
 POLL_S = 0.005
 HEALED_WITHIN_S = 60.0
 KV_TOKENS = 16384
+MEMORY = "512MiB"
+"""Of each shard."""
 CACHE_DISK = "256k"
 DELAY_S, LOSS = 0.2, 0.2
 State = dict[str, Any]
@@ -52,18 +54,19 @@ class Host:
 class Fleet:
     """Use as a context manager, in one thread: within the block this thread is on the coordinator's host. All are gone after it.
 
-    without_files: shards see no model file and must fetch weights from the coordinator; their cache folders are small disks.
+    isas: of the shards, one for each. without_files: shards see no model file and must fetch weights from the coordinator; their cache
+    folders are small disks.
     lossy: links can delay and lose packets.
     """
 
     def __init__(self, model: Path, folder: Path, isas: Sequence[str | None], *, without_files: bool, lossy: bool) -> None:
         self._model, self._folder = model, folder
         self._without_files = without_files
-        self._network = (LossyNetwork if lossy else Namespaces)(["root", *HOSTS])
-        self.hosts = {name: Host(name, isa, folder / f"cache-{name}") for name, isa in zip(HOSTS, isas, strict=True)}
+        self._network = (LossyNetwork if lossy else Namespaces)(["root", *HOSTS[: len(isas)]])
+        self.hosts = {name: Host(name, isa, folder / f"cache-{name}") for name, isa in zip(HOSTS, isas, strict=False)}
         self._stack = contextlib.ExitStack()
         self._client = httpx.Client(base_url=HTTP, timeout=30.0, trust_env=False)
-        self._paused: list[ManagedProcess] = []
+        self._paused: dict[str, ManagedProcess] = {}
         self._log_read: dict[Path, int] = {}
         self.coordinator: ManagedProcess
 
@@ -72,7 +75,7 @@ class Fleet:
             stack.callback(self._client.close)
             stack.enter_context(self._network)
             if self._without_files:
-                for name in ("coordinator", *HOSTS):
+                for name in ("coordinator", *self.hosts):
                     self._make_cache(name, stack)
             stack.enter_context(inside(self._network.namespace("root")))
             self._stack = stack.pop_all()
@@ -163,12 +166,16 @@ class Fleet:
         """Start what has ended: shards under their old names, after SIGTERM under a new one."""
         if not self.coordinator.running:
             self._restart(self.coordinator)
-        for host in self.hosts.values():
-            if host.process is None:
-                host.generation += 1
-                self._start(host)
-            elif not host.process.running:
-                host.process.start()
+        for name in self.hosts:
+            self.revive_host(name)
+
+    def revive_host(self, name: str) -> None:
+        host = self.hosts[name]
+        if host.process is None:
+            host.generation += 1
+            self._start(host)
+        elif not host.process.running:
+            host.process.start()
 
     def kill_shards(self) -> None:
         for host in self.hosts.values():
@@ -201,14 +208,13 @@ class Fleet:
         return host.process if host.process is not None else host.leaving[-1]
 
     def _pause(self, name: str) -> None:
-        self._paused.append(self._process(name))
-        self._paused[-1].pause()
+        self._paused[name] = self._process(name)
+        self._paused[name].pause()
 
-    def _resume_all(self) -> None:
-        for process in self._paused:
-            if process.running:
-                process.resume()
-        self._paused.clear()
+    def _resume(self, name: str) -> None:
+        process = self._paused.pop(name, None)
+        if process is not None and process.running:
+            process.resume()
 
     def _host(self, name: str) -> Host:
         return self.hosts[name[0]]
@@ -246,7 +252,7 @@ class Fleet:
         Fault.FULL_DISK: lambda self, name: self._fill_disk(name),
     }
     _mend: Mapping[Fault, Callable[["Fleet", str], None]] = {
-        Fault.FROZEN: lambda self, name: self._resume_all(),
+        Fault.FROZEN: lambda self, name: self._resume(name),
         Fault.LINK_DOWN: lambda self, name: self._network.link_up(self._host_name(name)),
         Fault.BAD_LINK: lambda self, name: self._impair(name, 0.0, 0.0),
         Fault.FULL_DISK: lambda self, name: self._free_disk(name),
@@ -274,7 +280,7 @@ class Fleet:
     def _start(self, host: Host) -> None:
         argv = [
             *(sys.executable, "-m", "dairllm.shard_service.main", "--name", host.shard, "--cluster", "faults", "--threads", "1"),
-            *("--memory", "512MiB", "--coordinator", f"{self._network.address('root')}:{GRPC_PORT}", "--no-discovery"),
+            *("--memory", MEMORY, "--coordinator", f"{self._network.address('root')}:{GRPC_PORT}", "--no-discovery"),
         ]
         environment: dict[str, str | None] = {"DAIRLLM_ISA": host.isa}
         if self._without_files:
