@@ -22,8 +22,8 @@ from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.facts import SchedulerLimits
 from dairllm.coordinator.event_loop import EventLoopDelay
 from dairllm.coordinator.http.app import create_app
+from dairllm.coordinator.http.connections.server import serve
 from dairllm.coordinator.http.metrics import ServingMetrics
-from dairllm.coordinator.http.server import serve
 from dairllm.coordinator.invitations.inviter import Inviter
 from dairllm.coordinator.local_shard import LocalShard
 from dairllm.coordinator.membership.membership import Membership

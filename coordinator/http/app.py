@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dairllm.coordinator.engine.interface import TokenEngine
-from dairllm.coordinator.http.bodies import BodyTooLarge, BodyTooSlow, ClientGone
+from dairllm.coordinator.http.bodies.reading import BodyTooLarge, BodyTooSlow, ClientGone
 from dairllm.coordinator.http.cluster_api import ClusterView, cluster_operations
 from dairllm.coordinator.http.error_replies import error_reply, plain_error_reply
 from dairllm.coordinator.http.limits import HttpLimits

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from typing_extensions import TypeIs
 
-from dairllm.coordinator.http.body_errors import refuse
-from dairllm.coordinator.http.body_models import (
+from dairllm.coordinator.http.bodies.models import (
     DEFAULT_COMPLETION_TOKENS,
     ChatCompletionBody,
     CompletionBody,
     GenerationBody,
     Message,
 )
+from dairllm.coordinator.http.bodies.refusals import refuse
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.text import ChatMessage, TextRequest, TextService, random_seed
 from dairllm.mesh.errors import InvalidRequest, Unsupported

@@ -15,8 +15,8 @@ from dairllm.coordinator.http.answer_types import (
     ServedModelObject,
 )
 from dairllm.coordinator.http.answers import LAST_EVENT, GenerationResponse
-from dairllm.coordinator.http.bodies import Body, parse_body, read_body
-from dairllm.coordinator.http.body_models import ChatCompletionBody, CompletionBody
+from dairllm.coordinator.http.bodies.models import ChatCompletionBody, CompletionBody
+from dairllm.coordinator.http.bodies.reading import Body, parse_body, read_body
 from dairllm.coordinator.http.calls import Call, chat_call, completion_call
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, json_reply
 from dairllm.coordinator.http.limits import HttpLimits

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 from dairllm.coordinator.http.app import create_app
+from dairllm.coordinator.http.connections.server import serve
 from dairllm.coordinator.http.limits import HttpLimits
-from dairllm.coordinator.http.server import serve
 from dairllm.coordinator.text import ServedModel
 from tests.text.fakes import FakeEngine, make_served
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dairllm.coordinator.http.bodies import parse_body, parse_json_object
-from dairllm.coordinator.http.body_errors import show
-from dairllm.coordinator.http.body_models import ChatCompletionBody, CompletionBody
-from dairllm.coordinator.http.body_types import JsonObject
+from dairllm.coordinator.http.bodies.fields import JsonObject
+from dairllm.coordinator.http.bodies.models import ChatCompletionBody, CompletionBody
+from dairllm.coordinator.http.bodies.reading import parse_body, parse_json_object
+from dairllm.coordinator.http.bodies.refusals import show
 from dairllm.mesh.errors import InvalidRequest, Unsupported
 from tests.http.conftest import LIMITS, Site
 from tests.text.fakes import CONTEXT_LENGTH, VOCAB_SIZE

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dairllm.coordinator.http.app import create_app
-from dairllm.coordinator.http.server import serve
+from dairllm.coordinator.http.connections.server import serve
 from dairllm.mesh.errors import InvalidSetting
 from tests.http.conftest import Site, request_bytes, run_site
 from tests.text.fakes import FakeEngine, make_served

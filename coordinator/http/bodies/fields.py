@@ -12,7 +12,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 REFUSED, UNSUPPORTED, HALF_CHARACTER = "refused", "unsupported", "half_character"
-"""What can be wrong with a value, as `body_errors` tells it. The words of the first two are what was expected."""
+"""What can be wrong with a value, as `refusals` tells it. The words of the first two are what was expected."""
 _LEAVES = frozenset({"int", "float", "str", "bool", "literal"})
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Strict, StringConstraints, Tag, WithJsonSchema, WrapValidator
 
-from dairllm.coordinator.http.body_types import (
+from dairllm.coordinator.http.bodies.fields import (
     EMPTY,
     REFUSED,
     TEXT_FORMAT,

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
 
-from dairllm.coordinator.http.body_errors import body_error, show
+from dairllm.coordinator.http.bodies.refusals import body_error, show
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.mesh.errors import InvalidRequest
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from dairllm.coordinator.http.body_types import HALF_CHARACTER, UNSUPPORTED
+from dairllm.coordinator.http.bodies.fields import HALF_CHARACTER, UNSUPPORTED
 from dairllm.mesh.errors import InvalidRequest, Unsupported
 
 SHOWN_CHARACTERS = 40
