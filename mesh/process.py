@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,8 @@ from dairllm.mesh.telemetry import fields, get_logger, say_last
 
 EXIT_ERROR = 2
 _PARENT_POLL_S = 0.5
+_DESCRIPTORS_POLL_S = 5.0
+_FEW_DESCRIPTORS = 8
 _PR_SET_PDEATHSIG = 1
 
 logger = get_logger(__name__)
@@ -46,7 +49,7 @@ async def _supervise(main: Main, parent_pid: int | None, stop_timeout_s: float) 
     stop = asyncio.Event()
     _stop_on_signals(stop)
     work = asyncio.ensure_future(main(stop))
-    watchers = [asyncio.create_task(_cancel_when_late(work, stop, stop_timeout_s))]
+    watchers = [asyncio.create_task(_cancel_when_late(work, stop, stop_timeout_s)), asyncio.create_task(_watch_descriptors())]
     if parent_pid is not None:
         if sys.platform == "linux":
             _end_with_parent(parent_pid)
@@ -80,6 +83,19 @@ async def _cancel_when_late(work: asyncio.Future[None], stop: asyncio.Event, sto
     await asyncio.sleep(stop_timeout_s)
     logger.warning("not stopped in time, ending now", extra=fields(stop_timeout_s=stop_timeout_s))
     work.cancel()
+
+
+async def _watch_descriptors() -> None:
+    """Whoever accepts connections when none is left can only wait; gRPC says nothing of it."""
+    while True:
+        await asyncio.sleep(_DESCRIPTORS_POLL_S)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            is_short = len(os.listdir("/dev/fd")) > limit - _FEW_DESCRIPTORS
+        except OSError:  # counting takes one, too
+            is_short = True
+        if is_short:
+            logger.warning("file descriptors run out: connections wait; `ulimit -n` before the start raises it", extra=fields(limit=limit))
 
 
 def _end_with_parent(parent_pid: int) -> None:

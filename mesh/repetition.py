@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 FIRST_PAUSE_S = 10.0
 LONGEST_PAUSE_S = 600.0
-ALIKE_PER_MINUTE = 20
+ALIKE_PER_MINUTE = 5
 MAX_REMEMBERED = 512
 
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")

@@ -1,7 +1,7 @@
 """How a shard gets into the cluster and back into it: pure, the shell is `joiner`.
 
     Started, PauseOver ──► Seek ──Found──► Join ──┬─ JoinFailed ──► Pause, longer each time: nobody answered
-                                                   ├─ JoinRefused ─► Pause, long: it will likely be refused again
+                                                   ├─ JoinRefused ─► Pause, long, and longer each time: it will likely be refused again
                                                    └─ LeaseLost ───► Pause, short: it was a member until now
 
 Every event has one action as its answer, and the outcome of the action is the next event. It goes on for ever: a cluster may come back
@@ -16,6 +16,7 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
 NAME_TAKEN_PAUSE_S = 2.0
 REFUSED_PAUSE_S = 10.0
+LONGEST_REFUSED_PAUSE_S = 60.0
 JITTER = 0.5
 
 
@@ -81,6 +82,7 @@ Action = Seek | Join | Pause
 class Joining:
     def __init__(self) -> None:
         self._failures = 0
+        self._refusals = 0
         self._told = ""
 
     def handle(self, event: Event) -> Action:
@@ -91,14 +93,17 @@ class Joining:
                 return Join(addresses)
             case JoinFailed(error, jitter):
                 self._failures += 1
-                return Pause(_jittered(_backoff_s(self._failures), jitter), self._news(f"can't join the cluster: {error}"))
+                self._refusals = 0
+                return Pause(_jittered(_backoff_s(self._failures, FIRST_PAUSE_S, LONGEST_PAUSE_S), jitter), self._news(f"can't join the cluster: {error}"))
             case JoinRefused(error, jitter):
                 self._failures = 0
-                pause_s = NAME_TAKEN_PAUSE_S if isinstance(error, NameTaken) else REFUSED_PAUSE_S
-                news = self._news(f"the coordinator refuses this shard: {error}; it is asked again every {pause_s:g} s")
-                return Pause(_jittered(pause_s, jitter), news)
+                self._refusals += 1
+                first_s = NAME_TAKEN_PAUSE_S if isinstance(error, NameTaken) else REFUSED_PAUSE_S
+                again = f"it is asked again after {first_s:g} s, later every {LONGEST_REFUSED_PAUSE_S:g} s"
+                pause_s = _backoff_s(self._refusals, first_s, LONGEST_REFUSED_PAUSE_S)
+                return Pause(_jittered(pause_s, jitter), self._news(f"the coordinator refuses this shard: {error}; {again}"))
             case LeaseLost(error, jitter):
-                self._failures = 0
+                self._failures = self._refusals = 0
                 self._told = ""
                 return Pause(_jittered(FIRST_PAUSE_S, jitter), f"the lease has ended and is asked for again: {error}")
 
@@ -109,8 +114,8 @@ class Joining:
         return sentence
 
 
-def _backoff_s(failures: int) -> float:
-    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures - 1, 16)))
+def _backoff_s(failures: int, first_s: float, longest_s: float) -> float:
+    return float(min(longest_s, first_s * 2 ** min(failures - 1, 16)))
 
 
 def _jittered(pause_s: float, jitter: float) -> float:

@@ -88,6 +88,16 @@ def test_another_exception_shows_its_traceback() -> None:
         assert "ZeroDivisionError" in process.output()
 
 
+def test_that_descriptors_run_out_is_said_once() -> None:
+    """Not by gRPC, once a second past the log."""
+    setup = "import dairllm.mesh.process as p, resource; p._DESCRIPTORS_POLL_S = 0.01; from dairllm.mesh.telemetry import configure_logging"
+    taking = "; resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30)); taken = [os.dup(1) for _ in range(20)]; configure_logging()"
+    with program(before=setup + taking) as process:
+        process.wait_output("file descriptors run out")
+        process.terminate()
+        assert process.output().count("file descriptors run out") == 1
+
+
 PARENT = """
 import os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", sys.argv[2].replace("PARENT", str(os.getpid())), sys.argv[1]])

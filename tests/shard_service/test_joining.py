@@ -54,11 +54,11 @@ def test_the_same_news_is_told_once() -> None:
     assert pause_after(joining, JoinFailed(PeerUnreachable("gone"), 0.0)).tell is not None
 
 
-def test_refusals_wait_by_what_they_say() -> None:
-    joining = Joining()
-    waits: dict[type[DairllmError], float] = {NameTaken: 2.0, WrongCluster: 10.0}
+def test_refusals_wait_by_what_they_say_and_longer_each_time() -> None:
+    waits: dict[type[DairllmError], list[float]] = {NameTaken: [2, 4, 8, 16, 32, 60, 60], WrongCluster: [10, 20, 40, 60, 60]}
     for error, seconds in waits.items():
-        assert pause_after(joining, JoinRefused(error("no"), 0.0)).delay_s == seconds
+        joining = Joining()
+        assert [pause_after(joining, JoinRefused(error("no"), 0.0)).delay_s for _ in seconds] == seconds
 
 
 def test_being_a_member_forgets_earlier_failures() -> None:
