@@ -17,7 +17,7 @@ import httpx
 from tests.faults.cases import Fault
 from tests.faults.lossy_network import LossyNetwork, inside
 from tests.instruments.namespaces import Namespaces
-from tests.instruments.processes import ManagedProcess, ProcessFailed
+from tests.instruments.processes import ManagedProcess, ProcessFailed, hiding
 
 HOSTS = ("a", "b", "c", "d", "e")
 RING_SHARDS = 3
@@ -284,8 +284,7 @@ class Fleet:
         ]
         environment: dict[str, str | None] = {"DAIRLLM_ISA": host.isa}
         if self._without_files:
-            hide = f'mount -t tmpfs none "{self._model.parent}" && exec "$@"'
-            argv = ["sh", "-c", hide, "sh", *argv]
+            argv = hiding(self._model.parent, argv)
             environment["XDG_CACHE_HOME"] = str(host.cache)
         host.process = self._stack.enter_context(self._network.managed(host.name, argv, environment))
         host.process.name = host.shard

@@ -13,7 +13,7 @@ import httpx
 
 from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from tests.instruments.namespaces import Namespaces
-from tests.instruments.processes import ManagedProcess, ProcessFailed
+from tests.instruments.processes import ManagedProcess, ProcessFailed, hiding
 
 POLL_S = 0.02
 SERVING_TIMEOUT_S = 60.0
@@ -22,17 +22,19 @@ REQUEST_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class ShardSetup:
-    """isa: caps the kernels' instruction set; None for the best."""
+    """isa: caps the kernels' instruction set; None for the best. cache: its cache folder, with which it sees no model file and must fetch
+    weights (needs root); None for the user's."""
 
     name: str
     isa: str | None = None
     threads: int = 1
     memory: str = "1GiB"
     arguments: tuple[str, ...] = ()
+    cache: Path | None = None
 
     @property
     def environment(self) -> Mapping[str, str | None]:
-        return {"DAIRLLM_ISA": self.isa}
+        return {"DAIRLLM_ISA": self.isa} | ({"XDG_CACHE_HOME": str(self.cache)} if self.cache else {})
 
 
 def shards(count: int, isas: Sequence[str | None] = (None,), threads: int = 1) -> tuple[ShardSetup, ...]:
@@ -105,6 +107,8 @@ class Cluster:
             argv += ["--coordinator", self.grpc, "--no-discovery"]
             if self.network is None:
                 argv += ["--host", "127.0.0.1"]
+        if member.cache is not None:
+            argv = hiding(Path(self.model).parent, argv)
         process = self._stack.enter_context(self._managed(member.name, argv, member.environment))
         self.processes[member.name] = process
         return process

@@ -35,6 +35,11 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
+def hiding(folder: Path, argv: Sequence[str]) -> list[str]:
+    """argv for a process that sees an empty folder there. Needs root."""
+    return ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh", *argv]
+
+
 def _start_here(argv: Sequence[str], env: Mapping[str, str], output: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
