@@ -18,7 +18,13 @@ from dairllm.coordinator.text import ServedModel
 from tests.text.fakes import FakeEngine, make_served
 
 LIMITS = HttpLimits(
-    max_body_bytes=64 << 10, request_timeout_s=1.0, write_stall_s=0.5, keep_alive_s=0.05, shutdown_s=1.0, cluster_interval_s=0.02
+    max_body_bytes=64 << 10,
+    request_timeout_s=1.0,
+    write_stall_s=0.5,
+    keep_alive_s=0.05,
+    half_closed_tick_s=0.05,
+    shutdown_s=1.0,
+    cluster_interval_s=0.02,
 )
 
 
@@ -108,4 +114,4 @@ def read_events(text: str) -> list[str]:
 
 def request_bytes(path: str, body: bytes) -> bytes:
     """A POST as it goes over the socket."""
-    return b"POST %b HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
+    return b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
