@@ -62,7 +62,7 @@ class PatientProtocol(H11Protocol):
         elif self._headers_timer is None:
             self._await_headers()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open for an answer."""
         if not self._is_busy or self.cycle.more_body or self.transport.is_closing():
             return False
