@@ -152,7 +152,7 @@ class Engine:
         error = self._why_unready()
         if error is not None and self._newcomers is None:
             raise error
-        if self._scheduler.is_full:
+        if self._scheduler.is_full_for(request.asker.client):
             raise Busy(
                 f"{self._scheduler.num_waiting} requests are waiting already, which is the limit; try again later",
                 retry_after_s=RETRY_AFTER_S,

@@ -9,6 +9,17 @@ from dairllm.mesh.sampling import SamplingParams
 SequenceId = NewType("SequenceId", int)
 
 
+class Asker(NamedTuple):
+    """Among whom the cluster is shared. client: an opaque name. call: a number that the sequences of one call have in common; 0 for one
+    that is a call of its own."""
+
+    client: str = ""
+    call: int = 0
+
+
+NOBODY = Asker()
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to be continued.
@@ -24,6 +35,7 @@ class GenerationRequest:
     max_tokens: int | None = None
     end_ids: frozenset[int] = frozenset()
     score_prompt: bool = False
+    asker: Asker = NOBODY
 
 
 class PromptScored(NamedTuple):

@@ -1,20 +1,24 @@
 """Which sequences wait and which run, and what the shards hold of each that runs: a ring id, and blocks of the KV cache."""
 
-from collections import deque
 from collections.abc import Iterable
 
 from dairllm.coordinator.engine.blocks import BlockAllocator
 from dairllm.coordinator.engine.invariants import check_sequences
 from dairllm.coordinator.engine.requests import SequenceId
 from dairllm.coordinator.engine.sequences import Sequence
+from dairllm.coordinator.engine.turns import Turn, take_turns
 from dairllm.mesh.ring.frames import RingId
 
 
 class SequenceRoster:
-    """`waiting` and `running` are for reading: sequences move between them by `start`, `set_back` and `drop` alone."""
+    """`waiting` and `running` are for reading: sequences move between them by `start`, `set_back` and `drop` alone.
 
-    def __init__(self) -> None:
-        self.waiting: deque[Sequence] = deque()
+    max_running: places on the shards.
+    """
+
+    def __init__(self, max_running: int) -> None:
+        self.max_running = max_running
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._blocks: BlockAllocator | None = None
         self._sequences: dict[SequenceId, Sequence] = {}
@@ -63,22 +67,24 @@ class SequenceRoster:
         self._sequences[sequence.id] = sequence
         self.waiting.append(sequence)
 
-    def start(self) -> Sequence:
-        """The sequence that has waited longest runs."""
-        sequence = self.waiting.popleft()
+    def start(self, sequence: Sequence) -> None:
+        """It runs, with blocks for all its tokens, which must be free: others that grow do not take them from under a long prompt."""
+        self.waiting.remove(sequence)
         sequence.ring_id = RingId(self._next_ring_id)
         self._next_ring_id += 1
         sequence.begins = True
         self._on_shards[sequence.ring_id] = sequence
         self.running.append(sequence)
-        return sequence
+        blocks = self.blocks.allocate(self.blocks.blocks_for(len(sequence.tokens)))
+        assert blocks is not None, f"sequence {sequence.id} begins without room in the cache"
+        sequence.block_ids.extend(blocks)
 
     def set_back(self, sequences: Iterable[Sequence]) -> None:
-        """Running ones, to the head of the queue, oldest first."""
-        for sequence in sorted(sequences, key=lambda s: s.id, reverse=True):
+        """Running ones: they wait again, and their turn is what it was."""
+        for sequence in sequences:
             self.running.remove(sequence)
             self._release(sequence)
-            self.waiting.appendleft(sequence)
+            self.waiting.append(sequence)
 
     def drop(self, sequence_id: SequenceId) -> None:
         """Nothing happens if there is none."""
@@ -105,6 +111,19 @@ class SequenceRoster:
         self._pending_ends.clear()
         return ends
 
+    # Turns
+
+    def turns(self) -> dict[SequenceId, Turn]:
+        return take_turns(self._sequences.values(), self.share_of)
+
+    def share_of(self, sequence: Sequence) -> int:
+        """How much it asks for of what is scarcer to it, cache blocks or places on the shards, in parts that suit both."""
+        return max(self.blocks.blocks_for(len(sequence.tokens)) * self.max_running, self.blocks.num_blocks)
+
+    def may_grow(self, sequence: Sequence) -> bool:
+        """Whether it may need more blocks than it has."""
+        return self.blocks.blocks_for(sequence.max_length) > len(sequence.block_ids)
+
     # Blocks
 
     def resize(self, num_blocks: int, block_tokens: int) -> None:
@@ -114,14 +133,15 @@ class SequenceRoster:
         self._blocks.resize(num_blocks)
 
     def reserve(self, sequence: Sequence, rows: int) -> bool:
-        """Make room in the cache for its next rows, if need be by setting back younger sequences, or itself."""
+        """Make room in the cache for its next rows, if need be by setting back those whose turn comes last, or itself."""
         while True:
             needed = self.blocks.blocks_for(sequence.num_sent + rows) - len(sequence.block_ids)
             new = self.blocks.allocate(needed)
             if new is not None:
                 sequence.block_ids.extend(new)
                 return True
-            victim = max(self.running, key=lambda s: s.id)
+            turns = self.turns()
+            victim = max(self.running, key=lambda s: turns[s.id])
             self.set_back([victim])
             if victim is sequence:
                 return False

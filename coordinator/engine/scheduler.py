@@ -4,13 +4,15 @@
   them. A frame that holds only prompt rows may be one more: it hides the way back to the coordinator.
 - A sequence has at most one slice in a frame, and is in at most one frame while it awaits a sample; the chunks of one prompt follow
   each other without waiting.
-- A long prompt is cut into chunks, shorter ones while others decode, so that running answers keep flowing.
-- Cache blocks are given out as positions are filled. When they run out, the youngest sequence is set back and starts again later: it loses
-  time, never tokens (see `sequences`).
+- A long prompt is cut into chunks, shorter ones while others decode, so that running answers keep flowing. Clients share the rows of
+  prompts in a frame evenly. Answers do not take them all.
+- Cache blocks are given out to a whole prompt when it begins, then as positions are filled. When they run out, the sequence whose turn
+  comes last is set back and starts again later: it loses time, never tokens (see `sequences`, `turns` and `admission`).
 - A sequence's life on the shards is one `ring_id`; after a restart it has a new one, and results for the old are ignored.
 - Sequences and their blocks outlive a plan. Under the next one they resume where they were, after a replay of what was lost.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +25,7 @@ from dairllm.coordinator.engine.actions import (
     SchedulerAction,
     SendBatch,
 )
+from dairllm.coordinator.engine.admission import admit
 from dairllm.coordinator.engine.events import (
     BatchCompleted,
     GenerationCancelled,
@@ -36,6 +39,7 @@ from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
 from dairllm.coordinator.engine.roster import SequenceRoster
 from dairllm.coordinator.engine.sequences import Sequence
+from dairllm.coordinator.engine.turns import even_shares
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceResult, SequenceSlice
 
 
@@ -50,12 +54,13 @@ class _Ring:
 
 
 class Scheduler:
-    """handle() is the only way in. Callers check `is_full` and the prompt's length before GenerationRequested."""
+    """handle() is the only way in. Callers check `is_full_for` and the prompt's length before GenerationRequested."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self._ring: _Ring | None = None
-        self._roster = SequenceRoster()
+        self._roster = SequenceRoster(limits.max_running)
+        self._num_frames = 0
         self._recovering: dict[SequenceId, int] = {}
 
     @property
@@ -66,9 +71,13 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._roster.waiting)
 
-    @property
-    def is_full(self) -> bool:
-        return self.num_waiting >= self.limits.max_waiting
+    def is_full_for(self, client: str) -> bool:
+        """Whether as many wait as may. A client with less than its even share of the queue finds room beyond that, up to twice as many."""
+        if self.num_waiting < self.limits.max_waiting:
+            return False
+        waiting = Counter(sequence.request.asker.client for sequence in self._roster.waiting)
+        share = self.limits.max_waiting // len(waiting.keys() | {client})
+        return waiting[client] >= share or self.num_waiting >= 2 * self.limits.max_waiting
 
     @property
     def kv_blocks_total(self) -> int:
@@ -218,12 +227,13 @@ class Scheduler:
         free_slots = ring.geometry.num_stages - len(ring.in_flight)
         if free_slots < 0:
             return None
+        self._num_frames += 1
         slices: list[SequenceSlice] = []
         begins: list[SequenceBegin] = []
         if free_slots > 0:
             self._add_decode_slices(ring, slices, begins)
         if free_slots > 0 or not self._any_decoding():
-            self._add_prompt_slices(ring, slices, begins)
+            self._add_prompt_slices(slices, begins)
         if not slices and not (self._roster.has_pending_ends and free_slots > 0):
             return None
         # A sequence can be set back to make room for one that comes after it in this very frame.
@@ -239,25 +249,44 @@ class Scheduler:
 
     def _add_decode_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
         decoding = [s for s in self._roster.running if s.is_decoding]
-        ready = [s for s in decoding if not s.awaits_sample]
-        share = min(-(-len(decoding) // ring.geometry.num_stages), self.limits.max_batch_rows)
+        ready = sorted((s for s in decoding if not s.awaits_sample), key=lambda s: s.last_frame)
+        for_prompts = min(
+            sum(map(_prompt_rows, self._roster.running)), self.limits.chunk_rows_while_decoding, self.limits.max_batch_rows // 2
+        )
+        share = min(-(-len(decoding) // ring.geometry.num_stages), self.limits.max_batch_rows - for_prompts)
         for sequence in ready[:share]:
             self._add_rows(sequence, 1, slices, begins)
 
-    def _add_prompt_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
+    def _add_prompt_slices(self, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
         budget = self.limits.chunk_rows_while_decoding if self._any_decoding() else self.limits.max_batch_rows
         budget = min(budget, self.limits.max_batch_rows - sum(slice_.num_rows for slice_ in slices))
-        for sequence in [s for s in self._roster.running if not s.is_decoding]:
-            if sequence.num_unreplayed > 0:
-                budget -= self._add_replay(sequence, budget, slices, begins)
-            else:
-                budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
-        blocks = self._roster.blocks
-        while budget > 0 and self._roster.waiting and self.num_running < self.limits.max_running:
-            if blocks.blocks_for(len(self._roster.waiting[0].tokens)) > blocks.num_free:
-                return
-            sequence = self._roster.start()
-            budget -= self._add_rows(sequence, min(budget, sequence.num_unsent), slices, begins)
+        if self._roster.waiting:
+            self._admit(budget)
+        for prompts, rows in self._shares_of_prompts(budget):
+            for sequence in prompts:
+                rows -= self._add_prompt_rows(sequence, min(rows, _prompt_rows(sequence)), slices, begins)
+
+    def _admit(self, budget: int) -> None:
+        """As many prompts begin as the frame has rows for, and of each client at least one."""
+        rows: Counter[str] = Counter()
+        for sequence in self._roster.running:
+            rows[sequence.request.asker.client] += _prompt_rows(sequence)
+        for sequence in admit(self._roster, lambda one: rows.total() < budget or not rows[one.request.asker.client]):
+            rows[sequence.request.asker.client] += _prompt_rows(sequence)
+
+    def _shares_of_prompts(self, budget: int) -> Iterator[tuple[list[Sequence], int]]:
+        """The prompts of each client, oldest first, and how many rows are for them; the client that has waited longest for a row first."""
+        by_client: dict[str, list[Sequence]] = {}
+        for sequence in sorted(self._roster.running, key=lambda s: s.id):
+            if _prompt_rows(sequence):
+                by_client.setdefault(sequence.request.asker.client, []).append(sequence)
+        clients = sorted(by_client.values(), key=lambda prompts: max(s.last_frame for s in prompts))
+        return zip(clients, even_shares([sum(map(_prompt_rows, prompts)) for prompts in clients], budget), strict=True)
+
+    def _add_prompt_rows(self, sequence: Sequence, rows: int, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> int:
+        if sequence.num_unreplayed > 0:
+            return self._add_replay(sequence, rows, slices, begins)
+        return self._add_rows(sequence, rows, slices, begins)
 
     def _begin(self, sequence: Sequence, first_position: int, begins: list[SequenceBegin]) -> None:
         """Tell the shards of it, if they do not know: the blocks of what they have computed, and the tokens before its next slice."""
@@ -275,10 +304,10 @@ class Scheduler:
             )
         )
 
-    def _add_replay(self, sequence: Sequence, budget: int, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> int:
-        rows = min(budget, sequence.num_unreplayed)
+    def _add_replay(self, sequence: Sequence, rows: int, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> int:
         if rows <= 0 or sequence.ring_id is None:
             return 0
+        sequence.last_frame = self._num_frames
         start = sequence.num_replayed
         sequence.num_replayed += rows
         self._begin(sequence, start, begins)
@@ -290,8 +319,10 @@ class Scheduler:
         """The next rows of the sequence, if there is room for them in the cache; the number that was added."""
         if rows <= 0 or sequence.ring_id is None or not self._roster.reserve(sequence, rows):
             return 0
+        blocks = self._roster.blocks
         start, stop = sequence.num_sent, sequence.num_sent + rows
         self._begin(sequence, start, begins)
+        sequence.last_frame = self._num_frames
         sequence.num_sent = stop
         sequence.awaits_sample = sequence.samples and stop == len(sequence.tokens)
         slices.append(
@@ -299,12 +330,17 @@ class Scheduler:
                 sequence_id=sequence.ring_id,
                 first_position=start,
                 token_ids=tuple(sequence.tokens[start:stop]),
-                new_block_ids=tuple(sequence.block_ids[self._roster.blocks.blocks_for(start) :]),
+                new_block_ids=tuple(sequence.block_ids[blocks.blocks_for(start) : blocks.blocks_for(stop)]),
                 sample=sequence.awaits_sample,
                 score_targets=sequence.score_targets(start, stop) if sequence.wants_scores and start < sequence.prompt_length - 1 else (),
             )
         )
         return rows
+
+
+def _prompt_rows(sequence: Sequence) -> int:
+    """Rows that are still to be sent before it decodes: of a replay first, then those that were never computed."""
+    return 0 if sequence.is_decoding else sequence.num_unreplayed or sequence.num_unsent
 
 
 def _lack_of(slice_: SequenceSlice, result: SequenceResult) -> str:

@@ -24,6 +24,7 @@ from dairllm.mesh.ring.frames import Replay, RingId, TokenScore
 class Sequence:
     """sent_rows: who has kept its past rows; None while the shards do not hold all of its past: before the first row, and in the
     middle of a replay. replay: what is computed again before it goes on. begins: the shards must be told of it with its next slice.
+    last_frame: number of the last frame with rows of it. overtaken_by: cache blocks with which later ones began while it had to wait.
     """
 
     id: SequenceId
@@ -39,6 +40,8 @@ class Sequence:
     sent_rows: SentRowsHolders | None = None
     replay: Replay | None = None
     num_replayed: int = 0
+    last_frame: int = 0
+    overtaken_by: int = 0
     _sent_rows_after_replay: SentRowsHolders | None = None
     _scores: list[TokenScore] = field(default_factory=list)
     _prompt_is_scored: bool = field(init=False)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -16,7 +17,7 @@ from dairllm.coordinator.http.calls import Call
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, error_event, error_reply, json_reply, to_json
 from dairllm.coordinator.http.formats import AnswerFormat, ChatFormat, ChoiceSoFar, CompletionFormat
 from dairllm.coordinator.http.limits import HttpLimits
-from dairllm.coordinator.text import Choices, ServedModel, TextEvent, TextFinished, TextService
+from dairllm.coordinator.text import Choices, ServedModel, TextEvent, TextFinished, TextService, client_name
 from dairllm.mesh.errors import DairllmError, RequestLost
 
 logger = logging.getLogger(__name__)
@@ -72,12 +73,15 @@ class GenerationResponse(Response):
         self._call, self._text, self._limits = call, text, limits
         make_format: Callable[[Call, ServedModel], AnswerFormat] = ChatFormat if call.is_chat else CompletionFormat
         self._format = make_format(call, text.served)
+        self._client = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = HTTPConnection(scope)
+        self._client = client_name(connection.headers.get("authorization"), connection.client.host if connection.client else "")
         await run_until_disconnected(receive, self._stream() if self._call.stream else self._whole(), send)
 
     def _choices(self) -> Choices:
-        return Choices(self._text, self._call.requests, concurrent=self._limits.concurrent_sequences)
+        return Choices(self._text, self._call.requests, client=self._client, concurrent=self._limits.concurrent_sequences)
 
     async def _whole(self) -> AsyncGenerator[Message, None]:
         collected = [ChoiceSoFar() for _ in self._call.requests]

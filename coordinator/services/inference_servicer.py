@@ -7,6 +7,7 @@ from contextlib import aclosing
 import grpc
 
 from dairllm.coordinator.engine.interface import TokenEngine
+from dairllm.coordinator.engine.requests import Asker
 from dairllm.coordinator.text import (
     ChatMessage,
     LatencyObserver,
@@ -16,6 +17,8 @@ from dairllm.coordinator.text import (
     TextRequest,
     TextService,
     TextToken,
+    address_of_peer,
+    client_name,
     random_seed,
 )
 from dairllm.mesh.errors import InvalidRequest
@@ -39,7 +42,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         text_request = await self._read_request(request)
-        async with aclosing(self._text.generate(text_request)) as events:
+        async with aclosing(self._text.generate(text_request, _asker(context))) as events:
             async for event in events:
                 yield _write_delta(event, text_request.sampling) if isinstance(event, TextDelta) else _write_finish(event)
 
@@ -87,6 +90,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 return await self._text.encode_chat([ChatMessage(one.role, one.content) for one in request.chat.messages])
             case _:
                 raise InvalidRequest("prompt is missing; expected text, token_ids or chat", "prompt")
+
+
+def _asker(context: grpc.aio.ServicerContext) -> Asker:
+    """As over HTTP: the API key in the metadata `authorization`, else the peer's address."""
+    metadata = dict(context.invocation_metadata() or ())
+    return Asker(client_name(metadata.get("authorization"), address_of_peer(context.peer())))
 
 
 def _write_delta(delta: TextDelta, sampling: SamplingParams) -> inference_pb2.GenerateResponse:

@@ -1,6 +1,7 @@
 """Text over the engine's tokens: prompts in, answers out. What the HTTP and the gRPC interface have in common."""
 
 from dairllm.coordinator.text.answer_text import AnswerText
+from dairllm.coordinator.text.askers import address_of_peer, client_name
 from dairllm.coordinator.text.choices import ChoiceEvent, Choices
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stop_filter import StopFilter
@@ -27,5 +28,7 @@ __all__ = [
     "TextService",
     "TextToken",
     "TopToken",
+    "address_of_peer",
+    "client_name",
     "random_seed",
 ]

@@ -1,13 +1,17 @@
 """Several sequences at once."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
+from dairllm.coordinator.engine.requests import Asker
 from dairllm.coordinator.text.text_events import TextEvent, TextFinished
 from dairllm.coordinator.text.text_request import TextRequest
 from dairllm.coordinator.text.text_service import TextService
+
+_CALLS = itertools.count(1)
 
 
 class ChoiceEvent(NamedTuple):
@@ -21,12 +25,15 @@ class Choices:
     """Several sequences at once, their events in one stream; an asynchronous context manager whose end cancels what still runs.
 
     At most `concurrent` of them run at a time, and at most `queue_size` events wait to be taken: a reader that does not read holds up
-    only its own sequences.
+    only its own sequences. client: who asks, as `client_name` says it. All of them are one call.
     """
 
-    def __init__(self, text: TextService, requests: Sequence[TextRequest], *, concurrent: int = 32, queue_size: int = 64) -> None:
+    def __init__(
+        self, text: TextService, requests: Sequence[TextRequest], *, client: str = "", concurrent: int = 32, queue_size: int = 64
+    ) -> None:
         self._text = text
         self._requests = requests
+        self._asker = Asker(client, next(_CALLS))
         self._slots = asyncio.Semaphore(concurrent)
         self._queue: asyncio.Queue[ChoiceEvent | Exception] = asyncio.Queue(queue_size)
         self._unfinished = len(requests)
@@ -58,7 +65,7 @@ class Choices:
 
     async def _run(self, index: int, request: TextRequest) -> None:
         try:
-            async with self._slots, aclosing(self._text.generate(request)) as events:
+            async with self._slots, aclosing(self._text.generate(request, self._asker)) as events:
                 async for event in events:
                     await self._queue.put(ChoiceEvent(index, event))
         except Exception as error:  # raised again where the events are taken

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from dairllm.coordinator.engine.interface import TokenEngine
-from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
+from dairllm.coordinator.engine.requests import NOBODY, Asker, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text.answer_text import AnswerText
 from dairllm.coordinator.text.echoed_prompt import EchoedPrompt
 from dairllm.coordinator.text.served_model import ServedModel
@@ -86,7 +86,7 @@ class TextService:
                 "max_tokens",
             )
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[TextEvent, None]:
+    async def generate(self, request: TextRequest, asker: Asker = NOBODY) -> AsyncGenerator[TextEvent, None]:
         """The answer, TextFinished last; `aclose` cancels it. The errors of `check` and of `TokenEngine.generate`."""
         self.check(request)
         end_ids = self._end_ids(request)
@@ -94,7 +94,7 @@ class TextService:
         answer = AnswerText(self.served.tokenizer, request.stop, end_ids, len(prompt.text))
         watch = Stopwatch(self._latency)
         wants_scores = request.echo and request.sampling.logprobs
-        engine_request = GenerationRequest(request.prompt_ids, request.sampling, request.max_tokens, end_ids, wants_scores)
+        engine_request = GenerationRequest(request.prompt_ids, request.sampling, request.max_tokens, end_ids, wants_scores, asker)
         reason, echoed = "stop", not request.echo
         async with aclosing(self.engine.generate(engine_request)) as events:
             async for event in events:

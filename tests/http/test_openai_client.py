@@ -325,3 +325,14 @@ def test_what_may_work_later_says_when(kind: type[DairllmError], retry_after_s: 
     if header is not None:
         assert re.fullmatch(r"[1-9]\d*", header)
         assert retry_after_s is None or int(header) >= retry_after_s
+
+
+async def test_the_engine_is_told_who_asks(site: Site) -> None:
+    body = {"prompt": "Hi", "max_tokens": 1, "n": 2}
+    await site.post("/v1/completions", body)
+    async with site.client() as client:
+        await client.completions.create(model="tiny", **body)  # type: ignore[call-overload]
+    askers = [request.asker for request in site.engine.requests]
+    assert [asker.client for asker in askers[:2]] == ["address 127.0.0.1"] * 2
+    assert askers[2].client.startswith("key ")
+    assert askers[2] == askers[3]

@@ -175,3 +175,12 @@ async def test_the_model_is_listed(service: Service) -> None:
     assert model.has_chat_template
     assert not model.ready
     assert model.system_fingerprint == make_served().fingerprint
+
+
+async def test_the_engine_is_told_who_asks(service: Service) -> None:
+    request = inference_pb2.GenerateRequest(text="Hi", max_tokens=1)
+    for metadata in ((), (("authorization", "Bearer secret"),)):
+        assert [response async for response in service.stub.Generate(request, timeout=10, metadata=metadata)]
+    first, second = (request.asker.client for request in service.engine.requests)
+    assert first == "address 127.0.0.1"
+    assert second.startswith("key ")
