@@ -107,7 +107,7 @@ asked = st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(1, 60), st.i
 """Client, call, rows of the prompt and of the answer."""
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(asked, min_size=1, max_size=12), st.lists(asked, min_size=1, max_size=8), st.booleans(), st.integers(8, 40))
 def test_whoever_came_first_ends_whatever_comes_after(
     early: list[tuple[int, int, int, int]], flood: list[tuple[int, int, int, int]], strangers: bool, num_blocks: int
