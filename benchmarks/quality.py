@@ -41,8 +41,8 @@ from rich.table import Table
 
 from dairllm.kernels_pyx import WIRE_ENCODINGS, StageSlice, decode_rows, encode_rows
 from dairllm.mesh.errors import InvalidSetting
+from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.forward.building import StageParts
-from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
 
 EXACT = "F32"
 SMALLEST_CHANGE = "one ulp"
@@ -141,8 +141,8 @@ class Comparison:
         runs = [self._hidden(text.token_ids, variant) for variant in (Variant((), EXACT), *self.variants)]
         first = 0
         for exact_hidden, *hidden in zip(*runs, strict=True):
-            for start in range(0, len(exact_hidden), MAX_HEAD_ROWS):
-                rows = slice(start, start + MAX_HEAD_ROWS)
+            for start in range(0, len(exact_hidden), HEAD_ROWS):
+                rows = slice(start, start + HEAD_ROWS)
                 exact = self._log_probs(exact_hidden[rows])
                 next_ids = text.token_ids[first + start + 1 : first + start + 1 + len(exact)]
                 for variant, variant_hidden in zip(self.variants, hidden, strict=True):

@@ -39,7 +39,7 @@ def coordinator(
     grpc_host: Annotated[str, typer.Option(help="Address for shards and gRPC clients. Default: every interface.")] = "",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 picks a free one.")] = DEFAULT_GRPC_PORT,
     cluster: Annotated[str, typer.Option(help="Name of the cluster: only shards with the same name join.")] = DEFAULT_CLUSTER_NAME,
-    min_shards: Annotated[int, typer.Option(min=1, help="Wait for this many shards, and use at least as many.")] = 1,
+    min_shards: Annotated[int, typer.Option(min=1, help="Wait for this many shards before the first plan, and use as many.")] = 1,
     context_length: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt and answer together, in tokens. Default: the model's, at most 8192.")
     ] = None,

@@ -1,6 +1,7 @@
 """The model that the coordinator serves: its file, its manifest, and what the planner must know of it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dairllm.model_files.fetch import resolve_model
 from dairllm.model_files.gguf_file import GgufFile, read_gguf
 from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.model_files.manifest_builder import build_manifest
+from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, weights_bytes
 from dairllm.model_files.progress import ProgressCallback
 from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.tokenizer import Tokenizer, load_tokenizer
@@ -28,18 +30,26 @@ class LoadedModel:
     manifest: Manifest
     served: ServedModel
 
-    def demand(self, context_length: int, kv_cache: str) -> ModelDemand:
-        """kv_cache: element type of keys and values in the cache."""
-        spec, units, element_bytes = self.manifest.spec, self.manifest.units, BLOCK_FORMATS[kv_cache].block_bytes
-        return ModelDemand(
-            name=self.served.name,
-            digest=self.manifest.model_digest,
-            units=tuple(_unit_demand(spec, unit, element_bytes) for unit in units),
-            tied_bytes=self.manifest.tied_bytes,
-            features=spec.needed_features() | {ARITHMETIC_FEATURE},
-            block_formats=frozenset(tensor.block_format for unit in units for tensor in unit.tensors),
-            context_length=context_length,
-        )
+    def demand(self, context_length: int, kv_cache: str, max_batch_rows: int) -> ModelDemand:
+        """kv_cache: element type of keys and values in the cache. max_batch_rows: of one frame."""
+        return demand_of(self.manifest, self.served.name, context_length, kv_cache, max_batch_rows)
+
+
+def demand_of(manifest: Manifest, name: str, context_length: int, kv_cache: str, max_batch_rows: int) -> ModelDemand:
+    """What the planner must know of a model."""
+    spec, units, element_bytes = manifest.spec, manifest.units, BLOCK_FORMATS[kv_cache].block_bytes
+    return ModelDemand(
+        name=name,
+        digest=manifest.model_digest,
+        units=tuple(_unit_demand(spec, unit, element_bytes) for unit in units),
+        tied_bytes=_tied_bytes(units),
+        features=spec.needed_features() | {ARITHMETIC_FEATURE},
+        block_formats=frozenset(tensor.block_format for unit in units for tensor in unit.tensors),
+        context_length=context_length,
+        scratch=scratch_of(spec, units, max_rows=max_batch_rows, context_length=context_length),
+        kv_cache=kv_cache,
+        file_bytes=sum(unit.size_bytes for unit in units) - manifest.tied_bytes,
+    )
 
 
 def load_model(name_or_path: str, served_name: str | None, arithmetic: str, progress: ProgressCallback | None) -> LoadedModel:
@@ -80,5 +90,11 @@ def _template_of(gguf: GgufFile, tokenizer: Tokenizer | None) -> ChatTemplate | 
 
 
 def _unit_demand(spec: ModelSpec, unit: Unit, element_bytes: int) -> UnitDemand:
-    state_bytes = spec.state_bytes_per_token(unit.index, element_bytes)
-    return UnitDemand(unit.size_bytes, unit.bytes_read_per_step(spec), state_bytes)
+    state_bytes = cache_bytes_per_token(spec, unit.index, element_bytes)
+    return UnitDemand(weights_bytes([unit]), unit.bytes_read_per_step(spec), state_bytes)
+
+
+def _tied_bytes(units: Sequence[Unit]) -> int:
+    """In memory, of what embedding and head have in common."""
+    first, last = units[0], units[-1]
+    return weights_bytes([first]) + weights_bytes([last]) - weights_bytes([first, last])

@@ -163,8 +163,11 @@ class NotReady(DairllmError):
     pass
 
 
+@dataclass(unsafe_hash=True)
 class NotEnoughMemory(NotReady):
-    pass
+    """missing_bytes: how much more would do; 0 if that is not known."""
+
+    missing_bytes: int = 0
 
 
 class RequestLost(DairllmError):

@@ -10,6 +10,7 @@ from dairllm.mesh.peers import Peer
 from dairllm.model_files.codec import file_from_proto, spec_from_proto, unit_from_proto
 from dairllm.model_files.errors import ModelFileError, UnsupportedModel
 from dairllm.model_files.manifest import ModelFile, Unit, validate_units
+from dairllm.model_files.memory import cache_bytes_per_token
 from dairllm.model_files.spec import ModelSpec, require_features
 from dairllm.v1 import cluster_pb2
 
@@ -62,6 +63,11 @@ class AssignmentFacts:
         return self.span.start == 0
 
     @property
+    def has_body(self) -> bool:
+        """Something in front of the head."""
+        return self.has_embedding or bool(self.layers)
+
+    @property
     def has_head(self) -> bool:
         return self.span.stop == self.model.num_units
 
@@ -73,7 +79,7 @@ class AssignmentFacts:
     def kv_cache_bytes(self) -> int:
         """What the units keep of all tokens for which there are blocks."""
         element_bytes = BLOCK_FORMATS[self.geometry.element_type].block_bytes
-        per_token = sum(self.model.state_bytes_per_token(unit, element_bytes) for unit in self.span)
+        per_token = sum(cache_bytes_per_token(self.model, unit, element_bytes) for unit in self.span)
         return self.geometry.num_blocks * self.geometry.block_tokens * per_token
 
 

@@ -236,7 +236,8 @@ class Shard:
     def _capabilities(self) -> cluster_pb2.ShardCapabilities:
         return cluster_pb2.ShardCapabilities(
             memory_budget_bytes=self._budget.total_bytes,
-            reserved_bytes=self._budget.reserved_bytes,
+            reserved_bytes=self._budget.reserve.size_bytes,
+            process_bytes=self._budget.reserve.process_bytes,
             num_threads=get_num_threads(),
             isa=str(optimization_info()["isa"]),
             cpu_model=cpu_model(),

@@ -135,6 +135,7 @@ class StageLoadFailed:
     """A stage could not be loaded, or one that was loaded does not work.
 
     needs_exclusive: it would fit, but not beside what the shard holds for the plan that is active.
+    missing_bytes: by how much it exceeds the shard's memory; 0 if something else is wrong.
     """
 
     name: str
@@ -143,6 +144,7 @@ class StageLoadFailed:
     message: str
     retryable: bool
     needs_exclusive: bool = False
+    missing_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,11 @@ def _check_deployments(config: ClusterConfig, state: ClusterState, members: Memb
     model, active, candidate = state.model, state.active, state.candidate
     if active and state.phase in STAGES_IN_USE:
         assert model is not None
-        _check_plan(config, model, active, members)
+        _check_plan(config, model, active, members, 1 if state.has_served else config.min_shards)
     if candidate:
         assert model is not None
         assert active is None or active.epoch < candidate.epoch <= state.newest_epoch, "epochs grow"
-        _check_plan(config, model, candidate.deployment, members)
+        _check_plan(config, model, candidate.deployment, members, 1 if state.has_served else config.min_shards)
         assert candidate.ready <= set(candidate.assigned) <= set(candidate.plan.placement)
         assert not candidate.ready & set(candidate.retry_at_s)
         if state.phase is Phase.PREPARING:
@@ -44,11 +44,11 @@ def _check_deployments(config: ClusterConfig, state: ClusterState, members: Memb
         assert members[stage.shard].held.issuperset(stage.units), "who serves has what it needs"
 
 
-def _check_plan(config: ClusterConfig, model: ModelDemand, deployment: Deployment, members: Members) -> None:
+def _check_plan(config: ClusterConfig, model: ModelDemand, deployment: Deployment, members: Members, least_shards: int) -> None:
     plan = deployment.plan
     assert (plan.stages[0].units.start, plan.stages[-1].units.stop) == (0, model.num_units), "every unit"
     assert all(a.units.stop == b.units.start for a, b in pairwise(plan.stages)), "once"
-    assert len(plan.placement) == len(plan.stages) >= config.min_shards
+    assert len(plan.placement) == len(plan.stages) >= least_shards
     assert plan.num_kv_blocks * config.kv_block_tokens >= model.context_length, "room for one context"
     for stage, holder in zip(plan.stages, deployment.holders, strict=True):
         assert stage.shard == holder.name

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch
+from dairllm.model_files.memory import Reserve
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,11 @@ class ShardCapabilities:
     decode_s_per_byte: float
     block_formats: frozenset[str]
     features: frozenset[str]
+    process_bytes: int = 0
+
+    @property
+    def reserve(self) -> Reserve:
+        return Reserve(self.reserved_bytes, self.process_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
         model=model.name if model else "",
         model_digest=model.digest if model else b"",
         num_layers=model.num_layers if model else 0,
-        model_size_bytes=model.size_bytes if model else 0,
+        model_size_bytes=(model.file_bytes or model.size_bytes) if model else 0,
         wire=config.arithmetic.wire,
         arithmetic=str(config.arithmetic),
         system_fingerprint=system_fingerprint(model.digest.hex(), str(config.arithmetic)) if model else "",

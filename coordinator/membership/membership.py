@@ -52,7 +52,7 @@ class Membership:
     async def run(self) -> None:
         """Tell the machine the time, until cancelled."""
         context_length = self.config.context_length or self._model.manifest.spec.context_length
-        self.handle(on.ModelRegistered(self._model.demand(context_length, self.config.arithmetic.kv_cache)))
+        self.handle(on.ModelRegistered(self._model.demand(context_length, self.config.arithmetic.kv_cache, self.config.max_batch_rows)))
         while True:
             await asyncio.sleep(TICK_S)
             load = self._engine.engine_stats()

@@ -21,7 +21,8 @@ def event_of(stream: JoinStream, request: cluster_pb2.JoinRequest) -> on.Event |
             return on.StageLoaded(name, boot_id, Epoch(ready.epoch), ready.weights_bytes, ready.kv_cache_bytes, ready.load_s)
         case "stage_failed":
             failed = request.stage_failed
-            return on.StageLoadFailed(name, boot_id, Epoch(failed.epoch), failed.message, failed.retryable, failed.needs_exclusive)
+            how = failed.retryable, failed.needs_exclusive, failed.missing_bytes
+            return on.StageLoadFailed(name, boot_id, Epoch(failed.epoch), failed.message, *how)
         case "edge_lost":
             lost = request.edge_lost
             return on.EdgeBroken(Epoch(lost.epoch), name, lost.peer, lost.message, lost.silent)
@@ -64,6 +65,7 @@ def _capabilities_from_proto(message: cluster_pb2.ShardCapabilities) -> ShardCap
         decode_s_per_byte=message.decode_s_per_byte,
         block_formats=frozenset(message.block_formats),
         features=frozenset(message.features),
+        process_bytes=message.process_bytes,
     )
 
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from dairllm.coordinator.planner.balancing import balance
 from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer
-from dairllm.coordinator.planner.explanations import explain_kept, explain_lack, explain_unused
+from dairllm.coordinator.planner.explanations import explain_kept, explain_unused
+from dairllm.coordinator.planner.lack import explain_lack
 from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan
-from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, pose_problem
+from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, Cover, Problem, pose_problem, with_a_layer_each
 from dairllm.coordinator.planner.search import find_cover
 from dairllm.coordinator.planner.stages import keep, plan_of
 from dairllm.mesh.words import counted
@@ -35,7 +36,7 @@ def make_plan(
         return Infeasible(f"the model has {demand.num_units} parts, too few for {min_shards} shards", 0, left_out)
     placement, surcharge = previous.placement if previous else {}, URGENT_SURCHARGE if urgent else HYSTERESIS
     problem = pose_problem(demand, kv or KvDemand(), able, min_shards, placement, held or {}, surcharge)
-    cover = find_cover(problem)
+    problem, cover = _find(problem)
     if cover is None:
         return explain_lack(problem, left_out)
     plan = plan_of(problem, balance(problem, cover), cover)
@@ -43,6 +44,16 @@ def make_plan(
     if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + HYSTERESIS)):
         return replace(kept, left_out=left_out + explain_kept(problem, kept, plan))
     return replace(plan, left_out=left_out + explain_unused(problem, plan))
+
+
+def _find(problem: Problem) -> tuple[Problem, Cover | None]:
+    """Shards that must have a part are not content with embedding or head alone, unless there is no other way."""
+    if 1 < problem.min_shards <= problem.demand.num_layers:
+        narrower = with_a_layer_each(problem)
+        cover = find_cover(narrower)
+        if cover is not None:
+            return narrower, cover
+    return problem, find_cover(problem)
 
 
 def _split_by_ability(demand: ModelDemand, offers: Iterable[ShardOffer]) -> tuple[list[ShardOffer], tuple[LeftOut, ...]]:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dairllm.model_files.memory import NO_SCRATCH, Reserve, Scratch
+
 
 class UnitDemand(NamedTuple):
-    """What one unit needs: bytes of its weights, bytes of them that a step of one row reads, bytes that it keeps for each token."""
+    """What one unit needs: bytes of its weights in memory, of them that a step of one row reads, and that it keeps for each token."""
 
     size_bytes: int
     step_bytes: int
@@ -19,6 +21,8 @@ class ModelDemand:
     units: embedding, layers, head. tied_bytes: bytes that the embedding and the head have in common, 0 if none; both sizes contain them.
     features, block_formats: what a shard must be able to do, and to compute with.
     context_length: longest sequence in tokens, for which one shard's cache must have room.
+    scratch: of any run of units. file_bytes: of the weights as the files have them, for people; 0: as in memory.
+    kv_cache: what keys and values are kept in, for people.
     """
 
     name: str
@@ -28,6 +32,9 @@ class ModelDemand:
     features: frozenset[str]
     block_formats: frozenset[str]
     context_length: int
+    scratch: Scratch = NO_SCRATCH
+    file_bytes: int = 0
+    kv_cache: str = ""
 
     def __post_init__(self) -> None:
         assert len(self.units) >= 2, "embedding, layers, head"
@@ -56,6 +63,11 @@ class ModelDemand:
         shared = self.tied_bytes if self.num_units in (len(one), len(other)) else 0
         return sum(self.units[unit].size_bytes for unit in set(one) | set(other)) - shared
 
+    def scratch_bytes(self, units: range, num_threads: int) -> int:
+        """Bytes that a run of units takes while it computes."""
+        has_head, has_body = units.stop == self.num_units, units.start < self.num_units - 1
+        return self.scratch.size_bytes(has_body=has_body, has_head=has_head, num_threads=num_threads)
+
     def bytes_read_per_step(self, units: range) -> int:
         """Bytes of weights that a step of one row reads."""
         return sum(unit.step_bytes for unit in self.units[units.start : units.stop])
@@ -83,19 +95,24 @@ class KvDemand:
 class ShardOffer:
     """What a shard offers.
 
-    memory_budget_bytes: for everything; reserved_bytes of it are neither for weights nor for the KV cache.
+    memory_budget_bytes: for everything; the reserve of it is neither for weights nor for the KV cache.
     decode_s_per_byte: seconds per byte of weights for one row; 0 if unknown.
     hop_s: what one more edge of the ring, to this shard, adds to a step.
+    most_bytes: of weights and KV cache, if it is not to be asked for more than that whatever its budget is.
     """
 
     name: str
     memory_budget_bytes: int
-    reserved_bytes: int
+    reserve: Reserve
     decode_s_per_byte: float
     hop_s: float
     features: frozenset[str]
     block_formats: frozenset[str]
+    num_threads: int = 1
+    most_bytes: int | None = None
 
-    @property
-    def room_bytes(self) -> int:
-        return max(0, self.memory_budget_bytes - self.reserved_bytes)
+    def room_for(self, demand: ModelDemand, units: range) -> int:
+        """Bytes for the weights and the KV cache of these units; below zero if it needs more than it has without them."""
+        reserved_bytes = self.reserve.with_scratch(demand.scratch_bytes(units, self.num_threads))
+        room_bytes = self.memory_budget_bytes - reserved_bytes
+        return room_bytes if self.most_bytes is None else min(room_bytes, self.most_bytes)

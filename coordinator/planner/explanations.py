@@ -1,11 +1,9 @@
-"""Why a shard has no part in a plan, and why there is no plan: in words, with the figures."""
-
-from collections.abc import Iterable
+"""Why a shard has no part in a plan: in words, with the figures."""
 
 from dairllm.coordinator.planner.amounts import format_bytes, format_speed
-from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan
+from dairllm.coordinator.planner.plan import LeftOut, Plan
 from dairllm.coordinator.planner.problem import HYSTERESIS, PICOSECONDS, Problem, ShardCosts, pose_problem, step_ps_of
-from dairllm.coordinator.planner.search import EXACT_SHARDS, find_cover, greedy_orders
+from dairllm.coordinator.planner.search import EXACT_SHARDS, find_cover
 
 EXPLAINED_SHARDS = 16
 """For so many unused shards of a large cluster it is worked out what they would do to the answers."""
@@ -30,35 +28,9 @@ def explain_kept(problem: Problem, kept: Plan, better: Plan) -> tuple[LeftOut, .
     return (*(LeftOut(name, reason) for name in unused), *others)
 
 
-def explain_lack(problem: Problem, left_out: tuple[LeftOut, ...]) -> Infeasible:
-    """Why there is no cover, and how many bytes would help."""
-    needed, offered = problem.total_need_bytes, sum(shard.offer.room_bytes for shard in problem.shards)
-    count = f"{len(problem.shards)} shard{'s offer' if len(problem.shards) != 1 else ' offers'}"
-    numbers = f"the model needs {format_bytes(needed)}, {count} {format_bytes(offered)}"
-    if needed > offered:
-        return Infeasible(f"{format_bytes(needed - offered)} of memory are missing ({numbers})", needed - offered, left_out)
-    missing = problem.need_bytes[-1] - problem.need_bytes[_reach(problem)]
-    if missing == 0:
-        return Infeasible(f"no {problem.min_shards} of the shards have room for a part of the model each ({numbers})", 0, left_out)
-    return Infeasible(f"{format_bytes(missing)} of memory are missing in one piece ({numbers})", missing, left_out)
-
-
-def _reach(problem: Problem) -> int:
-    """How many units the greedy fills can place."""
-    return max(_reach_of(order, problem.num_units) for order in greedy_orders(problem))
-
-
-def _reach_of(order: Iterable[ShardCosts], num_units: int) -> int:
-    reached = 0
-    for shard in order:
-        if reached < num_units:
-            reached = shard.furthest[reached]
-    return reached
-
-
 def _why_unused(problem: Problem, shard: ShardCosts, used: list[ShardCosts], plan: Plan, explained: bool) -> str:
     if all(stop == start for start, stop in enumerate(shard.furthest)):
-        return f"has room for {format_bytes(shard.offer.room_bytes)}, which hold no part of the model"
+        return f"has room for {format_bytes(max(0, shard.room_bytes))}, which hold no part of the model"
     with_it_s = _step_with(problem, shard, used, plan) if explained else None
     if with_it_s is None:
         return f"is not needed: {len(used)} machine{'s are' if len(used) != 1 else ' is'} faster without it"

@@ -4,7 +4,7 @@ Times are added as whole picoseconds, so that sums do not depend on their order 
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -34,13 +34,15 @@ class ShardCosts:
     """A shard with what the search asks of it, as prefix sums over the units."""
 
     offer: ShardOffer
+    room_bytes: int
+    """For a run without the head."""
     hop_ps: int
     time_ps: list[int]
     """[u]: picoseconds per step of units [0, u)."""
     cost_ps: list[int]
     """The same with the surcharge for units that would have to be moved here."""
     furthest: list[int]
-    """[start]: largest stop such that [start, stop) fits; start itself if not even one unit does."""
+    """[start]: largest stop such that [start, stop) fits, and so does every shorter run; start itself if not even one unit does."""
 
     @property
     def name(self) -> str:
@@ -91,7 +93,7 @@ class Problem:
     """One question to the planner.
 
     placement: what lies where by the previous plan. need_bytes: [u]: weights and least KV cache of units [0, u), where a shared table
-    counts twice. shards: by name.
+    counts twice. shards: by name. uncut: units before which no run may begin.
     """
 
     demand: ModelDemand
@@ -100,6 +102,7 @@ class Problem:
     placement: Mapping[str, range]
     need_bytes: list[int]
     shards: list[ShardCosts]
+    uncut: frozenset[int] = frozenset()
 
     @property
     def num_units(self) -> int:
@@ -109,6 +112,16 @@ class Problem:
     def total_need_bytes(self) -> int:
         """Of the whole model on one shard."""
         return self.need_bytes[-1] - self.demand.tied_bytes
+
+
+def with_a_layer_each(problem: Problem) -> Problem:
+    """The same, but embedding and head go with a layer: a machine of its own for either would be a hop for nothing."""
+    uncut = frozenset({1, problem.num_units - 1})
+    shards = [
+        replace(shard, furthest=[start if start in uncut else stop for start, stop in enumerate(shard.furthest)])
+        for shard in problem.shards
+    ]
+    return replace(problem, shards=shards, uncut=uncut)
 
 
 def pose_problem(
@@ -153,13 +166,26 @@ def _measured(
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
     times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
     costs = times + np.rint(times * surcharges)
-    # Below zero where a shard needs more for itself than it has: then it can hold nothing, not even a part of no bytes.
-    rooms = np.array([offer.memory_budget_bytes - offer.reserved_bytes for offer in offers], np.int64)
-    needs = np.array(need_bytes, np.int64)
-    furthest = np.maximum(np.searchsorted(needs, needs[:-1] + rooms[:, None], side="right") - 1, np.arange(demand.num_units))
-    furthest[rooms >= need_bytes[-1] - demand.tied_bytes, 0] = demand.num_units
     hops_ps = [max(1, round(offer.hop_s * PICOSECONDS)) for offer in offers]
-    return [ShardCosts(*each) for each in zip(offers, hops_ps, _sums(times), _sums(costs), furthest.tolist(), strict=True)]
+    rooms, furthest = _reaches(demand, offers, np.array(need_bytes, np.int64))
+    return [ShardCosts(*each) for each in zip(offers, rooms, hops_ps, _sums(times), _sums(costs), furthest, strict=True)]
+
+
+def _reaches(demand: ModelDemand, offers: Sequence[ShardOffer], needs: NDArray[np.int64]) -> tuple[list[int], list[list[int]]]:
+    """Room in front of the head, and how far each shard gets from each unit on. The head takes scratch of its own.
+
+    Rooms are below zero where a shard needs more for itself than it has: then it can hold nothing, not even a part of no bytes.
+    """
+    num_units = demand.num_units
+    runs = (range(num_units - 1), range(num_units), range(num_units - 1, num_units))
+    body, whole, head = (np.array([offer.room_for(demand, run) for offer in offers], np.int64) for run in runs)
+    furthest = np.maximum(np.searchsorted(needs[:-1], needs[:-1] + body[:, None], side="right") - 1, np.arange(num_units))
+    to_the_end = needs[-1] - needs[:-1]
+    to_the_end[0] -= demand.tied_bytes
+    at_the_end = np.repeat(whole[:, None], num_units, axis=1)
+    at_the_end[:, -1] = head
+    furthest[to_the_end <= at_the_end] = num_units
+    return body.tolist(), furthest.tolist()
 
 
 def _sums(numbers: NDArray[np.float64]) -> list[list[int]]:

@@ -73,22 +73,24 @@ def greedy_orders(problem: Problem) -> Iterator[list[ShardCosts]]:
     total, shards = problem.num_units, problem.shards
 
     def per_byte_when_full(shard: ShardCosts) -> float:
-        return shard.cost_ps[total] / max(1, problem.need_bytes[-1]) + shard.hop_ps / max(1, shard.offer.room_bytes)
+        return shard.cost_ps[total] / max(1, problem.need_bytes[-1]) + shard.hop_ps / max(1, shard.room_bytes)
 
     yield sorted(shards, key=lambda s: (s.cost_ps[total], s.hop_ps, s.name))
     yield sorted(shards, key=lambda s: (per_byte_when_full(s), s.name))
-    yield sorted(shards, key=lambda s: (-s.offer.room_bytes, s.cost_ps[total], s.name))
+    yield sorted(shards, key=lambda s: (-s.room_bytes, s.cost_ps[total], s.name))
     yield sorted(shards, key=lambda s: (s.cost_ps[total] + s.hop_ps, s.name))
 
 
 def _fill(problem: Problem, order: Sequence[ShardCosts]) -> Cover | None:
-    """Give each shard in turn as much as fits, but leave one unit for each that must still come."""
-    num_units = problem.num_units
+    """Give each shard in turn as much as fits, but leave one unit for each that must still come, or one layer if each must have one."""
+    num_units, kept_back = problem.num_units, int(bool(problem.uncut))
     cover: Cover = []
     start = 0
     for shard in order:
         to_come = max(0, problem.min_shards - len(cover) - 1)
-        stop = min(shard.furthest[start], num_units - to_come)
+        stop = min(shard.furthest[start], num_units - to_come - (kept_back if to_come else 0))
+        while stop in problem.uncut:
+            stop -= 1
         if stop > start:
             cover.append(Run(shard, start, stop))
             start = stop

@@ -31,7 +31,8 @@ def _block_bytes(problem: Problem, units: range) -> int:
 
 def _blocks_beside(problem: Problem, run: Run) -> int:
     block_bytes = _block_bytes(problem, run.units)
-    return (run.shard.offer.room_bytes - problem.demand.weights_bytes(run.units)) // block_bytes if block_bytes else NEVER
+    room_bytes = run.shard.offer.room_for(problem.demand, run.units) - problem.demand.weights_bytes(run.units)
+    return room_bytes // block_bytes if block_bytes else NEVER
 
 
 def _stage(problem: Problem, run: Run, num_blocks: int) -> Stage:

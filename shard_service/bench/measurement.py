@@ -23,9 +23,9 @@ from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import Manifest
+from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
-from dairllm.shard_service.forward.head import MAX_ROWS as MAX_HEAD_ROWS
 from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.kv_cache.layers import make_cache
 from dairllm.shard_service.machine.memory import resident_bytes
@@ -174,8 +174,8 @@ class _LoadedStage:
 
     def _compute(self, token_ids: npt.NDArray[np.int32], slices: list[StageSlice], logits_rows: npt.NDArray[np.int32]) -> None:
         hidden = self._body.run(self._kv, np.ascontiguousarray(token_ids), slices)
-        for first in range(0, len(logits_rows), MAX_HEAD_ROWS):
-            self._head.logits(hidden[logits_rows[first : first + MAX_HEAD_ROWS]])
+        for first in range(0, len(logits_rows), HEAD_ROWS):
+            self._head.logits(hidden[logits_rows[first : first + HEAD_ROWS]])
 
 
 async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StageParts]:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.forward.building import StageParts, build_stage, empty_stage, scratch_bytes
+from dairllm.shard_service.forward.building import StageParts, build_stage, check_stage, scratch_bytes
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
 from dairllm.shard_service.weights.assembler import LoadedUnit
@@ -80,13 +80,13 @@ class Preparer:
 
         Raises NotEnoughMemory if it does not fit, NeedsExclusive if only not beside the active one, and what the sources raise.
         """
-        empty = await self._in_loader(lambda: empty_stage(assignment))
-        demand = MemoryDemand(bytes_together(assignment), assignment.kv_cache_bytes, scratch_bytes(assignment, empty))
+        await self._in_loader(lambda: check_stage(assignment))
+        demand = demand_of(assignment)
         budget.require(demand)
         self._make_room(assignment, active, demand, budget)
         units = await self._load(assignment, report)
         parts = await self._in_loader(lambda: build_stage(assignment, units))
-        return Prepared(assignment, parts, scratch_bytes(assignment, parts))
+        return Prepared(assignment, parts, demand.scratch_bytes)
 
     def _make_room(self, assignment: AssignmentFacts, active: AssignmentFacts | None, demand: MemoryDemand, budget: MemoryBudget) -> None:
         """Free what nobody needs, as far as there is no room for it: it may be wanted again when the plan changes back."""
@@ -97,7 +97,7 @@ class Preparer:
             try:
                 budget.require(together, "the assignment together with the active one")
             except NotEnoughMemory as error:
-                raise NeedsExclusive(str(error)) from error
+                raise NeedsExclusive(error.message) from error
         besides = self._store.bytes_besides(*used)
         if budget.missing_bytes(replace(together, weights_bytes=together.weights_bytes + besides)):
             self._store.keep_only(*used)
@@ -119,6 +119,10 @@ class Preparer:
 
     async def _in_loader(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def demand_of(assignment: AssignmentFacts) -> MemoryDemand:
+    return MemoryDemand(bytes_together(assignment), assignment.kv_cache_bytes, scratch_bytes(assignment))
 
 
 def weight_peers(sources: Sequence[Peer], coordinator_addresses: Sequence[str]) -> list[Peer]:

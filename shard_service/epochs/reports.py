@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from dairllm.mesh.errors import DairllmError, DeadlineExceeded, PeerUnreachable, WrongEpoch
+from dairllm.mesh.errors import DairllmError, DeadlineExceeded, NotEnoughMemory, PeerUnreachable, WrongEpoch
 from dairllm.mesh.ring.outgoing import EdgeLost
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
@@ -43,7 +43,10 @@ class Reports:
             log.info("layers have to be freed before others can be loaded: %s", error, extra=fields(epoch=epoch))
         else:
             log.error("the assignment failed: %s", error, extra=fields(epoch=epoch, retryable=retryable))
-        failed = cluster_pb2.StageFailed(epoch=epoch, message=str(error), retryable=retryable, needs_exclusive=needs_exclusive)
+        missing_bytes = error.missing_bytes if isinstance(error, NotEnoughMemory) else 0
+        failed = cluster_pb2.StageFailed(
+            epoch=epoch, message=str(error), retryable=retryable, needs_exclusive=needs_exclusive, missing_bytes=missing_bytes
+        )
         self._send(cluster_pb2.JoinRequest(stage_failed=failed))
 
     def activated(self, assignment: AssignmentFacts, outcome: TransferOutcome, seconds: float) -> None:

@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dairllm.kernels_pyx import PackedMatrix, Stage, StageSpec
+from dairllm.kernels_pyx import PackedMatrix, Stage, StageSpec, get_num_threads
 from dairllm.mesh.errors import InvalidModel
 from dairllm.model_files.attention import SelfAttention
 from dairllm.model_files.feed_forward import DenseFeedForward
+from dairllm.model_files.memory import HEAD_ROWS, scratch_of
 from dairllm.model_files.spec import ModelSpec
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.forward import head
 from dairllm.shard_service.weights.assembler import LoadedUnit, Weights
 
 
@@ -21,14 +21,10 @@ class StageParts(NamedTuple):
     body: Stage | None
     head: Stage | None
 
-    @property
-    def scratch_bytes(self) -> int:
-        return sum(part.scratch_bytes for part in self if part is not None)
-
 
 def build_stage(assignment: AssignmentFacts, units: Sequence[LoadedUnit]) -> StageParts:
     """The kernels' stages over these weights, one per unit of the assignment. Raises InvalidModel if they do not fit the model."""
-    parts = empty_stage(assignment)
+    parts = _empty_stage(assignment)
     try:
         for facts, unit in zip(assignment.units, units, strict=True):
             _add_unit(parts, facts.index, unit.weights, assignment.model)
@@ -37,24 +33,27 @@ def build_stage(assignment: AssignmentFacts, units: Sequence[LoadedUnit]) -> Sta
     return parts
 
 
-def empty_stage(assignment: AssignmentFacts) -> StageParts:
-    """The same without weights, to know its `scratch_bytes` before anything is loaded."""
+def check_stage(assignment: AssignmentFacts) -> None:
+    """Raise InvalidModel for what the kernels can't do, before anything is loaded."""
+    _empty_stage(assignment)
+
+
+def _empty_stage(assignment: AssignmentFacts) -> StageParts:
     geometry = assignment.geometry
-    has_body = assignment.has_embedding or bool(assignment.layers)
     try:
         spec = stage_spec(assignment.model, assignment.wire)
-        body = Stage(spec, max_rows=geometry.max_batch_rows, max_context=geometry.context_length) if has_body else None
-        output = Stage(spec, max_rows=head.MAX_ROWS, max_context=head.MAX_ROWS) if assignment.has_head else None
+        body = Stage(spec, max_rows=geometry.max_batch_rows, max_context=geometry.context_length) if assignment.has_body else None
+        output = Stage(spec, max_rows=HEAD_ROWS, max_context=HEAD_ROWS) if assignment.has_head else None
     except ValueError as error:
         raise InvalidModel(f"the model can't be run: {error}") from error
     return StageParts(body, output)
 
 
-def scratch_bytes(assignment: AssignmentFacts, parts: StageParts) -> int:
+def scratch_bytes(assignment: AssignmentFacts) -> int:
     """Memory for activations and logits while a frame is computed, in the kernels and outside."""
-    logits = 3 * 4 * head.MAX_ROWS * assignment.model.vocab_size if assignment.has_head else 0
-    rows = 3 * 4 * assignment.geometry.max_batch_rows * assignment.model.hidden_size
-    return parts.scratch_bytes + logits + rows
+    geometry = assignment.geometry
+    scratch = scratch_of(assignment.model, assignment.units, max_rows=geometry.max_batch_rows, context_length=geometry.context_length)
+    return scratch.size_bytes(has_body=assignment.has_body, has_head=assignment.has_head, num_threads=get_num_threads())
 
 
 def stage_spec(model: ModelSpec, wire: str) -> StageSpec:

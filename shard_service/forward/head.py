@@ -13,12 +13,11 @@ import numpy.typing as npt
 from dairllm.kernels_pyx import Stage, StageSlice, round_rows
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.ring.frames import RingId, SequenceResult, TokenScore
+from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.forward.sampler import sample, score
 from dairllm.shard_service.forward.sequences import CheckedSlice
 
 Rows = npt.NDArray[np.float32]
-
-MAX_ROWS = 32
 
 
 class _WantedRow(NamedTuple):
@@ -63,14 +62,14 @@ class Head:
         """
         wanted = list(_wanted_rows(slices))
         answers = {checked.slice.sequence_id: _Answer() for _, _, checked in wanted}
-        for start in range(0, len(wanted), MAX_ROWS):
-            chunk = wanted[start : start + MAX_ROWS]
+        for start in range(0, len(wanted), HEAD_ROWS):
+            chunk = wanted[start : start + HEAD_ROWS]
             for row, logits in zip(chunk, self.logits(hidden[[wanted.row for wanted in chunk]]), strict=True):
                 _answer_or_fail(row, logits, answers[row.checked.slice.sequence_id])
         return tuple(answer.result(sequence_id) for sequence_id, answer in answers.items())
 
     def logits(self, rows: Rows) -> Rows:
-        """[n, num_tokens] of rows [n, width], at most MAX_ROWS."""
+        """[n, num_tokens] of rows [n, width], at most HEAD_ROWS."""
         if self._encoding is not None:
             rows = round_rows(rows, self._encoding)
         whole = StageSlice(len(rows), 0, np.empty(0, np.int32))

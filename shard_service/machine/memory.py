@@ -1,7 +1,7 @@
 """How much memory the shard may use, and what it is used for: an explicit budget, never the page cache's mercy.
 
-The budget covers weights, KV cache, sent rows, the kernels' scratch and the process itself. `reserved_bytes` is what the
-coordinator leaves free for the last three when it plans; scratch that needs more than its part of it is counted on top.
+The budget covers weights, KV cache, sent rows, the kernels' scratch and the process itself. The coordinator leaves the `reserve` free for
+the last three when it plans; what they take is summed up by the same functions there and here (`model_files/memory.py`).
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.mesh.settings import format_size
+from dairllm.model_files.memory import Reserve
 
 MIB = 1024**2
 SMALLEST_BUDGET_BYTES = 128 * MIB
@@ -32,25 +33,25 @@ class MemoryBudget:
         return min(self.total_bytes // 16, _LARGEST_RECORDS_BYTES)
 
     @property
-    def reserved_bytes(self) -> int:
-        return self.sent_rows_bytes + max(_SMALLEST_RESERVE_BYTES, min(self.total_bytes // 16, _LARGEST_RESERVE_BYTES))
+    def reserve(self) -> Reserve:
+        least_bytes = max(_SMALLEST_RESERVE_BYTES, min(self.total_bytes // 16, _LARGEST_RESERVE_BYTES))
+        return Reserve(self.sent_rows_bytes + least_bytes, self.sent_rows_bytes + _PROCESS_BYTES)
 
     def missing_bytes(self, demand: "MemoryDemand") -> int:
         """By how much the demand exceeds the budget; 0 if it fits."""
-        return max(0, demand.weights_bytes + demand.kv_cache_bytes + self._bytes_besides(demand) - self.total_bytes)
-
-    def _bytes_besides(self, demand: "MemoryDemand") -> int:
-        return max(self.reserved_bytes, self.sent_rows_bytes + _PROCESS_BYTES + demand.scratch_bytes)
+        besides = self.reserve.with_scratch(demand.scratch_bytes)
+        return max(0, demand.weights_bytes + demand.kv_cache_bytes + besides - self.total_bytes)
 
     def require(self, demand: "MemoryDemand", what: str = "the assignment") -> None:
         """what: what makes the demand. Raises NotEnoughMemory, with the numbers."""
         missing_bytes = self.missing_bytes(demand)
         if missing_bytes:
-            besides = self._bytes_besides(demand)
+            besides = self.reserve.with_scratch(demand.scratch_bytes)
             raise NotEnoughMemory(
                 f"{what} needs {format_size(demand.weights_bytes)} of weights, {format_size(demand.kv_cache_bytes)} of KV cache "
                 f"and {format_size(besides)} besides, but the memory budget is {format_size(self.total_bytes)}: "
-                f"{format_size(missing_bytes)} too little"
+                f"{format_size(missing_bytes)} too little",
+                missing_bytes=missing_bytes,
             )
 
 

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from dairllm.kernels_pyx import PackedMatrix, dequantize
 from dairllm.mesh.errors import WeightsDiffer
 from dairllm.model_files.manifest import TensorInfo, Unit
-
-_TILE_ROWS = 16
+from dairllm.model_files.memory import TILE_ROWS
 
 Weights = PackedMatrix | npt.NDArray[np.float32]
 FindMatrix = Callable[[TensorInfo], PackedMatrix | None]
@@ -92,7 +91,7 @@ class _MatrixWriter:
             data = memoryview(self._left_over + data)
         rows = len(data) // self._row_bytes
         if not ends:
-            rows -= rows % _TILE_ROWS
+            rows -= rows % TILE_ROWS
         if rows:
             self._matrix.pack_rows(self._next_row, data[: rows * self._row_bytes])
         self._next_row += rows
@@ -125,19 +124,6 @@ class _SharedMatrix:
 
     def result(self) -> Weights:
         return self._matrix
-
-
-def packed_bytes(tensor: TensorInfo) -> int:
-    """Memory that the tensor takes once it is loaded."""
-    if not tensor.is_matrix:
-        return 4 * tensor.shape[0]
-    return -(-tensor.shape[0] // _TILE_ROWS) * _TILE_ROWS * tensor.row_bytes
-
-
-def demanded_bytes(units: tuple[Unit, ...]) -> int:
-    """Memory of all units together; a tensor that two of them use counts once."""
-    by_place = {tensor.place: packed_bytes(tensor) for unit in units for tensor in unit.tensors}
-    return sum(by_place.values())
 
 
 def share_matrix(one: Unit, other: Unit) -> bool:

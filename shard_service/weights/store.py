@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from dairllm.kernels_pyx import PackedMatrix
 from dairllm.mesh.errors import DairllmError, UnknownModel, WeightsDiffer
 from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.model_files.memory import weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, demanded_bytes, share_matrix
+from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, share_matrix
 from dairllm.shard_service.weights.sources import Piece, UnitSource
 
 _UNITS_FETCHED_AT_ONCE = 4
@@ -57,7 +58,7 @@ class LayerStore:
     def bytes_besides(self, *assignments: AssignmentFacts) -> int:
         """Bytes of units in memory that none of these assignments has."""
         wanted = {_key(unit) for assignment in assignments for unit in assignment.units}
-        return demanded_bytes(tuple(unit.facts for key, unit in self._units.items() if key not in wanted))
+        return weights_bytes(unit.facts for key, unit in self._units.items() if key not in wanted)
 
     def held_units(self) -> tuple[bytes, list[int]]:
         """Digest of the model of which most units are here, and their indexes, ascending."""
@@ -203,7 +204,7 @@ def bytes_together(*assignments: AssignmentFacts) -> int:
     by_model: dict[bytes, dict[UnitKey, Unit]] = {}
     for assignment in assignments:
         by_model.setdefault(assignment.model_digest, {}).update((_key(unit), unit) for unit in assignment.units)
-    return sum(demanded_bytes(tuple(units.values())) for units in by_model.values())
+    return sum(weights_bytes(units.values()) for units in by_model.values())
 
 
 UnitKey = tuple[bytes, tuple[tuple[str, str, tuple[int, ...]], ...]]

@@ -13,7 +13,8 @@ A command is one line:
     standstill 100s                            the whole coordinator stands still
     progress A 50%                             of its assignment
     loaded [A] [epoch=N boot=X]                reports the stage ready, of the epoch that was assigned last; without names: all do
-    failed A 'message' [retryable|exclusive]   reports that loading failed; exclusive: that it must free layers first
+    failed A 'message' [retryable|exclusive] [missing=10MiB]   reports that loading failed; exclusive: that it must free layers first;
+                                               missing: so much memory
     drained                                    nothing is in flight any more in the ring that was closed
     activated A [transferred=2..3]             has switched; without transferred it has taken over all that it should
     edge A B [silent] [epoch=N]                A reports that its stream to B broke, or fell silent
@@ -320,7 +321,7 @@ class Scenario:
                 return [action for name in names for action in cluster.loaded(name, stated, options.get("boot"))]
             case "failed", [name, message, *rest]:
                 assigned = cluster.assigned[name].epoch if stated is None else stated
-                kinds = rest == ["retryable"], rest == ["exclusive"]
+                kinds = rest == ["retryable"], rest == ["exclusive"], size(options.get("missing", "0"))
                 return cluster.happen(on.StageLoadFailed(name, cluster.boot_of(name), assigned, message, *kinds))
             case "drained", []:
                 return cluster.drained() if stated is None else cluster.happen(on.RingDrained(stated))

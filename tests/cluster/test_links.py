@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dairllm.coordinator.cluster.books.links import Edge, Links
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.planner import Infeasible, Plan, ShardOffer, make_plan
+from dairllm.model_files.memory import Reserve
 from tests.cluster.test_machine import MODEL
 from tests.instruments.descriptions import FEATURES, FORMATS
 
@@ -32,7 +33,7 @@ class Planner:
     """Plans of the toy model for these shards, with this much room each."""
 
     def __init__(self, rooms: Mapping[str, int], min_shards: int) -> None:
-        self._offers = [ShardOffer(name, room, 0, 1e-10, 0.0005, FEATURES, FORMATS) for name, room in rooms.items()]
+        self._offers = [ShardOffer(name, room, Reserve(), 1e-10, 0.0005, FEATURES, FORMATS) for name, room in rooms.items()]
         self._min_shards = min_shards
 
     def __call__(self, previous: Plan | None, urgent: bool, without: Collection[str] = ()) -> Plan | Infeasible:

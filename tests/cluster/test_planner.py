@@ -21,6 +21,7 @@ from dairllm.coordinator.planner import (
     ShardOffer,
     make_plan,
 )
+from dairllm.model_files.memory import Reserve
 from tests.instruments.descriptions import FEATURES, demand_of
 
 MIB = 1 << 20
@@ -36,7 +37,7 @@ def demand(
 
 
 def offer(name: str, memory: int, s_per_byte: float = 1e-9, hop_s: float = 0.0, reserved: int = 0) -> ShardOffer:
-    return ShardOffer(name, memory, reserved, s_per_byte, hop_s, FEATURES | {"rope"}, frozenset({"Q4_0", "F32"}))
+    return ShardOffer(name, memory, Reserve(reserved), s_per_byte, hop_s, FEATURES | {"rope"}, frozenset({"Q4_0", "F32"}))
 
 
 @st.composite
@@ -66,7 +67,7 @@ def fits(model: ModelDemand, shard: ShardOffer, units: range, kv_blocks: int, bl
     """The memory rule, written independently of the planner."""
     weights = sum(model.units[u].size_bytes for u in units) - (model.tied_bytes if len(units) == len(model.units) else 0)
     cache = kv_blocks * block_tokens * sum(model.units[u].state_bytes_per_token for u in units)
-    return weights + cache + shard.reserved_bytes <= shard.memory_budget_bytes
+    return weights + cache + shard.reserve.size_bytes <= shard.memory_budget_bytes
 
 
 def step_s(model: ModelDemand, shard: ShardOffer, units: range) -> float:
@@ -74,12 +75,20 @@ def step_s(model: ModelDemand, shard: ShardOffer, units: range) -> float:
 
 
 def brute_force(model: ModelDemand, offers: list[ShardOffer], min_shards: int) -> float | None:
-    """The least step of all subsets, orders and cuts."""
+    """The least step of all subsets, orders and cuts; if several must have a part, of those with a layer for each, if there are any."""
+    if 1 < min_shards <= model.num_layers:
+        best = least_step(model, offers, min_shards, {1, model.num_layers + 1})
+        if best is not None:
+            return best
+    return least_step(model, offers, min_shards, set())
+
+
+def least_step(model: ModelDemand, offers: list[ShardOffer], min_shards: int, uncut: set[int]) -> float | None:
     num_units = model.num_layers + 2
     blocks = -(-model.context_length // 32)
     best: float | None = None
     for count in range(min_shards, min(len(offers), num_units) + 1):
-        for cuts in combinations(range(1, num_units), count - 1):
+        for cuts in combinations(sorted(set(range(1, num_units)) - uncut), count - 1):
             runs = [range(a, b) for a, b in pairwise((0, *cuts, num_units))]
             for order in permutations(offers, count):
                 if all(fits(model, shard, units, blocks) for shard, units in zip(order, runs, strict=True)):
@@ -216,7 +225,30 @@ def test_lack_of_memory_is_told_in_numbers() -> None:
     lack = make_plan(model, [offer("A", 2 * GIB), offer("B", GIB + GIB // 2)])
     assert isinstance(lack, Infeasible)
     assert lack.missing_bytes == GIB + GIB // 2
-    assert lack.reason == "1.5 GiB of memory are missing (the model needs 5.0 GiB, 2 shards offer 3.5 GiB)"
+    assert lack.reason == (
+        "1.5 GiB of memory are missing (the model needs 5.0 GiB, 2 shards offer 3.5 GiB: A 2.0 GiB of 2.0 GiB, B 1.5 GiB of 1.5 GiB); "
+        "what helps: more --memory (`dairllm set NAME --memory SIZE`) or a further machine"
+    )
+
+
+def test_a_shorter_context_is_proposed_if_it_fits() -> None:
+    model = demand((1000,) * 2, 0, 0, kv_per_token=1, context=4096)
+    offers = [offer("A", 1600), offer("B", 1700), offer("C", 60, reserved=50)]
+    lack = make_plan(model, offers)
+    assert isinstance(lack, Infeasible)
+    assert "--context-length 576" in lack.reason
+    assert isinstance(make_plan(replace(model, context_length=576), offers), Plan)
+    assert isinstance(make_plan(replace(model, context_length=577), offers), Infeasible)
+
+
+def test_with_several_machines_wanted_each_gets_a_layer_if_it_can() -> None:
+    slow = [offer(name, GIB, 1e-8) for name in "BC"]
+    plan = make_plan(demand((100,) * 4, 100, 100), [offer("A", GIB), *slow], min_shards=3)
+    assert isinstance(plan, Plan)
+    assert all(set(stage.units) - {0, 5} for stage in plan.stages)
+    few = make_plan(demand((100,), 100, 100), [offer("A", GIB), *slow], min_shards=3)
+    assert isinstance(few, Plan)
+    assert len(few.stages) == 3
 
 
 def test_memory_in_pieces_is_told_too() -> None:
@@ -228,8 +260,8 @@ def test_memory_in_pieces_is_told_too() -> None:
 
 def test_a_shard_that_cannot_compute_the_model_is_named() -> None:
     model = replace(SIX_LAYERS, features=frozenset({"attention:full", "rope"}))
-    weak = ShardOffer("weak", GIB, 0, 1e-9, 0.0, frozenset({"rope", "attention:latent"}), frozenset({"Q4_0"}))
-    poor = ShardOffer("poor", GIB, 0, 1e-9, 0.0, model.features, frozenset({"F32"}))
+    weak = ShardOffer("weak", GIB, Reserve(), 1e-9, 0.0, frozenset({"rope", "attention:latent"}), frozenset({"Q4_0"}))
+    poor = ShardOffer("poor", GIB, Reserve(), 1e-9, 0.0, model.features, frozenset({"F32"}))
     plan = make_plan(model, [weak, poor, offer("A", GIB)])
     assert isinstance(plan, Plan)
     assert LeftOut("weak", "cannot do attention:full") in plan.left_out

@@ -16,8 +16,9 @@ from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.model_files.memory import weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
-from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, demanded_bytes
+from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
 from dairllm.shard_service.weights.sources import LocalFiles, Piece
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts
 from tests.instruments.descriptions import spec_of
@@ -137,7 +138,7 @@ def store() -> Iterator[LayerStore]:
 async def test_a_tied_table_is_held_once(store: LayerStore) -> None:
     embedding, _, head = await store.load(ALL, [FakeSource(RIGHT)], lambda counts: None)
     assert embedding.weights["token_embedding"] is head.weights["output"]
-    assert store.weights_bytes == demanded_bytes(ALL.units)
+    assert store.weights_bytes == weights_bytes(ALL.units)
 
 
 async def test_units_in_memory_are_not_read_again(store: LayerStore) -> None:
@@ -149,7 +150,7 @@ async def test_units_in_memory_are_not_read_again(store: LayerStore) -> None:
     assert reports[-1].from_memory_bytes == LAYER[0].size_bytes
     assert reports[-1].from_disk_bytes == HEAD[0].size_bytes
     store.keep_only(assignment(HEAD[0]))
-    assert store.weights_bytes == demanded_bytes((HEAD[0],))
+    assert store.weights_bytes == weights_bytes((HEAD[0],))
     store.keep_only()
     assert store.weights_bytes == 0
 

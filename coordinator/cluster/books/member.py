@@ -42,6 +42,7 @@ class Member:
     failures: failed attempts in a row. num_faults: how often it was at fault.
     unused_until_s: not planned before; infinity for as long as this process lives.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
+    unplanned_bytes: what it needs besides, as it says, more than the planner would know.
     failure: why it cannot be used as it is, None if it can. leaving: in words, that it wants to go; '' if it does not.
     is_leave_forced: it goes also if the others do not suffice: people want it, or no answer needs it.
     plan_note: what there is to say about its part in the plan, or why it has none.
@@ -68,6 +69,7 @@ class Member:
     unused_until_s: float = -math.inf
     limit_bytes: int = 0
     limit_until_s: float = -math.inf
+    unplanned_bytes: int = 0
     held: frozenset[int] = frozenset()
     told_note: str = ""
 
@@ -110,8 +112,12 @@ class Member:
 
     @property
     def room_bytes(self) -> int:
+        return max(0, self.memory_beside(0))
+
+    def memory_beside(self, scratch_bytes: int) -> int:
+        """Bytes for weights and KV cache of a part with this scratch."""
         capabilities = self.hello.capabilities
-        return max(0, capabilities.memory_budget_bytes - capabilities.reserved_bytes)
+        return capabilities.memory_budget_bytes - self.unplanned_bytes - capabilities.reserve.with_scratch(scratch_bytes)
 
     @property
     def note(self) -> str:
@@ -139,6 +145,7 @@ class Member:
         self.hello = replace(self.hello, capabilities=capabilities)
         self.speed.probed_s = capabilities.decode_s_per_byte
         self.limit_until_s = -math.inf
+        self.unplanned_bytes = 0
         if self.has_failed and self.unused_until_s == math.inf:
             self.try_again()
 
@@ -148,13 +155,14 @@ class Member:
 
     def offer(self, config: ClusterConfig, calibration: float, now_s: float) -> ShardOffer:
         capabilities = self.hello.capabilities
-        limited_bytes = capabilities.reserved_bytes + self.limit_bytes if now_s < self.limit_until_s else capabilities.memory_budget_bytes
         return ShardOffer(
             self.name,
-            min(capabilities.memory_budget_bytes, limited_bytes),
-            capabilities.reserved_bytes,
+            capabilities.memory_budget_bytes - self.unplanned_bytes,
+            capabilities.reserve,
             self.speed.planned_s(calibration),
             self.hop_s(config),
             capabilities.features,
             capabilities.block_formats,
+            max(1, capabilities.num_threads),
+            self.limit_bytes if now_s < self.limit_until_s else None,
         )

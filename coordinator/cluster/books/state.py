@@ -44,6 +44,11 @@ class ClusterState:
     def plan(self) -> Plan | None:
         return self.deployment.plan if self.deployment else None
 
+    @property
+    def has_served(self) -> bool:
+        """This model: so many shards as it was to wait for need not be there any more."""
+        return self.before is not None
+
     def cares_for(self, name: str) -> bool:
         """Whether the shard has a part in what is active or prepared."""
         in_candidate = self.candidate is not None and name in self.candidate.plan.placement

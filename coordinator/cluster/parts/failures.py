@@ -16,6 +16,9 @@ from dairllm.coordinator.cluster.parts.switch import Switch
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.mesh.peers import COORDINATOR_NAME
 
+LEAST_LESSON_BYTES = 1 << 20
+"""A shard that lacks memory is planned with so much less at least: there is an end to it."""
+
 
 class Failures(MachinePart):
     def __init__(self, books: Books, switch: Switch, preparation: Preparation, planning: Planning) -> None:
@@ -44,7 +47,7 @@ class Failures(MachinePart):
         elif event.retryable:
             self._on_retryable(candidate, member, event.message)
         else:
-            self._on_hopeless(member, event.message)
+            self._on_hopeless(member, event.message, event.missing_bytes)
 
     def _on_retryable(self, candidate: Candidate, member: Member, message: str) -> None:
         self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
@@ -60,12 +63,26 @@ class Failures(MachinePart):
         else:
             self._close_and_retry(f"shard {member.name} could not load its part: {message}")
 
-    def _on_hopeless(self, member: Member, message: str) -> None:
-        """It cannot load this part; if it has another one already, it may keep that."""
+    def _on_hopeless(self, member: Member, message: str, missing_bytes: int) -> None:
+        """It cannot load this part; if it has another one already, it may keep that. With too little memory it may have a smaller one."""
         self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
-        if not self._limit_to_present(member, math.inf):
+        if self._limit_to_present(member, math.inf):
+            pass
+        elif missing_bytes:
+            self._learn_room(member, missing_bytes)
+        else:
             member.fail(message, math.inf)
         self._give_up_candidate(f"shard {member.name} failed")
+
+    def _learn_room(self, member: Member, missing_bytes: int) -> None:
+        """It has less room than was planned with: so much less than its part of the candidate needs."""
+        state, candidate = self._state, self._state.candidate
+        assert state.model is not None
+        assert candidate is not None
+        stage = next(stage for stage in candidate.plan.stages if stage.shard == member.name)
+        scratch_bytes = state.model.scratch_bytes(stage.units, member.hello.capabilities.num_threads)
+        needed_bytes = stage.weights_bytes + stage.kv_cache_bytes
+        member.unplanned_bytes += max(member.memory_beside(scratch_bytes) - needed_bytes + missing_bytes, LEAST_LESSON_BYTES)
 
     def _limit_to_present(self, member: Member, until_s: float) -> bool:
         """Plan no more for it than it has now. False if it has nothing."""

@@ -18,21 +18,35 @@ class PlanSearch(MachinePart):
     ) -> Plan | Infeasible:
         outcome: Plan | Infeasible = Infeasible("no shard has joined yet")
         for members in self._choices(without):
-            make = partial(self._make, model, members)
-            outcome = make(previous, urgent)
-            if isinstance(outcome, Plan):
-                return self._links.detour(outcome, previous, make, self._now_s, urgent=urgent)
+            for min_shards in self._numbers_of_shards(len(members)):
+                make = partial(self._make, model, members, min_shards)
+                outcome = make(previous, urgent)
+                if isinstance(outcome, Plan):
+                    return self._links.detour(outcome, previous, make, self._now_s, urgent=urgent)
         return outcome
 
+    def _numbers_of_shards(self, count: int) -> Iterator[int]:
+        """How many must have a part: as many as the first plan waits for, and once it has served, as many as there are, or fewer."""
+        wanted = self._config.min_shards
+        yield wanted
+        if self._state.has_served:
+            yield from range(min(wanted - 1, count), 0, -1)
+
     def _make(
-        self, model: ModelDemand, members: Collection[Member], previous: Plan | None, urgent: bool, without: Collection[str] = ()
+        self,
+        model: ModelDemand,
+        members: Collection[Member],
+        min_shards: int,
+        previous: Plan | None,
+        urgent: bool,
+        without: Collection[str] = (),
     ) -> Plan | Infeasible:
         calibration = calibration_of([member.speed for member in self._members])
         asked = [member for member in members if member.name not in without]
         return make_plan(
             model,
             [member.offer(self._config, calibration, self._now_s) for member in asked],
-            min_shards=self._config.min_shards,
+            min_shards=min_shards,
             previous=previous,
             kv=self._config.kv,
             held={member.name: member.held for member in asked if member.held},

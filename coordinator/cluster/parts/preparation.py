@@ -45,7 +45,8 @@ class Preparation(MachinePart):
         active = self._state.active
         if active is None or stage.shard not in active.plan.placement or not self._members.lives(active.holder_of(stage.shard)):
             return False
-        room_bytes, block_tokens = self._members[stage.shard].room_bytes, self._config.kv_block_tokens
+        member, block_tokens = self._members[stage.shard], self._config.kv_block_tokens
+        room_bytes = member.memory_beside(model.scratch_bytes(stage.units, member.hello.capabilities.num_threads))
         units, num_blocks = active.plan.placement[stage.shard], active.plan.num_kv_blocks
         return needs_exclusive(model, block_tokens, units, num_blocks, stage.units, num_kv_blocks, room_bytes)
 

@@ -130,7 +130,7 @@ class HeldUnits(_message.Message):
     def __init__(self, model_digest: _Optional[bytes] = ..., unit_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ShardCapabilities(_message.Message):
-    __slots__ = ("memory_budget_bytes", "reserved_bytes", "num_threads", "isa", "cpu_model", "decode_s_per_byte", "block_formats", "features")
+    __slots__ = ("memory_budget_bytes", "reserved_bytes", "num_threads", "isa", "cpu_model", "decode_s_per_byte", "block_formats", "features", "process_bytes")
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +139,7 @@ class ShardCapabilities(_message.Message):
     DECODE_S_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FORMATS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_BYTES_FIELD_NUMBER: _ClassVar[int]
     memory_budget_bytes: int
     reserved_bytes: int
     num_threads: int
@@ -147,7 +148,8 @@ class ShardCapabilities(_message.Message):
     decode_s_per_byte: float
     block_formats: _containers.RepeatedScalarFieldContainer[str]
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, memory_budget_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., isa: _Optional[str] = ..., cpu_model: _Optional[str] = ..., decode_s_per_byte: _Optional[float] = ..., block_formats: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    process_bytes: int
+    def __init__(self, memory_budget_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., isa: _Optional[str] = ..., cpu_model: _Optional[str] = ..., decode_s_per_byte: _Optional[float] = ..., block_formats: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., process_bytes: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("number", "round_trip_us", "usage")
@@ -345,16 +347,18 @@ class StageReady(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., load_s: _Optional[float] = ...) -> None: ...
 
 class StageFailed(_message.Message):
-    __slots__ = ("epoch", "message", "retryable", "needs_exclusive")
+    __slots__ = ("epoch", "message", "retryable", "needs_exclusive", "missing_bytes")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]
     NEEDS_EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_BYTES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     message: str
     retryable: bool
     needs_exclusive: bool
-    def __init__(self, epoch: _Optional[int] = ..., message: _Optional[str] = ..., retryable: bool = ..., needs_exclusive: bool = ...) -> None: ...
+    missing_bytes: int
+    def __init__(self, epoch: _Optional[int] = ..., message: _Optional[str] = ..., retryable: bool = ..., needs_exclusive: bool = ..., missing_bytes: _Optional[int] = ...) -> None: ...
 
 class EdgeLost(_message.Message):
     __slots__ = ("epoch", "peer", "message", "silent")

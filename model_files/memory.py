@@ -1,0 +1,132 @@
+"""What a part of a model takes in the memory of a machine.
+
+The coordinator plans with these sums and a shard counts with them before it loads: that is why what was planned can be loaded. Whatever a
+part needs, of weights, of KV cache and of scratch, it needs no more together with fewer other parts.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dairllm.model_files.attention import SelfAttention
+from dairllm.model_files.block_formats import BLOCK_FORMATS
+from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.model_files.spec import ModelSpec
+
+HEAD_ROWS = 32
+"""So many rows go through the output projection at once."""
+TILE_ROWS = 16
+"""Matrices lie in memory in whole tiles of so many rows."""
+
+_NUMBER_BYTES = 4
+_SAMPLER_ROWS = 24
+"""What sampling takes beside the logits, in rows of them: copies, weights and sums in double precision of the row that is sampled."""
+_QUERIES_AT_ONCE = 8
+_SCORES_MULTIPLE = 16
+_QUANTISED_BLOCK, _QUANTISED_BLOCK_BYTES = 32, 40
+_ROW_FACTS_BYTES = 6 * 4
+_ALIGNMENT_BYTES = 20 * 64
+_ROWS_OUTSIDE = 3
+"""What a frame's rows take outside the kernels: as they came, as numbers, as they go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """What is taken while a frame is computed: by embedding and layers, for each thread beside, and by the head."""
+
+    body_bytes: int = 0
+    thread_bytes: int = 0
+    head_bytes: int = 0
+
+    def size_bytes(self, *, has_body: bool, has_head: bool, num_threads: int) -> int:
+        """Of a run of units. has_body: it has the embedding or a layer."""
+        return has_body * (self.body_bytes + num_threads * self.thread_bytes) + has_head * self.head_bytes
+
+
+NO_SCRATCH = Scratch()
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What a shard keeps of its memory for something else than weights and KV cache.
+
+    size_bytes: at least. process_bytes: what the process takes of it, and the rows that it has sent; the rest is for scratch.
+    """
+
+    size_bytes: int = 0
+    process_bytes: int = 0
+
+    def with_scratch(self, scratch_bytes: int) -> int:
+        """Bytes of it for a part with this scratch: more where that takes more than the rest."""
+        return max(self.size_bytes, self.process_bytes + scratch_bytes)
+
+
+def weights_bytes(units: Iterable[Unit]) -> int:
+    """Of all units in one memory; a tensor that two of them have counts once."""
+    by_place = {tensor.place: _packed_bytes(tensor) for unit in units for tensor in unit.tensors}
+    return sum(by_place.values())
+
+
+def _packed_bytes(tensor: TensorInfo) -> int:
+    """Vectors become numbers of four bytes."""
+    if len(tensor.shape) == 1:
+        return _NUMBER_BYTES * tensor.shape[0]
+    rows = tensor.size_bytes // tensor.row_bytes
+    return _multiple(rows, TILE_ROWS) * tensor.row_bytes
+
+
+def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int) -> int:
+    """What the KV cache of a unit takes for a token; element_bytes: of one number in it. Values lie in whole groups of 16."""
+    layer = spec.layer_of(unit)
+    if layer is not None and isinstance(layer.attention, SelfAttention):
+        attention = layer.attention
+        return attention.num_kv_heads * (attention.key_dim + _multiple(attention.value_dim, _SCORES_MULTIPLE)) * element_bytes
+    return spec.state_bytes_per_token(unit, element_bytes)
+
+
+def scratch_of(spec: ModelSpec, units: Sequence[Unit], *, max_rows: int, context_length: int) -> Scratch:
+    """Of these units or any run of them, for frames of at most max_rows. No less than the kernels take (c/stage.c)."""
+    layers = [unit for unit in units if spec.layer_of(unit.index) is not None]
+    heads = [unit for unit in units if unit.index == spec.head_index]
+    residual = 2 * spec.hidden_size
+    widest = max((_block_numbers(unit) for unit in layers), default=0)
+    numbers = residual + _ROWS_OUTSIDE * spec.hidden_size + _rope_numbers(spec) + widest
+    body_bytes = max_rows * (_NUMBER_BYTES * numbers + _activation_bytes(layers) + _ROW_FACTS_BYTES) + _ALIGNMENT_BYTES
+    scores = _QUERIES_AT_ONCE * _multiple(context_length, _SCORES_MULTIPLE)
+    head_row_bytes = _NUMBER_BYTES * (residual + spec.vocab_size) + _activation_bytes(heads) + _ROW_FACTS_BYTES
+    head_bytes = HEAD_ROWS * head_row_bytes + _SAMPLER_ROWS * _NUMBER_BYTES * spec.vocab_size + _ALIGNMENT_BYTES
+    return Scratch(body_bytes, _NUMBER_BYTES * scores, head_bytes)
+
+
+def _block_numbers(unit: Unit) -> int:
+    """Numbers of a row between the matrices of a layer: attention and feed-forward share their memory."""
+    outputs = {tensor.role: tensor.shape[-2] for tensor in unit.tensors if len(tensor.shape) > 1}
+    attention = 2 * outputs.get("q", 0) + outputs.get("k", 0) + outputs.get("v", 0)
+    return max(attention, outputs.get("gate", 0) + outputs.get("up", 0))
+
+
+def _rope_numbers(spec: ModelSpec) -> int:
+    attentions = [layer.attention for layer in spec.layers if isinstance(layer.attention, SelfAttention)]
+    return max((attention.rope.dim for attention in attentions if attention.rope is not None), default=0)
+
+
+def _activation_bytes(units: Iterable[Unit]) -> int:
+    """Of a row as the matrices take it: once for each format of matrices with one input."""
+    matrices = [[tensor for tensor in unit.tensors if len(tensor.shape) > 1] for unit in units]
+    most = max((_activation_row_bytes(tensor) for unit in matrices for tensor in unit), default=0)
+    return most * max((_formats_at_once({tensor.role: tensor.block_format for tensor in unit}) for unit in matrices), default=0)
+
+
+def _formats_at_once(formats: dict[str, str]) -> int:
+    groups = ({formats.get(role) for role in roles} - {None} for roles in (("q", "k", "v"), ("gate", "up")))
+    return max(1, *(len(group) for group in groups))
+
+
+def _activation_row_bytes(tensor: TensorInfo) -> int:
+    inputs = tensor.shape[-1]
+    if BLOCK_FORMATS[tensor.block_format].block_size == 1:
+        return _NUMBER_BYTES * inputs
+    return -(-inputs // _QUANTISED_BLOCK) * _QUANTISED_BLOCK_BYTES
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of

@@ -1,0 +1,147 @@
+"""What the planner gives to a shard, that shard can load: both count memory alike, for any model and any budgets."""
+
+from itertools import count
+
+import numpy as np
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from dairllm.coordinator.model import demand_of
+from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer, Stage, make_plan
+from dairllm.kernels_pyx import PackedMatrix, get_num_threads
+from dairllm.mesh.peers import Peer
+from dairllm.model_files.attention import Rope
+from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
+from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
+from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit, compute_model_digest
+from dairllm.model_files.roles import unit_shapes
+from dairllm.model_files.spec import ModelSpec
+from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
+from dairllm.shard_service.epochs.preparer import demand_of as demand_of_assignment
+from dairllm.shard_service.forward.building import build_stage
+from dairllm.shard_service.machine.memory import MIB, MemoryBudget
+from dairllm.shard_service.weights.assembler import LoadedUnit
+
+BLOCK_TOKENS = 32
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelSpec:
+    head_dim, num_kv_heads = draw(st.sampled_from([2, 20, 64, 128])), draw(st.integers(1, 8))
+    num_heads = num_kv_heads * draw(st.integers(1, 8))
+    rope = Rope(theta=10_000.0, dim=head_dim, interleaved=True)
+    layer = dense_layer(
+        intermediate_size=32 * draw(st.integers(1, 900)),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=1e-5,
+        rope=rope,
+    )
+    return dense_decoder(
+        (layer,) * draw(st.integers(1, 12)),
+        architecture="llama",
+        name="any",
+        hidden_size=32 * draw(st.integers(1, 256)),
+        vocab_size=draw(st.integers(1, 200_000)),
+        context_length=1 << 17,
+    )
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    """Matrices of each role have any one format; embedding and head may be one tensor."""
+    spec, tied = draw(specs()), draw(st.booleans())
+    formats: dict[str, str] = {}
+    units: list[Unit] = []
+    offset = 0
+    for index in range(spec.num_units):
+        tensors = []
+        for role, shape in unit_shapes(spec, index).items():
+            possible = VECTOR_FORMATS if len(shape) == 1 else tuple(n for n, f in BLOCK_FORMATS.items() if shape[-1] % f.block_size == 0)
+            name = "token_embedding" if tied and role == "output" else role
+            block_format = formats[name] = formats.get(name) or draw(st.sampled_from(possible))
+            row_bytes = shape[-1] // BLOCK_FORMATS[block_format].block_size * BLOCK_FORMATS[block_format].block_bytes
+            size_bytes = row_bytes * (shape[0] if len(shape) > 1 else 1)
+            place = units[0].tensors[0].offset_bytes if name != role else offset
+            offset = max(offset, place + size_bytes)
+            tensors.append(
+                TensorInfo(name=role, role=role, block_format=block_format, shape=shape, offset_bytes=place, size_bytes=size_bytes)
+            )
+        units.append(Unit(index=index, tensors=tuple(tensors), size_bytes=sum(t.size_bytes for t in tensors), digest=index.to_bytes(32)))
+    return Manifest(
+        spec=spec,
+        units=tuple(units),
+        files=(ModelFile(name="any.gguf", size_bytes=offset),),
+        model_digest=compute_model_digest(spec, units),
+    )
+
+
+def offer_of(name: str, budget: MemoryBudget, demand: ModelDemand) -> ShardOffer:
+    return ShardOffer(name, budget.total_bytes, budget.reserve, 0.0, 0.0, demand.features, demand.block_formats, get_num_threads())
+
+
+def assignment_of(manifest: Manifest, stage: Stage, geometry: CacheGeometry) -> AssignmentFacts:
+    units = tuple(manifest.units[index] for index in stage.units)
+    next_member = Peer("next", ())
+    return AssignmentFacts(1, manifest.model_digest, manifest.spec, units, "", manifest.files, next_member, geometry, "F32")
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    manifests(),
+    st.lists(st.integers(128, 3000), min_size=1, max_size=4),
+    st.integers(1, 20_000),
+    st.sampled_from([1, 64, 512]),
+    st.sampled_from(["F16", "F32"]),
+    st.integers(1, 3),
+)
+def test_a_plan_that_is_made_can_be_loaded(
+    manifest: Manifest, sizes_mib: list[int], context_length: int, max_rows: int, kv_cache: str, min_shards: int
+) -> None:
+    budgets = {f"shard-{number}": MemoryBudget(size * MIB) for number, size in zip(count(), sizes_mib, strict=False)}
+    demand = demand_of(manifest, "any", context_length, kv_cache, max_rows)
+    offers = [offer_of(name, budget, demand) for name, budget in budgets.items()]
+    plan = make_plan(demand, offers, min_shards=min_shards, kv=KvDemand(BLOCK_TOKENS, 4 * context_length))
+    if not isinstance(plan, Plan):
+        return
+    for stage in plan.stages:
+        geometry = CacheGeometry(plan.num_kv_blocks, BLOCK_TOKENS, context_length, max_rows, kv_cache)
+        needed = demand_of_assignment(assignment_of(manifest, stage, geometry))
+        budgets[stage.shard].require(needed)
+        assert (stage.weights_bytes, stage.kv_cache_bytes) == (needed.weights_bytes, needed.kv_cache_bytes)
+
+
+@settings(deadline=None, max_examples=100)
+@given(manifests(), st.integers(1, 3), st.integers(1, 8000))
+def test_what_one_shard_can_load_alone_is_planned(manifest: Manifest, spare_mib: int, context_length: int) -> None:
+    """The planner is no more cautious than the shard."""
+    demand = demand_of(manifest, "any", context_length, "F16", 512)
+    num_blocks = -(-context_length // BLOCK_TOKENS)
+    whole = Stage("A", range(demand.num_units), 0, 0, 0.0)
+    needed = demand_of_assignment(assignment_of(manifest, whole, CacheGeometry(num_blocks, BLOCK_TOKENS, context_length, 512)))
+    total = needed.weights_bytes + needed.kv_cache_bytes
+    while MemoryBudget(total).missing_bytes(needed):
+        total += spare_mib * MIB
+    assert isinstance(make_plan(demand, [offer_of("A", MemoryBudget(total), demand)]), Plan)
+
+
+def loaded(manifest: Manifest, unit: Unit) -> LoadedUnit:
+    """Of zeros."""
+    weights = {
+        tensor.role: PackedMatrix(tensor.block_format, *tensor.shape) if tensor.is_matrix else np.zeros(tensor.shape, np.float32)
+        for tensor in unit.tensors
+    }
+    return LoadedUnit(unit, manifest.model_digest, weights)
+
+
+@settings(deadline=None, max_examples=40)
+@given(manifests(), st.integers(1, 512), st.integers(1, 8000), st.data())
+def test_the_kernels_take_no_more_than_is_counted(manifest: Manifest, max_rows: int, context_length: int, data: st.DataObject) -> None:
+    assume(sum(unit.size_bytes for unit in manifest.units) < 1 << 29)
+    first = data.draw(st.integers(0, manifest.spec.num_units - 1))
+    stage = Stage("A", range(first, data.draw(st.integers(first + 1, manifest.spec.num_units))), 0, 0, 0.0)
+    assignment = assignment_of(manifest, stage, CacheGeometry(1, BLOCK_TOKENS, context_length, max_rows))
+    parts = build_stage(assignment, [loaded(manifest, unit) for unit in assignment.units])
+    taken = sum(part.scratch_bytes for part in parts if part is not None)
+    assert taken <= demand_of_assignment(assignment).scratch_bytes
