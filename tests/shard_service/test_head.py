@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from dairllm.kernels_pyx import PackedMatrix, Stage
 from dairllm.mesh.ring.frames import RingId, SequenceBegin, SequenceSlice
 from dairllm.mesh.sampling import SamplingParams
+from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.forward.building import stage_spec
-from dairllm.shard_service.forward.head import MAX_ROWS, Head
+from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.forward.sampler import TokenHistory
 from dairllm.shard_service.forward.sequences import CheckedSlice, RunningSequence
 from tests.instruments.descriptions import layer_of, spec_of
@@ -25,7 +26,7 @@ def head_whose_padding_is_loudest() -> Head:
     output[NUM_TOKENS:] = 100.0
     matrix = PackedMatrix("F32", SPEC.vocab_size, WIDTH)
     matrix.pack_rows(0, output.tobytes())
-    stage = Stage(stage_spec(SPEC, "F32"), max_rows=MAX_ROWS, max_context=MAX_ROWS)
+    stage = Stage(stage_spec(SPEC, "F32"), max_rows=HEAD_ROWS, max_context=HEAD_ROWS)
     stage.set_head(np.ones(WIDTH, np.float32), matrix)
     return Head(stage, SPEC.num_tokens, None)
 
