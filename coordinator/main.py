@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dairllm.coordinator.http.gate.hosts import checked_host
+from dairllm.coordinator.http.gate.origins import checked_origin
 from dairllm.coordinator.local_shard import LOCAL_SHARD_NAME
 from dairllm.coordinator.service import run_coordinator
 from dairllm.coordinator.settings import CoordinatorSettings
@@ -36,6 +38,18 @@ def coordinator(
     ] = DEFAULT_ARITHMETIC.wire,
     http_host: Annotated[str, typer.Option(help="Address of the API and the status page; 0.0.0.0 for every interface.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = DEFAULT_HTTP_PORT,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A further name of the API, such as *.example.com. Known are localhost and, unless it listens at loopback only, "
+            "addresses and the machine's own name.",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Pages of this origin may use the API, such as http://localhost:3000, or *. Default: none."),
+    ] = None,
     grpc_host: Annotated[str, typer.Option(help="Address for shards and gRPC clients. Default: every interface.")] = "",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 picks a free one.")] = DEFAULT_GRPC_PORT,
     cluster: Annotated[str, typer.Option(help="Name of the cluster: only shards with the same name join.")] = DEFAULT_CLUSTER_NAME,
@@ -82,6 +96,8 @@ def coordinator(
         arithmetic=Arithmetic(encoding_name(parse_encoding(wire)), parse_cache_type(kv_cache)),
         http_host=http_host,
         http_port=http_port,
+        allowed_hosts=tuple(checked_host(name) for name in allowed_host or ()),
+        cors_origins=tuple(checked_origin(origin) for origin in cors_origin or ()),
         grpc_host=grpc_host,
         grpc_port=grpc_port,
         cluster=cluster,

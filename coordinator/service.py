@@ -23,6 +23,9 @@ from dairllm.coordinator.engine.facts import SchedulerLimits
 from dairllm.coordinator.event_loop import EventLoopDelay
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.connections.server import serve
+from dairllm.coordinator.http.gate.guard import Access
+from dairllm.coordinator.http.gate.hosts import hosts_of
+from dairllm.coordinator.http.gate.origins import Origins
 from dairllm.coordinator.http.metrics import ServingMetrics
 from dairllm.coordinator.invitations.inviter import Inviter
 from dairllm.coordinator.local_shard import LocalShard
@@ -90,7 +93,8 @@ class Coordinator:
         settings = self._settings
         server = create_server()
         grpc_port = await bind(server, settings.grpc_host or "0.0.0.0", settings.grpc_port, "the coordinator's gRPC server")
-        app = create_app(self._model.served, self._engine, self._cluster_json, self._metrics)
+        access = Access(hosts_of(settings.http_host, settings.allowed_hosts), Origins(frozenset(settings.cors_origins)))
+        app = create_app(self._model.served, self._engine, self._cluster_json, self._metrics, access=access)
         membership = self._make_membership(grpc_port, app.state.metrics)
         await self._start_grpc(server, membership, app.state.metrics)
         async with contextlib.AsyncExitStack() as stack:

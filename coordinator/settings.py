@@ -20,6 +20,8 @@ class CoordinatorSettings:
     arithmetic: Arithmetic
     http_host: str
     http_port: int
+    allowed_hosts: tuple[str, ...]
+    cors_origins: tuple[str, ...]
     grpc_host: str
     grpc_port: int
     cluster: str

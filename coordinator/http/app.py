@@ -1,11 +1,13 @@
 """The HTTP interface: OpenAI's API, the state of the cluster, metrics, and pages for people."""
 
 import asyncio
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,6 +15,9 @@ from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.http.bodies.reading import BodyTooLarge, BodyTooSlow, ClientGone
 from dairllm.coordinator.http.cluster_api import ClusterView, cluster_operations
 from dairllm.coordinator.http.error_replies import error_reply, plain_error_reply
+from dairllm.coordinator.http.gate.guard import ONLY_LOOPBACK, Access, Guard
+from dairllm.coordinator.http.gate.request_ids import HEADER as REQUEST_ID
+from dairllm.coordinator.http.gate.request_ids import RequestIds
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.http.metrics import CLIENT_GONE_STATUS, CountRequests, ServingMetrics
 from dairllm.coordinator.http.openai_api import openai_operations
@@ -29,6 +34,7 @@ def create_app(
     cluster: ClusterView,
     registry: CollectorRegistry,
     limits: HttpLimits | None = None,
+    access: Access = ONLY_LOOPBACK,
 ) -> Starlette:
     """The application. cluster: the state of the cluster as JSON, asked for whenever somebody wants to see it.
 
@@ -46,11 +52,25 @@ def create_app(
     document = openapi_document(operations, software_version())
     app = Starlette(
         routes=[operation.route() for operation in (*operations, *document_operations(document))],
-        middleware=[Middleware(CountRequests, metrics=metrics)],
+        middleware=[Middleware(CountRequests, metrics=metrics), *_gate(access, limits)],
     )
     app.state.stopping, app.state.metrics, app.state.limits = stopping, metrics, limits
     _handle_errors(app, limits)
     return app
+
+
+def _gate(access: Access, limits: HttpLimits) -> Iterator[Middleware]:
+    """From outside."""
+    yield Middleware(RequestIds)
+    yield Middleware(Guard, access=access, max_head_bytes=limits.max_head_bytes)
+    if access.origins.allowed:
+        yield Middleware(
+            CORSMiddleware,
+            allow_origins=access.origins.allowed,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=(REQUEST_ID, "retry-after"),
+        )
 
 
 def _handle_errors(app: Starlette, limits: HttpLimits) -> None:
@@ -75,12 +95,8 @@ def _handle_errors(app: Starlette, limits: HttpLimits) -> None:
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE_STATUS)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        return plain_error_reply(500, "the request failed because of an internal error", "internal_error")
-
     app.add_exception_handler(DairllmError, refused)
     app.add_exception_handler(HTTPException, refused_by_routing)
     app.add_exception_handler(BodyTooLarge, too_large)
     app.add_exception_handler(BodyTooSlow, too_slow)
     app.add_exception_handler(ClientGone, gone)
-    app.add_exception_handler(Exception, failed)

@@ -13,7 +13,8 @@ class HttpLimits:
     max_head_bytes: of the request line and the headers. max_connections: fewer, where descriptors are.
     request_timeout_s: for the headers, and again for the body. write_stall_s: a client that takes no byte for so long is cut off.
     keep_alive_s: between comments in an event stream that has nothing to say. idle_s: how long a connection waits for a next request, since
-    pools of clients keep theirs for a minute. half_closed_tick_s: between looks at a client that has said all. shutdown_s: for answers under way when the server stops.
+    pools of clients keep theirs for a minute. half_closed_tick_s: between looks at a client that has said all.
+    shutdown_s: for answers under way when the server stops.
     """
 
     max_body_bytes: int = 16 << 20

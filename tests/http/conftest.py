@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.connections.server import serve
+from dairllm.coordinator.http.gate.guard import ONLY_LOOPBACK, Access
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.text import ServedModel
 from tests.text.fakes import FakeEngine, make_served
@@ -70,13 +71,16 @@ class Site:
 
 @asynccontextmanager
 async def run_site(
-    served: ServedModel, limits: HttpLimits = LIMITS, cluster_view: Callable[[], Mapping[str, object]] | None = None
+    served: ServedModel,
+    limits: HttpLimits = LIMITS,
+    cluster_view: Callable[[], Mapping[str, object]] | None = None,
+    access: Access = ONLY_LOOPBACK,
 ) -> AsyncIterator[Site]:
     """cluster_view: gives the state of the cluster; None for that of Site."""
     engine = FakeEngine()
     events = [{"text": "shard b joined"}]
     cluster: dict[str, object] = {"phase": "serving", "epoch": 3, "shards": [{"name": "a"}, {"name": "b"}], "events": events}
-    app = create_app(served, engine, cluster_view or (lambda: cluster), CollectorRegistry(), limits)
+    app = create_app(served, engine, cluster_view or (lambda: cluster), CollectorRegistry(), limits, access)
     stop = asyncio.Event()
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(app, "127.0.0.1", 0, stop, listening.set_result))

@@ -292,7 +292,7 @@ async def test_comments_keep_a_waiting_stream_alive(site: Site) -> None:
     site.engine.pause_at = -1
     reader, writer = await site.connect()
     body = json.dumps({"messages": USER, "stream": True}).encode()
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
     await asyncio.wait_for(reader.readuntil(b": keep-alive\n\n"), 10)
     await asyncio.wait_for(reader.readuntil(b": keep-alive\n\n"), 10)
     site.engine.resume.set()
