@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dairllm.coordinator.engine.interface import TokenEngine
-from dairllm.coordinator.http.bodies.reading import BodyTooLarge, BodyTooSlow, ClientGone
+from dairllm.coordinator.http.bodies.compression import ACCEPTED, BodyTooLarge, UnknownCoding
+from dairllm.coordinator.http.bodies.reading import BodyTooSlow, ClientGone
 from dairllm.coordinator.http.cluster_api import ClusterView, cluster_operations
 from dairllm.coordinator.http.error_replies import error_reply, plain_error_reply
 from dairllm.coordinator.http.gate.guard import ONLY_LOOPBACK, Access, Guard
@@ -88,6 +89,10 @@ def _handle_errors(app: Starlette, limits: HttpLimits) -> None:
         message = f"the body is too large; expected at most {limits.max_body_bytes} bytes"
         return plain_error_reply(413, message, "body_too_large", {"connection": "close"})
 
+    async def unknown_coding(request: Request, error: Exception) -> Response:
+        message = f"content-encoding is {str(error)[:100]!r}; expected {ACCEPTED}"
+        return plain_error_reply(415, message, "unknown_content_encoding", {"accept-encoding": ACCEPTED})
+
     async def too_slow(request: Request, error: Exception) -> Response:
         message = f"the body did not arrive; expected all of it within {limits.request_timeout_s:g} s"
         return plain_error_reply(408, message, "body_too_slow", {"connection": "close"})
@@ -98,5 +103,6 @@ def _handle_errors(app: Starlette, limits: HttpLimits) -> None:
     app.add_exception_handler(DairllmError, refused)
     app.add_exception_handler(HTTPException, refused_by_routing)
     app.add_exception_handler(BodyTooLarge, too_large)
+    app.add_exception_handler(UnknownCoding, unknown_coding)
     app.add_exception_handler(BodyTooSlow, too_slow)
     app.add_exception_handler(ClientGone, gone)

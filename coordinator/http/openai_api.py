@@ -16,7 +16,7 @@ from dairllm.coordinator.http.answer_types import (
 )
 from dairllm.coordinator.http.answers import LAST_EVENT, GenerationResponse
 from dairllm.coordinator.http.bodies.models import ChatCompletionBody, CompletionBody
-from dairllm.coordinator.http.bodies.reading import Body, parse_body, read_body
+from dairllm.coordinator.http.bodies.reading import Body, BodyReader
 from dairllm.coordinator.http.calls import Call, chat_call, completion_call
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, json_reply
 from dairllm.coordinator.http.limits import HttpLimits
@@ -29,6 +29,7 @@ _REFUSALS = {
     404: _UNKNOWN_MODEL,
     408: refused("The body did not arrive in time."),
     413: refused("The body is too large."),
+    415: refused("The body is compressed in a way that is not known."),
     429: refused("The queue is full.", retry_after=True),
     500: refused("The answer failed because of an internal error."),
     503: refused("No plan of the cluster serves the model now, or the answer was lost with a shard.", retry_after=True),
@@ -37,6 +38,8 @@ _STREAM = "With `stream`, events: chunks of the answer; an error, if it fails on
 
 
 def openai_operations(text: TextService, limits: HttpLimits) -> Sequence[Operation]:
+    reader = BodyReader(limits)
+
     async def models(request: Request) -> Response:
         served: ModelList = {"object": "list", "data": [_model_object(text)]}
         return json_reply(served)
@@ -51,7 +54,7 @@ def openai_operations(text: TextService, limits: HttpLimits) -> Sequence[Operati
             "/v1/chat/completions",
             "chat_completions",
             "Continue a chat",
-            _generation(ChatCompletionBody, chat_call, text, limits),
+            _generation(ChatCompletionBody, chat_call, reader, text, limits),
             {200: _answer(ChatCompletion, ChatCompletionChunk), **_REFUSALS},
             ChatCompletionBody,
         ),
@@ -60,7 +63,7 @@ def openai_operations(text: TextService, limits: HttpLimits) -> Sequence[Operati
             "/v1/completions",
             "completions",
             "Continue a text",
-            _generation(CompletionBody, completion_call, text, limits),
+            _generation(CompletionBody, completion_call, reader, text, limits),
             {200: _answer(Completion, CompletionChunk), **_REFUSALS},
             CompletionBody,
         ),
@@ -84,10 +87,14 @@ def _answer(whole: type, chunk: type) -> OperationAnswer:
 
 
 def _generation(
-    model: type[Body], read_call: Callable[[Body, TextService, HttpLimits], Awaitable[Call]], text: TextService, limits: HttpLimits
+    model: type[Body],
+    read_call: Callable[[Body, TextService, HttpLimits], Awaitable[Call]],
+    reader: BodyReader,
+    text: TextService,
+    limits: HttpLimits,
 ) -> Handler:
     async def generate(request: Request) -> Response:
-        body = parse_body(await read_body(request.receive, limits), model)
+        body = await reader.read(request, model)
         return GenerationResponse(await read_call(body, text, limits), text, limits)
 
     return generate

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+from codecs import BOM_UTF8
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
 from starlette.types import Receive
 
+from dairllm.coordinator.http.bodies.compression import BodyTooLarge, unpack
+from dairllm.coordinator.http.bodies.json_steps import loads_in_steps
 from dairllm.coordinator.http.bodies.refusals import body_error, show
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.mesh.errors import InvalidRequest
@@ -16,10 +20,8 @@ Body = TypeVar("Body", bound=BaseModel)
 DISCARD_FACTOR = 4
 """A body that is too large is read on up to so many times the limit, since a client that is cut off while it sends may never see the
 answer that tells it why."""
-
-
-class BodyTooLarge(Exception):
-    pass
+LARGE_BYTES = 1 << 16
+"""From here on to read the JSON takes so long that others must go on meanwhile."""
 
 
 class BodyTooSlow(Exception):
@@ -28,6 +30,25 @@ class BodyTooSlow(Exception):
 
 class ClientGone(Exception):
     pass
+
+
+class BodyReader:
+    """Large bodies are read one at a time: each takes many times its size in memory."""
+
+    def __init__(self, limits: HttpLimits) -> None:
+        self._limits = limits
+        self._reading_large = asyncio.Semaphore(1)
+
+    async def read(self, request: Request, model: type[Body]) -> Body:
+        """BodyTooLarge, BodyTooSlow, ClientGone or UnknownCoding, and the errors of `parse_body`."""
+        data = await read_body(request.receive, self._limits)
+        codings = [
+            name.strip().lower() for header in request.headers.getlist("content-encoding") for name in header.split(",") if name.strip()
+        ]
+        if len(data) < LARGE_BYTES and not codings:
+            return parse_body(data, model)
+        async with self._reading_large:
+            return await asyncio.to_thread(lambda: parse_body(unpack(data, codings, self._limits.max_body_bytes), model))
 
 
 async def read_body(receive: Receive, limits: HttpLimits) -> bytes:
@@ -66,12 +87,13 @@ def parse_body(data: bytes, model: type[Body]) -> Body:
 
 
 def parse_json_object(data: bytes) -> dict[str, object]:
-    """InvalidRequest unless it is a JSON object in UTF-8. Of a name that comes twice the last value counts.
+    """InvalidRequest unless it is a JSON object in UTF-8, maybe with a mark of that in front. Of a name that comes twice the last value
+    counts.
 
     Not pydantic's own parser: that refuses half a surrogate pair without saying in which field, and takes NaN.
     """
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+        value = _loads(data.removeprefix(BOM_UTF8))
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body has an invalid byte at offset {error.start}; expected JSON in UTF-8") from error
     except json.JSONDecodeError as error:
@@ -83,6 +105,12 @@ def parse_json_object(data: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body is {show(value)}; expected a JSON object")
     return value
+
+
+def _loads(data: bytes) -> object:
+    if len(data) < LARGE_BYTES:
+        return json.loads(data.decode(), parse_constant=_refuse_constant)
+    return loads_in_steps(data, _refuse_constant)
 
 
 def _refuse_constant(name: str) -> object:
