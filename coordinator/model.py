@@ -19,6 +19,7 @@ from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, weights_bytes
 from dairllm.model_files.progress import ProgressCallback
 from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.template_process import TemplateProcesses
 from dairllm.model_files.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ class LoadedModel:
     path: Path
     manifest: Manifest
     served: ServedModel
+
+    def close(self) -> None:
+        """Ends the processes that render its chat template."""
+        if self.served.chat_template is not None:
+            self.served.chat_template.close()
 
     def demand(self, context_length: int, kv_cache: str, max_batch_rows: int) -> ModelDemand:
         """kv_cache: element type of keys and values in the cache. max_batch_rows: of one frame."""
@@ -73,18 +79,23 @@ def load_model(name_or_path: str, served_name: str | None, arithmetic: str, prog
 def _tokenizer_of(gguf: GgufFile) -> Tokenizer | None:
     """A model without a tokenizer that is known exactly is served for token ids: better than with one that is nearly right."""
     try:
-        return load_tokenizer(gguf)
+        tokenizer = load_tokenizer(gguf)
     except UnsupportedModel as error:
         logger.warning("the model is served for token ids only: %s", error)
         return None
+    for doubt in tokenizer.doubts:
+        logger.warning("%s", doubt)
+    return tokenizer
 
 
 def _template_of(gguf: GgufFile, tokenizer: Tokenizer | None) -> ChatTemplate | None:
     if tokenizer is None:
         return None
+    processes = TemplateProcesses()
     try:
-        return load_chat_template(gguf, tokenizer)
+        return load_chat_template(gguf, tokenizer, processes)
     except (UnsupportedModel, InvalidTemplate) as error:
+        processes.close()
         logger.warning("/v1/chat/completions is not available: %s", error)
         return None
 

@@ -100,6 +100,7 @@ class Coordinator:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(server.stop, SERVER_STOP_S)
             stack.push_async_callback(membership.stop)
+            stack.callback(self._model.close)
             stack.callback(self._engine.shut_down)
             if settings.discovery:
                 self._inviter = Inviter(self._config, lambda: membership.streams.announced_ids, lambda: settings.grpc_hosts, grpc_port)

@@ -5,7 +5,8 @@ ModelFileError(ValueError)
 ├── CorruptModelFile    a file, or a manifest received from elsewhere, that contradicts itself, its digest or its format
 ├── UnknownModelName    neither a readable file nor a name that can be fetched
 ├── ModelFetchError     a known model that could not be downloaded, verified or stored
-└── InvalidTemplate     a chat template that does not compile, fails on these messages, or asks for too much work
+├── InvalidTemplate     a chat template that does not compile, fails on these messages, or asks for too much work
+└── RendererUnavailable the process that renders chat templates cannot be started
 
 Each message is one sentence that names the thing, the value and what was expected.
 """
@@ -33,3 +34,7 @@ class ModelFetchError(ModelFileError):
 
 class InvalidTemplate(ModelFileError):
     """The chat template does not compile, refuses the messages, or exceeds its limits."""
+
+
+class RendererUnavailable(ModelFileError):
+    """The process that renders chat templates cannot be started; maybe later."""

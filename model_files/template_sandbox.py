@@ -1,25 +1,18 @@
-"""A Jinja environment in which a template can neither reach Python nor keep the machine busy.
+"""The Jinja environment of chat templates: out of reach of Python, and aware of who wrote what in a prompt.
 
-Chat templates come with models from anywhere. Jinja's sandbox keeps them from attributes and callables, but not from
-`{% for i in range(99999) %}` nested five deep, from doubling a string sixty times, or from `'%9999999999d' % 1`, and a Python thread
-that does one of these cannot be stopped from outside. So every rendering has a budget, and everything that a template can do draws on it:
+Chat templates come with models from anywhere. Jinja's sandbox keeps them from attributes and callables; what they may cost is bounded by
+the process they run in (`template_process`).
 
-- Before compiling, GuardingTransformer rewrites the syntax tree: bodies of loops and macros begin with a charge, comparisons are charged,
-  literals and `~` are measured.
-- Operators, calls, subscripts, filters and tests go through the environment, which charges each and measures its result.
-- Operations whose result can be far larger than their operands (`*`, `join`, `replace`, `indent`, ...) are bounded before they are
-  carried out; those that no chat template needs (`str.format`, `center`, `lipsum`, ...) do not exist.
-
-So each step is short, the deadline is checked between any two of them, and no value is larger than MAX_VALUE_WEIGHT.
+Special tokens count only where the template wrote them. So all texts of a client are of class Content, and stay of it through whatever
+takes them apart: methods, filters, subscripts. Where one becomes a part of a text that the template writes, when it is printed, joined or
+formatted, the special texts in it are broken (`special_texts`). A template that looks at a client's text sees it without marks.
 """
 
 import functools
 import json
-import re
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import jinja2
 from jinja2 import nodes
@@ -30,128 +23,64 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_VALUE_WEIGHT = 8 << 20
-"""Characters of a string; of a container 16 per element and the characters in it, counted as often as they occur."""
-MAX_WORK = 100_000_000
-"""Steps, characters of results and characters of literal text, in one rendering."""
-MAX_INT_BITS = 4096
-ELEMENT_WEIGHT = 16
-MAX_STRIP_CHARACTERS = 256
-MAX_INDENT = 64
+from dairllm.model_files.special_texts import SpecialTexts
 
-_STOCK_FILTERS = (
-    *("abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "int", "items"),
-    *("last", "length", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "title"),
-    *("truncate", "unique", "upper", "wordcount"),
-)
-_METHODS: Mapping[type, frozenset[str]] = {
-    str: frozenset(
-        (
-            *("capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit"),
-            *("islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip", "partition", "removeprefix"),
-            *("removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith"),
-            *("strip", "swapcase", "title", "upper"),
-        )
-    ),
-    dict: frozenset(("get", "items", "keys", "values")),
-    list: frozenset(("count", "index")),
-    tuple: frozenset(("count", "index")),
-    range: frozenset(("count", "index")),
-    int: frozenset(),
-    float: frozenset(),
-    bytes: frozenset(),
-}
+_NO_FILTERS = ("pprint", "random", "urlize", "xmlattr")
+_CHOOSING_FILTERS = ("default", "d")
+_INSERTING_METHODS = frozenset(("center", "join", "ljust", "replace", "rjust"))
 _PLAIN_TYPES = (str, int, float, bool, type(None), jinja2.Undefined)
-_OTHER_THAN_S_AND_D = re.compile(r"%[^sd%]|%$")
 
 
-class TemplateLimitExceeded(jinja2.TemplateError):
-    """The template asked for more than its budget."""
+class Content(str):
+    """Text that a client wrote, or a part of it."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: SupportsIndex | slice) -> "Content":
+        return Content(super().__getitem__(index))
+
+    def __iter__(self) -> Iterator["Content"]:
+        return map(Content, super().__iter__())
 
 
-class Budget:
-    """What one rendering may still use; every method raises TemplateLimitExceeded."""
-
-    def __init__(self, deadline_s: float) -> None:
-        self._deadline_s = deadline_s
-        self._ends_at = time.monotonic() + deadline_s
-        self._work = 0
-
-    def charge(self, amount: int = 1) -> None:
-        self._work += amount
-        if self._work > MAX_WORK:
-            raise TemplateLimitExceeded(f"it takes more than {MAX_WORK} steps")
-        if time.monotonic() > self._ends_at:
-            raise TemplateLimitExceeded(f"it takes longer than {self._deadline_s:g} s")
-
-    def bound(self, weight: int) -> None:
-        """Refuse a value of this weight before it is made."""
-        if weight > MAX_VALUE_WEIGHT:
-            raise TemplateLimitExceeded(f"it makes a value of more than {MAX_VALUE_WEIGHT} characters")
-        self.charge(weight)
+def as_content(value: Any) -> Any:
+    """A JSON-like value with its texts as Content, keys too. Half surrogate pairs, which are no characters, become U+FFFD."""
+    if isinstance(value, str):
+        return Content(value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    if isinstance(value, dict):
+        return {as_content(key): as_content(item) for key, item in value.items()}
+    return [as_content(item) for item in value] if isinstance(value, list) else value
 
 
-def weigh(value: object) -> int:
-    """Weight of a value with all that it contains; stops soon after MAX_VALUE_WEIGHT, however often parts are shared."""
-    total, pending = 0, [value]
-    while pending and total <= MAX_VALUE_WEIGHT:
-        item = pending.pop()
-        total += ELEMENT_WEIGHT
-        if isinstance(item, (str, bytes)):
-            total += len(item)
-        elif isinstance(item, int):
-            total += item.bit_length() // 4
-        elif isinstance(item, dict):
-            pending.extend(item)
-            pending.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            pending.extend(item)
-    return total
+def has_content(value: object) -> bool:
+    """Whether any text in a plain value is Content."""
+    return any(isinstance(item, Content) for item in _items_within(value))
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value, of bounded weight, is made of strings, numbers, None, lists and dicts only."""
+    """Whether a value is made of strings, numbers, None, lists and dicts only."""
+    return all(isinstance(item, _PLAIN_TYPES) for item in _items_within(value))
+
+
+def _items_within(value: object) -> Iterator[object]:
     pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, dict):
-            pending.extend(item)
-            pending.extend(item.values())
+            pending += item.keys()
+            pending += item.values()
         elif isinstance(item, (list, tuple, range)):
-            pending.extend(item)
-        elif not isinstance(item, _PLAIN_TYPES):
-            return False
-    return True
+            pending += item
+        else:
+            yield item
 
 
-class GuardingTransformer(NodeTransformer):
-    """Inserts calls to the environment where Jinja's compiler makes none."""
-
-    def _call(self, method: str, arguments: list[nodes.Expr], lineno: int) -> nodes.Call:
-        return nodes.Call(nodes.EnvironmentAttribute(method), arguments, [], None, None, lineno=lineno)
-
-    def _charged(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        charge = self._call("charge", [nodes.Const(1 + text, lineno=node.lineno)], node.lineno)
-        node.body.insert(0, nodes.ExprStmt(charge, lineno=node.lineno))
-        result: nodes.Node = node
-        return result
-
-    visit_For = visit_Macro = visit_CallBlock = _charged
-
-    def _measured(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        if getattr(node, "ctx", "load") != "load":
-            result: nodes.Node = node
-            return result
-        return self._call("measured", [node], node.lineno)
-
-    visit_List = visit_Tuple = visit_Dict = visit_Compare = _measured
+class _ConcatenationCalls(NodeTransformer):
+    """`~` becomes a call, since Jinja's compiler asks the environment about all operators but this one."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return self._call("concatenated", list(node.nodes), node.lineno)
+        return nodes.Call(nodes.EnvironmentAttribute("concatenated"), list(node.nodes), [], None, None, lineno=node.lineno)
 
 
 class GenerationMarks(Extension):
@@ -164,225 +93,129 @@ class GenerationMarks(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-@jinja2.pass_context
-def _finalize(context: Context, value: object) -> str:
-    environment = context.environment
-    assert isinstance(environment, GuardedEnvironment)
-    text = environment.text_of(value)
-    environment.budget.charge(len(text))
-    return text
+class TemplateEnvironment(ImmutableSandboxedEnvironment):
+    """Whitespace is controlled as transformers does it: trim_blocks and lstrip_blocks."""
 
+    intercepted_binops = frozenset(("+", "*", "%"))
 
-class GuardedEnvironment(ImmutableSandboxedEnvironment):
-    """The environment of one rendering. Whitespace is controlled as transformers does it: trim_blocks and lstrip_blocks."""
-
-    intercepted_binops = frozenset(("+", "*", "%", "**"))
-
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, control_texts: Iterable[str]) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,
-            finalize=_finalize,
+            finalize=self.printed,
             cache_size=0,
             extensions=["jinja2.ext.loopcontrols", GenerationMarks],
         )
-        self.budget = Budget(deadline_s)
+        self._control = SpecialTexts(control_texts)
         del self.globals["lipsum"]
-        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _STOCK_FILTERS}
-        filters |= self._own_filters()
-        tests: Mapping[str, Any] = self.tests
-        self.filters = {name: self._guarded(function) for name, function in filters.items()}
-        self.tests = {name: self._guarded(function) for name, function in tests.items()}
+        stock: Mapping[str, Callable[..., Any]] = FILTERS
+        kept = {name: function for name, function in stock.items() if name not in _NO_FILTERS}
+        self.filters = {name: function if name in _CHOOSING_FILTERS else self._derived(function) for name, function in kept.items()}
+        self.filters |= {"join": self._join, "safe": self._text, "string": self._text, "sum": self._sum, "tojson": self._tojson}
 
-    def _own_filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "indent": self._indent,
-            "join": self._join,
-            "list": self._list,
-            "replace": self._replace,
-            "round": self._round,
-            "safe": self.text_of,
-            "string": self.text_of,
-            "sum": self._sum,
-            "tojson": self._tojson,
-            "trim": self._trim,
-        }
-
-    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        # `wraps` also copies the mark by which Jinja passes the context or environment first.
-        @functools.wraps(function)
-        def guarded(*arguments: Any, **keywords: Any) -> Any:
-            self.charge()
-            return self.measured(function(*arguments, **keywords))
-
-        return guarded
-
-    def compile_guarded(self, source: str) -> CodeType:
-        """Code of a template, for `render_chunks` of this or any other GuardedEnvironment."""
-        tree = GuardingTransformer().visit(self.parse(source))
+    def compile_template(self, source: str) -> CodeType:
+        tree = _ConcatenationCalls().visit(self.parse(source))
         return self.compile(tree)
 
     def render_chunks(self, code: CodeType, variables: Mapping[str, object]) -> Iterable[str]:
-        """The output, piece by piece. Raises what templates raise: see `chat_template`."""
+        """The output, piece by piece, with the marks of `special_texts`. Raises whatever expressions on plain values can raise."""
         return jinja2.Template.from_code(self, code, self.make_globals(None)).generate(variables)
 
-    def charge(self, amount: int = 1) -> None:
-        self.budget.charge(amount)
-
-    def measured(self, value: Any) -> Any:
-        """The value itself, if it is not too large."""
-        self.budget.bound(weigh(value))
+    def written(self, value: Any) -> Any:
+        """A value as it may stand in a text of the template's: the text of a client, or of a container, with its special texts broken."""
+        if isinstance(value, (Content, list, tuple, dict)):
+            return self._control.broken(str(value))
         return value
 
-    def text_of(self, value: object) -> str:
-        """`str` of plain values; others have no text that a prompt could need, and theirs could be of any length."""
-        if isinstance(value, str):
-            return value
-        self.measured(value)
+    def printed(self, value: object) -> str:
+        """Text of a plain value; others have no text that a prompt could need, and theirs would tell about Python."""
         if not is_plain(value):
             raise jinja2.TemplateRuntimeError(f"it prints a {type(value).__name__}")
-        return str(value)
+        return str(self.written(value))
 
     def concatenated(self, *values: object) -> str:
-        texts = [self.text_of(value) for value in values]
-        self.budget.bound(sum(map(len, texts)))
-        return "".join(texts)
+        texts = [value if isinstance(value, str) else self.printed(value) for value in values]
+        return self._joined(texts)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+":
-            self.budget.bound(weigh(left) + weigh(right))
-        elif operator == "*":
-            self._bound_product(left, right)
-        elif operator == "**":
-            self._bound_power(left, right)
-        elif isinstance(left, str):
-            self._bound_formatting(left, right)
-        return self.measured(super().call_binop(context, operator, left, right))
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+            return self._joined((left, right))
+        if operator == "%" and isinstance(left, str) and not isinstance(left, Content):
+            right = tuple(map(self.written, right)) if isinstance(right, tuple) else self._written_arguments(right)
+        result = super().call_binop(context, operator, left, right)
+        return Content(result) if isinstance(result, str) and (isinstance(left, Content) or isinstance(right, Content)) else result
 
-    def _bound_product(self, left: Any, right: Any) -> None:
-        if isinstance(left, int) and isinstance(right, int):
-            self._bound_bits(left.bit_length() + right.bit_length())
-        elif isinstance(left, int):
-            self.budget.bound(max(left, 0) * weigh(right))
-        elif isinstance(right, int):
-            self.budget.bound(max(right, 0) * weigh(left))
+    def _written_arguments(self, value: Any) -> Any:
+        return {key: self.written(item) for key, item in value.items()} if isinstance(value, dict) else self.written(value)
 
-    def _bound_power(self, base: Any, exponent: Any) -> None:
-        if isinstance(base, int) and isinstance(exponent, int):
-            self._bound_bits(base.bit_length() * abs(exponent))
+    def _joined(self, texts: Sequence[str]) -> str:
+        """A client's texts with nothing but white space between them are one text of the client's."""
+        if any(isinstance(text, Content) for text in texts) and all(isinstance(text, Content) or not text.strip() for text in texts):
+            return Content("".join(texts))
+        return "".join(map(self.written, texts))
 
-    def _bound_bits(self, bits: int) -> None:
-        if bits > MAX_INT_BITS:
-            raise TemplateLimitExceeded(f"it makes an integer of more than {MAX_INT_BITS} bits")
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None or isinstance(value.__self__, Content):
+            return wrapped
+        inner = wrapped
 
-    def _bound_formatting(self, text: str, arguments: object) -> None:
-        if _OTHER_THAN_S_AND_D.search(text.replace("%%", "")):
-            raise jinja2.TemplateRuntimeError("it formats with something other than %s and %d")
-        self.measured(arguments)
-        if not is_plain(arguments):
-            raise jinja2.TemplateRuntimeError(f"it formats a {type(arguments).__name__}")
+        @functools.wraps(inner)
+        def formatted(*arguments: Any, **keywords: Any) -> str:
+            return inner(*map(self.written, arguments), **{name: self.written(item) for name, item in keywords.items()})
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        self.charge()
-        return super().getitem(obj, argument)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        self.charge()
-        return super().getattr(obj, attribute)
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        for kind, methods in _METHODS.items():
-            if isinstance(obj, kind):
-                return attr in methods
-        return super().is_safe_attribute(obj, attr, value)
-
-    def wrap_str_format(self, value: Any) -> None:
-        """No `str.format` at all: a field width makes output of any length."""
-        return
+        return formatted
 
     # Positional-only in effect, as in the base class, so that templates may use any keyword.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __self.charge()
         owner, method = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str):
-            args = __self._bounded_arguments(owner, method, args)
-        return __self.measured(super().call(__context, __obj, *args, **kwargs))
+        if isinstance(owner, str) and not isinstance(owner, Content) and method in _INSERTING_METHODS:
+            if method == "join" and len(args) == 1:
+                return __self._join(args[0], owner)
+            args = tuple(map(__self.written, args))
+        result = super().call(__context, __obj, *args, **kwargs)
+        return _all_content(result) if isinstance(owner, Content) else result
 
-    def _bounded_arguments(self, owner: str, method: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        if method == "join" and len(arguments) == 1:
-            return (self._bounded_parts(arguments[0], owner),)
-        if method == "replace" and len(arguments) >= 2:
-            self._bound_replacement(owner, *arguments[:2])
-        if method in {"strip", "lstrip", "rstrip"} and arguments:
-            self._bound_strip(arguments[0])
-        return arguments
+    def _derived(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter whose result is a client's text if what it is applied to is."""
+        place = 1 if hasattr(function, "jinja_pass_arg") else 0
 
-    def _bounded_parts(self, values: Iterable[Any], separator: str) -> list[str]:
-        parts: list[str] = []
-        total = 0
-        for value in values:
-            self.charge()
-            parts.append(self.text_of(value))
-            total += len(parts[-1]) + len(separator)
-            if total > MAX_VALUE_WEIGHT:
-                break
-        self.budget.bound(total)
-        return parts
+        # `wraps` also copies the mark by which Jinja passes the context or environment first.
+        @functools.wraps(function)
+        def derived(*arguments: Any, **keywords: Any) -> Any:
+            subject = arguments[place] if len(arguments) > place else None
+            if isinstance(subject, Content):
+                return _all_content(function(*arguments, **keywords))
+            if isinstance(subject, str):
+                others = map(self.written, arguments[place + 1 :])
+                keywords = {name: self.written(item) for name, item in keywords.items()}
+                arguments = (*arguments[: place + 1], *others)
+            result = function(*arguments, **keywords)
+            if isinstance(result, str):
+                return Content(result) if has_content(subject) else str(result)
+            return result
 
-    def _bound_replacement(self, text: str, old: object, new: object) -> None:
-        if isinstance(old, str) and isinstance(new, str):
-            self.budget.bound(len(text) + text.count(old) * len(new))
+        return derived
 
-    def _bound_strip(self, characters: object) -> None:
-        if isinstance(characters, str) and len(characters) > MAX_STRIP_CHARACTERS:
-            raise TemplateLimitExceeded(f"it strips more than {MAX_STRIP_CHARACTERS} different characters")
-
-    def _counted(self, values: Iterable[Any]) -> Iterable[Any]:
-        for value in values:
-            self.charge()
-            yield value
-
-    def _list(self, values: Iterable[Any]) -> list[Any]:
-        return list(self._counted(values))
+    def _text(self, value: object) -> str:
+        if isinstance(value, str):
+            return value
+        return Content(value) if has_content(value) else self.printed(value)
 
     def _join(self, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
         items = values if attribute is None else (self.getitem(value, attribute) for value in values)
-        separator = self.text_of(d)
-        return separator.join(self._bounded_parts(items, separator))
+        texts: list[str] = []
+        for item in items:
+            texts += [d, item if isinstance(item, str) else self.printed(item)]
+        return self._joined(texts[1:])
 
     def _sum(self, values: Iterable[Any], attribute: str | int | None = None, start: Any = 0) -> Any:
         total = start
-        for value in self._counted(values):
+        for value in values:
             item = value if attribute is None else self.getitem(value, attribute)
-            self.budget.bound(weigh(total) + weigh(item))
-            total = total + item
+            total = self._joined((total, item)) if isinstance(total, str) and isinstance(item, str) else total + item
         return total
-
-    def _replace(self, text: object, old: str, new: str, count: int | None = None) -> str:
-        subject = self.text_of(text)
-        self._bound_replacement(subject, old, new)
-        return subject.replace(old, new, -1 if count is None else count)
-
-    def _trim(self, text: object, chars: str | None = None) -> str:
-        self._bound_strip(chars)
-        return self.text_of(text).strip(chars)
-
-    def _indent(self, text: object, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-        """As Jinja's, with a bounded width."""
-        subject, prefix = self.text_of(text), " " * min(width, MAX_INDENT + 1) if isinstance(width, int) else width
-        if len(prefix) > MAX_INDENT:
-            raise TemplateLimitExceeded(f"it indents by more than {MAX_INDENT} characters")
-        lines = subject.splitlines() if not subject.endswith("\n") else [*subject.splitlines(), ""]
-        self.budget.bound(len(subject) + len(lines) * len(prefix))
-        indented = [line if not line and not blank else prefix + line for line in lines[1:]]
-        return "\n".join([prefix + lines[0] if first else lines[0], *indented]) if lines else prefix if first else ""
-
-    def _round(self, value: float, precision: int = 0, method: str = "common") -> float:
-        if not isinstance(precision, int) or not -20 <= precision <= 20:
-            raise TemplateLimitExceeded("it rounds to more than 20 digits")
-        stock: Callable[..., float] = FILTERS["round"]
-        return stock(value, precision, method)
 
     def _tojson(
         self,
@@ -393,7 +226,12 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """Plain JSON, as transformers defines it; Jinja's own escapes HTML."""
-        self.measured(value)
-        if (indent is not None and (not isinstance(indent, int) or indent > 16)) or (separators is not None and weigh(separators) > 64):
-            raise TemplateLimitExceeded("it indents JSON by more than 16 spaces, or separates it by long texts")
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return Content(text) if has_content(value) else text
+
+
+def _all_content(value: Any) -> Any:
+    """What was made from a client's text: a text, or several."""
+    if isinstance(value, str):
+        return Content(value)
+    return type(value)(map(_all_content, value)) if isinstance(value, (list, tuple)) else value

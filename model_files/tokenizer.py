@@ -1,125 +1,117 @@
 """Text to token ids and back, from the vocabulary in a GGUF file.
 
 Text is first cut at the special tokens that may be recognised, then each piece goes through the vocabulary's model: byte-level BPE
-(`gpt2`, by the `tokenizers` library) or SentencePiece BPE (`llama`). Control tokens are kept out of that model, so that text can
+(`gpt2`) or SentencePiece BPE (`llama`). Control tokens are kept out of that model, so that text can
 never become a control token by merging: only `parse_special` makes one.
 """
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-import tokenizers
-from tokenizers.models import BPE
-
+from dairllm.model_files.byte_level_bpe import ByteLevelBpe
+from dairllm.model_files.control_texts import END_OF_GENERATION_TEXTS
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
 from dairllm.model_files.gguf_file import GgufFile
-from dairllm.model_files.pretokenizers import find_word_rules, make_pre_tokenizer
-from dairllm.model_files.sentencepiece_bpe import SPACE_MARK, SentencePieceBpe
+from dairllm.model_files.pretokenizers import find_word_rules
+from dairllm.model_files.sentencepiece_bpe import SPACE_MARK, read_sentencepiece
+from dairllm.model_files.special_texts import SpecialTexts
+from dairllm.model_files.text_cuts import TextCuts
+from dairllm.model_files.vocabulary import TokenKind, Vocabulary, read_vocabulary
 
-
-class TokenKind(IntEnum):
-    """`tokenizer.ggml.token_type` (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-# Tokens that end a turn in the chat formats of published models; files name only one of them as `eos_token_id`.
-END_OF_GENERATION_TEXTS = frozenset(
-    (
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|eom_id|>",
-        "<end_of_turn>",
-        "<EOT>",
-        "<｜end▁of▁sentence｜>",
-    )
-)
 _HIDDEN_KINDS = frozenset((TokenKind.UNKNOWN, TokenKind.CONTROL))
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-MAX_TOKEN_BYTES = 65_536
+STEP_CHARACTERS = 64 << 10
 
 
 class _TextModel(Protocol):
-    """Ids of text without special tokens. `after_special`: it begins the text or follows a special token."""
+    """Ids of text without special tokens, piece after piece, found without the GIL. prefix: belongs before each stretch of such text."""
 
-    def encode(self, text: str, after_special: bool) -> list[int]: ...
+    prefix: str
+
+    def encode(self, pieces: Sequence[str]) -> list[int]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The token table of a file. `kinds` and `texts` by id."""
+class _Recognised:
+    """The special tokens that text is cut at."""
 
-    texts: list[str]
-    kinds: list[TokenKind]
-
-    def ids_of_kind(self, *kinds: TokenKind) -> dict[str, int]:
-        """Ids by text; of equal texts the lowest id."""
-        found: dict[str, int] = {}
-        for token_id, (text, kind) in enumerate(zip(self.texts, self.kinds, strict=True)):
-            if kind in kinds:
-                found.setdefault(text, token_id)
-        return found
+    def __init__(self, ids: dict[str, int]) -> None:
+        self.ids = ids
+        self.texts = SpecialTexts(ids)
 
 
 class Tokenizer:
     """Encodes and decodes; made with `load_tokenizer`. Immutable, safe to use from several threads.
 
-    `bos_id` and `eos_id` are None where the file names none; `end_of_generation_ids` are all tokens that end an answer.
+    `bos_id` and `eos_id` are None where the file names none; `end_of_generation_ids` are all tokens that end an answer;
+    `longest_token_bytes` bounds what one token can stand for. doubts: what is odd about the file, as sentences.
     """
 
     def __init__(self, gguf: GgufFile) -> None:
-        self._vocabulary = _read_vocabulary(gguf)
-        self.vocab_size = len(self._vocabulary.texts)
+        self._vocabulary = vocabulary = read_vocabulary(gguf)
+        self.vocab_size = len(vocabulary.texts)
         kind, pre = gguf.text("tokenizer.ggml.model"), gguf.text("tokenizer.ggml.pre", "default")
-        self._text_model = _make_text_model(gguf, self._vocabulary, kind, pre)
-        self._token_bytes = _spm_token_bytes(self._vocabulary) if kind == "llama" else _bpe_token_bytes(self._vocabulary)
+        self._text_model = _make_text_model(gguf, vocabulary, kind, pre)
+        self._cuts = TextCuts(text.replace(SPACE_MARK, " ") for text in (vocabulary.texts if kind == "llama" else ()))
+        self._token_bytes = _spm_token_bytes(vocabulary) if kind == "llama" else _bpe_token_bytes(vocabulary)
+        self.longest_token_bytes = max(map(len, self._token_bytes))
         self.bos_id, self.eos_id = self._special_id(gguf, "bos"), self._special_id(gguf, "eos")
         self.add_bos = gguf.boolean("tokenizer.ggml.add_bos_token", kind == "llama" or find_word_rules(pre).add_bos)
         self.add_eos = gguf.boolean("tokenizer.ggml.add_eos_token", False)
         self.end_of_generation_ids = self._find_end_of_generation_ids(gguf)
-        self._parsed_always = self._vocabulary.ids_of_kind(TokenKind.USER_DEFINED)
-        self._parsed_special = self._vocabulary.ids_of_kind(TokenKind.USER_DEFINED, TokenKind.CONTROL, TokenKind.UNKNOWN)
-        self._pattern_always, self._pattern_special = _any_of(self._parsed_always), _any_of(self._parsed_special)
+        self._always = _Recognised(vocabulary.ids_of_kind(TokenKind.USER_DEFINED))
+        self._special = _Recognised(vocabulary.ids_of_kind(TokenKind.USER_DEFINED, TokenKind.CONTROL, TokenKind.UNKNOWN))
+        self.doubts = tuple(_doubts(gguf, vocabulary, kind))
+
+    @property
+    def control_texts(self) -> frozenset[str]:
+        """Texts that must not become tokens when a client writes them into a message."""
+        return self._special.texts.texts - self._always.texts.texts
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Ids of `text`. Lone surrogates, which are not characters, count as U+FFFD.
+        """Ids of `text`. Lone surrogates, which are not characters, count as U+FFFD. TextTooLong: see `text_cuts`.
 
-        `add_special` adds the begin and end tokens that the file asks for. `parse_special` turns the texts of control tokens into these
-        tokens; without it they are ordinary text.
+        `add_special` adds the begin and end tokens that the file asks for, the begin token unless the text begins with it. `parse_special`
+        turns the texts of control tokens into these tokens; without it they are ordinary text.
         """
-        pattern, ids = self._patterns(parse_special)
-        encoded = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
-        after_special = True
-        for piece in pattern.split(_without_surrogates(text)) if ids else [_without_surrogates(text)]:
-            token_id = ids.get(piece)
-            if token_id is not None:
-                encoded.append(token_id)
-                after_special = True
-            elif piece:
-                encoded += self._text_model.encode(piece, after_special)
-                after_special = False
-        if add_special and self.add_eos and self.eos_id is not None:
-            encoded.append(self.eos_id)
-        return encoded
+        return [token_id for ids in self.encode_in_steps(text, add_special=add_special, parse_special=parse_special) for token_id in ids]
+
+    def encode_in_steps(self, text: str, *, add_special: bool, parse_special: bool) -> Iterator[list[int]]:
+        """`encode`, of about STEP_CHARACTERS at a time: memory grows with the ids only, and who has had enough of them stops."""
+        return self._encode(_without_surrogates(text), self._special if parse_special else self._always, add_special, add_special)
 
     def encode_prompt(self, rendered: str) -> list[int]:
-        """Ids of a rendered chat template: special tokens parsed, the begin token added unless the template wrote it."""
-        encoded = self.encode(rendered, add_special=False, parse_special=True)
-        if self.add_bos and self.bos_id is not None and encoded[:1] != [self.bos_id]:
-            return [self.bos_id, *encoded]
-        return encoded
+        """Ids of what a chat template rendered with marks: special tokens parsed, the begin token added unless the template wrote it."""
+        return [token_id for ids in self.encode_prompt_in_steps(rendered) for token_id in ids]
+
+    def encode_prompt_in_steps(self, rendered: str) -> Iterator[list[int]]:
+        """`encode_prompt`, as `encode_in_steps`."""
+        return self._encode(rendered, self._special, add_bos=True, add_eos=False)
+
+    def _encode(self, text: str, recognised: _Recognised, add_bos: bool, add_eos: bool) -> Iterator[list[int]]:
+        steps = self._encode_pieces(recognised.texts.split(text), recognised.ids)
+        first = next(steps, [])
+        missing = add_bos and self.add_bos and self.bos_id is not None and first[:1] != [self.bos_id]
+        yield [self.bos_id, *first] if missing and self.bos_id is not None else first
+        yield from steps
+        if add_eos and self.add_eos and self.eos_id is not None:
+            yield [self.eos_id]
+
+    def _encode_pieces(self, pieces: Iterable[str], special_ids: dict[str, int]) -> Iterator[list[int]]:
+        """pieces: plain ones and special texts by turns."""
+        step = _Step(self._text_model)
+        for index, piece in enumerate(pieces):
+            if index % 2:
+                step.add_special(special_ids[piece])
+            elif piece:
+                for part in self._cuts.pieces(self._text_model.prefix + _without_surrogates(piece)):
+                    step.add_text(part)
+                    if step.is_full:
+                        yield step.take()
+            if step.is_full:
+                yield step.take()
+        yield step.take()
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """Text of the ids, nothing stripped; bytes that are not UTF-8 become U+FFFD. ValueError for an id outside the vocabulary."""
@@ -139,11 +131,6 @@ class Tokenizer:
     def special_text(self, token_id: int | None) -> str:
         """Text of a begin or end token for a chat template; empty for None."""
         return "" if token_id is None else self._vocabulary.texts[token_id]
-
-    def _patterns(self, parse_special: bool) -> tuple[re.Pattern[str], dict[str, int]]:
-        if parse_special:
-            return self._pattern_special, self._parsed_special
-        return self._pattern_always, self._parsed_always
 
     def _special_id(self, gguf: GgufFile, name: str) -> int | None:
         key = f"tokenizer.ggml.{name}_token_id"
@@ -191,82 +178,53 @@ def load_tokenizer(gguf: GgufFile) -> Tokenizer:
     return Tokenizer(gguf)
 
 
-class _ByteLevelBpe:
-    def __init__(self, gguf: GgufFile, vocabulary: Vocabulary, pre: str) -> None:
-        rules = find_word_rules(pre)
-        ids = vocabulary.ids_of_kind(TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.BYTE)
-        model = BPE(vocab=ids, merges=_merges_within(ids, gguf), ignore_merges=rules.whole_words)
-        self._tokenizer = tokenizers.Tokenizer(model)
-        self._tokenizer.pre_tokenizer = make_pre_tokenizer(rules)
+class _Step:
+    """Collects what is encoded together."""
 
-    def encode(self, text: str, after_special: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def __init__(self, model: _TextModel) -> None:
+        self._model = model
+        self._ids: list[int] = []
+        self._pieces: list[str] = []
+        self._size = 0
+
+    def add_text(self, piece: str) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+
+    def add_special(self, token_id: int) -> None:
+        self._encode()
+        self._ids.append(token_id)
+        self._size += 1
+
+    @property
+    def is_full(self) -> bool:
+        return self._size >= STEP_CHARACTERS
+
+    def take(self) -> list[int]:
+        self._encode()
+        ids, self._ids, self._size = self._ids, [], 0
         return ids
 
-
-class _SentencePiece:
-    def __init__(self, gguf: GgufFile, vocabulary: Vocabulary) -> None:
-        scores = gguf.array("tokenizer.ggml.scores")
-        if scores is None or len(scores) != len(vocabulary.texts):
-            raise CorruptModelFile(f"{gguf.path} needs one score per token in tokenizer.ggml.scores, {len(vocabulary.texts)} of them")
-        bytes_by_text = vocabulary.ids_of_kind(TokenKind.BYTE)
-        byte_ids = [bytes_by_text.get(f"<0x{byte:02X}>") for byte in range(256)]
-        if None in byte_ids:
-            raise UnsupportedModel(f"{gguf.path} has a SentencePiece vocabulary without all 256 byte tokens, which is not supported")
-        pieces = vocabulary.ids_of_kind(TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED)
-        self._bpe = SentencePieceBpe(pieces, scores.astype(float).tolist(), [byte_id for byte_id in byte_ids if byte_id is not None])
-        self._add_space = gguf.boolean("tokenizer.ggml.add_space_prefix", True)
-
-    def encode(self, text: str, after_special: bool) -> list[int]:
-        prefix = " " if self._add_space and after_special else ""
-        return self._bpe.encode((prefix + text).replace(" ", SPACE_MARK))
+    def _encode(self) -> None:
+        if self._pieces:
+            self._ids += self._model.encode(self._pieces)
+            self._pieces = []
 
 
 def _make_text_model(gguf: GgufFile, vocabulary: Vocabulary, kind: str, pre: str) -> _TextModel:
     if kind == "gpt2":
-        return _ByteLevelBpe(gguf, vocabulary, pre)
+        return ByteLevelBpe(gguf, vocabulary, pre)
     if kind == "llama":
-        return _SentencePiece(gguf, vocabulary)
+        return read_sentencepiece(gguf, vocabulary)
     raise UnsupportedModel(f"tokenizer model {kind[:60]!r} is not supported; expected 'gpt2' or 'llama'")
 
 
-def _read_vocabulary(gguf: GgufFile) -> Vocabulary:
-    texts = gguf.texts("tokenizer.ggml.tokens")
-    numbers = gguf.array("tokenizer.ggml.token_type")
-    kinds = [TokenKind.NORMAL] * len(texts) if numbers is None else _token_kinds(gguf, numbers.tolist())
-    if not texts or len(kinds) != len(texts):
-        raise CorruptModelFile(f"{gguf.path} has {len(texts)} tokens and {len(kinds)} token types; expected as many, and at least one")
-    if max(map(len, texts)) > MAX_TOKEN_BYTES:
-        raise CorruptModelFile(f"{gguf.path} has a token of {max(map(len, texts))} characters; expected at most {MAX_TOKEN_BYTES}")
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is not None and len(texts) > embedding.dimensions[-1]:
-        raise CorruptModelFile(f"{gguf.path} has {len(texts)} tokens, but token_embd.weight has only {embedding.dimensions[-1]} rows")
-    return Vocabulary(texts, kinds)
-
-
-def _token_kinds(gguf: GgufFile, numbers: Sequence[int]) -> list[TokenKind]:
-    by_number = {int(kind): kind for kind in TokenKind}
-    unknown = set(numbers) - by_number.keys()
-    if unknown:
-        raise CorruptModelFile(f"{gguf.path} has the token type {min(unknown)}; expected 1 to 6")
-    return [by_number[number] for number in numbers]
-
-
-def _merges_within(ids: dict[str, int], gguf: GgufFile) -> list[tuple[str, str]]:
-    """Merges as pairs, without those that involve a control token: text must not become one."""
-    control = {text for text in gguf.texts("tokenizer.ggml.tokens") if text not in ids}
-    merges: list[tuple[str, str]] = []
-    for merge in gguf.texts("tokenizer.ggml.merges"):
-        # From 1: the left part may itself be a space in vocabularies that are not byte level at heart.
-        cut = merge.find(" ", 1)
-        if cut < 1:
-            raise CorruptModelFile(f"{gguf.path} has the merge {merge[:60]!r}; expected two parts with a space between them")
-        left, right = merge[:cut], merge[cut + 1 :]
-        if left in ids and right in ids and left + right in ids:
-            merges.append((left, right))
-        elif not {left, right, left + right} & control:
-            raise CorruptModelFile(f"{gguf.path} has the merge {merge[:60]!r}, whose parts or result are not tokens")
-    return merges
+def _doubts(gguf: GgufFile, vocabulary: Vocabulary, kind: str) -> Iterator[str]:
+    if vocabulary.retyped:
+        texts = ", ".join(sorted(set(vocabulary.retyped)))
+        yield f"{gguf.path.name} types {texts} as ordinary text; control tokens in the chat formats of published models, they count as such"
+    if kind == "gpt2" and "tokenizer.ggml.pre" not in gguf.metadata:
+        yield f"{gguf.path.name} does not name its pre-tokenizer; words are cut by the rules of 'default', and answers may be worse for it"
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -294,11 +252,6 @@ def _spm_token_bytes(vocabulary: Vocabulary) -> list[bytes]:
         return text.encode() if kind in _HIDDEN_KINDS else text.replace(SPACE_MARK, " ").encode()
 
     return [token_bytes(text, kind) for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True)]
-
-
-def _any_of(ids: dict[str, int]) -> re.Pattern[str]:
-    """Matches, and keeps when splitting, any of the texts, the longest first."""
-    return re.compile("(" + "|".join(re.escape(text) for text in sorted(ids, key=len, reverse=True) if text) + ")")
 
 
 def _without_surrogates(text: str) -> str:

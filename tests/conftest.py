@@ -56,6 +56,9 @@ def smollm2_path() -> Path:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process that outlives the tests is a defect of the test that started it, or of the program that should have ended it."""
+    from tests.instruments.templates import PROCESSES
+
+    PROCESSES.close()
     left = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
     for child in left:
         print(f"\nleft behind by a test: process {child.pid}: {' '.join(child.cmdline())}", file=sys.stderr)

@@ -9,6 +9,7 @@ import grpc
 from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.engine.requests import Asker
 from dairllm.coordinator.text import (
+    MAX_COUNTED_TOKENS,
     ChatMessage,
     LatencyObserver,
     ServedModel,
@@ -48,14 +49,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext) -> inference_pb2.TokenizeResponse:
         self._text.require_model(request.model)
-        ids = await self._text.encode_text(request.text, add_special=request.add_special, parse_special=request.parse_special)
+        ids = await self._text.encode_text(
+            request.text, add_special=request.add_special, parse_special=request.parse_special, most=MAX_COUNTED_TOKENS
+        )
         return inference_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(
         self, request: inference_pb2.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.DetokenizeResponse:
         self._text.require_model(request.model)
-        return inference_pb2.DetokenizeResponse(text=self._text.decode(request.token_ids))
+        return inference_pb2.DetokenizeResponse(text=await self._text.decode(request.token_ids))
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
@@ -85,8 +88,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             case "text":
                 return await self._text.encode_text(request.text)
             case "token_ids":
+                self._text.check_length(len(request.token_ids.ids), None)
                 return tuple(request.token_ids.ids)
             case "chat":
+                self._text.check_length(len(request.chat.messages), None)
                 return await self._text.encode_chat([ChatMessage(one.role, one.content) for one in request.chat.messages])
             case _:
                 raise InvalidRequest("prompt is missing; expected text, token_ids or chat", "prompt")

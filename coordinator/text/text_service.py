@@ -8,12 +8,15 @@ from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.engine.requests import NOBODY, Asker, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text.answer_text import AnswerText
 from dairllm.coordinator.text.echoed_prompt import EchoedPrompt
+from dairllm.coordinator.text.prompt_encoder import PromptEncoder, too_long
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stopwatch import LatencyObserver, Stopwatch
 from dairllm.coordinator.text.text_events import TextEvent
 from dairllm.coordinator.text.text_request import ChatMessage, TextRequest
-from dairllm.mesh.errors import ContextExceeded, InvalidRequest, PromptTemplateFailed, UnknownModel, Unsupported
-from dairllm.model_files.errors import InvalidTemplate
+from dairllm.mesh.errors import ContextExceeded, InvalidRequest, UnknownModel, Unsupported
+
+MAX_COUNTED_TOKENS = 1 << 20
+"""Of texts that are tokenised, and ids that are written out, for themselves."""
 
 
 class TextService:
@@ -23,37 +26,30 @@ class TextService:
         self.served = served
         self.engine = engine
         self._latency = latency
+        self._prompts = PromptEncoder(served, lambda: engine.context_length)
 
     def require_model(self, name: str | None) -> None:
         """UnknownModel unless it is the served one's name, empty or None."""
         if name and name != self.served.name:
             raise UnknownModel(f"the model {name[:80]!r} is not served; expected {self.served.name!r}", "model")
 
-    async def encode_text(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:
-        """Token ids of a text; Unsupported if the model has no tokenizer."""
-        tokenizer = self.served.text_tokenizer()
-        ids = await asyncio.to_thread(tokenizer.encode, text, add_special=add_special, parse_special=parse_special)
-        return tuple(ids)
+    async def encode_text(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True, most: int | None = None
+    ) -> tuple[int, ...]:
+        """See PromptEncoder."""
+        return await self._prompts.encode_text(text, add_special=add_special, parse_special=parse_special, param="prompt", most=most)
 
     async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """Token ids of the rendered chat template; Unsupported without one, PromptTemplateFailed if it refuses the messages."""
-        tokenizer, template = self.served.text_tokenizer(), self.served.chat_template
-        if template is None:
-            raise Unsupported(f"model {self.served.name!r} has no chat template; expected a plain completion", "messages")
-        if not messages:
-            raise InvalidRequest("messages is empty; expected at least one message", "messages")
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            rendered = await asyncio.to_thread(template.render, plain, add_generation_prompt=True)
-        except InvalidTemplate as error:
-            raise PromptTemplateFailed(str(error), "messages") from error
-        return tuple(await asyncio.to_thread(tokenizer.encode_prompt, rendered))
+        """See PromptEncoder."""
+        return await self._prompts.encode_chat(messages)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens written out; Unsupported without a tokenizer, InvalidRequest for an id out of range."""
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens written out. Unsupported without a tokenizer; InvalidRequest for wrong or too many ids."""
         tokenizer = self.served.text_tokenizer()
+        if len(token_ids) > MAX_COUNTED_TOKENS:
+            raise InvalidRequest(f"token_ids has {len(token_ids)} ids; expected at most {MAX_COUNTED_TOKENS}", "token_ids")
         self.check_token_ids(token_ids, "token_ids")
-        return tokenizer.decode(token_ids, skip_special=False)
+        return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special=False)
 
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest, with `param`, unless all are ids of the vocabulary."""
@@ -66,22 +62,21 @@ class TextService:
         """Refuses what can be known to fail: InvalidRequest, ContextExceeded, Unsupported."""
         if not request.prompt_ids:
             raise InvalidRequest("the prompt has no tokens; expected at least one", "prompt")
+        self.check_length(len(request.prompt_ids), request.max_tokens)
         self.check_token_ids(request.prompt_ids, "prompt")
         self.check_token_ids(list(request.sampling.logit_bias), "logit_bias")
         if request.stop and self.served.tokenizer is None:
             raise Unsupported(f"model {self.served.name!r} has no tokenizer; expected no stop strings", "stop")
-        self._check_length(len(request.prompt_ids), request.max_tokens)
 
-    def _check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
+    def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
+        """ContextExceeded, in the words by which clients know it."""
         context_length = self.engine.context_length
         if prompt_tokens + (max_tokens != 0) > context_length:
-            raise ContextExceeded(
-                f"the prompt has {prompt_tokens} tokens, but the context is {context_length} tokens, answer included; expected less",
-                "prompt",
-            )
+            raise too_long(prompt_tokens, context_length, "prompt")
         if max_tokens is not None and prompt_tokens + max_tokens > context_length:
             raise ContextExceeded(
-                f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the context is {context_length} tokens; "
+                f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but this model's maximum context length is "
+                f"{context_length} tokens; "
                 f"expected max_tokens of at most {context_length - prompt_tokens}",
                 "max_tokens",
             )
@@ -100,7 +95,9 @@ class TextService:
             async for event in events:
                 if not echoed:
                     echoed = True
-                    yield prompt.delta(event.scores if isinstance(event, PromptScored) else None)
+                    for delta in prompt.deltas(event.scores if isinstance(event, PromptScored) else None):
+                        yield delta
+                        await asyncio.sleep(0)
                 match event:
                     case TokenGenerated(score):
                         watch.count_token()

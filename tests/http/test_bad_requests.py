@@ -48,7 +48,7 @@ BAD_CHATS = [
     ({"messages": USER, "max_tokens": 1.5}, "max_tokens", "max_tokens is 1.5"),
     ({"messages": USER, "max_tokens": True}, "max_tokens", "max_tokens is true"),
     ({"messages": USER, "max_tokens": 10**12}, "max_tokens", "max_tokens is 1000000000000"),
-    ({"messages": USER, "max_completion_tokens": CONTEXT_LENGTH}, "max_tokens", f"the context is {CONTEXT_LENGTH} tokens"),
+    ({"messages": USER, "max_completion_tokens": CONTEXT_LENGTH}, "max_tokens", f"maximum context length is {CONTEXT_LENGTH} tokens"),
     ({"messages": USER, "temperature": "hot"}, "temperature", 'temperature is "hot"; expected a number'),
     ({"messages": USER, "temperature": -0.5}, "temperature", "temperature is -0.5"),
     ({"messages": USER, "temperature": 10**400}, "temperature", "expected a number from 0 to 100"),
@@ -107,7 +107,11 @@ BAD_COMPLETIONS = [
     ({"prompt": [5.5]}, "prompt[0]", "prompt[0] is 5.5; expected a list of at least one token id"),
     ({"prompt": ["a", "\ud800"]}, "prompt[1]", "half a surrogate pair"),
     ({"prompt": ["a"] * 1025}, "prompt", "at most 1024 prompts"),
-    ({"prompt": "a" * CONTEXT_LENGTH}, "prompt", f"the prompt has {CONTEXT_LENGTH + 1} tokens, but the context is {CONTEXT_LENGTH}"),
+    (
+        {"prompt": "a" * CONTEXT_LENGTH},
+        "prompt",
+        f"the prompt has {CONTEXT_LENGTH + 1} tokens, but this model's maximum context",
+    ),
     ({"prompt": "a", "suffix": "b"}, "suffix", 'suffix is "b", but it is not supported'),
     ({"prompt": "a", "best_of": 3}, "best_of", "best_of is 3"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
@@ -147,7 +151,7 @@ async def test_bad_completions(site: Site) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_what_is_refused_is_refused_before_a_stream_begins(site: Site, stream: bool) -> None:
     reply = await site.post("/v1/completions", {"prompt": "a" * CONTEXT_LENGTH, "stream": stream})
-    check(reply.status_code, reply.json(), "prompt", "the context is")
+    check(reply.status_code, reply.json(), "prompt", "maximum context length is")
 
 
 async def test_a_model_without_tokenizer_says_so(bare_site: Site) -> None:

@@ -237,7 +237,7 @@ async def test_errors_are_those_of_the_client(site: Site) -> None:
     async with site.client() as client:
         with pytest.raises(openai.NotFoundError, match="'gpt' is not served; expected 'tiny'") as not_found:
             await client.chat.completions.create(model="gpt", messages=USER)
-        with pytest.raises(openai.BadRequestError, match=f"context is {CONTEXT_LENGTH} tokens") as too_long:
+        with pytest.raises(openai.BadRequestError, match=f"context length is {CONTEXT_LENGTH} tokens") as too_long:
             await client.completions.create(model="tiny", prompt="x" * 600)
         with pytest.raises(openai.BadRequestError, match="no tools here") as refused:
             await client.chat.completions.create(model="tiny", messages=[{"role": "tool", "content": "4", "tool_call_id": "1"}])

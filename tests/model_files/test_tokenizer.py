@@ -16,6 +16,7 @@ from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
 from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.sentencepiece_bpe import SentencePieceBpe
 from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from tests.instruments.templates import PROCESSES
 from tests.tiny_gguf import CONTROL_TOKENS, MERGES, byte_characters
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "data" / "smollm2.json").read_text())
@@ -64,7 +65,7 @@ def is_control(tokenizer: Tokenizer, token_id: int) -> bool:
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
 def test_golden_prompts(smollm2: Tokenizer, smollm2_path: Path, case: dict[str, Any]) -> None:
-    template = load_chat_template(read_gguf(smollm2_path), smollm2)
+    template = load_chat_template(read_gguf(smollm2_path), smollm2, PROCESSES)
     assert template.render(case["messages"]) == case["prompt_text"]
     assert smollm2.encode_prompt(case["prompt_text"]) == case["prompt_ids"]
     assert smollm2.decode(case["generated_ids_64"], skip_special=False) == case["text_64"]
@@ -210,7 +211,7 @@ def test_sentencepiece_equals_its_definition(text: str, seed: int) -> None:
         for part in naive_sentencepiece(text, pieces, scores)
         for token_id in ([pieces[part]] if part in pieces else [1000 + byte for byte in part.encode()])
     ]
-    assert SentencePieceBpe(pieces, scores, byte_ids).encode(text) == expected
+    assert SentencePieceBpe(pieces, scores, byte_ids).encode([text]) == expected
 
 
 def spm_file(path: Path) -> Path:

@@ -1,18 +1,18 @@
 """A tokenizer of bytes and an engine that answers from a script: everything about them is known in advance."""
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
 from dairllm.coordinator.engine.interface import EngineStats
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text import ServedModel
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.ring.frames import TokenLogprob, TokenScore
-from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.special_texts import SpecialTexts
 from dairllm.model_files.tokenizer import Tokenizer
 from tests.instruments.descriptions import layer_of, spec_of
+from tests.instruments.templates import make_template
 
 BEGIN_ID, END_ID, START_ID = 256, 257, 258
 SPECIAL_TEXTS = {BEGIN_ID: "<s>", END_ID: "<|im_end|>", START_ID: "<|im_start|>"}
@@ -30,18 +30,17 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         self.vocab_size = VOCAB_SIZE
         self.end_of_generation_ids = frozenset({END_ID})
+        self.longest_token_bytes = max(map(len, SPECIAL_TEXTS.values()))
         self.add_bos, self.bos_id = True, BEGIN_ID
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def encode_in_steps(self, text: str, *, add_special: bool, parse_special: bool) -> Iterator[list[int]]:
         ids = {text: token_id for token_id, text in SPECIAL_TEXTS.items()} if parse_special else {}
-        pieces = re.split("(" + "|".join(map(re.escape, ids)) + ")", text) if ids else [text]
-        encoded = [BEGIN_ID] if add_special else []
-        for piece in pieces:
-            encoded += [ids[piece]] if piece in ids else list(piece.encode())
-        return encoded
+        yield [BEGIN_ID] if add_special else []
+        for index, piece in enumerate(SpecialTexts(ids).split(text)):
+            yield [ids[piece]] if index % 2 else list(piece.encode())
 
-    def encode_prompt(self, rendered: str) -> list[int]:
-        return self.encode(rendered, add_special=True, parse_special=True)
+    def encode_prompt_in_steps(self, rendered: str) -> Iterator[list[int]]:
+        return self.encode_in_steps(rendered, add_special=True, parse_special=True)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         return b"".join(self.shown_bytes(token_id, skip_special) for token_id in ids).decode(errors="replace")
@@ -141,5 +140,5 @@ def make_served(
     created_s: int = 1_700_000_000,
 ) -> ServedModel:
     tokenizer = ByteTokenizer() if with_tokenizer else None
-    template = ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="<|im_end|>") if with_template else None
+    template = make_template(TEMPLATE, control_texts=SPECIAL_TEXTS.values()) if with_template else None
     return ServedModel("tiny", model_digest, arithmetic, make_spec(), tokenizer, template, created_s)

@@ -1,0 +1,88 @@
+"""From texts and messages to token ids, beside the event loop.
+
+Threads render and tokenise, without the GIL where it takes long; a long text is tokenised in steps, so that those of several requests
+take turns. What cannot fit the context is refused as soon as that is known: by its length before anything is done, else after
+the step that makes it twice as long.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from dairllm.coordinator.text.served_model import ServedModel
+from dairllm.coordinator.text.text_request import ChatMessage
+from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, NotReady, PromptTemplateFailed, Unsupported
+from dairllm.model_files.errors import InvalidTemplate, RendererUnavailable
+from dairllm.model_files.text_cuts import TextTooLong
+
+RENDER_WAIT_S = 10.0
+KNOWN_EXCESS = 2
+"""How many times as long as the context a prompt may be for its length to be told exactly."""
+
+_tokenising = ThreadPoolExecutor(2, "tokenise")
+_rendering = ThreadPoolExecutor(2, "render")
+
+
+class PromptEncoder:
+    """For one model. context_length: in tokens, the answer included."""
+
+    def __init__(self, served: ServedModel, context_length: Callable[[], int]) -> None:
+        self._served = served
+        self._context_length = context_length
+
+    async def encode_text(
+        self, text: str, *, add_special: bool, parse_special: bool, param: str, most: int | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of a text. Unsupported without a tokenizer; ContextExceeded if they are many more than `most` or the context."""
+        tokenizer = self._served.text_tokenizer()
+        limit = self._context_length() if most is None else most
+        self._check_characters(len(text), limit, param)
+        steps = tokenizer.encode_in_steps(text, add_special=add_special, parse_special=parse_special)
+        return await self._collect(steps, limit, param)
+
+    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of the rendered chat template. Unsupported without one, PromptTemplateFailed if it refuses, ContextExceeded."""
+        tokenizer, template = self._served.text_tokenizer(), self._served.chat_template
+        if template is None:
+            raise Unsupported(f"model {self._served.name!r} has no chat template; expected a plain completion", "messages")
+        if not messages:
+            raise InvalidRequest("messages is empty; expected at least one message", "messages")
+        limit = self._context_length()
+        self._check_characters(sum(len(message.content) for message in messages), limit, "messages")
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            async with asyncio.timeout(RENDER_WAIT_S):
+                rendered = await asyncio.get_running_loop().run_in_executor(_rendering, template.render, plain)
+        except TimeoutError as error:
+            raise Busy(f"other chats are rendered, and this one waited {RENDER_WAIT_S:g} s for them; expected fewer at a time") from error
+        except InvalidTemplate as error:
+            raise PromptTemplateFailed(str(error), "messages") from error
+        except RendererUnavailable as error:
+            raise NotReady(str(error)) from error
+        return await self._collect(tokenizer.encode_prompt_in_steps(rendered), limit, "messages")
+
+    def _check_characters(self, num_characters: int, limit: int, param: str) -> None:
+        """A character takes a byte at least."""
+        fewest = num_characters // self._served.text_tokenizer().longest_token_bytes
+        if fewest > limit:
+            raise too_long(fewest, limit, param, "at least ")
+
+    async def _collect(self, steps: Iterator[list[int]], limit: int, param: str) -> tuple[int, ...]:
+        loop = asyncio.get_running_loop()
+        ids: list[int] = []
+        try:
+            while (step := await loop.run_in_executor(_tokenising, next, steps, None)) is not None:
+                ids += step
+                if len(ids) > KNOWN_EXCESS * limit:
+                    raise too_long(len(ids), limit, param, "at least ")
+        except TextTooLong as error:
+            raise InvalidRequest(str(error), param) from error
+        return tuple(ids)
+
+
+def too_long(prompt_tokens: int, context_length: int, param: str, about: str = "") -> ContextExceeded:
+    return ContextExceeded(
+        f"the prompt has {about}{prompt_tokens} tokens, but this model's maximum context length is {context_length} tokens, "
+        "answer included; expected less",
+        param,
+    )
