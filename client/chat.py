@@ -13,8 +13,10 @@ from rich.console import Console
 from dairllm.client.client import Answer, Client, Finish, Message
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, connect
 from dairllm.mesh.errors import InvalidRequest
+from dairllm.mesh.foreign_text import is_text, on_lines, on_one_line
 from dairllm.mesh.sampling import SamplingParams
 from dairllm.mesh.settings import ConfigFile
+from dairllm.mesh.terminal import console
 
 EXIT_INTERRUPTED = 130
 HELP = "An empty line does nothing. /clear forgets the conversation, /exit or Ctrl-D leaves; Ctrl-C stops an answer."
@@ -49,7 +51,7 @@ def chat(
     settings = AnswerSettings(model, max_tokens, sampling)
     conversation = [] if system is None else [Message("system", system)]
     if question is None and not sys.stdin.isatty():
-        question = sys.stdin.read().strip()
+        question = read_all().strip()
     if question is not None and not question.strip():
         raise InvalidRequest("the question is empty; expected some text")
     with connect(coordinator, cluster) as client:
@@ -59,13 +61,26 @@ def chat(
             raise typer.Exit(EXIT_INTERRUPTED)
 
 
+def read_all() -> str:
+    """What a pipe or a file gives. Raises InvalidRequest if it is no text."""
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"what comes in at stdin is not in {error.encoding}: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise InvalidRequest(f"stdin can't be read: {error.strerror}") from error
+    if not is_text(text):
+        raise InvalidRequest("what comes in at stdin is not in UTF-8")
+    return text
+
+
 def converse(client: Client, conversation: list[Message], settings: AnswerSettings) -> None:
     """Questions and answers in turn until end of input; the conversation so far goes with every question."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - line editing and history of input()
-    notes = Console(stderr=True, highlight=False)
-    names = ", ".join(model.name for model in client.models()) or "nothing yet"
-    notes.print(f"[dim]{client.address} serves {names}. {HELP}[/]")
+    notes = console(stderr=True)
+    names = ", ".join(on_one_line(model.name) for model in client.models()) or "nothing yet"
+    notes.print(f"{client.address} serves {names}. {HELP}", style="dim")
     start = len(conversation)
     while (line := read_line(notes)) is not None:
         if line == "/exit":
@@ -73,38 +88,45 @@ def converse(client: Client, conversation: list[Message], settings: AnswerSettin
         if line == "/clear":
             del conversation[start:]
         elif line.startswith("/"):
-            notes.print(f"[dim]{HELP}[/]")
+            notes.print(HELP, style="dim")
         elif line:
             conversation.append(Message("user", line))
             answer(client, conversation, settings)
 
 
 def read_line(notes: Console) -> str | None:
-    """A line without the blanks around it; None at the end of input. Ctrl-C drops the line."""
+    """A line without the blanks around it; None at the end of input. Ctrl-C drops the line, as do bytes that are no text."""
     try:
-        return input("> ").strip()
+        line = input("> ").strip()
+        if is_text(line):
+            return line
+    except UnicodeDecodeError:
+        pass
     except EOFError:
         notes.print()
         return None
     except KeyboardInterrupt:
         notes.print()
         return ""
+    notes.print(f"that is no text in {sys.stdin.encoding}", style="dim")
+    return ""
 
 
 def answer(client: Client, conversation: list[Message], settings: AnswerSettings) -> TurnEnd:
     """Print the answer while it comes and append it to the conversation, also what there is of a stopped one."""
     outcome = TurnEnd.COMPLETED
+    shown = on_lines if sys.stdout.isatty() else str
     with client.chat(conversation, model=settings.model, max_tokens=settings.max_tokens, sampling=settings.sampling) as reply:
         try:
             for piece in reply:
-                sys.stdout.write(piece)
+                sys.stdout.write(shown(piece))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             outcome = TurnEnd.STOPPED
     sys.stdout.write("\n")
     sys.stdout.flush()
     conversation.append(Message("assistant", reply.text))
-    Console(stderr=True, highlight=False).print(f"[dim]{describe_speed(reply)}[/]")
+    console(stderr=True).print(describe_speed(reply), style="dim")
     return outcome
 
 

@@ -2,12 +2,10 @@
 
 import json
 import os
-import sys
 from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from dairllm.client.chat import chat
@@ -16,8 +14,10 @@ from dairllm.client.events import events
 from dairllm.client.operate import configure, cordon, drain, uncordon
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
 from dairllm.client.status import status
-from dairllm.mesh.protocol import software_version
-from dairllm.mesh.settings import ConfigFile, settings_command
+from dairllm.mesh.foreign_text import on_one_line
+from dairllm.mesh.process import report_line
+from dairllm.mesh.settings import ConfigFile, Version, settings_command
+from dairllm.mesh.terminal import console, run_program
 
 EXIT_DEFECT = 70
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Ask a dairllm cluster, look at it, and measure machines. Start one with dairllm-coordinator and dairllm-shard.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -46,8 +47,9 @@ def models(
     for model in served:
         abilities = "yes" if model.has_chat_template else "no"
         state = "ready" if model.ready else "not ready"
-        table.add_row(model.name, model.architecture, str(model.context_length), str(model.vocab_size), abilities, state)
-    Console().print(table if served else "no model is served")
+        name, architecture = on_one_line(model.name), on_one_line(model.architecture)
+        table.add_row(name, architecture, str(model.context_length), str(model.vocab_size), abilities, state)
+    console().print(table if served else "no model is served")
 
 
 def tokenize(
@@ -64,15 +66,9 @@ def tokenize(
     print(json.dumps({"token_ids": token_ids}) if as_json else " ".join(map(str, token_ids)))
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"dairllm {software_version()}")
-        raise typer.Exit
-
-
 @app.callback()
 def dairllm(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")] = False,
+    version: Version = False,
 ) -> None:
     pass
 
@@ -88,13 +84,17 @@ def add_commands() -> None:
 def main() -> None:
     """Run the command line. Nobody sees a traceback unless DAIRLLM_DEBUG is set: a defect is one line, too."""
     try:
-        add_commands()
-        app()
+        run_program(_run)
     except Exception as error:
         if os.environ.get("DAIRLLM_DEBUG"):
             raise
-        print(f"dairllm: defect: {type(error).__name__}: {error} (DAIRLLM_DEBUG=1 shows where)", file=sys.stderr)
+        report_line(f"defect: {type(error).__name__}: {error} (DAIRLLM_DEBUG=1 shows where)")
         raise SystemExit(EXIT_DEFECT) from None
+
+
+def _run() -> None:
+    add_commands()
+    app()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
+from dairllm.mesh.foreign_text import message_on_one_line
 from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.settings import ConfigFile
+from dairllm.mesh.terminal import console
 from dairllm.v1 import cluster_pb2
 
 NUM_RECENT = 5
@@ -30,7 +31,7 @@ def events(
     config: ConfigFile = None,
 ) -> None:
     """Show joins, losses, moves and recoveries of late, oldest first. With --json: one object a line."""
-    console = Console(highlight=False, soft_wrap=True)
+    screen = console()
     with connect(coordinator, cluster) as client:
         states: Iterable[cluster_pb2.ClusterState] = client.watch_cluster() if follow else [client.cluster()]
         try:
@@ -38,7 +39,7 @@ def events(
                 if as_json:
                     print(json.dumps(message_to_json(event)), flush=True)
                 else:
-                    console.print(event_line(event))
+                    screen.print(event_line(event), soft_wrap=True)
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
 
@@ -57,6 +58,7 @@ def new_events(lists: Iterable[Sequence[cluster_pb2.ClusterEvent]]) -> Iterator[
 
 def event_line(event: cluster_pb2.ClusterEvent) -> Text:
     """Clock time here, what happened, how long it took: '14:03:07.120  shard b has joined'."""
+    event = message_on_one_line(event)
     when = datetime.fromtimestamp(event.time_s).strftime("%H:%M:%S.%f")[:-3]
     style = next((style for word, style in _STYLES.items() if word in event.kind), "")
     line = Text.assemble((when, "dim"), "  ", (event.text, style))

@@ -6,13 +6,14 @@ from contextlib import closing
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dairllm.client.client import Client
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, connect
 from dairllm.client.status import describe_units
 from dairllm.mesh.errors import DeadlineExceeded, InvalidRequest, PeerUnreachable
+from dairllm.mesh.foreign_text import on_one_line
 from dairllm.mesh.settings import ConfigFile, format_size, parse_size
+from dairllm.mesh.terminal import console
 from dairllm.mesh.words import counted
 from dairllm.v1 import cluster_pb2
 
@@ -29,12 +30,12 @@ def drain(
     config: ConfigFile = None,
 ) -> None:
     """Let a shard hand over its layers and leave, without a disturbance of running answers; wait until it is gone."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    notes = console(stderr=True)
     with connect(coordinator, cluster) as client:
         client.drain_shard(name, force=force)
         started_s = time.monotonic()
         for line in departure(client, name, timeout):
-            console.print(line, markup=False)
+            notes.print(on_one_line(line), soft_wrap=True)
     print(f"{name} has left the cluster after {time.monotonic() - started_s:.1f} s")
 
 

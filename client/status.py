@@ -2,23 +2,26 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from dairllm.client.events import NUM_RECENT, event_line
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
+from dairllm.mesh.foreign_text import message_on_one_line
 from dairllm.mesh.message_json import enum_to_json, message_to_json
 from dairllm.mesh.settings import ConfigFile, format_size
+from dairllm.mesh.terminal import console
 from dairllm.v1 import cluster_pb2
 
-_COLUMNS = ("stage", "shard", "state", "computes", "memory", "threads", "step (planned)", "round trip", "note")
+TABLE_WIDTH = 110
+"""On narrower terminals a table would break its lines."""
 
 
 def status(
@@ -44,28 +47,49 @@ def show_json(states: Iterable[cluster_pb2.ClusterState]) -> None:
 
 
 def show_tables(states: Iterable[cluster_pb2.ClusterState]) -> None:
-    console = Console()
+    screen = console()
     if not sys.stdout.isatty():
         for state in states:
-            console.print(render(state))
+            screen.print(render(state))
         return
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=screen, auto_refresh=False) as live:
         for state in states:
             live.update(render(state), refresh=True)
 
 
-def render(state: cluster_pb2.ClusterState) -> RenderableType:
-    table = Table(*_COLUMNS, box=None, header_style="bold", pad_edge=False)
+def render(told: cluster_pb2.ClusterState) -> RenderableType:
+    """What is said of each shard in words stands below the table, where there is room for it."""
+    state = message_on_one_line(told)
     in_ring_order = sorted(state.shards, key=lambda shard: (not shard.HasField("stage"), shard.stage, shard.name))
-    for shard in in_ring_order:
-        table.add_row(*_shard_row(shard, state.num_layers))
-    shards = table if state.shards else Text("no shards yet", style="dim")
+    shards = _Shards(in_ring_order, state.num_layers) if state.shards else Text("no shards yet", style="dim")
     parts: list[RenderableType] = [_headline(state), _speed_line(state), *_answers_lines(state), Text(""), shards]
+    notes = [Text.assemble("  ", (shard.name, "yellow"), f": {shard.note}") for shard in in_ring_order if shard.note]
+    parts += [Text(""), *notes] if notes else []
     if state.seen:
         parts += [Text(""), Text("seen, but no members:", style="bold"), *(_seen_line(shard) for shard in state.seen)]
     if state.events:
         parts += [Text(""), *(event_line(event) for event in state.events[-NUM_RECENT:])]
     return Group(*parts)
+
+
+class _Shards:
+    """A table, or on narrow terminals two lines for each."""
+
+    def __init__(self, shards: Sequence[cluster_pb2.ShardState], num_layers: int) -> None:
+        self._rows = [_shard_row(shard, num_layers) for shard in shards]
+
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= TABLE_WIDTH:
+            table = Table(*_Row._fields, box=None, header_style="bold", pad_edge=False)
+            for row in self._rows:
+                table.add_row(*row)
+            yield table
+            return
+        widest = max(len(row.shard) for row in self._rows)
+        for row in self._rows:
+            yield Text.assemble(f"{row.stage:>2}  ", (row.shard.ljust(widest), "bold"), f"  {row.state}  {row.computes}")
+            about = row.memory, row.threads, f"step {row.step}, planned {row.planned}", f"trip {row.trip}"
+            yield Text("    " + " · ".join(about), style="dim")
 
 
 def _headline(state: cluster_pb2.ClusterState) -> Text:
@@ -101,18 +125,32 @@ def _seen_line(shard: cluster_pb2.SeenShard) -> Text:
     return Text.assemble("  ", (name, "yellow"), f" at {' or '.join(shard.addresses)}, since {since}: {shard.reason}")
 
 
-def _shard_row(shard: cluster_pb2.ShardState, num_layers: int) -> tuple[str, ...]:
+class _Row(NamedTuple):
+    """The columns. step: measured; trip: of a heartbeat, there and back."""
+
+    stage: str
+    shard: str
+    state: str
+    computes: str
+    memory: str
+    threads: str
+    step: str
+    planned: str
+    trip: str
+
+
+def _shard_row(shard: cluster_pb2.ShardState, num_layers: int) -> _Row:
     used_bytes = shard.usage.weights_bytes + shard.usage.kv_cache_bytes + shard.usage.scratch_bytes
-    return (
-        str(shard.stage) if shard.HasField("stage") else "-",
-        shard.name,
-        _describe_phase(shard),
-        describe_units(range(shard.first_unit, shard.end_unit), num_layers),
-        f"{format_size(used_bytes)} of {format_size(shard.capabilities.memory_budget_bytes)}",
-        f"{shard.capabilities.num_threads} {shard.capabilities.isa}",
-        f"{_milliseconds(shard.measured_step_s)} ({_milliseconds(shard.predicted_step_s)})",
-        f"{shard.round_trip_us / 1000:.1f} ms" if shard.round_trip_us else "-",
-        shard.note,
+    return _Row(
+        stage=str(shard.stage) if shard.HasField("stage") else "-",
+        shard=shard.name,
+        state=_describe_phase(shard),
+        computes=describe_units(range(shard.first_unit, shard.end_unit), num_layers),
+        memory=f"{format_size(used_bytes)} of {format_size(shard.capabilities.memory_budget_bytes)}",
+        threads=f"{shard.capabilities.num_threads} {shard.capabilities.isa}",
+        step=_milliseconds(shard.measured_step_s),
+        planned=_milliseconds(shard.predicted_step_s),
+        trip=f"{shard.round_trip_us / 1000:.1f} ms" if shard.round_trip_us else "-",
     )
 
 
@@ -124,7 +162,7 @@ def _describe_phase(shard: cluster_pb2.ShardState) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.2f} ms" if seconds else "-"
+    return f"{seconds * 1000:.3g} ms" if seconds else "-"
 
 
 def describe_units(units: range, num_layers: int) -> str:

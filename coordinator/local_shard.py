@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
 
-LOCAL_SHARD_NAME = "local"
 FIRST_RESTART_DELAY_S = 0.5
 LAST_RESTART_DELAY_S = 30.0
 STOP_DEADLINE_S = 3.0

@@ -8,7 +8,6 @@ import typer
 
 from dairllm.coordinator.http.gate.hosts import checked_host
 from dairllm.coordinator.http.gate.origins import checked_origin
-from dairllm.coordinator.local_shard import LOCAL_SHARD_NAME
 from dairllm.coordinator.service import run_coordinator
 from dairllm.coordinator.settings import CoordinatorSettings
 from dairllm.kernels_pyx import KV_ELEMENT_TYPES, WIRE_ENCODINGS
@@ -19,13 +18,16 @@ from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME
 from dairllm.mesh.encodings import encoding_name, parse_encoding
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.process import run_until_signal
-from dairllm.mesh.settings import ConfigFile, parse_size, settings_command
+from dairllm.mesh.settings import ConfigFile, Version, parse_size, settings_command
 from dairllm.mesh.telemetry import configure_logging
+from dairllm.mesh.terminal import run_program
 
 DEFAULT_HTTP_PORT = 8080
 MAX_RECOVERY_LIMIT_S = 86400
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 
 @app.command(cls=settings_command("coordinator"))
@@ -84,6 +86,7 @@ def coordinator(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects instead of text.")] = False,
     config: ConfigFile = None,
+    version: Version = False,
 ) -> None:
     """Serve a model with the shards that join: an OpenAI-compatible API, a gRPC API and a status page.
 
@@ -120,7 +123,7 @@ def coordinator(
 
 def _local_shard_arguments(memory: str | None, threads: int | None, log_level: str, log_json: bool) -> tuple[str, ...]:
     """Wrong values are refused here, before the model is loaded, and not by a child that is started again and again."""
-    arguments = ["--name", LOCAL_SHARD_NAME, "--log-level", log_level]
+    arguments = ["--log-level", log_level]
     if memory is not None:
         if parse_size(memory) == 0:
             raise InvalidSetting(f"--memory is {memory}; expected a size over 0, like 4GiB")
@@ -131,7 +134,7 @@ def _local_shard_arguments(memory: str | None, threads: int | None, log_level: s
 
 
 def main() -> None:
-    app()
+    run_program(app)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dairllm.coordinator.text import ServedModel
 from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
 from dairllm.mesh.errors import InvalidModel
+from dairllm.mesh.foreign_text import on_one_line
 from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
 from dairllm.model_files.errors import InvalidTemplate, ModelFileError, UnsupportedModel
 from dairllm.model_files.fetch import resolve_model
@@ -72,7 +73,7 @@ def load_model(name_or_path: str, served_name: str | None, arithmetic: str, prog
         template = _template_of(gguf, tokenizer)
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
-    name = served_name or (path.stem if Path(name_or_path).name == path.name else name_or_path)
+    name = served_name or on_one_line(path.stem if Path(name_or_path).name == path.name else name_or_path)
     return LoadedModel(path, manifest, ServedModel(name, manifest.model_digest.hex(), arithmetic, manifest.spec, tokenizer, template))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from dairllm.mesh.errors import DairllmError
+from dairllm.mesh.foreign_text import on_one_line
 from dairllm.mesh.telemetry import fields, get_logger, say_last
 
 EXIT_ERROR = 2
@@ -41,8 +42,12 @@ def run_until_signal(main: Main, *, parent_pid: int | None = None, stop_timeout_
 
 
 def report_error(error: DairllmError) -> None:
-    """One line for people, on stderr."""
-    say_last(f"{Path(sys.argv[0]).name}: {error}")
+    report_line(str(error))
+
+
+def report_line(words: str) -> None:
+    """For people, on stderr, after the program's name."""
+    say_last(on_one_line(f"{Path(sys.argv[0]).name}: {words}"))
 
 
 async def _supervise(main: Main, parent_pid: int | None, stop_timeout_s: float) -> None:

@@ -23,7 +23,9 @@ import typer
 from typer.core import TyperCommand
 
 from dairllm.mesh.errors import DairllmError, InvalidSetting
+from dairllm.mesh.foreign_text import is_text, on_one_line
 from dairllm.mesh.process import EXIT_ERROR, report_error
+from dairllm.mesh.protocol import software_version
 
 SECTIONS = ("coordinator", "shard", "client")
 
@@ -72,19 +74,23 @@ def format_size(size_bytes: int) -> str:
     return f"{text.rstrip('0').rstrip('.') if decimals else text} {'KMGTP'[power - 1]}iB"
 
 
-def default_settings_path() -> Path:
-    """$XDG_CONFIG_HOME/dairllm/config.toml."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dairllm" / "config.toml"
+def default_settings_path() -> Path | None:
+    """$XDG_CONFIG_HOME/dairllm/config.toml. None for a user without a home."""
+    configured = os.environ.get("XDG_CONFIG_HOME")
+    try:
+        return (Path(configured) if configured else Path.home() / ".config") / "dairllm" / "config.toml"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return None
 
 
 def read_settings_file(path: Path | None) -> dict[str, dict[str, Any]]:
     """Sections of the file; of the default one, if it exists, for None. Raises InvalidSetting."""
     if path is None:
         path = default_settings_path()
-        if not path.exists():
+        if path is None or not os.path.exists(path):
             return {}
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidSetting(f"settings file {path} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -104,7 +110,7 @@ def _suggestion(name: str, known: tuple[str, ...]) -> str:
 
 _EPILOG = (
     "Every option can also be set in the environment (--log-level as DAIRLLM_LOG_LEVEL) "
-    "or in section \\[{section}] of the settings file (log-level = ...); a flag comes first, then the environment, then the file."
+    "or in section [{section}] of the settings file (log-level = ...); a flag comes first, then the environment, then the file."
 )
 
 
@@ -125,7 +131,10 @@ class SettingsCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            for param in self.params:
+                _check_text(param, ctx.params.get(str(param.name)))
+            return rest
         except DairllmError as error:
             report_error(error)
             raise typer.Exit(EXIT_ERROR) from error
@@ -142,6 +151,19 @@ def settings_command(section: str) -> type[TyperCommand]:
     """Class for `@app.command(cls=...)` of a program whose settings stand in this section of the file."""
     assert section in SECTIONS, section
     return type(f"{section.capitalize()}Command", (SettingsCommand,), {"section": section})
+
+
+def _check_text(param: Any, value: object) -> None:
+    """All but paths is sent, or shown to others."""
+    if isinstance(value, str) and not is_text(value) and "PATH" not in (param.metavar or ""):
+        name = param.opts[0] if param.param_type_name == "option" else f"the {param.name}"
+        raise InvalidSetting(f"{name} is {on_one_line(value)!r}; expected text in UTF-8")
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dairllm {software_version()}")
+        raise typer.Exit
 
 
 def _options(command: Any) -> dict[str, Any]:
@@ -196,6 +218,8 @@ def _check_value(where: str, value: Any, option: Any, ctx: typer.Context) -> Non
     if (single and isinstance(value, list | dict)) or cut or is_bool != wants_bool:
         raise InvalidSetting(f"{where}; expected a value as for --{option.opts[0].removeprefix('--')}")
 
+
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and end.")]
 
 ConfigFile = Annotated[
     Path | None,

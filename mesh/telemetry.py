@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from dairllm.mesh.errors import InvalidSetting
+from dairllm.mesh.foreign_text import on_one_line
 from dairllm.mesh.line_writer import LineWriter
 from dairllm.mesh.repetition import Repetitions
 
@@ -137,7 +138,7 @@ def _log_what_python_prints() -> None:
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = "".join(f" {key}={_as_text(value)}" for key, value in _facts(record).items())
-        line = f"{_time(record)} {record.levelname} {record.name} {_one_line(record.getMessage())}{' |' + facts if facts else ''}"
+        line = f"{_time(record)} {record.levelname} {record.name} {on_one_line(record.getMessage())}{' |' + facts if facts else ''}"
         return f"{line}\n{_lines(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
@@ -170,10 +171,5 @@ def _as_text(value: object) -> str:
     return text if text and text.isprintable() and not any(c in text for c in ' "=') else json.dumps(text)
 
 
-def _one_line(text: str) -> str:
-    """A peer's text in a message must not look like a record of its own."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def _lines(text: str) -> str:
-    return "\n".join(map(_one_line, text.split("\n")))
+    return "\n".join(map(on_one_line, text.split("\n")))

@@ -5,6 +5,7 @@ ModelFileError(ValueError)
 ├── CorruptModelFile    a file, or a manifest received from elsewhere, that contradicts itself, its digest or its format
 ├── UnknownModelName    neither a readable file nor a name that can be fetched
 ├── ModelFetchError     a known model that could not be downloaded, verified or stored
+├── NoCacheFolder       there is no place to keep files in
 ├── InvalidTemplate     a chat template that does not compile, fails on these messages, or asks for too much work
 └── RendererUnavailable the process that renders chat templates cannot be started
 
@@ -30,6 +31,10 @@ class UnknownModelName(ModelFileError):
 
 class ModelFetchError(ModelFileError):
     """A known model could not be downloaded, verified or stored."""
+
+
+class NoCacheFolder(ModelFileError):
+    """The user has no home, and no other folder is named."""
 
 
 class InvalidTemplate(ModelFileError):

@@ -1,6 +1,5 @@
 """The command `dairllm-shard`."""
 
-import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +9,21 @@ from dairllm.mesh.addresses import parse_address
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.process import run_until_signal
-from dairllm.mesh.settings import ConfigFile, format_size, parse_size, settings_command
+from dairllm.mesh.settings import ConfigFile, Version, format_size, parse_size, settings_command
+from dairllm.mesh.shard_names import default_shard_name
 from dairllm.mesh.telemetry import configure_logging
+from dairllm.mesh.terminal import run_program
+from dairllm.model_files.cache_folder import cache_folder
+from dairllm.model_files.errors import NoCacheFolder
 from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, default_budget_bytes, detect_available_bytes
 from dairllm.shard_service.service import DRAIN_DEADLINE_S, run_shard
 from dairllm.shard_service.settings import ShardSettings
 
 _STOP_DEADLINE_S = DRAIN_DEADLINE_S + 10.0
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 
 @app.command(cls=settings_command("shard"))
@@ -27,7 +32,10 @@ def shard(
         str | None, typer.Option(metavar="HOST:PORT", help="The coordinator's gRPC address. Default: look for it on the local network.")
     ] = None,
     cluster: Annotated[str, typer.Option(help="Name of the cluster to join.")] = DEFAULT_CLUSTER_NAME,
-    name: Annotated[str | None, typer.Option(help="Name of this shard, unique in the cluster. Default: the host's name.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of this shard, unique in the cluster. Default: the host's name, or one like it if that is taken."),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: every interface.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 0,
     memory: Annotated[
@@ -51,6 +59,7 @@ def shard(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects instead of text.")] = False,
     config: ConfigFile = None,
+    version: Version = False,
 ) -> None:
     """Lend this machine to a dairllm cluster: it joins by itself, loads the layers that it is given and computes them.
 
@@ -63,12 +72,17 @@ def shard(
     if coordinator is not None:
         parse_address(coordinator)
     cluster_hash(cluster)
+    try:
+        cache_folder()
+    except NoCacheFolder as error:
+        raise InvalidSetting(str(error)) from error
     for folder in model_dir or ():
         if not folder.is_dir():
             raise InvalidSetting(f"--model-dir {folder} is no folder; expected one with model files")
     settings = ShardSettings(
         cluster=cluster,
-        name=name or socket.gethostname(),
+        name=name or default_shard_name(),
+        is_named=bool(name),
         budget_bytes=_budget_bytes(memory),
         coordinator=coordinator,
         discovery=discovery,
@@ -92,7 +106,7 @@ def _budget_bytes(memory: str | None) -> int:
 
 
 def main() -> None:
-    app()
+    run_program(app)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from dairllm.mesh.discovery.announcer import Announcer
 from dairllm.mesh.discovery.browsers import Browser
 from dairllm.mesh.discovery.presence import Presence
 from dairllm.mesh.discovery.records import Announcement, Role, ShardState
-from dairllm.mesh.errors import InvalidRequest
+from dairllm.mesh.errors import DairllmError, InvalidRequest, NameTaken
 from dairllm.mesh.interfaces import announced_addresses, real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
 from dairllm.mesh.settings import format_size
+from dairllm.mesh.shard_names import next_shard_name
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.shard_service.epochs.stage_host import Identity, StageHost
@@ -40,6 +41,8 @@ SERVICES = ("dairllm.v1.RingService", "dairllm.v1.ShardService", "dairllm.v1.Wei
 EVERY_INTERFACE = "0.0.0.0"
 DRAIN_DEADLINE_S = 60.0
 _STOP_GRACE_S = 0.5
+NAME_ATTEMPTS = 3
+"""With pauses of 2 and 4 s between them: longer than a lease."""
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +115,8 @@ class Shard:
         self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
         self._told = str(parse_address(settings.coordinator)) if settings.coordinator else None
         self._announcer: Announcer | None = None
-        self.joiner = Joiner(self._told, self._browser, self._hello, self, self._tell_state)
+        self._names_taken = 0
+        self.joiner = Joiner(self._told, self._browser, self._hello, self, self._tell_state, self._refused)
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Everything but joining. What was started ends with the stack."""
@@ -281,6 +285,20 @@ class Shard:
     def _tell_state(self) -> None:
         if self._announcer is not None:
             self._announcer.announce(self._announcement())
+
+    def _refused(self, error: DairllmError) -> bool:
+        """A name that nobody chose gives way: hosts may have equal names, and one host several shards. Not at once: whoever had the name
+        may be this shard's predecessor, whose lease has not ended."""
+        if self._settings.is_named or not isinstance(error, NameTaken):
+            return False
+        self._names_taken += 1
+        number, attempts = divmod(self._names_taken, NAME_ATTEMPTS)
+        if attempts != 0:
+            return False
+        self._identity.name = next_shard_name(self._settings.name, number + 1)
+        log.info("the name is taken, so it takes another", extra=fields(name=self._identity.name))
+        self._tell_state()
+        return True
 
     def _invited(self, request: shard_pb2.InviteRequest) -> shard_pb2.InviteResponse:
         inviting = read_invitation(request)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dairllm.client.doctor import discovery_findings, member_findings
 from dairllm.client.doctor import findings as judge
@@ -46,6 +45,7 @@ from dairllm.mesh.discovery.announcer import REPEAT_S
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.settings import ConfigFile
 from dairllm.mesh.telemetry import configure_logging
+from dairllm.mesh.terminal import console
 
 EXIT_PROBLEMS = 1
 DEADLINE_S = 10.0
@@ -77,7 +77,7 @@ def doctor(
     if as_json:
         print(json.dumps(to_json(findings, examination.address, time.monotonic() - started_s)))
     else:
-        print_report(Console(highlight=False), findings, examination.address)
+        print_report(console(), findings, examination.address)
     if most_likely_reason(findings) is not None:
         raise typer.Exit(EXIT_PROBLEMS)
 

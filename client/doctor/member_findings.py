@@ -12,7 +12,7 @@ _OK, _WARNING, _PROBLEM = Status.OK, Status.WARNING, Status.PROBLEM
 
 
 def judge_members(state: cluster_pb2.ClusterState, host_name: str, own_addresses: Collection[str], own_version: str) -> list[Finding]:
-    """Whether shards have other versions than the coordinator, or the name that a shard on this machine would take."""
+    """Whether shards have other versions than the coordinator, or the name that a shard on this machine would take first."""
     findings = []
     if not state.shards:
         advice = "start dairllm-shard on the machines that are to help"
@@ -32,8 +32,8 @@ def _same_name(shard: cluster_pb2.ShardState, own_addresses: Collection[str]) ->
     if any(host in own_addresses for host in hosts):
         return Finding(MEMBERS, "shard_name", _OK, f"this machine's shard {shard.name!r} is a member")
     seen = f"a shard named {shard.name!r}, like this machine, is a member at {', '.join(shard.addresses)}, which is not this machine"
-    matters = "a shard that is started here without --name is refused: 'a living shard has this name'"
-    return Finding(MEMBERS, "shard_name", _PROBLEM, seen, matters, "start the shard here with another --name, or rename a machine")
+    matters = "a shard that is started here without --name needs some seconds to find out, and takes another name"
+    return Finding(MEMBERS, "shard_name", _WARNING, seen, matters, "start the shard here with a --name of its own, or rename a machine")
 
 
 def shards_to_try(state: cluster_pb2.ClusterState) -> dict[str, tuple[str, ...]]:

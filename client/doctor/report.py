@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dairllm.mesh.diagnosis import Finding, Status
+from dairllm.mesh.foreign_text import on_one_line
 from dairllm.mesh.words import counted
 
 _BY_WEIGHT = (
@@ -69,7 +70,7 @@ def _finding_json(finding: Finding) -> dict[str, str]:
 
 
 def print_report(console: Console, findings: Sequence[Finding], coordinator: str | None) -> None:
-    """Lines are broken for terminals only, so that other programs find a sentence on one line."""
+    """Lines are broken for terminals only, so that other programs find a sentence on one line. What other machines say is in them."""
     for group in dict.fromkeys(finding.group for finding in findings):
         console.print(Text(group, style="bold"))
         for finding in findings:
@@ -93,6 +94,7 @@ def _print_finding(console: Console, finding: Finding) -> None:
 
 
 def _lines(console: Console, paragraph: str, indent: int) -> Iterator[str]:
+    paragraph = on_one_line(paragraph)
     if not console.is_terminal:
         yield from [paragraph] if paragraph else []
         return

@@ -5,15 +5,18 @@ import os
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dairllm.mesh.errors import InvalidModel
+from dairllm.mesh.foreign_text import on_one_line
 from dairllm.mesh.settings import ConfigFile, format_size
+from dairllm.mesh.terminal import console
+from dairllm.mesh.words import counted
 
 
 def bench(
-    model: Annotated[str, typer.Option(help="Path of a GGUF file, or a known name.")] = "smollm2:135m",
+    model: Annotated[str, typer.Option(metavar="PATH|NAME", help="Path of a GGUF file, or a known name.")] = "smollm2:135m",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute. Default: the cores that this process may use.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     generate: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
@@ -33,7 +36,7 @@ def bench(
 
     workload = Workload(prompt=prompt, generate=generate, sequences=sequences, depth=depth, repeat=repeat)
     try:
-        with progress_bar(Console(stderr=True, quiet=as_json)) as progress:
+        with progress_bar(console(stderr=True, quiet=as_json)) as progress:
             path = resolve_model(model, progress)
             manifest = build_manifest(path, progress)
     except ModelFileError as error:
@@ -51,10 +54,12 @@ def bench(
         ("memory, reading", speed.memory_bytes_per_s, "GB/s", 1e-9),
     ):
         table.add_row(name, *(f"{value * scale:.1f}" for value in spread), unit)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{manifest.spec.name}[/] with {speed.threads} thread(s), {speed.isa}; {repeat} runs after one to warm up")
-    console.print(table)
-    console.print(
+    screen = console()
+    about = f" with {counted(speed.threads, 'thread')}, {speed.isa}; {repeat} runs after one to warm up"
+    screen.print(Text.assemble((on_one_line(manifest.spec.name), "bold"), about), soft_wrap=True)
+    screen.print(table)
+    screen.print(
         f"{speed.bytes_per_token / 1e6:.1f} MB of weights per token, read at {speed.share_of_bandwidth:.0%} of the memory bandwidth; "
-        f"loaded {format_size(speed.weights_bytes)} in {speed.load_s:.2f} s; resident {format_size(speed.resident_bytes)}"
+        f"loaded {format_size(speed.weights_bytes)} in {speed.load_s:.2f} s; resident {format_size(speed.resident_bytes)}",
+        soft_wrap=True,
     )

@@ -41,8 +41,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Identity:
+    """name: changes only while the shard is no member."""
+
     name: str
     boot_id: str
     cluster_hash: str

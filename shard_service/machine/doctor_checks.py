@@ -12,7 +12,7 @@ from dairllm.mesh.diagnosis import Finding, ModelIdentity, Status, Subject
 from dairllm.mesh.settings import format_size
 from dairllm.model_files.architectures import find_architecture
 from dairllm.model_files.cache_folder import cache_folder
-from dairllm.model_files.errors import ModelFileError
+from dairllm.model_files.errors import ModelFileError, NoCacheFolder
 from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
 from dairllm.model_files.names import KNOWN_MODELS
@@ -82,7 +82,7 @@ def check_models(subject: Subject) -> Sequence[Finding]:
 
 def model_files(model_dirs: Sequence[Path]) -> list[Path]:
     """GGUF files under the folders, and among the models that were fetched before."""
-    found = {path.resolve(): path for folder in (*model_dirs, cache_folder() / "models") for path in _files_under(folder)}
+    found = {path.resolve(): path for folder in (*model_dirs, *_fetched_models()) for path in _files_under(folder)}
     return sorted(found.values())[:_MOST_FILES]
 
 
@@ -96,6 +96,13 @@ def has_name(path: Path, model: str) -> bool:
     known = KNOWN_MODELS.get(model.lower())
     names = {model.lower(), known.file_name.lower()} if known else {model.lower()}
     return path.name.lower() in names or path.stem.lower() in names
+
+
+def _fetched_models() -> tuple[Path, ...]:
+    try:
+        return (cache_folder() / "models",)
+    except NoCacheFolder:
+        return ()
 
 
 def _compare(path: Path, model: ModelIdentity, deadline_s: float) -> Finding | None:

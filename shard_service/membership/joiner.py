@@ -38,10 +38,19 @@ MakeHello = Callable[[], cluster_pb2.Hello]
 
 
 class Joiner:
-    """coordinator: its address, or None to look for it with `browser`. on_change: the shard has become a member, or is none any more."""
+    """coordinator: its address, or None to look for it with `browser`. on_change: the shard has become a member, or is none any more.
+
+    on_refused: whether it may ask again at once, since it asks for something else.
+    """
 
     def __init__(
-        self, coordinator: str | None, browser: Browser | None, make_hello: MakeHello, member: OrderTaker, on_change: Callable[[], None]
+        self,
+        coordinator: str | None,
+        browser: Browser | None,
+        make_hello: MakeHello,
+        member: OrderTaker,
+        on_change: Callable[[], None],
+        on_refused: Callable[[DairllmError], bool],
     ) -> None:
         assert (coordinator is None) != (browser is None), "either an address or discovery"
         self._coordinator = coordinator
@@ -50,6 +59,7 @@ class Joiner:
         self._make_hello = make_hello
         self._member = member
         self._on_change = on_change
+        self._on_refused = on_refused
         self._lease: Lease | None = None
         self._lease_ended = asyncio.Event()
         self._is_leaving = False
@@ -119,8 +129,11 @@ class Joiner:
         try:
             await lease.keep(lambda: self._became_member(lease, addresses))
         except JoinUnsuccessful as unsuccessful:
-            outcome = JoinFailed if isinstance(unsuccessful.error, _AWAY) else JoinRefused
-            return outcome(unsuccessful.error, random.random())
+            if isinstance(unsuccessful.error, _AWAY):
+                return JoinFailed(unsuccessful.error, random.random())
+            if self._on_refused(unsuccessful.error):
+                return PauseOver()
+            return JoinRefused(unsuccessful.error, random.random())
         except DairllmError as error:
             return LeaseLost(error, random.random())
         finally:

@@ -94,7 +94,10 @@ class Joining:
             case JoinFailed(error, jitter):
                 self._failures += 1
                 self._refusals = 0
-                return Pause(_jittered(_backoff_s(self._failures, FIRST_PAUSE_S, LONGEST_PAUSE_S), jitter), self._news(f"can't join the cluster: {error}"))
+                return Pause(
+                    _jittered(_backoff_s(self._failures, FIRST_PAUSE_S, LONGEST_PAUSE_S), jitter),
+                    self._news(f"can't join the cluster: {error}"),
+                )
             case JoinRefused(error, jitter):
                 self._failures = 0
                 self._refusals += 1

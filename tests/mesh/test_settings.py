@@ -73,9 +73,10 @@ def test_values_of_every_kind(home: Path) -> None:
 
 def test_the_default_file_is_read_and_may_be_missing(home: Path) -> None:
     assert CliRunner().invoke(app, []).output.startswith("port=1 ")
-    assert default_settings_path() == home / "dairllm" / "config.toml"
-    default_settings_path().parent.mkdir()
-    default_settings_path().write_text("[shard]\nport = 7\n")
+    path = home / "dairllm" / "config.toml"
+    assert default_settings_path() == path
+    path.parent.mkdir()
+    path.write_text("[shard]\nport = 7\n")
     assert CliRunner().invoke(app, []).output.startswith("port=7 ")
     other = home / "other.toml"
     other.write_text("[shard]\nport = 8\n")
