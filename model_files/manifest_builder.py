@@ -55,10 +55,11 @@ def _read_manifest(gguf: GgufFile, progress: ProgressCallback | None) -> Manifes
     spec = read_spec(gguf)
     names = find_architecture(spec.architecture).tensor_names(gguf, spec)
     tensors = [tuple(_tensor_info(role, gguf.tensors[name]) for role, name in unit.items()) for unit in names]
-    files = (ModelFile(name=gguf.path.name, size_bytes=gguf.size_bytes),)
+    name = os.fsencode(gguf.path.name).decode(errors="backslashreplace")
+    files = (ModelFile(name=name, size_bytes=gguf.size_bytes),)
     total_bytes = sum(tensor.size_bytes for unit in tensors for tensor in unit)
     with ModelSource([gguf.path]) as source:
-        hashing = _Hashing(source, progress, f"Hashing {gguf.path.name}", total_bytes)
+        hashing = _Hashing(source, progress, f"Hashing {name}", total_bytes)
         units = tuple(hashing.unit(index, unit) for index, unit in enumerate(tensors))
     return Manifest(spec=spec, units=units, files=files, model_digest=compute_model_digest(spec, units))
 

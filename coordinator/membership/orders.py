@@ -12,6 +12,7 @@ from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.ring import Ring
 from dairllm.mesh.cache_types import cache_type_to_proto
 from dairllm.mesh.encodings import parse_encoding
+from dairllm.mesh.foreign_text import is_text
 from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.protocol import software_version
 from dairllm.model_files.codec import file_to_proto, spec_to_proto, unit_to_proto
@@ -52,7 +53,7 @@ class Orders:
             model_digest=manifest.model_digest,
             spec=spec_to_proto(manifest.spec),
             units=[unit_to_proto(manifest.units[index]) for index in action.units],
-            model_folder=str(self._model.path.parent),
+            model_folder=str(folder) if is_text(str(folder := self._model.path.parent)) else "",
             model_files=[file_to_proto(file) for file in manifest.files],
             next=self._peer(action.next.name if action.next else COORDINATOR_NAME, action.name),
             num_kv_blocks=action.num_kv_blocks,

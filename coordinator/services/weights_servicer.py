@@ -19,7 +19,7 @@ class ModelFileServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     def __init__(self, manifest: Manifest, path: Path) -> None:
         self._manifest = manifest
-        self._paths = [path.with_name(file.name) for file in manifest.files]
+        self._paths = [path, *(path.with_name(file.name) for file in manifest.files[1:])]
 
     async def FetchUnit(
         self, request: weights_pb2.FetchUnitRequest, context: "grpc.aio.ServicerContext[object, object]"

@@ -21,6 +21,7 @@ from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.errors import DairllmError, InvalidRequest, InvitationDeclined, NameTaken, WrongCluster, WrongEpoch
 from dairllm.mesh.protocol import PROTOCOL_MAJOR
+from dairllm.mesh.shard_names import default_shard_name
 from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2, shard_pb2_grpc, weights_pb2, weights_pb2_grpc
 from tests.instruments.processes import ManagedProcess
 from tests.shard_service.fake_coordinator import CLUSTER, FakeCoordinator, Frames, JoinedShard, RingEdge, greedy_tokens, soon
@@ -66,6 +67,18 @@ async def test_serves_a_whole_model_and_leaves_politely(coordinator: FakeCoordin
         assert not (await shard.next_message("leaving")).drain
         assert await asyncio.to_thread(process.wait) == 0
         assert not process.ready_file.exists()
+
+
+async def test_a_name_that_nobody_chose_gives_way(coordinator: FakeCoordinator) -> None:
+    first = default_shard_name()
+    coordinator.refusal = lambda hello: NameTaken(f"the name {first!r} is taken") if hello.name == first else None
+    flags = ["--coordinator", coordinator.address, "--cluster", CLUSTER, "--host", "127.0.0.1", "--threads", "1", "--memory", "512MiB"]
+    with ManagedProcess([sys.executable, "-m", "dairllm.shard_service.main", *flags]) as process:
+        try:
+            shard = await asyncio.wait_for(coordinator.next_shard(), 60)
+            assert shard.hello.name == f"{first}-2"
+        finally:
+            await asyncio.to_thread(process.close)
 
 
 async def test_an_idle_shard_says_every_second_that_it_lives(coordinator: FakeCoordinator) -> None:
