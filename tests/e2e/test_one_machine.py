@@ -61,9 +61,8 @@ def test_a_path_that_is_no_utf_8_is_shown_with_its_bytes(tiny_model: Path, tmp_p
 def test_without_a_home_it_ends_with_one_sentence(tiny_model: Path, clean_environment: dict[str, str], module: str, flag: str) -> None:
     homeless = {name: value for name, value in clean_environment.items() if name != "HOME" and not name.startswith("XDG_")}
     arguments = [flag, str(tiny_model)] if flag == "--model" else [flag]
-    program = (
-        f"import pwd, sys; pwd.getpwuid = {{}}.__getitem__; from dairllm.{module} import main; sys.argv = ['x', *{arguments!r}]; main()"
-    )
+    begin = f"import pwd, sys; pwd.getpwuid = {{}}.__getitem__; sys.argv = ['x', *{arguments!r}]"
+    program = f"{begin}; from dairllm.{module} import main; main()"
     result = subprocess.run([sys.executable, "-c", program], env=homeless, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2, result.stderr
     assert "XDG_CACHE_HOME" in result.stderr
