@@ -73,8 +73,15 @@ def load_model(name_or_path: str, served_name: str | None, arithmetic: str, prog
         template = _template_of(gguf, tokenizer)
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
+    name, aliases = names_of(name_or_path, path, served_name)
+    served = ServedModel(name, manifest.model_digest.hex(), arithmetic, manifest.spec, tokenizer, template, aliases=aliases)
+    return LoadedModel(path, manifest, served)
+
+
+def names_of(name_or_path: str, path: Path, served_name: str | None) -> tuple[str, frozenset[str]]:
+    """What clients call the model, and what else they may: as it was asked for, the file's name with or without ending, its path."""
     name = served_name or on_one_line(path.stem if Path(name_or_path).name == path.name else name_or_path)
-    return LoadedModel(path, manifest, ServedModel(name, manifest.model_digest.hex(), arithmetic, manifest.spec, tokenizer, template))
+    return name, frozenset({name_or_path, path.name, path.stem, str(path)})
 
 
 def _tokenizer_of(gguf: GgufFile) -> Tokenizer | None:

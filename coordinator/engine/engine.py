@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from dairllm.coordinator.engine.actions import EmitEvent, FailSequence, ReportDrained, ReportRecovered, ReportRecovery, SendBatch
+from dairllm.coordinator.engine.context_length import require_room
 from dairllm.coordinator.engine.events import (
     BatchCompleted,
     GenerationCancelled,
@@ -28,7 +29,7 @@ from dairllm.coordinator.engine.requests import (
     TokenGenerated,
 )
 from dairllm.coordinator.engine.scheduler import Scheduler
-from dairllm.mesh.errors import Busy, ContextExceeded, DairllmError, GenerationFailed, InvalidRequest, NotReady, RequestLost
+from dairllm.mesh.errors import Busy, DairllmError, GenerationFailed, InvalidRequest, NotReady, RequestLost
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 
 logger = logging.getLogger(__name__)
@@ -144,11 +145,7 @@ class Engine:
             raise InvalidRequest("the prompt has no tokens; expected at least one", "prompt")
         self._check_ids(request.prompt_ids, "prompt")
         self._check_ids(request.sampling.logit_bias, "logit_bias")
-        if length + (request.max_tokens != 0) > self.context_length:
-            raise ContextExceeded(
-                f"the prompt has {length} tokens, but the context is {self.context_length} tokens; shorten it, or raise --context-length",
-                "prompt",
-            )
+        require_room(self.context_length, length, 0 if request.max_tokens == 0 else None)
         error = self._why_unready()
         if error is not None and self._newcomers is None:
             raise error

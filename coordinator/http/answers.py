@@ -23,11 +23,15 @@ from dairllm.mesh.errors import DairllmError, RequestLost
 logger = logging.getLogger(__name__)
 
 LAST_EVENT = "[DONE]"
+_LINE_ENDS = {character.encode(): f"\\u{ord(character):04x}".encode() for character in ("\x85", "\u2028", "\u2029")}
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 EVENT_STREAM_HEADERS = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def sse_event(data: bytes) -> bytes:
+    """data: JSON, or a word. What some clients take for the end of a line is escaped: NEL, LINE SEPARATOR and PARAGRAPH SEPARATOR."""
+    for character, escaped in _LINE_ENDS.items():
+        data = data.replace(character, escaped)
     return b"data: " + data + b"\n\n"
 
 

@@ -76,7 +76,8 @@ def _role(message: Message) -> str:
 
 
 def _content(message: Message) -> str:
-    return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+    content = message.content or ""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 async def _prompts(prompt: str | list[str] | list[int] | list[list[int]], text: TextService, most: int) -> list[_Prompt]:
@@ -104,6 +105,7 @@ async def _text_prompt(name: str, prompt: str, text: TextService) -> _Prompt:
 
 
 def _id_prompt(name: str, ids: Sequence[int], text: TextService) -> _Prompt:
+    text.check_length(len(ids), 0)
     highest = text.served.spec.num_tokens - 1
     if min(ids) < 0 or max(ids) > highest:
         index, wrong = next((index, one) for index, one in enumerate(ids) if not 0 <= one <= highest)

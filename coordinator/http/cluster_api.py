@@ -63,8 +63,8 @@ def cluster_operations(
     unready = refused("It is not; the message says why.", retry_after=True)
     event = message_schema(cluster_pb2.ClusterEvent)
     return [
-        Operation("GET", "/healthz", "healthz", "Whether the process answers", healthz, {200: alive}, with_head=True),
-        Operation("GET", "/readyz", "readyz", "Whether the model is served now", readyz, {200: alive, 503: unready}, with_head=True),
+        Operation("GET", "/healthz", "healthz", "Whether the process answers", healthz, {200: alive}),
+        Operation("GET", "/readyz", "readyz", "Whether the model is served now", readyz, {200: alive, 503: unready}),
         Operation(
             "GET",
             "/metrics",
@@ -108,7 +108,11 @@ class ClusterEvents(Response):
         self._events, self._stopping, self._interval_s = events, stopping, interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await run_until_disconnected(receive, self._messages(), send)
+        if scope["method"] == "HEAD":
+            await send(start_event_stream())
+            await send(body_part(b"", more=False))
+        else:
+            await run_until_disconnected(receive, self._messages(), send)
 
     async def _messages(self) -> AsyncGenerator[Message, None]:
         yield start_event_stream()

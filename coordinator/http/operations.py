@@ -46,10 +46,7 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """path: as Starlette writes it. name: of its own among all operations. parameters: what is in braces in the path.
-
-    with_head: HEAD is answered, too, since probes use it.
-    """
+    """path: as Starlette writes it. name: of its own among all operations. parameters: what is in braces in the path."""
 
     method: str
     path: str
@@ -59,18 +56,17 @@ class Operation:
     answers: Mapping[int, OperationAnswer]
     body: type[BaseModel] | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    with_head: bool = False
 
     def route(self) -> Route:
         return ExactRoute(self)
 
 
 class ExactRoute(Route):
-    """Leaves itself in the scope, for whoever counts requests, and answers just the methods that it was made for."""
+    """Leaves itself in the scope, for whoever counts requests, and answers just the method that it was made for; HEAD where GET is."""
 
     def __init__(self, operation: Operation) -> None:
         super().__init__(operation.path, operation.handler, methods=[operation.method], name=operation.name)
-        self.methods = {operation.method, "HEAD"} if operation.with_head else {operation.method}
+        self.methods = {"GET", "HEAD"} if operation.method == "GET" else {operation.method}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self

@@ -39,7 +39,7 @@ def document_operations(document: Mapping[str, object]) -> Sequence[Operation]:
 
 def _page(path: str, name: str, summary: str, content: bytes, media_type: str) -> Operation:
     answers = {200: OperationAnswer(f"{summary}.", {media_type: TEXT})}
-    return Operation("GET", path, name, summary, _file(content, media_type), answers, with_head=True)
+    return Operation("GET", path, name, summary, _file(content, media_type), answers)
 
 
 def _file(content: bytes, media_type: str) -> Handler:

@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from dairllm.coordinator.engine.context_length import too_long
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.text_request import ChatMessage
-from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, NotReady, PromptTemplateFailed, Unsupported
+from dairllm.mesh.errors import Busy, InvalidRequest, NotReady, PromptTemplateFailed, Unsupported
 from dairllm.model_files.errors import InvalidTemplate, RendererUnavailable
 from dairllm.model_files.text_cuts import TextTooLong
 
@@ -65,7 +66,7 @@ class PromptEncoder:
         """A character takes a byte at least."""
         fewest = num_characters // self._served.text_tokenizer().longest_token_bytes
         if fewest > limit:
-            raise too_long(fewest, limit, param, "at least ")
+            raise too_long(limit, f"at least {fewest}", param)
 
     async def _collect(self, steps: Iterator[list[int]], limit: int, param: str) -> tuple[int, ...]:
         loop = asyncio.get_running_loop()
@@ -74,15 +75,7 @@ class PromptEncoder:
             while (step := await loop.run_in_executor(_tokenising, next, steps, None)) is not None:
                 ids += step
                 if len(ids) > KNOWN_EXCESS * limit:
-                    raise too_long(len(ids), limit, param, "at least ")
+                    raise too_long(limit, f"at least {len(ids)}", param)
         except TextTooLong as error:
             raise InvalidRequest(str(error), param) from error
         return tuple(ids)
-
-
-def too_long(prompt_tokens: int, context_length: int, param: str, about: str = "") -> ContextExceeded:
-    return ContextExceeded(
-        f"the prompt has {about}{prompt_tokens} tokens, but this model's maximum context length is {context_length} tokens, "
-        "answer included; expected less",
-        param,
-    )

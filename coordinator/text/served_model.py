@@ -15,7 +15,7 @@ class ServedModel:
     """The one model of a coordinator.
 
     model_digest: of its manifest, in hex. arithmetic: whatever else decides the bits of an answer, as one word for people.
-    created_s: seconds since 1970, for lists of models.
+    created_s: seconds since 1970, for lists of models. aliases: other names by which clients may ask for it.
     """
 
     name: str
@@ -25,6 +25,7 @@ class ServedModel:
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
     created_s: int = field(default_factory=lambda: int(time.time()))
+    aliases: frozenset[str] = frozenset()
 
     @property
     def fingerprint(self) -> str:

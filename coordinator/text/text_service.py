@@ -4,16 +4,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from dairllm.coordinator.engine.context_length import require_room
 from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.engine.requests import NOBODY, Asker, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text.answer_text import AnswerText
 from dairllm.coordinator.text.echoed_prompt import EchoedPrompt
-from dairllm.coordinator.text.prompt_encoder import PromptEncoder, too_long
+from dairllm.coordinator.text.prompt_encoder import PromptEncoder
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stopwatch import LatencyObserver, Stopwatch
 from dairllm.coordinator.text.text_events import TextEvent
 from dairllm.coordinator.text.text_request import ChatMessage, TextRequest
-from dairllm.mesh.errors import ContextExceeded, InvalidRequest, UnknownModel, Unsupported
+from dairllm.mesh.errors import InvalidRequest, UnknownModel, Unsupported
 
 MAX_COUNTED_TOKENS = 1 << 20
 """Of texts that are tokenised, and ids that are written out, for themselves."""
@@ -29,8 +30,8 @@ class TextService:
         self._prompts = PromptEncoder(served, lambda: engine.context_length)
 
     def require_model(self, name: str | None) -> None:
-        """UnknownModel unless it is the served one's name, empty or None."""
-        if name and name != self.served.name:
+        """UnknownModel unless it is a name of the served one, empty or None."""
+        if name and name != self.served.name and name not in self.served.aliases:
             raise UnknownModel(f"the model {name[:80]!r} is not served; expected {self.served.name!r}", "model")
 
     async def encode_text(
@@ -70,16 +71,7 @@ class TextService:
 
     def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
         """ContextExceeded, in the words by which clients know it."""
-        context_length = self.engine.context_length
-        if prompt_tokens + (max_tokens != 0) > context_length:
-            raise too_long(prompt_tokens, context_length, "prompt")
-        if max_tokens is not None and prompt_tokens + max_tokens > context_length:
-            raise ContextExceeded(
-                f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but this model's maximum context length is "
-                f"{context_length} tokens; "
-                f"expected max_tokens of at most {context_length - prompt_tokens}",
-                "max_tokens",
-            )
+        require_room(self.engine.context_length, prompt_tokens, max_tokens)
 
     async def generate(self, request: TextRequest, asker: Asker = NOBODY) -> AsyncGenerator[TextEvent, None]:
         """The answer, TextFinished last; `aclose` cancels it. The errors of `check` and of `TokenEngine.generate`."""

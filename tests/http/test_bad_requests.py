@@ -38,7 +38,10 @@ BAD_CHATS = [
     ({"messages": ["Hi"]}, "messages[0]", "expected an object with role and content"),
     ({"messages": [{"content": "Hi"}]}, "messages[0].role", "is missing"),
     ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role", '"robot"; expected one of system, user'),
-    ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing; expected a string or a list"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "is missing; expected a string or a list"),
+    ({"messages": USER, "tools": [{}], "tool_choice": "auto"}, "tools", "tools is a list of 1, but it is not supported"),
+    ({"messages": USER, "functions": [{}], "tool_choice": "none"}, "functions", "not supported"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "messages[0].content is 5"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "half a surrogate pair at character 0"),
     ({"messages": PART}, "messages[0].content[0].type", '"image_url", but it is not supported here; expected "text"'),
@@ -107,11 +110,7 @@ BAD_COMPLETIONS = [
     ({"prompt": [5.5]}, "prompt[0]", "prompt[0] is 5.5; expected a list of at least one token id"),
     ({"prompt": ["a", "\ud800"]}, "prompt[1]", "half a surrogate pair"),
     ({"prompt": ["a"] * 1025}, "prompt", "at most 1024 prompts"),
-    (
-        {"prompt": "a" * CONTEXT_LENGTH},
-        "prompt",
-        f"the prompt has {CONTEXT_LENGTH + 1} tokens, but this model's maximum context",
-    ),
+    ({"prompt": "a" * CONTEXT_LENGTH}, "prompt", f"maximum context length is {CONTEXT_LENGTH} tokens"),
     ({"prompt": "a", "suffix": "b"}, "suffix", 'suffix is "b", but it is not supported'),
     ({"prompt": "a", "best_of": 3}, "best_of", "best_of is 3"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
@@ -151,7 +150,7 @@ async def test_bad_completions(site: Site) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_what_is_refused_is_refused_before_a_stream_begins(site: Site, stream: bool) -> None:
     reply = await site.post("/v1/completions", {"prompt": "a" * CONTEXT_LENGTH, "stream": stream})
-    check(reply.status_code, reply.json(), "prompt", "maximum context length is")
+    check(reply.status_code, reply.json(), "prompt", "This model's maximum context length is")
 
 
 async def test_a_model_without_tokenizer_says_so(bare_site: Site) -> None:
@@ -165,7 +164,7 @@ async def test_null_and_harmless_values_count_as_absent(site: Site) -> None:
     nulls: Mapping[str, object] = dict.fromkeys(null_names)
     harmless = {
         "tools": [],
-        "tool_choice": "none",
+        "tool_choice": "auto",
         "modalities": ["text"],
         "echo": False,
         "best_of": 1,
@@ -174,11 +173,20 @@ async def test_null_and_harmless_values_count_as_absent(site: Site) -> None:
         "stop": [],
         "unheard_of": {"a": 1},
     }
-    for fields in (nulls, harmless):
+    uncalled = {"tools": [{"type": "function"}], "tool_choice": "none", "functions": [{}], "function_call": "none"}
+    for fields in (nulls, harmless, uncalled):
         reply = await site.post("/v1/chat/completions", {"messages": USER, **fields})
         assert reply.status_code == 200
     best_of = await site.post("/v1/completions", {"prompt": "a", "best_of": 2, "n": 2})
     assert len(best_of.json()["choices"]) == 2
+
+
+async def test_an_assistant_may_have_said_nothing(site: Site) -> None:
+    silent = ({"role": "assistant", "content": None}, {"role": "assistant"}, {"role": "assistant", "content": None, "tool_calls": None})
+    for message in silent:
+        reply = await site.post("/v1/chat/completions", {"messages": [*USER, message, *USER]})
+        assert reply.status_code == 200
+    assert len({request.prompt_ids for request in site.engine.requests}) == 1
 
 
 async def test_unknown_paths_and_methods(site: Site) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -233,11 +234,29 @@ async def test_models(site: Site) -> None:
     assert one.created == 1_700_000_000
 
 
+LINE_ENDS = "a\x0bb\x85c\u2028d\u2029e"
+"""What str.splitlines takes for the end of a line, and JSON lets stand."""
+
+
+async def test_whatever_a_client_takes_for_the_end_of_a_line_is_escaped_in_events(site: Site) -> None:
+    site.engine.reply = lambda request: LINE_ENDS.encode()
+    async with httpx.AsyncClient(base_url=site.url, trust_env=False) as client:
+        body = {"messages": USER, "stream": True, "max_tokens": len(LINE_ENDS.encode())}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+            lines = [line async for line in reply.aiter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-1]]
+    assert "".join(delta.get("content", "") for delta in deltas) == LINE_ENDS
+    async with site.client() as openais:
+        chunks = await openais.chat.completions.create(model="tiny", messages=USER, stream=True, max_tokens=len(LINE_ENDS.encode()))
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in chunks]) == LINE_ENDS
+
+
 async def test_errors_are_those_of_the_client(site: Site) -> None:
     async with site.client() as client:
         with pytest.raises(openai.NotFoundError, match="'gpt' is not served; expected 'tiny'") as not_found:
             await client.chat.completions.create(model="gpt", messages=USER)
-        with pytest.raises(openai.BadRequestError, match=f"context length is {CONTEXT_LENGTH} tokens") as too_long:
+        with pytest.raises(openai.BadRequestError, match=f"This model's maximum context length is {CONTEXT_LENGTH} tokens") as too_long:
             await client.completions.create(model="tiny", prompt="x" * 600)
         with pytest.raises(openai.BadRequestError, match="no tools here") as refused:
             await client.chat.completions.create(model="tiny", messages=[{"role": "tool", "content": "4", "tool_call_id": "1"}])

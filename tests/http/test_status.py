@@ -86,10 +86,12 @@ async def test_the_page_needs_nothing_from_elsewhere(site: Site) -> None:
             assert (await site.get(f"/{name}")).status_code == 200
 
 
-async def test_head_is_answered_where_probes_use_it(site: Site) -> None:
-    for path in ("/", "/healthz", "/readyz"):
+async def test_head_is_answered_where_get_is(site: Site) -> None:
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/tiny", "/api/cluster", "/api/cluster/events", "/docs"):
         reader, writer = await site.connect()
         writer.write(f"HEAD {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
         answer = await asyncio.wait_for(reader.read(), 10)
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.endswith(b"\r\n\r\n")
+        assert answer.count(b"\r\n\r\n") == 1
+    assert (await site.post("/healthz", {})).headers["allow"] == "GET, HEAD"

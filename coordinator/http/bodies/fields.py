@@ -114,6 +114,12 @@ def _is_text_format(value: object) -> bool:
 
 
 EMPTY = only([], {}, "")
+UNCALLED = NotSupported(
+    lambda value: value in ([], {}, ""),
+    {"type": "array", "description": "Passed over if none may be called."},
+    {"const": {}},
+    {"const": ""},
+)
 TEXT_FORMAT = NotSupported(_is_text_format, {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]})
 
 

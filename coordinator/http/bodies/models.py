@@ -6,12 +6,25 @@ Fields that would change the answer but are not supported are refused by name; f
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Strict, StringConstraints, Tag, WithJsonSchema, WrapValidator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from dairllm.coordinator.http.bodies.fields import (
     EMPTY,
     REFUSED,
     TEXT_FORMAT,
+    UNCALLED,
     UNSUPPORTED,
     WHOLE_CHARACTERS,
     Expected,
@@ -21,6 +34,7 @@ from dairllm.coordinator.http.bodies.fields import (
     Text,
     WholeNumber,
     only,
+    refusal,
 )
 from dairllm.coordinator.http.limits import MAX_CHOICES
 from dairllm.coordinator.text import MAX_STOP_LENGTH, MAX_STOP_STRINGS, ROLES
@@ -109,12 +123,13 @@ class TextPart(JsonObject):
     text: Text
 
 
+CONTENT_FORMS = "a string or a list of parts of type text"
 Content = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<list>")],
     Discriminator(
         _text_or_list,
         custom_error_type=REFUSED,
-        custom_error_message="a string or a list of parts of type text",
+        custom_error_message=CONTENT_FORMS,
     ),
 ]
 
@@ -127,7 +142,15 @@ class Message(JsonObject):
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], Expected(f"one of {', '.join(ROLES)}")]
     tool_calls: Annotated[Any, EMPTY] = None
     function_call: Annotated[Any, EMPTY] = None
-    content: Content
+    content: Annotated[Content | None, Field(None, validate_default=True)]
+
+    @field_validator("content")
+    @classmethod
+    def _only_the_assistant_may_be_silent(cls, value: object, info: ValidationInfo) -> object:
+        """As a model is that only called tools; such histories come without the calls, too."""
+        if value is None and info.data.get("role") != "assistant":
+            raise refusal(CONTENT_FORMS)
+        return value
 
 
 class StreamOptions(JsonObject):
@@ -170,8 +193,9 @@ class ChatCompletionBody(GenerationBody):
     max_completion_tokens: Annotated[int, WholeNumber(1, MAX_TOKENS)] | None = Field(None, description="Where max_tokens is absent.")
     logprobs: Flag | None = None
     top_logprobs: Annotated[int, WholeNumber(0, MAX_TOP_LOGPROBS)] | None = Field(None, description="Only together with logprobs.")
+    tools: Annotated[Any, UNCALLED] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
-    functions: Annotated[Any, EMPTY] = None
+    functions: Annotated[Any, UNCALLED] = None
     function_call: Annotated[Any, only("none", "auto")] = None
     audio: Annotated[Any, EMPTY] = None
     modalities: Annotated[Any, only([], ["text"])] = None
@@ -179,6 +203,15 @@ class ChatCompletionBody(GenerationBody):
     web_search_options: Annotated[Any, only()] = None
     echo: Annotated[Any, only(False)] = None
     best_of: Annotated[Any, only(1)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_may_not_be_called(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        choices = {"tools": "tool_choice", "functions": "function_call"}
+        uncalled = {name for name, choice in choices.items() if value.get(choice) == "none" and isinstance(value.get(name), list)}
+        return {name: held for name, held in value.items() if name not in uncalled}
 
 
 class CompletionBody(GenerationBody):
