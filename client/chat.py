@@ -41,7 +41,12 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 always takes the most probable token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Choose among the tokens that together are this probable; 1 is off.")] = 0.95,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: until the model ends.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer. Default: random.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="The same seed, model and arithmetic (`dairllm status`) give the same answer to the same question. Default: random."
+        ),
+    ] = None,
     coordinator: CoordinatorOption = None,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     config: ConfigFile = None,

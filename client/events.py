@@ -18,7 +18,7 @@ from dairllm.v1 import cluster_pb2
 NUM_RECENT = 5
 """So many stand at the end of `dairllm status`."""
 
-_RED, _YELLOW, _GREEN = ("lost", "failed"), ("left", "refused", "waiting"), ("serving", "recovered", "opened")
+_RED, _YELLOW, _GREEN = ("lost", "failed"), ("left", "refused", "waiting"), ("serving", "recovered", "resumed", "opened")
 _STYLES = {**dict.fromkeys(_RED, "red"), **dict.fromkeys(_YELLOW, "yellow"), **dict.fromkeys(_GREEN, "green")}
 """By words in the kind of an event."""
 
@@ -45,15 +45,11 @@ def events(
 
 
 def new_events(lists: Iterable[Sequence[cluster_pb2.ClusterEvent]]) -> Iterator[cluster_pb2.ClusterEvent]:
-    """Each event once, of lists that each hold the latest ones, oldest first.
-
-    What a list has in common with the one before stands at the end of that and at its own beginning.
-    """
-    before: list[cluster_pb2.ClusterEvent] = []
-    for latest in map(list, lists):
-        num_known = next(n for n in range(min(len(before), len(latest)), -1, -1) if before[len(before) - n :] == latest[:n])
-        yield from latest[num_known:]
-        before = latest
+    """Each event once, and again when it has happened again, of lists that each hold those of late, oldest first."""
+    newest = 0
+    for latest in lists:
+        yield from (event for event in latest if event.number > newest)
+        newest = max((event.number for event in latest), default=newest)
 
 
 def event_line(event: cluster_pb2.ClusterEvent) -> Text:
@@ -62,6 +58,8 @@ def event_line(event: cluster_pb2.ClusterEvent) -> Text:
     when = datetime.fromtimestamp(event.time_s).strftime("%H:%M:%S.%f")[:-3]
     style = next((style for word, style in _STYLES.items() if word in event.kind), "")
     line = Text.assemble((when, "dim"), "  ", (event.text, style))
+    if event.times > 1:
+        line.append(f"  ({event.times} times)", style="dim")
     if event.duration_s:
         line.append(f"  ({event.duration_s:.2f} s)", style="dim")
     return line

@@ -65,6 +65,8 @@ def render(told: cluster_pb2.ClusterState) -> RenderableType:
     parts: list[RenderableType] = [_headline(state), _speed_line(state), *_answers_lines(state), Text(""), shards]
     notes = [Text.assemble("  ", (shard.name, "yellow"), f": {shard.note}") for shard in in_ring_order if shard.note]
     parts += [Text(""), *notes] if notes else []
+    if state.lost:
+        parts += [Text(""), Text("lost:", style="bold"), *(_lost_line(shard, state.num_layers) for shard in state.lost)]
     if state.seen:
         parts += [Text(""), Text("seen, but no members:", style="bold"), *(_seen_line(shard) for shard in state.seen)]
     if state.events:
@@ -117,6 +119,12 @@ def _answers_lines(state: cluster_pb2.ClusterState) -> Iterator[Text]:
     """What answers depend on, if there is a model: those of clusters with one fingerprint are equal, whatever their plans and machines."""
     if state.system_fingerprint:
         yield Text(f"{state.system_fingerprint} · model {state.model_digest.hex()[:12]} · arithmetic {state.arithmetic}", style="dim")
+
+
+def _lost_line(shard: cluster_pb2.LostShard, num_layers: int) -> Text:
+    when = datetime.fromtimestamp(shard.since_time_s).strftime("%H:%M:%S")
+    had = describe_units(range(shard.first_unit, shard.end_unit), num_layers)
+    return Text.assemble("  ", (shard.name, "red"), f" {shard.reason}, at {when}; it computed {had}")
 
 
 def _seen_line(shard: cluster_pb2.SeenShard) -> Text:

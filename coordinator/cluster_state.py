@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from dairllm.coordinator.cluster.actions import ClusterEvent
+from dairllm.coordinator.cluster.books.losses import LostShard
 from dairllm.coordinator.cluster.shard_reports import ShardCapabilities
 from dairllm.coordinator.cluster.snapshot import ClusterSnapshot, ShardSnapshot
 from dairllm.coordinator.invitations.seen_shards import SeenShard
@@ -36,6 +37,7 @@ def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float, seen: Seque
         next_epoch=snapshot.next_epoch,
         missing_bytes=snapshot.missing_bytes,
         seen=[_seen_to_proto(shard, clock_offset_s) for shard in seen],
+        lost=[_lost_to_proto(shard, clock_offset_s) for shard in snapshot.lost],
         events=[_event_to_proto(event, clock_offset_s) for event in snapshot.events],
     )
 
@@ -51,9 +53,28 @@ def _seen_to_proto(seen: SeenShard, clock_offset_s: float) -> cluster_pb2.SeenSh
     )
 
 
+def _lost_to_proto(lost: LostShard, clock_offset_s: float) -> cluster_pb2.LostShard:
+    return cluster_pb2.LostShard(
+        name=lost.hello.name,
+        addresses=lost.hello.addresses,
+        reason=lost.reason,
+        since_time_s=lost.since_s + clock_offset_s,
+        first_unit=lost.units.start,
+        end_unit=lost.units.stop,
+        capabilities=_capabilities_to_proto(lost.hello.capabilities),
+        software_version=lost.hello.software_version,
+    )
+
+
 def _event_to_proto(event: ClusterEvent, clock_offset_s: float) -> cluster_pb2.ClusterEvent:
     return cluster_pb2.ClusterEvent(
-        time_s=event.time_s + clock_offset_s, kind=event.kind, shard=event.shard, text=event.text, duration_s=event.duration_s
+        time_s=event.time_s + clock_offset_s,
+        kind=event.kind,
+        shard=event.shard,
+        text=event.text,
+        duration_s=event.duration_s,
+        number=event.number,
+        times=event.times,
     )
 
 

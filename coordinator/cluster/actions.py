@@ -36,19 +36,25 @@ class EventKind(StrEnum):
     SERVING = "serving"
     SWITCHED = "switched"
     RECOVERED = "recovered"
+    RESUMED = "resumed"
     RETRY = "retry"
     WAITING = "waiting"
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterEvent:
-    """Something that happened, in plain words. shard: whom it is about, '' if all. duration_s: how long it took, 0 if it took no time."""
+    """Something that happened, in plain words. shard: whom it is about, '' if all. duration_s: how long it took, 0 if it took no time.
+
+    number: in the order of what happened, 0 if it has none yet. times: how often the same happened.
+    """
 
     time_s: float
     kind: EventKind
     shard: str
     text: str
     duration_s: float = 0.0
+    number: int = 0
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.actions import ClusterEvent
 from dairllm.coordinator.cluster.books.books import Books
+from dairllm.coordinator.cluster.books.losses import LostShard
 from dairllm.coordinator.cluster.books.member import Member, ShardPhase
 from dairllm.coordinator.cluster.books.members import Members
 from dairllm.coordinator.cluster.books.state import ClusterState
@@ -87,6 +88,7 @@ class ClusterSnapshot:
     waiting_sequences: int
     kv_blocks_total: int
     kv_blocks_free: int
+    lost: tuple[LostShard, ...]
     events: tuple[ClusterEvent, ...]
 
     @property
@@ -122,7 +124,8 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
         waiting_sequences=load.waiting_sequences,
         kv_blocks_total=plan.num_kv_blocks if plan else 0,
         kv_blocks_free=load.kv_blocks_free,
-        events=tuple(books.journal.told),
+        lost=books.losses.of_late(books.journal.clock_s),
+        events=tuple(books.journal.records),
     )
 
 

@@ -157,6 +157,18 @@ function showShards(state, shards) {
   byId("shards").replaceChildren(...ordered.map((shard) => shardRow(shard, state)));
 }
 
+function lostLine(shard, state) {
+  const since = element("time", {}, new Date(shard.since_time).toLocaleTimeString());
+  const had = units(shard.first_unit, shard.end_unit, state.num_layers);
+  return element("li", {}, since, element("b", { title: (shard.addresses || []).join("\n") }, shard.name), `${shard.reason}${had ? `; it computed ${had}` : ""}`);
+}
+
+function showLost(state) {
+  const lost = state.lost || [];
+  byId("lost-section").hidden = lost.length === 0;
+  byId("lost").replaceChildren(...lost.map((shard) => lostLine(shard, state)));
+}
+
 function seenLine(shard) {
   const since = element("time", {}, new Date(shard.since_time).toLocaleTimeString());
   return element("li", {}, since, element("b", { title: (shard.addresses || []).join("\n") }, shard.name || shard.addresses[0]), shard.reason);
@@ -170,7 +182,7 @@ function showSeen(state) {
 
 function eventLine(event) {
   const time = element("time", {}, new Date(event.time).toLocaleTimeString());
-  return element("li", {}, time, element("b", {}, event.shard || "cluster"), event.text);
+  return element("li", {}, time, element("b", {}, event.shard || "cluster"), event.text, event.times > 1 ? ` (${event.times} times)` : "");
 }
 
 function showEvents(state) {
@@ -186,6 +198,7 @@ function show(state) {
   showFigures(state, engine);
   showPlan(state, shards);
   showShards(state, shards);
+  showLost(state);
   showSeen(state);
   showEvents(state);
 }

@@ -116,22 +116,15 @@ class ClusterEvents(Response):
 
     async def _messages(self) -> AsyncGenerator[Message, None]:
         yield start_event_stream()
-        newest: Mapping[str, object] | None = None
+        newest = 0
         while not self._stopping.is_set():
             events = self._events()
-            for event in events_after(events, newest):
-                yield body_part(sse_event(to_json(event)))
-            newest = events[-1] if events else newest
+            for event in events:
+                if cast(int, event["number"]) > newest:
+                    yield body_part(sse_event(to_json(event)))
+            newest = cast(int, events[-1]["number"]) if events else newest
             try:
                 await asyncio.wait_for(self._stopping.wait(), self._interval_s)
             except TimeoutError:
                 continue
         yield body_part(b"", more=False)
-
-
-def events_after(events: Events, known: Mapping[str, object] | None) -> Events:
-    """Those behind the one that is known; all, if it is not among them any more."""
-    for index in range(len(events) - 1, -1, -1):
-        if events[index] == known:
-            return events[index + 1 :]
-    return events

@@ -34,7 +34,7 @@ def loading(name: str, done: int, total: int) -> cluster_pb2.ShardState:
 
 
 def event(number: int, text: str = "shard b has joined", kind: str = "shard_joined", duration_s: float = 0.0) -> cluster_pb2.ClusterEvent:
-    return cluster_pb2.ClusterEvent(time_s=1.0 + number, kind=kind, shard="b", text=text, duration_s=duration_s)
+    return cluster_pb2.ClusterEvent(number=number + 1, time_s=1.0 + number, kind=kind, shard="b", text=text, duration_s=duration_s)
 
 
 DEPARTURE = [
@@ -161,7 +161,18 @@ def test_events_are_shown_once_in_their_order(dairllm: RunDairllm) -> None:
         "shard": "b",
         "text": "answers recovered",
         "duration_s": 0.42,
+        "number": 3,
+        "times": 0,
     }
+
+
+def test_a_shard_that_was_lost_is_shown_with_what_it_computed(dairllm: RunDairllm) -> None:
+    lost = cluster_pb2.LostShard(name="attic", reason="is lost: nothing was heard of it", first_unit=4, end_unit=8, since_time_s=1.0)
+    with FakeCluster([cluster_pb2.ClusterState(model="m", num_layers=10, lost=[lost])]) as cluster:
+        lines = dairllm("status", "--coordinator", cluster.address).stdout.splitlines()
+    line = lines[lines.index("lost:") + 1]
+    assert line.startswith("  attic is lost: nothing was heard of it, at ")
+    assert line.endswith("; it computed layers 3-6")
 
 
 def test_status_lists_machines_that_are_no_members_with_the_reason(dairllm: RunDairllm) -> None:
@@ -177,6 +188,11 @@ def test_status_ends_with_recent_events(dairllm: RunDairllm) -> None:
     with FakeCluster([state(events=[event(number, f"event {number}") for number in range(9)])]) as cluster:
         lines = dairllm("status", "--coordinator", cluster.address).stdout.splitlines()
     assert [line.split("  ", 1)[1].strip() for line in lines[-5:]] == [f"event {number}" for number in range(4, 9)]
+
+
+def test_how_often_it_happened_stands_behind_the_event() -> None:
+    repeated = cluster_pb2.ClusterEvent(kind="refused", text="a shard was refused", times=120)
+    assert event_line(repeated).plain.endswith("a shard was refused  (120 times)")
 
 
 def test_durations_stand_behind_the_event() -> None:

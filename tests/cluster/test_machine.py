@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RefuseShard, TellEvent
-from dairllm.coordinator.cluster.books.journal import MAX_EVENTS
 from dairllm.coordinator.cluster.events import (
     CordonRequested,
     HeartbeatReceived,
@@ -268,11 +267,30 @@ def test_measured_steps_are_averaged_and_forgotten_with_the_plan() -> None:
     assert cluster.machine.snapshot(cluster.now_s).measured_decode_tok_s == 0
 
 
-def test_records_are_bounded() -> None:
+def test_the_same_refusal_is_one_record() -> None:
     cluster = Cluster()
-    for _ in range(MAX_EVENTS + 10):
+    for _ in range(10):
         cluster.join(hello("A", cluster="office"))
-    assert len(cluster.machine.snapshot(0.0).events) == MAX_EVENTS
+    (refusal,) = [event for event in cluster.machine.snapshot(0.0).events if event.kind == "refused"]
+    assert refusal.times == 10
+
+
+def test_a_lost_shard_stays_in_sight_until_it_is_back_or_for_ten_minutes() -> None:
+    cluster = Cluster()
+    cluster.join(hello("A"))
+    cluster.join(hello("B"))
+    for name in ("A", "B"):
+        cluster.lost(name)
+    lost = cluster.machine.snapshot(cluster.now_s).lost
+    assert [(one.hello.name, one.reason, one.since_s) for one in lost] == [
+        ("B", "is lost: its connection broke: connection reset", cluster.now_s),
+        ("A", "is lost: its connection broke: connection reset", cluster.now_s),
+    ]
+    cluster.join(hello("A"))
+    assert [one.hello.name for one in cluster.machine.snapshot(cluster.now_s).lost] == ["B"]
+    for _ in range(3):
+        cluster.tick(250.0)
+    assert cluster.machine.snapshot(cluster.now_s).lost == ()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ BOOK_CLASSES = {
     "cache": ("cache_places", "CachePlaces"),
     "links": ("links", "Links"),
     "steps": ("step_times", "StepTimes"),
+    "losses": ("losses", "Losses"),
 }
 CHANGING = {"add", "append", "clear", "discard", "extend", "pop", "remove", "setdefault", "update"}
 

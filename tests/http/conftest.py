@@ -78,7 +78,7 @@ async def run_site(
 ) -> AsyncIterator[Site]:
     """cluster_view: gives the state of the cluster; None for that of Site."""
     engine = FakeEngine()
-    events = [{"text": "shard b joined"}]
+    events = [{"number": 1, "text": "shard b joined"}]
     cluster: dict[str, object] = {"phase": "serving", "epoch": 3, "shards": [{"name": "a"}, {"name": "b"}], "events": events}
     app = create_app(served, engine, cluster_view or (lambda: cluster), CollectorRegistry(), limits, access)
     stop = asyncio.Event()

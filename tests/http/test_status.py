@@ -68,9 +68,12 @@ async def test_events_come_once_each(site: Site) -> None:
         if line.startswith(b"data: "):
             texts.append(json.loads(line.removeprefix(b"data: "))["text"])
             if len(texts) == 1:
-                site.cluster["events"] = [{"text": "shard b joined"}, {"text": "shard b is lost"}]
+                site.cluster["events"] = [{"number": 1, "text": "shard b joined"}, {"number": 2, "text": "shard b is lost"}]
             elif len(texts) == 2:
-                site.cluster["events"] = [{"text": "plan 2"}, {"text": "plan 3"}]
+                site.cluster["events"] = [
+                    {"number": 2, "text": "shard b is lost"},
+                    *({"number": n, "text": f"plan {n - 1}"} for n in (3, 4)),
+                ]
     assert texts == ["shard b joined", "shard b is lost", "plan 2", "plan 3"]
 
 

@@ -14,4 +14,5 @@ A book keeps its own invariants: parts read it, and change it by its methods onl
     cache            where the KV cache of each layer lies                          switch, preparation, planning, idle_shards, failures
     links            edges that break though both ends live                         failures, joins_and_losses
     steps            measured times of steps                                        measurements
+    losses           members that were lost of late and are not back                joins_and_losses
 """

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from dairllm.coordinator.cluster.books.cache_places import CachePlaces
 from dairllm.coordinator.cluster.books.journal import Journal
 from dairllm.coordinator.cluster.books.links import Links
+from dairllm.coordinator.cluster.books.losses import Losses
 from dairllm.coordinator.cluster.books.members import Members
 from dairllm.coordinator.cluster.books.state import ClusterState
 from dairllm.coordinator.cluster.books.step_times import StepTimes
@@ -29,6 +30,7 @@ class Books:
     pause: RingPause = field(default_factory=RingPause)
     cache: CachePlaces = field(default_factory=CachePlaces)
     steps: StepTimes = field(default_factory=StepTimes)
+    losses: Losses = field(default_factory=Losses)
 
     @classmethod
     def of(cls, config: ClusterConfig) -> "Books":

@@ -1,10 +1,7 @@
 """The time, what is to be done, and what was said about it: what all parts of the machine write to."""
 
-from collections import deque
-
 from dairllm.coordinator.cluster.actions import Action, ClusterEvent, EventKind, TellEvent
-
-MAX_EVENTS = 200
+from dairllm.coordinator.cluster.books.records import Records
 
 
 class Journal:
@@ -19,12 +16,17 @@ class Journal:
         self._clock_s: float | None = None
         self._stood_still_s = 0.0
         self.actions: list[Action] = []
-        self.told: deque[ClusterEvent] = deque(maxlen=MAX_EVENTS)
+        self.records = Records()
 
     @property
     def now_s(self) -> float:
         assert self._clock_s is not None, "only within handle"
         return self.own_s(self._clock_s)
+
+    @property
+    def clock_s(self) -> float:
+        """Of the last event; 0 before the first."""
+        return self._clock_s or 0.0
 
     def own_s(self, clock_s: float) -> float:
         """The machine's own time when the clock shows this, if it has not stood still since the last event."""
@@ -45,5 +47,5 @@ class Journal:
     def tell(self, kind: EventKind, shard: str, text: str, duration_s: float = 0.0) -> None:
         assert self._clock_s is not None, "only within handle"
         event = ClusterEvent(self._clock_s, kind, shard, text, duration_s)
-        self.told.append(event)
+        self.records.add(event)
         self.do(TellEvent(event))

@@ -38,6 +38,7 @@ class JoinsAndLosses(MachinePart):
         outcome = self._members.join(event.lease, hello)
         if outcome is JoinOutcome.REFUSED:
             return
+        self._losses.forget({hello.name})
         member = self._members[hello.name]
         if self._state.model and hello.held.model_digest == self._state.model.digest:
             member.held = member.held | hello.held.units
@@ -89,6 +90,9 @@ class JoinsAndLosses(MachinePart):
             lost[name] = member.holder
             kind = EventKind.LEFT if member.is_leaving or reason.startswith("left") else EventKind.LOST
             self._journal.tell(kind, name, f"shard {name} {reason}")
+            if kind is EventKind.LOST:
+                plan = self._state.plan
+                self._losses.note(member, plan.placement.get(name, range(0)) if plan else range(0), reason, self._journal.clock_s)
         if lost:
             self._go_on_without(lost, "was lost")
 

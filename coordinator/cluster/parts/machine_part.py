@@ -20,6 +20,7 @@ class MachinePart:
         self._pause = books.pause
         self._cache = books.cache
         self._steps = books.steps
+        self._losses = books.losses
 
     @property
     def _now_s(self) -> float:

@@ -28,7 +28,8 @@ class Measurements(MachinePart):
         self._better.expect()
 
     def on_recovered(self, event: AnswersRecovered) -> None:
-        self._journal.tell(EventKind.RECOVERED, "", describe_recovery(event), event.duration_s)
+        """After a planned switch as after a loss, which is what else is told of."""
+        self._journal.tell(EventKind.RESUMED, "", describe_recovery(event), event.duration_s)
 
     def forget_old_speeds(self) -> None:
         for member in self._members:

@@ -407,7 +407,7 @@ class CoordinatorIdentity(_message.Message):
     def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., cluster_hash: _Optional[str] = ..., time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen", "arithmetic", "system_fingerprint")
+    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen", "arithmetic", "system_fingerprint", "lost")
     COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -431,6 +431,7 @@ class ClusterState(_message.Message):
     SEEN_FIELD_NUMBER: _ClassVar[int]
     ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     coordinator_id: str
     software_version: str
     model: str
@@ -454,7 +455,8 @@ class ClusterState(_message.Message):
     seen: _containers.RepeatedCompositeFieldContainer[SeenShard]
     arithmetic: str
     system_fingerprint: str
-    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ..., arithmetic: _Optional[str] = ..., system_fingerprint: _Optional[str] = ...) -> None: ...
+    lost: _containers.RepeatedCompositeFieldContainer[LostShard]
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ..., arithmetic: _Optional[str] = ..., system_fingerprint: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[LostShard, _Mapping]]] = ...) -> None: ...
 
 class SeenShard(_message.Message):
     __slots__ = ("id", "name", "addresses", "phase", "reason", "since_time_s")
@@ -473,18 +475,42 @@ class SeenShard(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[SeenShardPhase, str]] = ..., reason: _Optional[str] = ..., since_time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterEvent(_message.Message):
-    __slots__ = ("time_s", "kind", "shard", "text", "duration_s")
+    __slots__ = ("time_s", "kind", "shard", "text", "duration_s", "number", "times")
     TIME_S_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     time_s: float
     kind: str
     shard: str
     text: str
     duration_s: float
-    def __init__(self, time_s: _Optional[float] = ..., kind: _Optional[str] = ..., shard: _Optional[str] = ..., text: _Optional[str] = ..., duration_s: _Optional[float] = ...) -> None: ...
+    number: int
+    times: int
+    def __init__(self, time_s: _Optional[float] = ..., kind: _Optional[str] = ..., shard: _Optional[str] = ..., text: _Optional[str] = ..., duration_s: _Optional[float] = ..., number: _Optional[int] = ..., times: _Optional[int] = ...) -> None: ...
+
+class LostShard(_message.Message):
+    __slots__ = ("name", "addresses", "reason", "since_time_s", "first_unit", "end_unit", "capabilities", "software_version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
+    END_UNIT_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    since_time_s: float
+    first_unit: int
+    end_unit: int
+    capabilities: ShardCapabilities
+    software_version: str
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., since_time_s: _Optional[float] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., software_version: _Optional[str] = ...) -> None: ...
 
 class ShardState(_message.Message):
     __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit")
