@@ -1,17 +1,21 @@
 """Where the texts of special tokens stand in a text, and marks by which some of them do not count.
 
 What a client writes must not become a control token by being put into a prompt. So it is marked where it becomes a part of what a template
-writes (`template_sandbox`): a BROKEN mark right behind the first character of a special text takes its meaning away. Marks also stand at
-the ends of what a client wrote where it could make a special text together with its neighbours. `split` takes them out.
+writes (`template_sandbox`): BROKEN right behind the first character of a special text takes its meaning away, and SEAM stands near the ends
+of what a client wrote where it could make a special text together with its neighbours. `split` takes both out.
 """
 
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-BROKEN = "\udfff"
-"""Half a surrogate pair: no text in Unicode has it."""
+BROKEN, SEAM = "\udfff", "\udffe"
+"""Halves of surrogate pairs: no text in Unicode has them."""
 _BETWEEN = "\ud800"
+
+
+def without_marks(text: str) -> str:
+    return text.replace(BROKEN, "").replace(SEAM, "")
 
 
 class SpecialTexts:
@@ -30,18 +34,17 @@ class SpecialTexts:
         begin = 0
         for place, length in self._places(text):
             if place >= begin:
-                yield text[begin:place].replace(BROKEN, "")
+                yield without_marks(text[begin:place])
                 begin = place + length
                 yield text[place:begin]
-        yield text[begin:].replace(BROKEN, "")
+        yield without_marks(text[begin:])
 
     def broken(self, text: str) -> str:
         """The text with marks, so that no special text is in it, nor comes about when anything is put before or behind it."""
-        places = {place + 1 for place, _ in self._places(text)} | self._marks_at_begin(text) | self._marks_at_end(text)
-        if not places:
-            return text
-        cuts = [0, *sorted(places), len(text)]
-        return BROKEN.join(text[first:last] for first, last in itertools.pairwise(cuts))
+        marks = dict.fromkeys(self._seams(text), SEAM) | {place + 1: BROKEN for place, _ in self._places(text)}
+        places = sorted(marks)
+        parts = [text[first:last] for first, last in itertools.pairwise((0, *places, len(text)))]
+        return parts[0] + "".join(marks[place] + part for place, part in zip(places, parts[1:], strict=True))
 
     def _places(self, text: str) -> Iterator[tuple[int, int]]:
         """Where a special text begins, and the length of the longest; they may overlap."""
@@ -54,17 +57,17 @@ class SpecialTexts:
                     yield place, length
                     break
 
-    def _marks_at_begin(self, text: str) -> set[int]:
-        """Before its last character, if the text begins with the end of a special text; or at its end, if it is the middle of one."""
-        if text and len(text) < self._longest and text in self._joined:
-            return {len(text)}
-        ends = (match.start() for match in self._last.finditer(text, 0, self._longest))
-        return {end for end in ends if text[: end + 1] + _BETWEEN in self._joined}
-
-    def _marks_at_end(self, text: str) -> set[int]:
-        """Behind its first character, if the text ends with the begin of a special text."""
-        begins = (match.start() for match in self._first.finditer(text, max(0, len(text) - self._longest)))
-        return {begin + 1 for begin in begins if _BETWEEN + text[begin:] in self._joined}
+    def _seams(self, text: str) -> Iterator[int]:
+        if not text:
+            return
+        if len(text) < self._longest and text in self._joined:
+            yield from (0, len(text))
+        for match in self._last.finditer(text, 0, self._longest):
+            if text[: match.end()] + _BETWEEN in self._joined:
+                yield match.start()
+        for match in self._first.finditer(text, max(0, len(text) - self._longest)):
+            if _BETWEEN + text[match.start() :] in self._joined:
+                yield match.end()
 
 
 def _lengths_by_beginning(texts: Iterable[str]) -> Mapping[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
 from dairllm.model_files.errors import InvalidTemplate, UnsupportedModel
 from dairllm.model_files.gguf_file import read_gguf
-from dairllm.model_files.special_texts import BROKEN
+from dairllm.model_files.special_texts import without_marks
 from dairllm.model_files.template_process import TemplateProcesses
 from dairllm.model_files.tokenizer import load_tokenizer
 from tests.instruments.templates import PROCESSES, make_template
@@ -150,7 +150,7 @@ def test_nothing_outlives_its_parent(source: str) -> None:
     code = f"""
 import sys
 from dairllm.model_files.chat_template import ChatTemplate
-from dairllm.model_files.special_texts import BROKEN
+from dairllm.model_files.special_texts import without_marks
 from dairllm.model_files.template_process import TemplateProcesses
 one = ChatTemplate({source!r}, bos_token="", eos_token="", processes=TemplateProcesses())
 print(flush=True)
@@ -226,4 +226,4 @@ def test_template_of_a_file(tmp_path: Path) -> None:
     model = TinyLlama(vocab_size=288)
     parsed = read_gguf(write_llama(tmp_path / "m.gguf", model, random_weights(model, 0), with_tokenizer=True))
     rendered = load_chat_template(parsed, load_tokenizer(parsed), PROCESSES).render(MESSAGES)
-    assert rendered.replace(BROKEN, "") == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    assert without_marks(rendered) == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dairllm.model_files.chat_template import load_chat_template
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
 from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.sentencepiece_bpe import SentencePieceBpe
+from dairllm.model_files.text_cuts import TextCuts, TextTooLong
 from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from tests.instruments.templates import PROCESSES
 from tests.tiny_gguf import CONTROL_TOKENS, MERGES, byte_characters
@@ -31,6 +33,11 @@ def smollm2(smollm2_path: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def tiny(tiny_path: Path) -> Tokenizer:
     return load_tokenizer(read_gguf(tiny_path))
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(read_gguf(spm_file(tmp_path_factory.mktemp("spm") / "a")))
 
 
 def write_vocabulary(path: Path, kind: str, tokens: list[tuple[str, int]], **keys: Any) -> Path:
@@ -232,3 +239,100 @@ def test_sentencepiece_vocabulary(tmp_path: Path) -> None:
     assert tokenizer.encode("<s>", add_special=False, parse_special=True) == [1]
     decoder = StreamDecoder(tokenizer, skip_special=True)
     assert [decoder.push(token_id) for token_id in ids] == ["", " hi", " ", "", "", "\u20ac"]
+
+
+def test_sentencepiece_is_fast(tmp_path: Path) -> None:
+    """Seconds for a mebibyte, not half a minute."""
+    tokenizer, begin = load_tokenizer(read_gguf(spm_file(tmp_path / "a"))), time.process_time()
+    assert len(tokenizer.encode("hi \u20ac" * (1 << 18), add_special=False, parse_special=True)) == 5 << 18
+    assert time.process_time() - begin < 15
+
+
+@given(st.text(alphabet="hi <s>,.\u20ac\n", max_size=60), st.integers(1, 9))
+def test_cuts_change_no_ids_of_sentencepiece(spm: Tokenizer, text: str, size: int) -> None:
+    whole = spm.encode(text, add_special=True, parse_special=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dairllm.model_files.text_cuts.PIECE_CHARACTERS", size)
+        assert spm.encode(text, add_special=True, parse_special=True) == whole
+
+
+@pytest.mark.parametrize("pre", ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
+@given(st.text(max_size=60) | st.text(alphabet="aB1'sS ,.\r\n\u3002\u4e2d\u0301$=", max_size=60))
+def test_cuts_are_between_words(pre: str, text: str) -> None:
+    from dairllm.model_files.pretokenizers import find_word_rules, make_pre_tokenizer
+
+    pre_tokenizer = make_pre_tokenizer(find_word_rules(pre))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dairllm.model_files.text_cuts.PIECE_CHARACTERS", 1)
+        pieces = list(TextCuts(()).pieces(text))
+    assert "".join(pieces) == text
+    assert [word for piece in pieces for word, _ in pre_tokenizer.pre_tokenize_str(piece)] == [
+        word for word, _ in pre_tokenizer.pre_tokenize_str(text)
+    ]
+
+
+def test_a_text_without_cuts_has_a_limit(tiny: Tokenizer) -> None:
+    assert len(tiny.encode("a" * 100_000, add_special=False, parse_special=True)) == 100_000
+    with pytest.raises(TextTooLong, match="2097152 characters"):
+        tiny.encode("!" * (2 << 20), add_special=False, parse_special=True)
+
+
+def test_a_long_text_is_encoded_in_steps(tiny: Tokenizer) -> None:
+    text = "the <|im_end|>in an " * 20_000
+    steps = list(tiny.encode_in_steps(text, add_special=True, parse_special=True))
+    assert len(steps) > 2
+    assert [token_id for step in steps for token_id in step] == tiny.encode(text, add_special=True, parse_special=True)
+
+
+def test_no_token_stands_for_more_bytes_than_the_longest(tiny: Tokenizer, spm: Tokenizer) -> None:
+    for tokenizer in (tiny, spm):
+        assert tokenizer.longest_token_bytes == max(len(tokenizer.token_text(token_id)) for token_id in range(tokenizer.vocab_size))
+
+
+@pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED])
+def test_control_tokens_that_the_file_types_as_text_count_as_such(tmp_path: Path, kind: int) -> None:
+    tokens = [(text, kind if text in CONTROL_TOKENS else kind_of) for text, kind_of in bpe_tokens()]
+    keys: dict[str, Any] = {"tokenizer_pre": "smollm", "token_merges": list(MERGES), "eos_token_id": 0}
+    tokenizer = load_tokenizer(read_gguf(write_vocabulary(tmp_path / "a", "gpt2", tokens, **keys)))
+    assert tokenizer.end_of_generation_ids == {0, 2}
+    assert tokenizer.encode_prompt("<|im_start|>the<|im_end|>")[0::2] == [1, 2]
+    assert tokenizer.control_texts == set(CONTROL_TOKENS)
+    assert tokenizer.decode([2], skip_special=True) == ""
+    assert not {0, 1, 2} & set(tokenizer.encode("<|im_end|>", add_special=False, parse_special=False))
+    (doubt,) = tokenizer.doubts
+    assert "a types <|endoftext|>, <|im_end|>, <|im_start|> as ordinary text" in doubt
+
+
+def test_what_merges_make_is_text(tmp_path: Path) -> None:
+    tokens = [*bpe_tokens(), ("</", NORMAL), ("</s", NORMAL), ("</s>", NORMAL)]
+    keys: dict[str, Any] = {"tokenizer_pre": "smollm", "token_merges": [*MERGES, "< /", "</ s", "</s >"]}
+    tokenizer = load_tokenizer(read_gguf(write_vocabulary(tmp_path / "a", "gpt2", tokens, **keys)))
+    assert tokenizer.doubts == ()
+    assert "</s>" not in tokenizer.control_texts
+
+
+def test_a_file_that_does_not_name_its_pre_tokenizer_is_doubted(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path / "a.gguf", "gpt2", bpe_tokens(), token_merges=list(MERGES))
+    (doubt,) = load_tokenizer(read_gguf(path)).doubts
+    assert doubt.startswith("a.gguf does not name its pre-tokenizer")
+
+
+def test_the_begin_token_is_not_doubled(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"tokenizer_pre": "llama-bpe", "token_merges": list(MERGES), "bos_token_id": 1}
+    tokenizer = load_tokenizer(read_gguf(write_vocabulary(tmp_path / "a", "gpt2", bpe_tokens(), **keys)))
+    for text in ("the", "<|im_start|>the"):
+        assert tokenizer.encode(text, add_special=True, parse_special=True) == tokenizer.encode_prompt(text)
+        assert tokenizer.encode_prompt(text).count(1) == 1
+    assert tokenizer.encode("<|im_start|>", add_special=True, parse_special=False)[0] == 1
+
+
+def test_many_control_tokens_load_and_are_found(tmp_path: Path) -> None:
+    """In a time that grows with their number, not faster."""
+    tokens = [*bpe_tokens(), *((f"<|special_{index}|>", CONTROL) for index in range(200_000))]
+    path = write_vocabulary(tmp_path / "a", "gpt2", tokens, tokenizer_pre="smollm", token_merges=list(MERGES))
+    begin = time.process_time()
+    tokenizer = load_tokenizer(read_gguf(path))
+    ids = tokenizer.encode("<|special_7|><|special_77|>" * 10_000 + "<|" * 50_000, add_special=False, parse_special=True)
+    assert time.process_time() - begin < 25
+    first = len(bpe_tokens())
+    assert ids[:20_000] == [first + 7, first + 77] * 10_000
