@@ -7,11 +7,12 @@ from dairllm.coordinator.engine.recovery import Placement
 
 
 class SchedulerLimits(NamedTuple):
-    """context_length in tokens; rows are tokens of one frame; chunk_rows_while_decoding bounds prompt rows beside running answers."""
+    """context_length in tokens; rows are tokens of one frame; short_chunk_rows bounds prompt rows beside running answers, and is the
+    least that a prompt is cut into for the sake of a ring with several stages."""
 
     context_length: int
     max_batch_rows: int = 512
-    chunk_rows_while_decoding: int = 128
+    short_chunk_rows: int = 128
     max_running: int = 64
     max_waiting: int = 256
 

@@ -42,6 +42,10 @@ from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import even_shares
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceResult, SequenceSlice
 
+CHUNKS_PER_STAGE = 0.001
+"""Into so many chunks for each stage of the ring what is left of prompts is cut. With k chunks, n stages take (k + n - 1) / k times as long
+as they would if none ever waited."""
+
 
 @dataclass(slots=True)
 class _Ring:
@@ -233,7 +237,7 @@ class Scheduler:
         if free_slots > 0:
             self._add_decode_slices(ring, slices, begins)
         if free_slots > 0 or not self._any_decoding():
-            self._add_prompt_slices(slices, begins)
+            self._add_prompt_slices(ring, slices, begins)
         if not slices and not (self._roster.has_pending_ends and free_slots > 0):
             return None
         # A sequence can be set back to make room for one that comes after it in this very frame.
@@ -250,21 +254,28 @@ class Scheduler:
     def _add_decode_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
         decoding = [s for s in self._roster.running if s.is_decoding]
         ready = sorted((s for s in decoding if not s.awaits_sample), key=lambda s: s.last_frame)
-        for_prompts = min(
-            sum(map(_prompt_rows, self._roster.running)), self.limits.chunk_rows_while_decoding, self.limits.max_batch_rows // 2
-        )
+        for_prompts = min(sum(map(_prompt_rows, self._roster.running)), self.limits.short_chunk_rows, self.limits.max_batch_rows // 2)
         share = min(-(-len(decoding) // ring.geometry.num_stages), self.limits.max_batch_rows - for_prompts)
         for sequence in ready[:share]:
             self._add_rows(sequence, 1, slices, begins)
 
-    def _add_prompt_slices(self, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
-        budget = self.limits.chunk_rows_while_decoding if self._any_decoding() else self.limits.max_batch_rows
-        budget = min(budget, self.limits.max_batch_rows - sum(slice_.num_rows for slice_ in slices))
+    def _add_prompt_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
+        budget = min(self._chunk_rows(ring.geometry.num_stages), self.limits.max_batch_rows - sum(slice_.num_rows for slice_ in slices))
         if self._roster.waiting:
             self._admit(budget)
         for prompts, rows in self._shares_of_prompts(budget):
             for sequence in prompts:
                 rows -= self._add_prompt_rows(sequence, min(rows, _prompt_rows(sequence)), slices, begins)
+
+    def _chunk_rows(self, num_stages: int) -> int:
+        """Rows of prompts in the next frame. The last stage waits for the first chunk, and the first one for the last chunk."""
+        least, most = self.limits.short_chunk_rows, self.limits.max_batch_rows
+        if self._any_decoding():
+            return least
+        if num_stages == 1:
+            return most
+        rows = sum(map(_prompt_rows, (*self._roster.running, *self._roster.waiting)))
+        return min(most, max(least, int(-(-rows // (CHUNKS_PER_STAGE * num_stages)))))
 
     def _admit(self, budget: int) -> None:
         """As many prompts begin as the frame has rows for, and of each client at least one."""

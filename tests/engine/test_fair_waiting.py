@@ -74,11 +74,11 @@ def test_a_short_prompt_does_not_wait_behind_a_long_one_of_another_client() -> N
     while clients.waited[long].first_frames is None:
         clients.frame()
     assert (clients.waited[short].first_frames or 0) <= 6
-    assert (clients.waited[long].first_frames or 0) <= 1500 // LIMITS.chunk_rows_while_decoding + 8
+    assert (clients.waited[long].first_frames or 0) <= 1500 // LIMITS.short_chunk_rows + 8
 
 
 def test_answers_that_would_fill_every_frame_leave_rows_to_prompts_and_take_turns() -> None:
-    clients = SimulatedClients(LIMITS._replace(max_batch_rows=4, chunk_rows_while_decoding=2, max_running=12), 200, num_stages=1)
+    clients = SimulatedClients(LIMITS._replace(max_batch_rows=4, short_chunk_rows=2, max_running=12), 200, num_stages=1)
     running = [clients.ask(Asker(f"{index}"), 2, 40) for index in range(10)]
     while any(clients.waited[number].first_frames is None for number in running):
         clients.frame()
@@ -113,7 +113,7 @@ def test_whoever_came_first_ends_whatever_comes_after(
     early: list[tuple[int, int, int, int]], flood: list[tuple[int, int, int, int]], strangers: bool, num_blocks: int
 ) -> None:
     """Within frames that depend on the requests before alone, however many come later, also if each comes from a client never seen."""
-    small = SchedulerLimits(context_length=128, max_batch_rows=16, chunk_rows_while_decoding=8, max_running=6, max_waiting=30)
+    small = SchedulerLimits(context_length=128, max_batch_rows=16, short_chunk_rows=8, max_running=6, max_waiting=30)
     clients = SimulatedClients(small, num_blocks, block_tokens=16)
     first = [clients.ask(Asker(f"{client}", call), prompt, answer) for client, call, prompt, answer in early]
     bound = 30 + 4 * sum(prompt + answer for _, _, prompt, answer in early) + 300 * len(early)

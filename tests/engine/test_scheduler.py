@@ -114,7 +114,7 @@ class Harness:
 
 
 def limits(**changes: int) -> SchedulerLimits:
-    return SchedulerLimits(context_length=64, max_batch_rows=16, chunk_rows_while_decoding=4, max_running=6)._replace(**changes)
+    return SchedulerLimits(context_length=64, max_batch_rows=16, short_chunk_rows=4, max_running=6)._replace(**changes)
 
 
 def test_one_sequence_gets_every_token_and_a_finish() -> None:
@@ -193,10 +193,8 @@ def test_a_lost_shard_costs_a_replay_of_its_layers_only() -> None:
     harness.open_ring(geometry(1, three, 64))
     request = GenerationRequest(tuple(range(1, 40)), max_tokens=10)
     harness.request(1, request)
-    for _ in range(7):
+    while not harness.answer(1):
         harness.step()
-    done = len(harness.answer(1))
-    assert done > 0
     harness.close_ring()
     harness.open_ring(geometry(2, placement(("a1", 5), ("c1", 8)), 64))
     harness.run()
@@ -205,6 +203,25 @@ def test_a_lost_shard_costs_a_replay_of_its_layers_only() -> None:
     assert (report.num_kept, report.num_replayed, report.num_restarted) == (0, 1, 0)
     assert report.replayed_work * NUM_UNITS == report.all_work * 2, "two of eight units compute again"
     assert isinstance(harness.reports[-1], ReportRecovered)
+
+
+@pytest.mark.parametrize("is_replayed", [False, True])
+def test_a_prompt_is_cut_so_that_all_stages_compute_at_once(is_replayed: bool) -> None:
+    """One that fits one frame, too."""
+    harness = Harness(limits(max_batch_rows=48))
+    request = GenerationRequest(tuple(range(1, 41)), max_tokens=2)
+    if is_replayed:
+        harness.open_ring(geometry(1, 1, 64))
+        harness.request(1, request)
+        while not harness.answer(1):
+            harness.step()
+        harness.close_ring()
+    harness.open_ring(geometry(2, 2, 64))
+    if not is_replayed:
+        harness.request(1, request)
+    assert [frame.num_rows for frame in harness.ring.queue] == [5, 5, 4], "a chunk for each stage, and one on its way back"
+    harness.run()
+    assert harness.answer(1) == expected_answer(request, 64)
 
 
 def test_an_answer_whose_token_never_comes_fails_alone() -> None:

@@ -30,7 +30,7 @@ from tests.engine.shard_contents import Row, extend_rows, token_of
 from tests.simulation.world import World
 
 CONTEXT_LENGTH = 64
-LIMITS = SchedulerLimits(CONTEXT_LENGTH, max_batch_rows=12, chunk_rows_while_decoding=4, max_running=5)
+LIMITS = SchedulerLimits(CONTEXT_LENGTH, max_batch_rows=12, short_chunk_rows=4, max_running=5)
 RECOVERY_LIMIT_S = 8.0
 FRAME_LIMIT_S = 10.0
 
