@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dairllm.coordinator.engine.facts import SchedulerLimits
-from dairllm.coordinator.engine.requests import Asker
+from dairllm.coordinator.engine.requests import Asker, SequenceId
 from dairllm.mesh.errors import DairllmError
 from dairllm.model_files.fetch import resolve_model
 from tests.engine.simulated_clients import SimulatedClients
@@ -39,6 +39,8 @@ LONG_PROMPT, LONG_ANSWER = 1500, 8
 SETTLING_FRAMES, FRAMES_BETWEEN = 60, 40
 SETTLING_S, BETWEEN_S = 10.0, 1.0
 TIMEOUT_S = 600.0
+LIMIT_S = 150.0
+"""Who has no token after this time is not waited for any longer."""
 CONTEXT_LENGTH = 2048
 KV_BLOCKS = (600, 150)
 
@@ -49,7 +51,7 @@ def simulate(num_blocks: int) -> dict[str, list[float]]:
     greedy = [Asker(f"greedy {call}", call) for call in range(1, GREEDY_CLIENTS + 1)]
     left = dict.fromkeys(greedy, GREEDY_N - CONCURRENT)
     whose = {clients.ask(one, GREEDY_PROMPT, GREEDY_ANSWER): one for one in greedy for _ in range(CONCURRENT)}
-    asked: dict[str, list[int]] = {"small": [], "long": []}
+    asked: dict[str, list[SequenceId]] = {"small": [], "long": []}
     for frame in range(SETTLING_FRAMES, 1_000_000):
         for one in [whose[number] for number in clients.frame() if number in whose]:
             if left[one] > 0:
@@ -80,13 +82,15 @@ def measure(model: Path) -> dict[str, list[float]]:
                 if number == SMALL_CLIENTS // 2:
                     long.append(pool.submit(_ask, cluster.http, "long", ids, LONG_ANSWER, 1, stop))
                 time.sleep(BETWEEN_S)
+            wait([*small, *long], LIMIT_S)
+            stop.set()
             return {kind: [one.result(TIMEOUT_S) for one in each] for kind, each in (("small", small), ("long", long))}
         finally:
             stop.set()
 
 
 def _ask(http: str, key: str, prompt: Sequence[int], answer: int, n: int, stop: threading.Event) -> float:
-    """Seconds to the first token; the stream is read until its end or `stop`."""
+    """Seconds to the first token, or until there was none; the stream is read until its end or `stop`."""
     body = {"prompt": list(prompt), "max_tokens": answer, "n": n, "stream": True, "ignore_eos": True, "return_token_ids": True}
     first_s, began_s = 0.0, time.monotonic()
     headers = {"authorization": f"Bearer {key}"}
@@ -101,7 +105,7 @@ def _ask(http: str, key: str, prompt: Sequence[int], answer: int, n: int, stop: 
                 first_s = time.monotonic() - began_s
             if stop.is_set():
                 break
-    return first_s
+    return first_s or time.monotonic() - began_s
 
 
 def table_of(results: dict[str, dict[str, list[float]]]) -> Table:

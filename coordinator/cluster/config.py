@@ -27,8 +27,10 @@ class ClusterConfig:
     held_settle_s: after a restart of the coordinator, how long the first plan waits for shards that hold the rest of the model.
     drain_timeout_s, activate_timeout_s: how long a graceful end of a ring, and a switch with its transfers, may take.
     beside_pause_s: pause after a plan that could not be prepared beside the one that serves; doubles, up to longest_beside_pause_s.
-    better_after_s, better_interval_s: another plan only because it is faster, which nobody has joined, left or asked for, is made when one
-        has served for so long, and this long after the last such plan.
+    better_after_s, better_looks, better_look_s: another plan only because it is faster, which nobody has joined, left or asked for, is
+        looked for when one has served for so long, and prepared when it was found so often in a row, this far apart.
+    better_interval_s: this long after a plan for speed alone the next may follow, ten times as long after each further one that is less
+        than better_memory_s ago.
     """
 
     cluster_hash: str
@@ -62,7 +64,10 @@ class ClusterConfig:
     beside_pause_s: float = 5.0
     longest_beside_pause_s: float = 300.0
     better_after_s: float = 10.0
-    better_interval_s: float = 30.0
+    better_looks: int = 3
+    better_look_s: float = 5.0
+    better_interval_s: float = 120.0
+    better_memory_s: float = 3600.0
 
     @property
     def kv(self) -> KvDemand:
@@ -79,6 +84,10 @@ class ClusterConfig:
     def avoidance_s(self, failures: int) -> float:
         """How long plans go around a link after so many failures of an edge in a row (avoid_after or more)."""
         return min(self.longest_avoid_s, self.avoid_s * 2.0 ** min(failures - self.avoid_after, 20))
+
+    def better_pause_s(self, recent: int) -> float:
+        """Between plans for speed alone, after so many of them (1 or more) that are remembered."""
+        return min(self.better_memory_s, self.better_interval_s * 10.0 ** min(recent - 1, 20))
 
     def pause_beside_s(self, failures: int) -> float:
         """Pause before the next plan beside the one that serves, after so many that failed in a row (1 or more)."""

@@ -1,6 +1,6 @@
 """What shards tell about themselves. Plain values: protobuf stops at the servicer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch
 from dairllm.model_files.memory import Reserve
@@ -23,6 +23,9 @@ class ShardCapabilities:
     @property
     def reserve(self) -> Reserve:
         return Reserve(self.reserved_bytes, self.process_bytes)
+
+    def differs_in_speed_alone(self, other: "ShardCapabilities") -> bool:
+        return self != other and replace(self, decode_s_per_byte=other.decode_s_per_byte) == other
 
 
 @dataclass(frozen=True, slots=True)

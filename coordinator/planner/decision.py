@@ -23,11 +23,13 @@ def make_plan(
     kv: KvDemand | None = None,
     held: Mapping[str, Set[int]] | None = None,
     urgent: bool = False,
+    least_gain: float = HYSTERESIS,
 ) -> Plan | Infeasible:
     """Plan the model onto the shards.
 
     offers: one per shard, names unique. min_shards: at least that many shards get units. previous: the plan before, also if some
     of its shards are gone. held: units that shards have in memory, by name. urgent: no answers come, so move as little as possible.
+    least_gain: by how much faster than the previous plan another must be.
     """
     able, left_out = _split_by_ability(demand, offers)
     if len(able) < min_shards or not able:
@@ -41,8 +43,8 @@ def make_plan(
         return explain_lack(problem, left_out)
     plan = plan_of(problem, balance(problem, cover), cover)
     kept = keep(problem, previous) if previous else None
-    if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + HYSTERESIS)):
-        return replace(kept, left_out=left_out + explain_kept(problem, kept, plan))
+    if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + least_gain)):
+        return replace(kept, left_out=left_out + explain_kept(problem, kept, plan, least_gain))
     return replace(plan, left_out=left_out + explain_unused(problem, plan))
 
 

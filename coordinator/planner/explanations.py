@@ -19,10 +19,10 @@ def explain_unused(problem: Problem, plan: Plan) -> tuple[LeftOut, ...]:
     return tuple(LeftOut(shard.name, _why_unused(problem, shard, used, plan, i < explained)) for i, shard in enumerate(unused))
 
 
-def explain_kept(problem: Problem, kept: Plan, better: Plan) -> tuple[LeftOut, ...]:
+def explain_kept(problem: Problem, kept: Plan, better: Plan, least_gain: float) -> tuple[LeftOut, ...]:
     """Why each shard without units has none in a plan that stays although `better` is possible."""
     in_better = {name for name in better.placement if kept.predicted_step_s > better.predicted_step_s * (1 + NOTICEABLE)}
-    reason = _comparison(kept.predicted_step_s, better.predicted_step_s)
+    reason = _comparison(kept.predicted_step_s, better.predicted_step_s, least_gain)
     others = (left for left in explain_unused(problem, kept) if left.shard not in in_better)
     unused = (shard.name for shard in problem.shards if shard.name in in_better and shard.name not in kept.placement)
     return (*(LeftOut(name, reason) for name in unused), *others)
@@ -55,11 +55,11 @@ def _change_by(shard: ShardCosts, owner: ShardCosts, units: range) -> int | None
     return min((shard.step_ps(start, units.stop) + owner.hop_ps - owner.step_ps(start, units.stop) for start in starts), default=None)
 
 
-def _comparison(without_s: float, with_it_s: float) -> str:
+def _comparison(without_s: float, with_it_s: float, least_gain: float = HYSTERESIS) -> str:
     gain = without_s / with_it_s - 1
     figures = f"expected {format_speed(1 / with_it_s)} tok/s with it, {format_speed(1 / without_s)} without"
     if abs(gain) < NOTICEABLE:
         return f"would not make the answers faster: {figures}"
     if gain < 0:
         return f"would slow the answers down: {figures}"
-    return f"would gain less than the {HYSTERESIS:.0%} for which layers are moved: {figures}"
+    return f"would gain less than the {least_gain:.0%} for which layers are moved: {figures}"

@@ -118,12 +118,12 @@ class Cluster:
         self.machine.check_invariants()
         state_to_proto(self.machine.snapshot(self.now_s), 0.0)
         for action in actions:
-            self._follow(action)
+            self.follow(action)
         self.epochs.append(self.machine.epoch)
         assert self.epochs[-1] >= self.epochs[-2] if len(self.epochs) > 1 else True, "epochs only grow"
         return actions
 
-    def _follow(self, action: do.Action) -> None:
+    def follow(self, action: do.Action) -> None:
         match action:
             case do.AdmitShard():
                 self.streams[action.name] = (action.boot_id, action.lease)

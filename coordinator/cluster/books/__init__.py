@@ -7,7 +7,7 @@ A book keeps its own invariants: parts read it, and change it by its methods onl
     members          who is a member, leases, cordons                               machine, joins_and_losses, wishes
     state            the phase, and the plans: before, active, candidate            switch, preparation, planning, failures
     timer            when a plan is made                                            planning
-    better           whether a faster plan may exist, and when it is looked for     planning, switch, measurements
+    better           whether a faster plan may exist, and when it is looked for     planning, switch, measurements, wishes, joins_and_losses
     pause            since when and why answers wait                                switch, failures
     retries          failures of rings in a row                                     failures
     retries_beside   failures in a row of plans that are prepared beside one        failures, switch

@@ -1,8 +1,9 @@
 """What the machine waits for: when a plan is made, when a better one is looked for, how long the ring has been closed, what failed."""
 
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -44,18 +45,27 @@ class PlanTimer:
 
 @dataclass(slots=True)
 class BetterPlan:
-    """A plan only because it is faster, which nobody has joined, left or asked for. Such plans follow each other slowly.
+    """A plan only because it is faster, which nobody has joined, left or asked for.
 
-    may_exist: than the one that serves since served_from_s.
+    What is measured is never quite what it was, and a switch costs. So a better plan has to be found several times in a row, and each
+    switch makes the next one harder: it has to wait longer and to gain more, until the one before has been forgotten. What follows a plan
+    that was made for another reason is the end of that change, and has to do nothing of that.
+
+    may_exist: than the one that serves since served_from_s. num_found: how often in a row one was found. is_free: the plan that serves was
+    not made for speed. begun_s: when plans for speed alone were begun that are remembered.
     """
 
     may_exist: bool = False
     served_from_s: float = 0.0
     not_before_s: float = -math.inf
+    num_found: int = 0
+    is_free: bool = True
+    begun_s: deque[float] = field(default_factory=deque)
 
     def is_due(self, now_s: float, after_s: float) -> bool:
         """after_s: how long a plan serves before another is looked for."""
-        return self.may_exist and now_s >= max(self.not_before_s, self.served_from_s + after_s)
+        not_before_s = -math.inf if self.is_free else self.not_before_s
+        return self.may_exist and now_s >= max(not_before_s, self.served_from_s + after_s)
 
     def expect(self) -> None:
         """Something is slower or faster than was planned with."""
@@ -63,13 +73,32 @@ class BetterPlan:
 
     def note_serving(self, now_s: float) -> None:
         """What was urgent may have a better successor."""
-        self.may_exist, self.served_from_s = True, now_s
+        self.may_exist, self.served_from_s, self.num_found = True, now_s, 0
 
-    def note_looked_for(self) -> None:
-        self.may_exist = False
+    def note_planned(self) -> None:
+        """For another reason than speed."""
+        self.may_exist, self.is_free, self.num_found = False, True, 0
 
-    def rest(self, until_s: float) -> None:
-        self.not_before_s = until_s
+    def note_looked_for(self, is_found: bool, again_s: float, num_needed: int) -> bool:
+        """Whether it has been found often enough; if it was found, it is looked for again then."""
+        self.num_found = self.num_found + 1 if is_found else 0
+        self.may_exist = is_found
+        if self.num_found < num_needed:
+            self.not_before_s = max(self.not_before_s, again_s)
+            return False
+        return True
+
+    def recent(self, now_s: float, memory_s: float) -> int:
+        """How many plans for speed alone are remembered."""
+        while self.begun_s and now_s - self.begun_s[0] > memory_s:
+            self.begun_s.popleft()
+        return len(self.begun_s)
+
+    def begin(self, now_s: float, pause_s: float) -> None:
+        """One is prepared. pause_s: until the next one may be."""
+        self.may_exist, self.num_found, self.is_free = False, 0, False
+        self.begun_s.append(now_s)
+        self.not_before_s = now_s + pause_s
 
 
 @dataclass(slots=True)

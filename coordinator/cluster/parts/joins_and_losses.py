@@ -44,7 +44,9 @@ class JoinsAndLosses(MachinePart):
             member.held = member.held | hello.held.units
         if outcome is JoinOutcome.RECONNECTED:
             self._repeat_orders(member)
-            if capabilities != hello.capabilities:
+            if capabilities is not None and hello.capabilities.differs_in_speed_alone(capabilities):
+                self._better.expect()
+            elif capabilities != hello.capabilities:
                 self._planning.schedule(self._now_s)
         elif outcome is JoinOutcome.RESTARTED and before is not None and self._state.cares_for(hello.name):
             self._go_on_without({hello.name: before.holder}, "has restarted")

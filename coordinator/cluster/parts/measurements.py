@@ -17,15 +17,15 @@ class Measurements(MachinePart):
         if member is None or step_s <= 0:
             return
         read_bytes = state.model.bytes_read_per_step(state.active.plan.placement[member.name])
-        before_rate_s = member.speed.adopted_s or member.speed.expected_s
+        before_s = member.speed.told_s or member.speed.expected_s
         if read_bytes and member.speed.measure(step_s / read_bytes, self._now_s):
-            self._tell_speed(member, before_rate_s)
+            self._better.expect()
+            if member.speed.is_worth_telling():
+                self._tell_speed(member, before_s)
 
     def _tell_speed(self, member: Member, before_s: float) -> None:
-        after_s = member.speed.adopted_s or member.speed.expected_s
-        words = f"shard {member.name} computes at {1e-9 / after_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s were expected"
+        words = f"shard {member.name} computes at {1e-9 / member.speed.used_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s were expected"
         self._journal.tell(EventKind.SPEED_CHANGED, member.name, words)
-        self._better.expect()
 
     def on_recovered(self, event: AnswersRecovered) -> None:
         """After a planned switch as after a loss, which is what else is told of."""

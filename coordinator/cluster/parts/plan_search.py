@@ -9,17 +9,22 @@ from dairllm.coordinator.cluster.books.speeds import calibration_of
 from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.placement import placement_of_held
 from dairllm.coordinator.cluster.phases import Phase
-from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan, make_plan
+from dairllm.coordinator.planner import HYSTERESIS, Infeasible, ModelDemand, Plan, make_plan
 
 
 class PlanSearch(MachinePart):
     def find(
-        self, model: ModelDemand, previous: Plan | None, urgent: bool = False, without: Collection[str] = frozenset()
+        self,
+        model: ModelDemand,
+        previous: Plan | None,
+        urgent: bool = False,
+        without: Collection[str] = frozenset(),
+        least_gain: float = HYSTERESIS,
     ) -> Plan | Infeasible:
         outcome: Plan | Infeasible = Infeasible("no shard has joined yet")
         for members in self._choices(without):
             for min_shards in self._numbers_of_shards(len(members)):
-                make = partial(self._make, model, members, min_shards)
+                make = partial(self._make, model, members, min_shards, least_gain)
                 outcome = make(previous, urgent)
                 if isinstance(outcome, Plan):
                     return self._links.detour(outcome, previous, make, self._now_s, urgent=urgent)
@@ -37,6 +42,7 @@ class PlanSearch(MachinePart):
         model: ModelDemand,
         members: Collection[Member],
         min_shards: int,
+        least_gain: float,
         previous: Plan | None,
         urgent: bool,
         without: Collection[str] = (),
@@ -51,6 +57,7 @@ class PlanSearch(MachinePart):
             kv=self._config.kv,
             held={member.name: member.held for member in asked if member.held},
             urgent=urgent,
+            least_gain=least_gain,
         )
 
     def _choices(self, without: Collection[str]) -> Iterator[list[Member]]:

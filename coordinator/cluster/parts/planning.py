@@ -11,7 +11,7 @@ from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
 from dairllm.coordinator.cluster.parts.preparation import Preparation
 from dairllm.coordinator.cluster.parts.switch import Switch
 from dairllm.coordinator.cluster.phases import ANSWERING, Phase
-from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
+from dairllm.coordinator.planner import HYSTERESIS, Infeasible, ModelDemand, Plan
 
 
 class Planning(MachinePart):
@@ -48,9 +48,7 @@ class Planning(MachinePart):
         if self._timer.is_due(self._now_s) and (self._timer.is_urgent or phase in {Phase.WAITING, *ANSWERING}):
             self._replan()
         elif phase is Phase.SERVING and self._better.is_due(self._now_s, self._config.better_after_s):
-            self._replan()
-            if self._state.candidate is not None:
-                self._better.rest(self._now_s + self._config.better_interval_s)
+            self._look_for_better()
 
     # -- what for
 
@@ -74,13 +72,32 @@ class Planning(MachinePart):
     def _replan(self) -> None:
         state = self._state
         self._timer.stop()
-        self._better.note_looked_for()
+        self._better.note_planned()
         if state.model is None:
             return
         if state.phase in ANSWERING:
             self._replan_beside(state.model)
         else:
             self._replan_closed(state.model)
+
+    def _look_for_better(self) -> None:
+        """Nothing but speed speaks for another plan: its gain has to be more than what measurements differ by anyway, and to last."""
+        state, config, better = self._state, self._config, self._better
+        assert state.model is not None
+        assert state.active is not None
+        num_recent = better.recent(self._now_s, config.better_memory_s)
+        spread = max((self._members[name].speed.spread for name in state.active.plan.placement if name in self._members), default=0.0)
+        least_gain = HYSTERESIS if better.is_free else max(HYSTERESIS * 2.0**num_recent, spread)
+        outcome = self._search.find(state.model, state.active.plan, least_gain=least_gain)
+        is_found = isinstance(outcome, Plan) and not outcome.same_work_as(state.active.plan)
+        if not is_found:
+            better.note_looked_for(False, self._now_s, config.better_looks)
+            if isinstance(outcome, Plan):
+                self._idle.leave_out(outcome)
+        elif better.note_looked_for(True, self._now_s + config.better_look_s, 1 if better.is_free else config.better_looks):
+            self._replan_beside(state.model, least_gain)
+            if state.candidate is not None:
+                better.begin(self._now_s, config.better_pause_s(num_recent + 1))
 
     def _replan_closed(self, model: ModelDemand) -> None:
         self._preparation.drop("another plan is made")
@@ -90,11 +107,11 @@ class Planning(MachinePart):
         else:
             self._preparation.start(outcome, Phase.LOADING, "the shards load their layers")
 
-    def _replan_beside(self, model: ModelDemand) -> None:
+    def _replan_beside(self, model: ModelDemand, least_gain: float = HYSTERESIS) -> None:
         """Answers come. Prepare another plan if it is worth it, or if the active one is not wanted any more."""
         state = self._state
         assert state.active is not None
-        outcome = self._search.find(model, state.active.plan)
+        outcome = self._search.find(model, state.active.plan, least_gain=least_gain)
         if isinstance(outcome, Infeasible):
             self._switch.close_ring(outcome.reason)
             self._preparation.drop(outcome.reason)

@@ -79,8 +79,18 @@ class Wishes(MachinePart):
         if event.refusal:
             self._journal.tell(EventKind.CONFIGURED, member.name, f"shard {member.name} keeps its limits: {event.refusal}")
             return
-        room_bytes = member.room_bytes
+        before, room_bytes = member.hello.capabilities, member.room_bytes
         member.configure(event.capabilities)
+        if event.capabilities.differs_in_speed_alone(before):
+            self._tell_speed(member, before.decode_s_per_byte)
+            self._better.expect()
+            return
         text = f"shard {member.name} has {format_bytes(member.room_bytes)} for the model (before: {format_bytes(room_bytes)})"
         self._journal.tell(EventKind.CONFIGURED, member.name, f"{text} and {counted(event.capabilities.num_threads, 'thread')}")
         self._planning.schedule(self._now_s)
+
+    def _tell_speed(self, member: Member, before_s: float) -> None:
+        after_s = member.hello.capabilities.decode_s_per_byte
+        if after_s > 0 and before_s > 0:
+            words = f"shard {member.name} has measured itself again: {1e-9 / after_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s before"
+            self._journal.tell(EventKind.SPEED_CHANGED, member.name, words)
