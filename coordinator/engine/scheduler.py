@@ -42,7 +42,7 @@ from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import even_shares
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceResult, SequenceSlice
 
-CHUNKS_PER_STAGE = 0.001
+CHUNKS_PER_STAGE = 4
 """Into so many chunks for each stage of the ring what is left of prompts is cut. With k chunks, n stages take (k + n - 1) / k times as long
 as they would if none ever waited."""
 
@@ -275,7 +275,7 @@ class Scheduler:
         if num_stages == 1:
             return most
         rows = sum(map(_prompt_rows, (*self._roster.running, *self._roster.waiting)))
-        return min(most, max(least, int(-(-rows // (CHUNKS_PER_STAGE * num_stages)))))
+        return min(most, max(least, -(-rows // (CHUNKS_PER_STAGE * num_stages))))
 
     def _admit(self, budget: int) -> None:
         """As many prompts begin as the frame has rows for, and of each client at least one."""
