@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -215,4 +216,7 @@ async def run_coordinator(settings: CoordinatorSettings, stop: asyncio.Event) ->
             loading.cancel()
             return
         model = loading.result()
+    # What stays for the life of the process is not looked through for garbage again and again, which would hold the event loop.
+    gc.collect()
+    gc.freeze()
     await Coordinator(settings, model).run(stop)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from dairllm.coordinator.http.calls import Call
-from dairllm.coordinator.http.error_replies import EVENT_STREAM, error_event, error_reply, json_reply, to_json
+from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, error_event, error_reply, to_json, to_json_in_steps
 from dairllm.coordinator.http.formats import AnswerFormat, ChatFormat, ChoiceSoFar, CompletionFormat
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.text import Choices, ServedModel, TextEvent, TextFinished, TextService, client_name
@@ -23,6 +23,8 @@ from dairllm.mesh.errors import DairllmError, RequestLost
 logger = logging.getLogger(__name__)
 
 LAST_EVENT = "[DONE]"
+MANY_LOGPROBS = 4096
+"""A whole answer with so many is written beside the event loop."""
 _LINE_ENDS = {character.encode(): f"\\u{ord(character):04x}".encode() for character in ("\x85", "\u2028", "\u2029")}
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 EVENT_STREAM_HEADERS = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -93,11 +95,16 @@ class GenerationResponse(Response):
             async with self._choices() as choices:
                 async for index, event in choices:
                     collected[index].add(event)
-            reply = json_reply(self._format.whole(collected))
+            reply = Response(await self._write_whole(collected), media_type=JSON)
         except DairllmError as error:
             reply = error_reply(error)
         for message in _messages_of(reply):
             yield message
+
+    async def _write_whole(self, collected: list[ChoiceSoFar]) -> bytes:
+        if sum(choice.num_written for choice in collected) < MANY_LOGPROBS:
+            return self._format.write_whole(collected, to_json)
+        return await asyncio.to_thread(self._format.write_whole, collected, to_json_in_steps)
 
     async def _stream(self) -> AsyncGenerator[Message, None]:
         started = False

@@ -24,6 +24,14 @@ def to_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
+def to_json_in_steps(value: object) -> bytes:
+    """The same, five times as slowly, for a thread: the encoder in C keeps the GIL until it is done."""
+    written = bytearray()
+    for piece in json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).iterencode(value):
+        written += piece.encode()
+    return bytes(written)
+
+
 def json_reply(value: object) -> Response:
     return Response(to_json(value), media_type=JSON)
 

@@ -3,7 +3,7 @@
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dairllm.coordinator.http.answer_types import (
@@ -30,6 +30,7 @@ from dairllm.coordinator.text import ServedModel, TextDelta, TextEvent, TextFini
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks."""
 
+_NO_CHOICES = b'"choices":[]'
 Chunk = ChatCompletionChunk | CompletionChunk
 
 
@@ -52,6 +53,11 @@ class ChoiceSoFar:
         return TextDelta("".join(self.texts), tuple(self.tokens))
 
     @property
+    def num_written(self) -> int:
+        """Log-probabilities, about."""
+        return sum(1 + len(token.top) for token in self.tokens)
+
+    @property
     def reason(self) -> str:
         assert self.finished is not None
         return self.finished.reason
@@ -71,9 +77,25 @@ class AnswerFormat(ABC):
             "system_fingerprint": served.fingerprint,
         }
 
+    def write_whole(self, choices: list[ChoiceSoFar], encode: Callable[[object], bytes]) -> bytes:
+        """The whole answer, in JSON; every choice must have finished. `choices` is empty then: of the largest answers each is let go of as
+        soon as it is written, since to free them all is one long step.
+        """
+        usage, written = self._usage_of(choices), []
+        for index in range(len(choices)):
+            written.append(encode(self._whole_choice(index, choices[index])))
+            choices[index] = ChoiceSoFar()
+        choices.clear()
+        empty = encode(self._whole(usage))
+        begin, _, end = empty.partition(_NO_CHOICES)
+        return begin + b'"choices":[' + b",".join(written) + b"]" + end
+
     @abstractmethod
-    def whole(self, choices: Sequence[ChoiceSoFar]) -> ChatCompletion | Completion:
-        """Every choice must have finished."""
+    def _whole(self, usage: Usage) -> ChatCompletion | Completion:
+        """Without choices."""
+
+    @abstractmethod
+    def _whole_choice(self, index: int, choice: ChoiceSoFar) -> ChatChoice | CompletionChoice: ...
 
     def first_chunk(self, index: int) -> Chunk | None:
         """What precedes the first delta of a choice, if anything does."""
@@ -115,9 +137,8 @@ class AnswerFormat(ABC):
 class ChatFormat(AnswerFormat):
     id_prefix = "chatcmpl"
 
-    def whole(self, choices: Sequence[ChoiceSoFar]) -> ChatCompletion:
-        written = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
-        return {**self._head, "object": "chat.completion", "choices": written, "usage": self._usage_of(choices)}
+    def _whole(self, usage: Usage) -> ChatCompletion:
+        return {**self._head, "object": "chat.completion", "choices": [], "usage": usage}
 
     def first_chunk(self, index: int) -> ChatCompletionChunk:
         return self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
@@ -177,9 +198,8 @@ def _chat_token(text: str, data: bytes | None, logprob: float | None) -> TopLogp
 class CompletionFormat(AnswerFormat):
     id_prefix = "cmpl"
 
-    def whole(self, choices: Sequence[ChoiceSoFar]) -> Completion:
-        written = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
-        return {**self._head, "object": "text_completion", "choices": written, "usage": self._usage_of(choices)}
+    def _whole(self, usage: Usage) -> Completion:
+        return {**self._head, "object": "text_completion", "choices": [], "usage": usage}
 
     def last_chunk(self, index: int, finished: TextFinished) -> CompletionChunk:
         text = self._text(index, TextDelta("", ()))

@@ -42,6 +42,7 @@ class Choices:
     async def __aenter__(self) -> "Choices":
         for request in self._requests:
             self._text.check(request)
+            await asyncio.sleep(0)  # hundreds of long prompts take long
         self._tasks = [asyncio.create_task(self._run(index, request)) for index, request in enumerate(self._requests)]
         return self
 

@@ -24,7 +24,7 @@ _HIGH, _LOW = range(0xD800, 0xDC00), range(0xDC00, 0xE000)
 
 
 def loads_in_steps(data: bytes, parse_constant: Callable[[str], object]) -> object:
-    """As json.loads of UTF-8, and with its errors; InvalidRequest for over MAX_VALUES values, or over MAX_CONTAINERS objects and lists."""
+    """As json.loads of UTF-8, and with its errors; InvalidRequest for more values and keys, or objects and lists, than there may be."""
     text = _decode(data)
     num_values = num_containers = 0
 
@@ -34,13 +34,16 @@ def loads_in_steps(data: bytes, parse_constant: Callable[[str], object]) -> obje
         if num_containers > MAX_CONTAINERS:
             raise InvalidRequest(f"the body has over {MAX_CONTAINERS} objects and lists; expected fewer")
 
-    def scan_value(string: str, index: int) -> tuple[Any, int]:
+    def scan_value(string: str, index: int, weight: int = 1) -> tuple[Any, int]:
         nonlocal num_values
-        num_values += 1
+        num_values += weight
         if num_values > MAX_VALUES:
-            raise InvalidRequest(f"the body has over {MAX_VALUES} values; expected fewer")
+            raise InvalidRequest(f"the body has over {MAX_VALUES} values and keys; expected fewer")
         found: tuple[Any, int] = scan_once(string, index)
         return found
+
+    def scan_member(string: str, index: int) -> tuple[Any, int]:
+        return scan_value(string, index, weight=2)
 
     def parse_array(state: tuple[str, int], _scan: object) -> object:
         count_container()
@@ -48,7 +51,7 @@ def loads_in_steps(data: bytes, parse_constant: Callable[[str], object]) -> obje
 
     def parse_object(state: tuple[str, int], strict: bool, _scan: object, *hooks: object) -> object:
         count_container()
-        return JSONObject(state, strict, scan_value, *hooks)
+        return JSONObject(state, strict, scan_member, *hooks)
 
     decoder: Any = json.JSONDecoder(parse_constant=parse_constant)
     decoder.parse_array, decoder.parse_object, decoder.parse_string = parse_array, parse_object, _read_string
