@@ -51,7 +51,7 @@ from dairllm.mesh.interfaces import announced_addresses
 from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
-from dairllm.model_files.progress import progress_bar
+from dairllm.model_files.progress import progress_bar, progress_lines
 from dairllm.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -206,7 +206,7 @@ def _expected_error(group: ExceptionGroup[Exception]) -> DairllmError | None:
 async def run_coordinator(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
     """Load the model and serve until `stop` is set."""
     with contextlib.ExitStack() as bars:
-        progress = bars.enter_context(progress_bar()) if sys.stderr.isatty() else None
+        progress = bars.enter_context(progress_bar()) if sys.stderr.isatty() else progress_lines(logger.info)
         arithmetic = str(settings.arithmetic)
         loading = asyncio.create_task(asyncio.to_thread(load_model, settings.model, settings.model_name, arithmetic, progress))
         stopping = asyncio.create_task(stop.wait())

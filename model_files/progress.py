@@ -1,5 +1,6 @@
 """Reporting how far a long read or download is."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,25 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called as (what is being done, bytes done, bytes in total), from the thread that does it."""
+
+
+LINES_EVERY_S = 3.0
+_GIB = 2**30
+
+
+def progress_lines(say: Callable[[str], None], now_s: Callable[[], float] = time.monotonic) -> ProgressCallback:
+    """A callback that says how far it is every few seconds, for logs."""
+    told_s: float | None = None
+
+    def report(description: str, done_bytes: int, total_bytes: int) -> None:
+        nonlocal told_s
+        if told_s is None:
+            told_s = now_s()
+        if now_s() - told_s >= LINES_EVERY_S:
+            told_s = now_s()
+            say(f"{description}: {done_bytes / _GIB:.2f} of {total_bytes / _GIB:.2f} GiB, {done_bytes / max(total_bytes, 1):.0%}")
+
+    return report
 
 
 @contextmanager

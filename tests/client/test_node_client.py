@@ -93,6 +93,16 @@ def test_leaving_the_loop_cancels(node_client: Path, cluster: Cluster) -> None:
     assert int(result.stdout) >= 1
 
 
+def test_a_reader_that_leaves_is_no_defect(node_client: Path, cluster: Cluster) -> None:
+    command = ["node", "cli.js", cluster.grpc, "generate", "an and", "150"]
+    with subprocess.Popen(command, cwd=node_client, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(RUN_TIMEOUT_S) == 1
+
+
 def test_errors_have_one_sentence(node: RunNode) -> None:
     result = node("chat", "x " * 400)
     assert result.returncode == 1

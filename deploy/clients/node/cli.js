@@ -6,9 +6,18 @@ import { Client } from "./client.js";
 
 const USAGE = "usage: node cli.js HOST:PORT models | tokenize TEXT | generate TEXT [MAX_TOKENS] | chat TEXT [MAX_TOKENS]";
 
+// A reader that has seen enough, as in `| head`, ends the program and with it the generation; a model's escape sequences are only shown.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on("error", (error) => process.exit(error.code === "EPIPE" ? 1 : 2));
+}
+
+const CONTROL = /[\x00-\x08\x0b-\x1f\x7f-\x9f]/g;
+const escaped = (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`;
+const shown = (text) => (process.stdout.isTTY ? text.replace(CONTROL, escaped) : text);
+
 async function print(client, request) {
   for await (const response of client.generate(request)) {
-    process.stdout.write(response.text);
+    process.stdout.write(shown(response.text));
     if (response.finish) {
       process.stderr.write(JSON.stringify(response.finish) + "\n");
     }
