@@ -1,4 +1,4 @@
-"""Every gRPC channel and server is made here, so that limits, keepalive, errors and deadlines have one place.
+"""Every gRPC channel and server is made here, so that limits, keepalive, errors and deadlines have one place, and what comes in is checked.
 
 An error travels as a status from the table in `errors`, with `google.rpc.ErrorInfo` (reason = DairllmError.code, domain, the wrong field's
 name) and, if trying again makes sense, `google.rpc.RetryInfo` among its details. `error_from_rpc` makes the same error of it again.
@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from dairllm.mesh.addresses import Address, parse_address
+from dairllm.mesh.checked_channels import REFUSED, BlockingCheckedChannel, CheckedChannel
 from dairllm.mesh.errors import (
     Busy,
     DairllmError,
@@ -32,6 +32,7 @@ from dairllm.mesh.errors import (
     PeerUnreachable,
     Unsupported,
 )
+from dairllm.mesh.ranges.decoding import Refused, checked_decoder
 from dairllm.mesh.telemetry import fields, get_logger
 
 MAX_MESSAGE_BYTES = 64 * 1024**2
@@ -80,13 +81,15 @@ logger = get_logger(__name__)
 def open_channel(address: str | Address) -> grpc.aio.Channel:
     """A channel of its own connection, made within a running event loop; it connects when it is first used. Raises InvalidSetting."""
     target = parse_address(address) if isinstance(address, str) else address
-    return grpc.aio.insecure_channel(str(target), options=_CHANNEL_OPTIONS, compression=grpc.Compression.NoCompression)
+    channel = grpc.aio.insecure_channel(str(target), options=_CHANNEL_OPTIONS, compression=grpc.Compression.NoCompression)
+    return CheckedChannel(channel)
 
 
 def open_blocking_channel(address: str | Address) -> grpc.Channel:
     """As `open_channel`, for programs without an event loop. Raises InvalidSetting."""
     target = parse_address(address) if isinstance(address, str) else address
-    return grpc.insecure_channel(str(target), options=_CHANNEL_OPTIONS, compression=grpc.Compression.NoCompression)
+    channel = grpc.insecure_channel(str(target), options=_CHANNEL_OPTIONS, compression=grpc.Compression.NoCompression)
+    return BlockingCheckedChannel(channel)
 
 
 async def dial(addresses: Sequence[str], timeout_s: float, what: str) -> grpc.aio.Channel:
@@ -288,6 +291,7 @@ _TEXT_OF_STATUS = {
     _S.RESOURCE_EXHAUSTED: "has no room for the request",
     _S.INVALID_ARGUMENT: "refused the request",
     _S.UNIMPLEMENTED: "does not know this call",
+    REFUSED: "sent what cannot be",
 }
 
 _Handler = Callable[[Any, grpc.aio.ServicerContext], Any]
@@ -313,29 +317,15 @@ def _guarded(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandl
         (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
     }[handler.request_streaming, handler.response_streaming]
     guarded = _reporting_errors(_checking_requests(_as_coroutine(behaviour), method), method)
-    return make(guarded, request_deserializer=_tolerant(handler.request_deserializer), response_serializer=handler.response_serializer)
-
-
-class _Undecodable:
-    """Stands for a request whose bytes are no message: gRPC would answer UNKNOWN and write a traceback into the log."""
-
-
-def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    assert deserialize is not None, "generated services have one"
-
-    def deserialize_or_mark(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except DecodeError:
-            return _Undecodable()
-
-    return deserialize_or_mark
+    return make(
+        guarded, request_deserializer=checked_decoder(handler.request_deserializer), response_serializer=handler.response_serializer
+    )
 
 
 def _checking_requests(behaviour: _Handler, method: str) -> _Handler:
     def checked(request: Any) -> Any:
-        if isinstance(request, _Undecodable):
-            raise InvalidRequest(f"a request to {method} is not a message of its type")
+        if isinstance(request, Refused):
+            raise InvalidRequest(f"a request to {method} {request.words}", request.field)
         return request
 
     async def checked_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

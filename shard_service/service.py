@@ -266,7 +266,6 @@ class Shard:
             addresses=self._addresses(),
             capabilities=self._capabilities(),
             held=self.host.held_units(),
-            last_epoch=self.host.last_epoch,
             announced_id=self._announced_id if self._announcer is not None else "",
         )
 

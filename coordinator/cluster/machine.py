@@ -6,7 +6,7 @@ time; equal events at equal times give equal actions. A lost shard is an event l
 Here stands the table of events: what each is about, when it counts, who takes care of it. The parts that do are in `parts`, what they read
 and write in `books`. Phases and their successors stand in `phases`.
 
-A plan has an epoch, which only grows, over restarts of the coordinator too. Every change of plan has two parts. First the candidate
+A plan has an epoch, which only grows as long as the coordinator runs. Every change of plan has two parts. First the candidate
 is prepared: shards load what they lack, beside the plan that is active and goes on answering. When all are ready, the ring empties, the
 shards activate their new stages and fetch the KV cache of layers that moved, and the ring of the new epoch opens: only this is a pause
 for those who wait for answers. A shard whose memory cannot hold the old and the new part together frees the old one first; it is told to

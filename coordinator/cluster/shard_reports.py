@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch
 from dairllm.model_files.memory import Reserve
 
 
@@ -43,8 +42,7 @@ NOTHING_HELD = HeldUnits(b"", frozenset())
 class ShardHello:
     """The first message of a shard.
 
-    addresses: "host:port", best first, the observed one included. held: what it still has from before. last_epoch: the largest that it has
-    seen.
+    addresses: "host:port", best first, the observed one included. held: what it still has from before.
     """
 
     name: str
@@ -56,7 +54,6 @@ class ShardHello:
     protocol_minor: int
     software_version: str
     held: HeldUnits = NOTHING_HELD
-    last_epoch: Epoch = NO_EPOCH
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,18 +110,27 @@ class JoinStreams:
             self._handle(on.LeaseBroken(stream.name, stream.boot_id, stream.id, "the connection ended"))
 
     async def _read(self, stream: JoinStream, requests: AsyncIterator[cluster_pb2.JoinRequest]) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            async for request in requests:
-                if not stream.is_over:
-                    self._hear(stream, request)
+        try:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async for request in requests:
+                    if not stream.is_over:
+                        self._hear(stream, request)
+        except DairllmError as error:
+            self._put_out(stream, error)
         self._break(stream)
+
+    def _put_out(self, stream: JoinStream, error: DairllmError) -> None:
+        """It sent what cannot be. Its shard may join again, but is not used at once."""
+        if not stream.is_over:
+            self._handle(on.MemberAtFault(stream.name, stream.boot_id, f"sent what cannot be: {error}"))
+            stream.end(error)
+            self._handle(on.LeaseBroken(stream.name, stream.boot_id, stream.id, "it sent what cannot be"))
 
     def _hear(self, stream: JoinStream, request: cluster_pb2.JoinRequest) -> None:
         event = event_of(stream, request)
         if event is None:
             kind = request.WhichOneof("message") or "an unknown message"
-            stream.end(InvalidRequest(f"shard {stream.name!r} sent {kind} on its Join stream, which is not expected"))
-            return
+            raise InvalidRequest(f"shard {stream.name!r} sent {kind} on its Join stream, which is not expected")
         if isinstance(event, on.HeartbeatReceived):
             stream.send(cluster_pb2.JoinResponse(heartbeat_ack=cluster_pb2.HeartbeatAck(number=request.heartbeat.number)))
         self._handle(event)

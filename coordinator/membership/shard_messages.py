@@ -51,7 +51,6 @@ def hello_from_proto(hello: cluster_pb2.Hello) -> ShardHello:
         protocol_minor=hello.protocol_minor,
         software_version=hello.software_version,
         held=HeldUnits(hello.held.model_digest, frozenset(hello.held.unit_indexes)),
-        last_epoch=Epoch(hello.last_epoch),
     )
 
 

@@ -23,8 +23,19 @@ Send = Callable[[cluster_pb2.JoinRequest], None]
 
 
 class Reports:
+    """To one run of the coordinator: another counts its plans anew, and must not take what is said of one for one of its own."""
+
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self._to_coordinator = send
+        self.is_muted = False
+
+    def mute(self) -> None:
+        """Nobody wants to hear them any more."""
+        self.is_muted = True
+
+    def _send(self, request: cluster_pb2.JoinRequest) -> None:
+        if not self.is_muted:
+            self._to_coordinator(request)
 
     def progress_of(self, epoch: int) -> ReportProgress:
         return _ProgressReport(epoch, self._send)

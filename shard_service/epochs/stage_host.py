@@ -75,6 +75,7 @@ class StageHost:
     ) -> None:
         self._identity = identity
         self._budget = budget
+        self._send = send
         self._reports = Reports(send)
         self.compute_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.loader_threads = make_loader_threads()
@@ -93,13 +94,11 @@ class StageHost:
         self._kv_key = b""
         self._transfers: asyncio.Task[TransferOutcome] | None = None
         self._is_shutting_down = False
-        self.last_epoch = 0
         self.counters = Counters()
 
     # What the coordinator says.
 
     def assign(self, message: cluster_pb2.Assignment) -> None:
-        self.last_epoch = max(self.last_epoch, message.epoch)
         try:
             assignment = assignment_from_proto(message)
         except DairllmError as error:
@@ -110,11 +109,12 @@ class StageHost:
         self._supersede()
         self._wanted_epoch = assignment.epoch
         self._kv_key = assignment.kv_key
-        self._preparing = self._change(lambda: self._prepare(assignment))
+        reports = self._reports
+        self._preparing = self._change(lambda: self._prepare(assignment, reports))
 
     def activate(self, message: cluster_pb2.ActivateStage) -> None:
-        self.last_epoch = max(self.last_epoch, message.epoch)
-        self._change(lambda: self._activate(message))
+        reports = self._reports
+        self._change(lambda: self._activate(message, reports))
 
     def release(self, message: cluster_pb2.Release) -> None:
         log.info("released", extra=fields(epoch=message.epoch, reason=message.reason))
@@ -126,6 +126,8 @@ class StageHost:
     def end_epoch(self) -> None:
         """Another coordinator is in charge: its epochs and sequences have nothing to do with those of the last one. Weights stay."""
         self._supersede()
+        self._reports.mute()
+        self._reports = Reports(self._send)
         self._kv_key = b""
         self._end_run(WrongEpoch("another coordinator is in charge of this shard"))
         self._change(self._forget)
@@ -259,48 +261,48 @@ class StageHost:
 
     # Preparing.
 
-    async def _prepare(self, assignment: AssignmentFacts) -> None:
+    async def _prepare(self, assignment: AssignmentFacts, reports: Reports) -> None:
         started_s = asyncio.get_running_loop().time()
         try:
-            self._prepared = await self._load(assignment)
+            self._prepared = await self._load(assignment, reports)
         except DairllmError as error:
-            self._reports.failed(assignment.epoch, error)
+            reports.failed(assignment.epoch, error)
         except MemoryError as error:
-            self._reports.failed(assignment.epoch, NotEnoughMemory(f"the system gives no memory within the budget: {error}"))
+            reports.failed(assignment.epoch, NotEnoughMemory(f"the system gives no memory within the budget: {error}"))
         except Exception as error:
             log.exception("loading failed by a fault of this program")
-            self._reports.failed(assignment.epoch, _fault("loading", error))
+            reports.failed(assignment.epoch, _fault("loading", error))
         else:
-            self._reports.ready(assignment, self._store.weights_bytes, asyncio.get_running_loop().time() - started_s)
+            reports.ready(assignment, self._store.weights_bytes, asyncio.get_running_loop().time() - started_s)
 
-    async def _load(self, assignment: AssignmentFacts) -> Prepared:
+    async def _load(self, assignment: AssignmentFacts, reports: Reports) -> Prepared:
         if assignment.exclusive:
             self._end_run(WrongEpoch(f"shard {self._identity.name!r} makes room for epoch {assignment.epoch}"))
             await self._settled()
             self._store.keep_only(assignment)
         if self._run is None:
             self._caches.shrink(assignment)
-        report = self._reports.progress_of(assignment.epoch)
+        report = reports.progress_of(assignment.epoch)
         return await self._preparer.prepare(assignment, self.assignment, self._budget, report)
 
     # Activating.
 
-    async def _activate(self, message: cluster_pb2.ActivateStage) -> None:
+    async def _activate(self, message: cluster_pb2.ActivateStage, reports: Reports) -> None:
         prepared = self._prepared
         if prepared is None or prepared.assignment.epoch != message.epoch:
             epoch = "none" if prepared is None else prepared.assignment.epoch
-            self._reports.failed(message.epoch, WrongEpoch(f"epoch {message.epoch} is to be activated; prepared is {epoch}"))
+            reports.failed(message.epoch, WrongEpoch(f"epoch {message.epoch} is to be activated; prepared is {epoch}"))
             return
         self._prepared = None
         try:
-            await self._switch(prepared, message)
+            await self._switch(prepared, message, reports)
         except MemoryError as error:
-            self._reports.failed(message.epoch, NotEnoughMemory(f"the system gives no memory within the budget: {error}"))
+            reports.failed(message.epoch, NotEnoughMemory(f"the system gives no memory within the budget: {error}"))
         except Exception as error:
             log.exception("activating failed by a fault of this program")
-            self._reports.failed(message.epoch, _fault("activating", error))
+            reports.failed(message.epoch, _fault("activating", error))
 
-    async def _switch(self, prepared: Prepared, message: cluster_pb2.ActivateStage) -> None:
+    async def _switch(self, prepared: Prepared, message: cluster_pb2.ActivateStage, reports: Reports) -> None:
         loop = asyncio.get_running_loop()
         started_s, assignment, before = loop.time(), prepared.assignment, self.assignment
         self._end_run(WrongEpoch(f"epoch {assignment.epoch} is active on this shard"))
@@ -309,9 +311,11 @@ class StageHost:
             self._caches.keep_only({*before.layer_units, *assignment.layer_units})
         kv = self._caches.arrange(assignment)
         outcome = await self._take_over(message)
+        if reports.is_muted:
+            return
         self._start(prepared, self._memory_for(assignment, message.alive_sequences), kv)
         self._store.keep_only(assignment)
-        self._reports.activated(assignment, outcome, loop.time() - started_s)
+        reports.activated(assignment, outcome, loop.time() - started_s)
 
     async def _take_over(self, message: cluster_pb2.ActivateStage) -> TransferOutcome:
         superseded = TransferOutcome((), 0, "a later plan came first")

@@ -3,7 +3,7 @@
 A command is one line:
     config min_shards=2 settle_s=0             before anything else; fields of ClusterConfig
     model layers=4 layer=1GiB head=512MiB      also: embedding, tied, kv (bytes per token and layer), context
-    join A memory=8GiB speed=20                also: reserved, boot, cluster, protocol, formats, held=0..3, last_epoch; speed in GB/s
+    join A memory=8GiB speed=20                also: reserved, boot, cluster, protocol, formats, held=0..3; speed in GB/s
     tick 1.5s                                  time passes in steps of 0.25 s; shards that are not silent send heartbeats
     round_trips A=40ms B=3ms 5                 heartbeats that say so, that many
     idle / busy                                no answer runs or waits from now on; some do, as in the beginning
@@ -77,14 +77,13 @@ def hello(
     formats: str = "Q4_0",
     addresses: tuple[str, ...] | None = None,
     held: range = range(0),
-    last_epoch: int = 0,
 ) -> ShardHello:
     capabilities = ShardCapabilities(
         memory, reserved, 2, "avx2", "a CPU", 1e-9 / speed if speed else 0.0, frozenset(formats.split(",")), FEATURES
     )
     at = (f"{name}:7000",) if addresses is None else addresses
     holding = HeldUnits(b"\1", frozenset(held))
-    return ShardHello(name, boot, at, capabilities, cluster, protocol, 0, "0.1.0", holding, Epoch(last_epoch))
+    return ShardHello(name, boot, at, capabilities, cluster, protocol, 0, "0.1.0", holding)
 
 
 class Cluster:
@@ -397,7 +396,7 @@ class Scenario:
     def _hello(self, name: str, options: dict[str, str]) -> ShardHello:
         numbers = {key: size(options[key]) for key in ("memory", "reserved") if key in options}
         texts = {key: options[key] for key in ("boot", "cluster", "formats") if key in options}
-        before = {"held": units_of(options["held"]) if "held" in options else range(0), "last_epoch": int(options.get("last_epoch", "0"))}
+        before = {"held": units_of(options["held"]) if "held" in options else range(0)}
         speed, protocol = float(options.get("speed", "20")), int(options.get("protocol", "1"))
         return hello(name, speed=speed, protocol=protocol, **numbers, **texts, **before)  # type: ignore[arg-type]
 

@@ -48,7 +48,7 @@ def lines(*words: st.SearchStrategy[Any] | str) -> st.SearchStrategy[str]:
     return st.tuples(*(st.just(word) if isinstance(word, str) else word for word in words)).map(lambda line: " ".join(map(str, line)))
 
 
-joining = st.builds("memory={} speed={} boot={} held={} last_epoch={}".format, memories, speeds, st.integers(1, 4), held, st.integers(0, 4))
+joining = st.builds("memory={} speed={} boot={} held={}".format, memories, speeds, st.integers(1, 4), held)
 commands = st.one_of(
     lines("join", names, joining),
     lines(st.sampled_from(["lost", "leave", "silence", "stale"]), names),

@@ -325,7 +325,7 @@ TAKEN = grpc.StatusCode.ALREADY_EXISTS
     ("changes", "code", "expected"),
     [
         ({"cluster_hash": "0123456789abcdef"}, DENIED, "--cluster"),
-        ({"cluster_hash": "x" * 5000 + "\n"}, DENIED, "--cluster"),
+        ({"cluster_hash": "x" * 5000 + "\n"}, INVALID, "cluster_hash"),
         ({"protocol_major": 0}, DIFFERENT, "protocol 0.0"),
         ({"protocol_major": 99, "protocol_minor": 3}, DIFFERENT, "protocol 99.3"),
         ({"name": ""}, INVALID, "name"),
@@ -417,6 +417,47 @@ def test_a_flood_of_joins(site: Site) -> None:
             call.cancel()
             silent.go()
     site.cluster.wait_until(lambda state: len(state["shards"]) == 2, 10.0)
+
+
+def test_epochs_of_strangers_are_not_believed(site: Site) -> None:
+    """A plan that is made while they are members has the next number; the answer goes on."""
+    expected = ask(site.cluster, PROMPTS[1], 200)
+    useless = capabilities(features=FEATURES, block_formats=["Q4_0"])
+    strangers = [Silent(hello(name=f"far-{number}", last_epoch=number, capabilities=useless)) for number in (2**64 - 1, 2**64 - 2, 2**53)]
+    lost, before = site.cluster.processes["b"], site.epoch
+    with site.channel("grpc") as channel, StreamedAnswer(site.cluster.http, PROMPTS[1], 200) as stream:
+        calls = [cluster_pb2_grpc.ClusterServiceStub(channel).Join(iter(stranger), timeout=60.0) for stranger in strangers]
+        assert all(next(call).WhichOneof("message") == "welcome" for call in calls)
+        stream.wait_tokens(10)
+        lost.kill()
+        lost.start()
+        assert Answer.of_stream(stream) == expected
+        assert before < site.epoch < before + 20
+        for call, stranger in zip(calls, strangers, strict=True):
+            call.cancel()
+            stranger.go()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        cluster_pb2.JoinRequest(stage_ready=cluster_pb2.StageReady(epoch=2**64 - 1)),
+        cluster_pb2.JoinRequest(heartbeat=cluster_pb2.Heartbeat(usage=cluster_pb2.ShardUsage(weights_bytes=2**64 - 1))),
+        cluster_pb2.JoinRequest(stage_activated=cluster_pb2.StageActivated(seconds=float("nan"))),
+        cluster_pb2.JoinRequest(capabilities_changed=cluster_pb2.CapabilitiesChanged(capabilities=capabilities(decode_s_per_byte=-1.0))),
+        cluster_pb2.JoinRequest(leaving=cluster_pb2.Leaving(reason="x" * 10_000)),
+    ],
+    ids=lambda message: message.WhichOneof("message"),
+)
+def test_a_member_that_says_what_cannot_be_is_put_out(site: Site, message: cluster_pb2.JoinRequest) -> None:
+    useless = capabilities(features=FEATURES, block_formats=["Q4_0"])
+    with site.channel("grpc") as channel:
+        call = cluster_pb2_grpc.ClusterServiceStub(channel).Join(iter([hello(capabilities=useless), message]), timeout=CALL_TIMEOUT_S)
+        with pytest.raises(grpc.RpcError):
+            list(call)
+        assert call.code() is INVALID
+        assert "; expected " in call.details()
+    assert ask(site.cluster) == site.expected
 
 
 def test_a_member_that_takes_a_part_and_computes_nothing_is_replaced(site: Site) -> None:

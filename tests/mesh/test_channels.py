@@ -16,7 +16,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from dairllm.mesh import errors
-from dairllm.mesh.channels import MAX_MESSAGE_BYTES, add_standard_services, bind, create_server, dial, error_from_rpc, open_channel
+from dairllm.mesh.channels import (
+    MAX_MESSAGE_BYTES,
+    add_standard_services,
+    bind,
+    create_server,
+    dial,
+    error_from_rpc,
+    open_blocking_channel,
+    open_channel,
+)
 from dairllm.mesh.errors import DairllmError, InvalidSetting, PeerUnreachable
 from dairllm.v1 import inference_pb2, inference_pb2_grpc, ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc
 from tests.instruments.processes import free_port
@@ -32,6 +41,8 @@ class Servicer(shard_pb2_grpc.ShardServiceServicer, inference_pb2_grpc.Inference
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.generator_closed = asyncio.Event()
+        self.stats: shard_pb2.GetStatsResponse | None = None
+        self.credits = 1
 
     async def Echo(self, request: Any, context: Any) -> Any:
         if self.error is not None:
@@ -39,6 +50,8 @@ class Servicer(shard_pb2_grpc.ShardServiceServicer, inference_pb2_grpc.Inference
         return shard_pb2.EchoResponse(payload=request.payload)
 
     async def GetStats(self, request: Any, context: Any) -> Any:
+        if self.stats is not None:
+            return self.stats
         await context.abort(grpc.StatusCode.OUT_OF_RANGE, "on purpose")
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -52,7 +65,7 @@ class Servicer(shard_pb2_grpc.ShardServiceServicer, inference_pb2_grpc.Inference
 
     async def Forward(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         async for _ in request_iterator:
-            await context.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
+            await context.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=self.credits)))
             if self.error is not None:
                 raise self.error
 
@@ -95,8 +108,8 @@ async def echo(channel: grpc.aio.Channel, payload: bytes = b"hello") -> bytes:
     return bytes(reply.payload)
 
 
-async def generate(channel: grpc.aio.Channel) -> None:
-    async for _ in inference_pb2_grpc.InferenceServiceStub(channel).Generate(inference_pb2.GenerateRequest(), timeout=WAIT_S):
+async def generate(channel: grpc.aio.Channel, **fields: Any) -> None:
+    async for _ in inference_pb2_grpc.InferenceServiceStub(channel).Generate(inference_pb2.GenerateRequest(**fields), timeout=WAIT_S):
         pass
 
 
@@ -374,3 +387,62 @@ async def test_malformed_messages_are_refused(channel: grpc.aio.Channel) -> None
     with pytest.raises(grpc.aio.AioRpcError):
         await method(b"\xff\xff\xff", timeout=WAIT_S)
     assert await echo(channel) == b"hello"
+
+
+TOO_MANY = 2**32 - 1
+
+
+async def test_requests_out_of_range_never_reach_a_servicer(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    """Also in the middle of a stream; the process answers on."""
+    call = ring_pb2_grpc.RingServiceStub(channel).Forward(timeout=WAIT_S)
+    await call.write(ring_pb2.ForwardRequest())
+    assert (await call.read()).credit.frames == 1
+    await call.write(ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(epoch=2**64 - 1)))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    error = error_from_rpc(caught.value)
+    assert (type(error), error.param) == (errors.InvalidRequest, "epoch")
+    assert f"MicroBatchResult.epoch is {2**64 - 1}; expected a whole number up to " in str(error)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await generate(channel, model="x" * 5000)
+    assert f"GenerateRequest.model is {'x' * 60!r} (5000 characters); expected at most 4096 characters" in str(error_from_rpc(caught.value))
+    assert await echo(channel) == b"hello"
+
+
+async def ask_stats(channel: grpc.aio.Channel) -> None:
+    await shard_pb2_grpc.ShardServiceStub(channel).GetStats(shard_pb2.GetStatsRequest(), timeout=WAIT_S)
+
+
+async def read_credit(channel: grpc.aio.Channel) -> None:
+    stream = ring_pb2_grpc.RingServiceStub(channel).Forward(timeout=WAIT_S)
+    await stream.write(ring_pb2.ForwardRequest())
+    await stream.read()
+
+
+@pytest.mark.parametrize("call", [ask_stats, forward, read_credit])
+async def test_answers_out_of_range_never_reach_a_caller(
+    servicer: Servicer, channel: grpc.aio.Channel, call: Callable[[grpc.aio.Channel], Awaitable[None]]
+) -> None:
+    servicer.stats = shard_pb2.GetStatsResponse(epoch=2**64 - 1)
+    servicer.credits = TOO_MANY
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(channel)
+    words = f"GetStatsResponse.epoch is {2**64 - 1}" if call is ask_stats else f"Credit.frames is {TOO_MANY}"
+    assert str(error_from_rpc(caught.value, "b")).startswith(f"b: sent what cannot be (the answer makes no sense: {words}; expected ")
+
+
+async def test_answers_out_of_range_never_reach_a_caller_without_an_event_loop(servicer: Servicer, port: int) -> None:
+    servicer.stats = shard_pb2.GetStatsResponse(epoch=2**64 - 1)
+    servicer.credits = TOO_MANY
+
+    def ask(channel: grpc.Channel) -> None:
+        shard_pb2_grpc.ShardServiceStub(channel).GetStats(shard_pb2.GetStatsRequest(), timeout=WAIT_S)
+
+    def ask_credits(channel: grpc.Channel) -> None:
+        list(ring_pb2_grpc.RingServiceStub(channel).Forward(iter([ring_pb2.ForwardRequest()]), timeout=WAIT_S))
+
+    with open_blocking_channel(f"127.0.0.1:{port}") as channel:
+        for call in (ask, ask_credits):
+            with pytest.raises(grpc.RpcError) as caught:
+                await asyncio.to_thread(call, channel)
+            assert "sent what cannot be" in str(error_from_rpc(caught.value))

@@ -15,6 +15,7 @@ from dairllm.kernels_pyx import encode_rows
 from dairllm.mesh.channels import dial, error_from_rpc
 from dairllm.mesh.errors import NotAMember, UnknownModel, Unsupported, WrongEpoch
 from dairllm.v1 import cluster_pb2, ring_pb2, shard_pb2, shard_pb2_grpc
+from tests.instruments.tcp_proxy import TcpProxy
 from tests.shard_service.fake_coordinator import HEARTBEAT_MS, KV_KEY, WIRE, FakeCoordinator, JoinedShard, RingEdge, soon
 from tests.shard_service.living_sequence import Answer, LivingSequence, Plan, Replay, activate, peer_of, prepare, serving
 from tests.shard_service.shard_processes import joined, process_of, shard_process
@@ -337,20 +338,43 @@ async def test_limits_change_while_it_runs(coordinator: FakeCoordinator) -> None
 
 async def test_another_coordinator_learns_what_a_shard_holds(coordinator: FakeCoordinator) -> None:
     async with shards_of(coordinator, "a") as shards:
-        assert shards["a"].hello.last_epoch == 0
         await shards["a"].assign(coordinator.assignment(7, range(1, 3)))
         await coordinator.stop()
         coordinator.welcome.coordinator_id = "another"
         await coordinator.start(coordinator.port)
         again = await coordinator.next_shard()
         assert coordinator.manifest is not None
-        assert again.hello.last_epoch == 7
         assert again.hello.held.model_digest == coordinator.manifest.model_digest
         assert list(again.hello.held.unit_indexes) == [1, 2]
         with pytest.raises(grpc.aio.AioRpcError):
             await RingEdge.open(again, 7)
         await asyncio.sleep(HEARTBEAT_MS / 1000)
         assert again.heartbeats
+
+
+async def test_another_run_of_the_coordinator_hears_nothing_of_the_plans_of_the_last(coordinator: FakeCoordinator) -> None:
+    """Its epochs have the same numbers. The switch of the last one is under way when it comes, and would be told after the welcome."""
+    async with shards_of(coordinator, "a") as shards, TcpProxy("127.0.0.1", 9) as hole:
+        hole.black_hole()
+        await prepare(coordinator, shards, ALONE, 1)
+        lost = transfer_from(cluster_pb2.Peer(name="hole", addresses=[hole.address]), first_unit=1, end_unit=3, block_ids=[0])
+        activation = cluster_pb2.ActivateStage(epoch=1, transfers=[lost])
+        shards["a"].say(cluster_pb2.JoinResponse(activate_stage=activation))
+        async with asyncio.timeout(20):
+            while not hole.num_connections:
+                await asyncio.sleep(0.01)
+        await coordinator.stop()
+        coordinator.welcome.coordinator_id = "another"
+        await coordinator.start(coordinator.port)
+        again = await coordinator.next_shard()
+        await again.prepare(coordinator.assignment(1))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await RingEdge.open(again, 1)
+        await again.activate(1)
+        async with await RingEdge.open(again, 1) as edge:
+            sequence = LivingSequence(1, PROMPT)
+            await sequence.go_on(edge, coordinator, 1, BEFORE)
+            assert sequence.answers == (await undisturbed(coordinator))[:BEFORE]
 
 
 async def test_a_release_by_an_older_plan_keeps_what_the_next_one_prepares(coordinator: FakeCoordinator) -> None:

@@ -40,7 +40,7 @@ from dairllm.mesh.ring.frames import MicroBatch
 from tests.engine.shard_contents import Passage
 from tests.simulation.engine import Answer, SimulatedEngine
 from tests.simulation.network import Network, Stream
-from tests.simulation.shard import KV_BLOCK_TOKENS, Activation, Edge, Message, SimulatedShard
+from tests.simulation.shard import KV_BLOCK_TOKENS, Activation, Edge, Message, RingKey, SimulatedShard, Welcomed
 from tests.simulation.world import World
 
 TICK_S = 0.25
@@ -70,6 +70,7 @@ class SimulatedCoordinator:
         counts: Counter[str],
     ) -> None:
         self.world, self.network, self.model, self._find = world, network, model, find
+        self.id = config.coordinator_id
         self.machine = ClusterMachine(config)
         self.engine = SimulatedEngine(world, self._put_on_ring, self._drained_at_once, self.handle, counts)
         self.is_alive = True
@@ -109,6 +110,7 @@ class SimulatedCoordinator:
                 self.world.say(action.event.text)
             case AdmitShard():
                 self.holders[action.name] = action.lease
+                self._send(action.name, Welcomed(self.id))
             case RefuseShard() | EndLease():
                 self._end(action.lease)
             case AssignUnits() | ActivateStage() | ReleaseShard() | AskToDrain() | ConfigureLimits():
@@ -127,12 +129,12 @@ class SimulatedCoordinator:
         if isinstance(action, ActivateStage):
             self.world.require(self.open is None, "stages change under an open ring")
 
-    def _send(self, name: str, action: Action) -> None:
+    def _send(self, name: str, action: Action | Welcomed) -> None:
         lease = self.leases.get(self.holders.get(name, LeaseId(0)))
         if lease:
             lease.stream.to_client.send(self._completed(action))
 
-    def _completed(self, action: Action) -> Message:
+    def _completed(self, action: Action | Welcomed) -> Message:
         if not isinstance(action, ActivateStage):
             return action
         return Activation(action, self.engine.used_block_ids if action.moves else (), self.engine.alive_ring_ids)
@@ -190,7 +192,8 @@ class SimulatedCoordinator:
                 return
             self.opening = None
             first = self._find(action.first.name)
-            edge = first.accept(action.epoch, lambda: self._lose_edge(edge)) if first and not self.world.chance(0.02) else None
+            key = RingKey(self.id, action.epoch)
+            edge = first.accept(key, lambda: self._lose_edge(edge)) if first and not self.world.chance(0.02) else None
             if edge is None:
                 self.handle(RingBroken(action.epoch, "the first shard did not answer"))
                 return
@@ -209,8 +212,8 @@ class SimulatedCoordinator:
         if self.is_alive and self.open and edge is self.outgoing:
             self.handle(RingBroken(self.open.epoch, "the edge to the first shard broke"))
 
-    def accept_last(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None:
-        if not self.is_alive or self.open is None or self.open.epoch != epoch:
+    def accept_last(self, key: RingKey, on_end: Callable[[], None]) -> Edge | None:
+        if not self.is_alive or self.open is None or key != (self.id, self.open.epoch):
             return None
 
         def take(passage: Passage) -> None:

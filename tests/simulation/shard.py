@@ -46,7 +46,20 @@ class Activation(NamedTuple):
     alive: tuple[int, ...]
 
 
-Message = Action | Activation | Event | ShardHello
+class Welcomed(NamedTuple):
+    """coordinator_id: of one run of the coordinator, whose epochs are its own."""
+
+    coordinator_id: str
+
+
+class RingKey(NamedTuple):
+    """What tells the ring of an epoch from that of another run of the coordinator."""
+
+    coordinator_id: str
+    epoch: Epoch
+
+
+Message = Action | Activation | Event | ShardHello | Welcomed
 Edge = Stream[Passage]
 """From one stage to the next; its client sends."""
 
@@ -56,7 +69,7 @@ class Members(Protocol):
 
     def connect(self, shard: "SimulatedShard") -> Stream[Message] | None: ...
     def find(self, name: str) -> "SimulatedShard | None": ...
-    def accept_last(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None: ...
+    def accept_last(self, key: RingKey, on_end: Callable[[], None]) -> Edge | None: ...
 
 
 @dataclass
@@ -81,7 +94,8 @@ class SimulatedShard:
     slowness: float = 1.0
     stream: Stream[Message] | None = None
     weights: set[int] = field(default_factory=set)
-    epoch: Epoch = Epoch(0)  # noqa: RUF009
+    coordinator_id: str = ""
+    is_member: bool = False
     stage: AssignUnits | None = None
     prepared: Prepared | None = None
     has_stopped: bool = False
@@ -109,7 +123,7 @@ class SimulatedShard:
         self.boot += 1
         self.is_alive, self.is_leaving, self.frozen_until_s = True, False, 0.0
         self._empty()
-        self.prepared, self.epoch, self.stream = None, Epoch(0), None
+        self.prepared, self.coordinator_id, self.stream = None, "", None
         self.waiting.clear()
         self.world.say(f"{self.name} starts (boot {self.boot})")
         self.join(self.boot)
@@ -153,6 +167,7 @@ class SimulatedShard:
     def join(self, boot: int) -> None:
         if not self.is_alive or boot != self.boot or self.stream is not None:
             return
+        self.is_member = False
         self.stream = self.members.connect(self)
         if self.stream is None:
             self.later(self.world.random.uniform(0.2, 0.6), lambda: self.join(boot))
@@ -163,7 +178,7 @@ class SimulatedShard:
     def hello(self) -> ShardHello:
         capabilities = self.capabilities()
         held = HeldUnits(self.model.digest, frozenset(self.weights))
-        return ShardHello(self.name, str(self.boot), (f"{self.name}:1",), capabilities, CLUSTER_HASH, 1, 0, "1", held, self.epoch)
+        return ShardHello(self.name, str(self.boot), (f"{self.name}:1",), capabilities, CLUSTER_HASH, 1, 0, "1", held)
 
     def capabilities(self) -> ShardCapabilities:
         abilities = self.model.block_formats, self.model.features
@@ -181,11 +196,14 @@ class SimulatedShard:
             self.later(self.world.random.uniform(0.1, 0.4), lambda: self.join(boot))
 
     def tell(self, event: Event) -> None:
-        if self.stream:
+        """Nothing before the welcome."""
+        if self.stream and self.is_member:
             self.stream.to_server.send(event)
 
     def hear(self, action: Message) -> None:
         match action:
+            case Welcomed(coordinator_id):
+                self.obey(coordinator_id)
             case AssignUnits():
                 self.prepare(action)
             case Activation():
@@ -202,10 +220,18 @@ class SimulatedShard:
         self.is_leaving = True
         self.tell(ShardLeaving(self.name, str(self.boot), "asked to"))
 
+    def obey(self, coordinator_id: str) -> None:
+        """Stages and sequences of another run of the coordinator are of no use; weights stay."""
+        if self.coordinator_id not in ("", coordinator_id):
+            weights = self.weights
+            self.close_edges()
+            self._empty()
+            self.prepared, self.weights = None, weights
+        self.coordinator_id, self.is_member = coordinator_id, True
+
     # -- stages
 
     def prepare(self, order: AssignUnits) -> None:
-        self.epoch = max(self.epoch, order.epoch)
         if order.exclusive and self.stage:
             for unit in self.contents.cells.keys() - set(order.units):
                 self.attic[unit] = self.contents.cells.pop(unit)
@@ -257,12 +283,14 @@ class SimulatedShard:
         self.fetch(activation)
 
     def fetch(self, activation: Activation) -> None:
-        order = activation.order
+        order, stage = activation.order, self.stage
         moves = [(unit, move.source.name) for move in order.moves for unit in move.units]
         taken: set[int] = set()
         left = {"count": len(moves)}
 
         def finish(unit: int, cells: Cells | None) -> None:
+            if self.stage is not stage:
+                return
             if cells is not None and left["count"]:
                 self.contents.cells[unit] = cells
                 taken.add(unit)
@@ -280,7 +308,7 @@ class SimulatedShard:
         done: list[bool] = []
 
         def once(cells: Cells | None) -> None:
-            if not done and self.stage and self.stage.epoch == activation.order.epoch:
+            if not done:
                 done.append(True)
                 finish(unit, cells)
 
@@ -314,9 +342,9 @@ class SimulatedShard:
 
     # -- edges and frames
 
-    def accept(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None:
+    def accept(self, key: RingKey, on_end: Callable[[], None]) -> Edge | None:
         """An edge to this shard; None if it does not serve this epoch. on_end: the sender's."""
-        if not self.is_alive or self.stage is None or self.stage.epoch != epoch or self.has_stopped:
+        if not self.is_alive or self.stage is None or self.key_of(self.stage) != key or self.has_stopped:
             return None
         boot = self.boot
 
@@ -330,6 +358,9 @@ class SimulatedShard:
         edge: Edge = Stream(self.world, self.network, take, lambda _: None, lambda: None, on_end)
         self.incoming = edge
         return edge
+
+    def key_of(self, stage: AssignUnits) -> RingKey:
+        return RingKey(self.coordinator_id, stage.epoch)
 
     def close_edges(self) -> None:
         if self.incoming:
@@ -372,7 +403,8 @@ class SimulatedShard:
                 self.when_awake(boot, lambda: self.lose_edge(stage, "connection reset"))
 
         following = self.members.find(stage.next.name) if stage.next else None
-        edge = following.accept(stage.epoch, ended) if following else self.members.accept_last(stage.epoch, ended)
+        key = self.key_of(stage)
+        edge = following.accept(key, ended) if following else self.members.accept_last(key, ended)
         return edge
 
     def lose_edge(self, stage: AssignUnits, message: str) -> None:

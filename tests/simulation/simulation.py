@@ -2,17 +2,26 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.events import ConfigureRequested, CordonRequested, DrainRequested
-from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.engine.requests import GenerationRequest
 from tests.instruments.descriptions import demand_of
 from tests.simulation.coordinator import SimulatedCoordinator
 from tests.simulation.engine import CONTEXT_LENGTH, Answer
 from tests.simulation.network import Network, Stream
-from tests.simulation.shard import CLUSTER_HASH, HEARTBEAT_S, KV_BLOCK_TOKENS, LEASE_TIMEOUT_S, Edge, Message, SimulatedShard
+from tests.simulation.shard import (
+    CLUSTER_HASH,
+    HEARTBEAT_S,
+    KV_BLOCK_TOKENS,
+    LEASE_TIMEOUT_S,
+    Edge,
+    Message,
+    RingKey,
+    SimulatedShard,
+)
 from tests.simulation.world import World
 
 FAULTS_FROM_S = 1.0
@@ -47,6 +56,7 @@ class Simulation:
         self._num_leases = 0
         self.counts: Counter[str] = Counter()
         self.answers: list[Answer] = []
+        self._num_coordinators = 0
         self.coordinator = self._start_coordinator()
 
     def _shard(self, name: str) -> SimulatedShard:
@@ -58,7 +68,9 @@ class Simulation:
         return SimulatedShard(self.world, self.network, self, self.model, name, room_bytes, s_per_byte, most_sent_rows=most_sent_rows)
 
     def _start_coordinator(self) -> SimulatedCoordinator:
-        return SimulatedCoordinator(self.world, self.network, self.model, self._config, self.shards.get, self.counts)
+        self._num_coordinators += 1
+        config = replace(self._config, coordinator_id=str(self._num_coordinators))
+        return SimulatedCoordinator(self.world, self.network, self.model, config, self.shards.get, self.counts)
 
     # -- what shards reach
 
@@ -71,8 +83,8 @@ class Simulation:
     def find(self, name: str) -> SimulatedShard | None:
         return self.shards.get(name)
 
-    def accept_last(self, epoch: Epoch, on_end: Callable[[], None]) -> Edge | None:
-        return self.coordinator.accept_last(epoch, on_end)
+    def accept_last(self, key: RingKey, on_end: Callable[[], None]) -> Edge | None:
+        return self.coordinator.accept_last(key, on_end)
 
     # -- a run
 

@@ -20,7 +20,7 @@ FILES = "."
 """The other files at the root of a package."""
 ROOMS = {
     "model_files": (FILES, "architectures", "manifest_builder"),
-    "mesh": (FILES, "discovery", "ring"),
+    "mesh": ("errors", "sampling", "ranges", FILES, "discovery", "ring"),
     "shard_service": (
         *("settings", "assignment", "machine", "membership", "ring", "weights", "kv_cache", "forward", "epochs", "bench"),
         FILES,

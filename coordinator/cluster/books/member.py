@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import NamedTuple
 
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.config import ClusterConfig
@@ -25,6 +26,17 @@ CORDON_NOTES = {
     Cordon.UNLESS_NEEDED: "cordoned: it is used only while the others do not suffice",
     Cordon.FORCED: "cordoned: it is not used",
 }
+
+
+class Fault(NamedTuple):
+    """See Member."""
+
+    failure: str | None
+    unused_until_s: float
+    num_faults: int
+
+
+NO_FAULT = Fault(None, -math.inf, 0)
 
 
 class ShardPhase(Enum):
@@ -130,6 +142,15 @@ class Member:
         """About its part in the plan; nothing more is to be said of that while it has failed or is not to be used."""
         if not self.has_failed and self.is_willing:
             self.plan_note = note
+
+    @property
+    def fault(self) -> Fault:
+        lasts = self.has_failed and self.unused_until_s < math.inf
+        return Fault(self.failure, self.unused_until_s, self.num_faults) if lasts else NO_FAULT._replace(num_faults=self.num_faults)
+
+    def take_fault(self, fault: Fault) -> None:
+        """Of the same life, from before its lease ended."""
+        self.failure, self.unused_until_s, self.num_faults = fault
 
     def fail(self, failure: str, until_s: float) -> None:
         """It is not used before then, whether the others suffice or not."""

@@ -6,14 +6,17 @@ from enum import Enum
 from dairllm.coordinator.cluster.actions import AdmitShard, EndLease, EventKind, RefuseShard
 from dairllm.coordinator.cluster.books.admission import refusal_of
 from dairllm.coordinator.cluster.books.journal import Journal
-from dairllm.coordinator.cluster.books.member import Cordon, Member
+from dairllm.coordinator.cluster.books.member import NO_FAULT, Cordon, Fault, Member
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.descriptions import describe_join
 from dairllm.coordinator.cluster.events import HeartbeatReceived
-from dairllm.coordinator.cluster.identities import Epoch, Holder, LeaseId
+from dairllm.coordinator.cluster.identities import Holder, LeaseId
 from dairllm.coordinator.cluster.shard_reports import ShardHello
 from dairllm.mesh.errors import DairllmError, NameTaken
+
+MAX_FAULTS = 64
+"""Of shards that are away, the latest ones."""
 
 
 class JoinOutcome(Enum):
@@ -29,7 +32,7 @@ class Members:
         self._journal = journal
         self._members: dict[str, Member] = {}
         self._cordons: dict[str, Cordon] = {}
-        self.last_epoch = Epoch(0)
+        self._faults: dict[Holder, Fault] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -67,7 +70,6 @@ class Members:
             self._journal.do(RefuseShard(hello.name, hello.boot_id, lease, error))
             self._journal.tell(EventKind.REFUSED, "", f"a shard was refused: {error}")
             return JoinOutcome.REFUSED
-        self.last_epoch = max(self.last_epoch, hello.last_epoch)
         if present and present.boot_id == hello.boot_id:
             self._reconnect(present, lease, hello)
             return JoinOutcome.RECONNECTED
@@ -91,7 +93,9 @@ class Members:
     def _admit(self, lease: LeaseId, hello: ShardHello) -> None:
         now_s = self._journal.now_s
         speed = SpeedEstimate(hello.capabilities.decode_s_per_byte)
-        self._members[hello.name] = Member(hello, lease, now_s, speed, cordon=self._cordons.get(hello.name, Cordon.NONE))
+        member = Member(hello, lease, now_s, speed, cordon=self._cordons.get(hello.name, Cordon.NONE))
+        member.take_fault(self._faults.pop(member.holder, NO_FAULT))
+        self._members[hello.name] = member
         self._journal.do(AdmitShard(hello.name, hello.boot_id, lease))
         self._journal.tell(EventKind.JOINED, hello.name, describe_join(hello))
 
@@ -146,4 +150,10 @@ class Members:
         self._journal.do(EndLease(member.name, member.boot_id, member.lease, reason))
 
     def remove(self, name: str) -> Member:
-        return self._members.pop(name)
+        """That it was at fault is remembered, so that it does not help to join again."""
+        member = self._members.pop(name)
+        if member.num_faults:
+            self._faults[member.holder] = member.fault
+            while len(self._faults) > MAX_FAULTS:
+                del self._faults[next(iter(self._faults))]
+        return member

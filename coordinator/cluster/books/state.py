@@ -70,9 +70,9 @@ class ClusterState:
         """No plan of another model counts any more."""
         self.model, self.active, self.before = model, None, None
 
-    def propose(self, plan: Plan, holders: tuple[Holder, ...], exclusive: set[str], last_epoch: Epoch, now_s: float) -> None:
-        """A candidate of a new epoch, larger than all that the coordinator or a shard has seen."""
-        self.newest_epoch = Epoch(max(self.newest_epoch, last_epoch) + 1)
+    def propose(self, plan: Plan, holders: tuple[Holder, ...], exclusive: set[str], now_s: float) -> None:
+        """A candidate of a new epoch, larger than all of this coordinator."""
+        self.newest_epoch = Epoch(self.newest_epoch + 1)
         self.candidate = Candidate(Deployment(self.newest_epoch, plan, holders), now_s, exclusive)
 
     def drop_candidate(self) -> None:

@@ -2,7 +2,6 @@
 
 from dairllm.coordinator.cluster.actions import EventKind, ReleaseShard
 from dairllm.coordinator.cluster.books.member import Member
-from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.planner import Plan
 
@@ -14,8 +13,7 @@ class IdleShards(MachinePart):
             return
         member.held, member.told_note = frozenset(), reason
         self._cache.forget(member.holder)
-        epoch = Epoch(max(self._state.newest_epoch, self._members.last_epoch))
-        self._journal.do(ReleaseShard(member.name, member.boot_id, epoch, reason, member.is_leaving))
+        self._journal.do(ReleaseShard(member.name, member.boot_id, self._state.newest_epoch, reason, member.is_leaving))
 
     def release_others(self, plan: Plan) -> None:
         """The ring of this plan opens: it needs nobody else."""

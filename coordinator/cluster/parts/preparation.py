@@ -29,7 +29,7 @@ class Preparation(MachinePart):
         assert model is not None
         holders = tuple(self._members[stage.shard].holder for stage in plan.stages)
         exclusive = {stage.shard for stage in plan.stages if self._must_free_first(model, stage, plan.num_kv_blocks)}
-        state.propose(plan, holders, exclusive, self._members.last_epoch, self._now_s)
+        state.propose(plan, holders, exclusive, self._now_s)
         state.enter(phase, reason, self._now_s)
         kind, begin = (EventKind.PLAN, "") if phase is Phase.LOADING else (EventKind.PREPARING, "preparing ")
         self._journal.tell(kind, "", begin + describe_plan(state.newest_epoch, plan, model.num_layers))

@@ -361,16 +361,18 @@ class StageFailed(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., message: _Optional[str] = ..., retryable: bool = ..., needs_exclusive: bool = ..., missing_bytes: _Optional[int] = ...) -> None: ...
 
 class EdgeLost(_message.Message):
-    __slots__ = ("epoch", "peer", "message", "silent")
+    __slots__ = ("epoch", "peer", "message", "silent", "at_fault")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
+    AT_FAULT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     peer: str
     message: str
     silent: bool
-    def __init__(self, epoch: _Optional[int] = ..., peer: _Optional[str] = ..., message: _Optional[str] = ..., silent: bool = ...) -> None: ...
+    at_fault: bool
+    def __init__(self, epoch: _Optional[int] = ..., peer: _Optional[str] = ..., message: _Optional[str] = ..., silent: bool = ..., at_fault: bool = ...) -> None: ...
 
 class Leaving(_message.Message):
     __slots__ = ("reason", "drain")

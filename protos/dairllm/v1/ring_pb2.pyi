@@ -117,7 +117,7 @@ class SequenceBegin(_message.Message):
     def __init__(self, sequence_id: _Optional[int] = ..., prompt_length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceSlice(_message.Message):
-    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at", "replay_failed")
+    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at", "replay_failed", "failure")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class SequenceSlice(_message.Message):
     END_UNIT_FIELD_NUMBER: _ClassVar[int]
     REPLAY_AT_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FAILED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     first_position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -140,7 +141,8 @@ class SequenceSlice(_message.Message):
     end_unit: int
     replay_at: str
     replay_failed: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ..., replay_failed: bool = ...) -> None: ...
+    failure: str
+    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ..., replay_failed: bool = ..., failure: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "logit_bias", "top_logprobs", "logprobs")
