@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from dairllm.mesh.telemetry import fields
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.shard_service.epochs.stage_host import Identity, StageHost
 from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
-from dairllm.shard_service.machine.probe import cpu_model, measure_or_recall, probe_path, recall, scaled
+from dairllm.shard_service.machine.probe import Speed, cpu_model, measure_again, measure_or_recall, probe_path, recall, scaled
+from dairllm.shard_service.machine.standby import machine_is_quiet, measure_while_idle
 from dairllm.shard_service.membership.invitations import Standing, check_invitation, read_invitation
 from dairllm.shard_service.membership.joiner import Joiner
 from dairllm.shard_service.servicers import RingServicer, ShardServicer
@@ -104,7 +106,7 @@ class Shard:
         self._announced_id = secrets.token_hex(8)
         self._announced_addresses: tuple[str, ...] = ()
         self._coordinator_id = ""
-        self._decode_s_per_byte = 0.0
+        self._speed = Speed(0.0, 0.0, False)
         self._configuring: asyncio.Task[None] | None = None
         self._port = 0
         self.leaving = Leaving()
@@ -128,7 +130,9 @@ class Shard:
         if self._settings.ready_file is not None:
             self._write_ready_file(self._settings.ready_file)
             stack.callback(remove_ready_file, self._settings.ready_file)
-        self._decode_s_per_byte = await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, self._measure)
+        self._speed = await self._in_compute_thread(self._measure)
+        standing_by = asyncio.create_task(self._stand_by(), name="standby")
+        stack.callback(standing_by.cancel)
         if self._settings.discovery:
             self._announced_addresses = await announced_addresses(self._settings.host or EVERY_INTERFACE)
             self._announcer = Announcer(self._announcement())
@@ -212,18 +216,38 @@ class Shard:
         try:
             budget = _budget_of(message) if message.HasField("memory_budget_bytes") else self._budget
             if message.HasField("num_threads"):
-                loop = asyncio.get_running_loop()
-                self._decode_s_per_byte = await loop.run_in_executor(self.host.compute_thread, self._use_threads, message.num_threads)
+                num_threads = message.num_threads
+                self._speed = await self._in_compute_thread(lambda: self._use_threads(num_threads))
             self._budget = budget
             self.host.limit(budget)
             log.info("configured", extra=fields(memory=format_size(budget.total_bytes), threads=get_num_threads()))
         except InvalidRequest as error:
             refusal = error.message
             log.warning("the limits stay as they are: %s", refusal)
+        self._tell_capabilities(refusal)
+
+    def _tell_capabilities(self, refusal: str = "") -> None:
         changed = cluster_pb2.CapabilitiesChanged(capabilities=self._capabilities(), refusal=refusal)
         self._send(cluster_pb2.JoinRequest(capabilities_changed=changed))
 
-    def _use_threads(self, num_threads: int) -> float:
+    async def _in_compute_thread(self, work: Callable[[], Speed]) -> Speed:
+        """Where nothing else runs then."""
+        return await asyncio.get_running_loop().run_in_executor(self.host.compute_thread, work)
+
+    async def _stand_by(self) -> None:
+        def is_quiet() -> Awaitable[bool]:
+            return machine_is_quiet(get_num_threads(), os.cpu_count() or 1)
+
+        await measure_while_idle(lambda: self._speed, lambda: self.host.is_idle, is_quiet, self._measure_again)
+
+    async def _measure_again(self) -> None:
+        """What is noticeably other than before is told."""
+        before = self._speed
+        self._speed = await self._in_compute_thread(lambda: measure_again(cache_folder(), time.time(), before))
+        if self._speed.differs_from(before.decode_s_per_byte) and self.joiner.is_member:
+            self._tell_capabilities()
+
+    def _use_threads(self, num_threads: int) -> Speed:
         """In the compute thread, where nothing else runs. Measuring takes a second, which running answers are not made to wait."""
         before = get_num_threads()
         try:
@@ -232,9 +256,10 @@ class Shard:
             raise InvalidRequest(str(error), "num_threads") from error
         if self.host.assignment is None:
             return self._measure()
-        return recall(probe_path(cache_folder()), time.time()) or scaled(self._decode_s_per_byte, before, num_threads)
+        known = recall(probe_path(cache_folder()), time.time())
+        return known or Speed(scaled(self._speed.decode_s_per_byte, before, num_threads), time.time(), False)
 
-    def _measure(self) -> float:
+    def _measure(self) -> Speed:
         return measure_or_recall(cache_folder(), time.time())
 
     def _capabilities(self) -> cluster_pb2.ShardCapabilities:
@@ -245,7 +270,7 @@ class Shard:
             num_threads=get_num_threads(),
             isa=str(optimization_info()["isa"]),
             cpu_model=cpu_model(),
-            decode_s_per_byte=self._decode_s_per_byte,
+            decode_s_per_byte=self._speed.decode_s_per_byte,
             block_formats=list(BLOCK_FORMATS),
             features=(*STAGE_FEATURES, ARITHMETIC_FEATURE),
         )

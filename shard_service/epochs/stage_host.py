@@ -157,6 +157,12 @@ class StageHost:
         """The active one."""
         return None if self._run is None else self._run.assignment
 
+    @property
+    def is_idle(self) -> bool:
+        """It has no part in a plan, is preparing for none, and holds nothing of a model."""
+        has_part = self._run is not None or self._prepared is not None or bool(self._changes)
+        return not has_part and not self._store.held_units()[1]
+
     def find_unit(self, model_digest: bytes, unit_index: int) -> tuple[AssignmentFacts, Unit]:
         """A unit that is assigned to this shard, now or next. Raises UnknownModel."""
         prepared = None if self._prepared is None else self._prepared.assignment

@@ -1,7 +1,8 @@
-"""What this machine can do, measured with the real kernels in under a second and remembered for a week: seconds per byte of weights for one
-row, as in ShardCapabilities of cluster.proto.
+"""What this machine can do, measured with the real kernels in under a second: seconds per byte of weights for one row, as in
+ShardCapabilities of cluster.proto.
 
-Decoding reads every weight once per token, so it is measured on a matrix larger than the caches.
+Decoding reads every weight once per token, so it is measured on a matrix larger than the caches. A measurement that was disturbed is no
+worse than its fastest repetition, and is remembered as one: it is soon taken again. One that was not is good for a week.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,39 +24,66 @@ from dairllm.kernels_pyx import PackedMatrix, get_num_threads, optimization_info
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.cache_folder import try_lock
+from dairllm.shard_service.machine.disturbance import CpuTimes, Load, was_disturbed
 
 LOCK_DEADLINE_S = 10.0
 _LOCK_POLL_S = 0.05
 TTL_S = 7 * 24 * 3600.0
+DISTURBED_TTL_S = 600.0
 _BLOCK_FORMAT = "Q4_0"
 _INPUTS = 4096
 _OUTPUTS = 20480  # 45 MiB
 _DECODE_S = 0.6
 _MAX_REPEATS = 50
+_LEAST_REPEATS = 5
+NOTICEABLE = 0.15
+"""Speeds that differ by less are the same."""
 
 log = logging.getLogger(__name__)
 
 
-def measure_or_recall(cache_folder: Path, now_s: float) -> float:
+class Speed(NamedTuple):
+    """measured_s: when, in seconds since the epoch. is_undisturbed: the machine did nothing else meanwhile."""
+
+    decode_s_per_byte: float
+    measured_s: float
+    is_undisturbed: bool
+
+    def or_better(self, before: "Speed | None") -> "Speed":
+        """What to believe after this one. Disturbances make a machine slower, never faster."""
+        if self.is_undisturbed or before is None:
+            return self
+        if before.is_undisturbed or before.decode_s_per_byte < self.decode_s_per_byte:
+            return before
+        return self
+
+    def differs_from(self, other_s_per_byte: float) -> bool:
+        faster, slower = sorted((self.decode_s_per_byte, other_s_per_byte))
+        return slower > faster * (1 + NOTICEABLE)
+
+
+def measure_or_recall(cache_folder: Path, now_s: float) -> Speed:
     """now_s: seconds since the epoch. What can't be written or read in the cache folder is measured again the next time.
 
     Processes of this machine measure one after the other, as far as nobody waits longer than LOCK_DEADLINE_S: at once, they would measure
     each other's load.
     """
+    return recall(probe_path(cache_folder), now_s) or measure_again(cache_folder, now_s, None, LOCK_DEADLINE_S)
+
+
+def measure_again(cache_folder: Path, now_s: float, known: Speed | None, deadline_s: float = 0.0) -> Speed:
+    """known: what is believed so far. deadline_s: how long to wait while another process measures, which does it for this one, too."""
     path = probe_path(cache_folder)
-    known = recall(path, now_s)
-    if known is not None:
-        return known
-    with alone(cache_folder / "probe.lock", LOCK_DEADLINE_S):
-        known = recall(path, now_s)
-        if known is not None:
-            return known
-        started_s = time.perf_counter()
-        decode_s_per_byte = _measure_decode()
-        remember(path, decode_s_per_byte, now_s)
-        took_s = time.perf_counter() - started_s
-        log.info("speed measured", extra=fields(seconds=f"{took_s:.2f}", decode=f"{1e-9 / decode_s_per_byte:.1f} GB/s"))
-        return decode_s_per_byte
+    with alone(cache_folder / "probe.lock", deadline_s):
+        latest = recall(path, now_s)
+        if latest is not None and (known is None or latest.measured_s > known.measured_s):
+            return latest
+        measured = _measure_decode(now_s)
+        speed = measured.or_better(latest or known)
+        remember(path, speed)
+        figure = f"{1e-9 / measured.decode_s_per_byte:.1f} GB/s"
+        log.info("speed measured", extra=fields(decode=figure, disturbed=not measured.is_undisturbed))
+        return speed
 
 
 def scaled(decode_s_per_byte: float, old_threads: int, new_threads: int) -> float:
@@ -86,30 +115,32 @@ def alone(path: Path, deadline_s: float) -> Iterator[None]:
 
 def _lock(descriptor: int, deadline_s: float) -> None:
     end_s = time.monotonic() + deadline_s
-    while time.monotonic() < end_s:
+    while True:
         with contextlib.suppress(OSError):
             if try_lock(descriptor):
                 return
+        if time.monotonic() >= end_s:
+            return
         time.sleep(_LOCK_POLL_S)
 
 
-def recall(path: Path, now_s: float) -> float | None:
+def recall(path: Path, now_s: float) -> Speed | None:
     """None for a file that is absent, too old or anything but what `remember` writes."""
     try:
         content = json.loads(path.read_text())
-        if not 0 <= now_s - float(content["measured_s"]) < TTL_S:
-            return None
-        decode_s_per_byte = float(content["decode_s_per_byte"])
+        speed = Speed(float(content["decode_s_per_byte"]), float(content["measured_s"]), content["is_undisturbed"] is True)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    return decode_s_per_byte if math.isfinite(decode_s_per_byte) and decode_s_per_byte > 0 else None
+    is_speed = math.isfinite(speed.decode_s_per_byte) and speed.decode_s_per_byte > 0
+    ttl_s = TTL_S if speed.is_undisturbed else DISTURBED_TTL_S
+    return speed if is_speed and 0 <= now_s - speed.measured_s < ttl_s else None
 
 
-def remember(path: Path, decode_s_per_byte: float, now_s: float) -> None:
+def remember(path: Path, speed: Speed) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"measured_s": now_s, "decode_s_per_byte": decode_s_per_byte}))
+        partial.write_text(json.dumps(speed._asdict()))
         partial.replace(path)
     except OSError as error:
         log.debug("the probe's result can't be kept: %s", error)
@@ -130,17 +161,19 @@ def _fingerprint() -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _measure_decode() -> float:
-    """Median over as many repetitions as there is time for, at least one after the first."""
+def _measure_decode(now_s: float) -> Speed:
+    """As many repetitions as there is time for."""
     matrix = _random_matrix()
     x = np.random.default_rng(1).standard_normal((1, _INPUTS), dtype=np.float32)
     matrix.matmul(x)
-    times: list[float] = []
-    while len(times) < _MAX_REPEATS and (not times or sum(times) + times[-1] < _DECODE_S):
+    before, times_s = CpuTimes.now(), list[float]()
+    while len(times_s) < _LEAST_REPEATS or (len(times_s) < _MAX_REPEATS and sum(times_s) < _DECODE_S):
         started_s = time.perf_counter()
         matrix.matmul(x)
-        times.append(time.perf_counter() - started_s)
-    return median(times) / matrix.size_bytes
+        times_s.append(time.perf_counter() - started_s)
+    is_disturbed = was_disturbed(times_s, Load.between(before, CpuTimes.now()), get_num_threads(), os.cpu_count() or 1)
+    taken_s = min(times_s) if is_disturbed else median(times_s)
+    return Speed(taken_s / matrix.size_bytes, now_s, not is_disturbed)
 
 
 def _random_matrix() -> PackedMatrix:
