@@ -16,9 +16,9 @@ from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from dairllm.mesh.cache_types import parse_cache_type
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME
 from dairllm.mesh.encodings import encoding_name, parse_encoding
-from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.process import run_until_signal
 from dairllm.mesh.settings import ConfigFile, Version, parse_size, settings_command
+from dairllm.mesh.system_memory import require_budget
 from dairllm.mesh.telemetry import configure_logging
 from dairllm.mesh.terminal import run_program
 
@@ -125,8 +125,7 @@ def _local_shard_arguments(memory: str | None, threads: int | None, log_level: s
     """Wrong values are refused here, before the model is loaded, and not by a child that is started again and again."""
     arguments = ["--log-level", log_level]
     if memory is not None:
-        if parse_size(memory) == 0:
-            raise InvalidSetting(f"--memory is {memory}; expected a size over 0, like 4GiB")
+        require_budget(parse_size(memory))
         arguments += ["--memory", memory]
     if threads is not None:
         arguments += ["--threads", str(threads)]

@@ -9,13 +9,14 @@ from dairllm.mesh.addresses import parse_address
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME, cluster_hash
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.process import run_until_signal
-from dairllm.mesh.settings import ConfigFile, Version, format_size, parse_size, settings_command
+from dairllm.mesh.settings import ConfigFile, Version, parse_size, settings_command
 from dairllm.mesh.shard_names import default_shard_name
+from dairllm.mesh.system_memory import SMALLEST_BUDGET_BYTES, detect_available_bytes, require_budget
 from dairllm.mesh.telemetry import configure_logging
 from dairllm.mesh.terminal import run_program
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.model_files.errors import NoCacheFolder
-from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, default_budget_bytes, detect_available_bytes
+from dairllm.shard_service.machine.memory import default_budget_bytes
 from dairllm.shard_service.service import DRAIN_DEADLINE_S, run_shard
 from dairllm.shard_service.settings import ShardSettings
 
@@ -99,10 +100,7 @@ def shard(
 def _budget_bytes(memory: str | None) -> int:
     if memory is None:
         return max(default_budget_bytes(detect_available_bytes()), SMALLEST_BUDGET_BYTES)
-    budget_bytes = parse_size(memory)
-    if budget_bytes < SMALLEST_BUDGET_BYTES:
-        raise InvalidSetting(f"--memory is {format_size(budget_bytes)}; expected at least {format_size(SMALLEST_BUDGET_BYTES)}")
-    return budget_bytes
+    return require_budget(parse_size(memory))
 
 
 def main() -> None:

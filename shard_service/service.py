@@ -19,16 +19,17 @@ from dairllm.mesh.discovery.announcer import Announcer
 from dairllm.mesh.discovery.browsers import Browser
 from dairllm.mesh.discovery.presence import Presence
 from dairllm.mesh.discovery.records import Announcement, Role, ShardState
-from dairllm.mesh.errors import DairllmError, InvalidRequest, NameTaken
+from dairllm.mesh.errors import DairllmError, InvalidRequest, InvalidSetting, NameTaken
 from dairllm.mesh.interfaces import announced_addresses, real_interface_addresses
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.shard_names import next_shard_name
+from dairllm.mesh.system_memory import require_budget
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.shard_service.epochs.stage_host import Identity, StageHost
-from dairllm.shard_service.machine.memory import SMALLEST_BUDGET_BYTES, MemoryBudget
+from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.machine.probe import Speed, cpu_model, measure_again, measure_or_recall, probe_path, recall, scaled
 from dairllm.shard_service.machine.standby import machine_is_quiet, measure_while_idle
 from dairllm.shard_service.membership.invitations import Standing, check_invitation, read_invitation
@@ -348,8 +349,7 @@ class Shard:
 
 
 def _budget_of(message: cluster_pb2.Configure) -> MemoryBudget:
-    budget_bytes = message.memory_budget_bytes
-    if budget_bytes < SMALLEST_BUDGET_BYTES:
-        expected = f"expected at least {format_size(SMALLEST_BUDGET_BYTES)}"
-        raise InvalidRequest(f"a memory budget of {format_size(budget_bytes)} is too small; {expected}", "memory_budget_bytes")
-    return MemoryBudget(budget_bytes)
+    try:
+        return MemoryBudget(require_budget(message.memory_budget_bytes))
+    except InvalidSetting as error:
+        raise InvalidRequest(error.message, "memory_budget_bytes") from error

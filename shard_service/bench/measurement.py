@@ -22,13 +22,13 @@ from dairllm.kernels_pyx import StageSlice, get_num_threads, memory_read_bandwid
 from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.peers import Peer
+from dairllm.mesh.system_memory import resident_bytes
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.kv_cache.layers import make_cache
-from dairllm.shard_service.machine.memory import resident_bytes
 from dairllm.shard_service.weights.sources import LocalFiles
 from dairllm.shard_service.weights.store import LayerStore
 

@@ -18,6 +18,7 @@ from dairllm.kernels_pyx import KvCache, encoded_row_bytes
 from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongEpoch
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.ring.outgoing import OutgoingEdge
+from dairllm.mesh.system_memory import resident_bytes
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.manifest import Unit
 from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
@@ -30,7 +31,7 @@ from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import SequenceTable
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.kv_cache.transfer import TransferOutcome, kv_pieces, take_over, transfer_from_proto
-from dairllm.shard_service.machine.memory import MemoryBudget, resident_bytes
+from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.ring.incoming import IncomingEdge
 from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.store import LayerStore

@@ -10,13 +10,14 @@ import psutil
 
 from dairllm.mesh.diagnosis import Finding, ModelIdentity, Status, Subject
 from dairllm.mesh.settings import format_size
+from dairllm.mesh.system_memory import MIB, detect_available_bytes
 from dairllm.model_files.architectures import find_architecture
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.model_files.errors import ModelFileError, NoCacheFolder
 from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
 from dairllm.model_files.names import KNOWN_MODELS
-from dairllm.shard_service.machine.memory import MIB, default_budget_bytes, detect_available_bytes
+from dairllm.shard_service.machine.memory import default_budget_bytes
 
 MACHINE, MODELS = "This machine", "Model files"
 _SMALL_BUDGET_BYTES = 256 * MIB

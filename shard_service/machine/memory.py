@@ -4,23 +4,18 @@ The budget covers weights, KV cache, sent rows, the kernels' scratch and the pro
 the last three when it plans; what they take is summed up by the same functions there and here (`model_files/memory.py`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.mesh.settings import format_size
+from dairllm.mesh.system_memory import MIB
 from dairllm.model_files.memory import Reserve
 
-MIB = 1024**2
-SMALLEST_BUDGET_BYTES = 128 * MIB
 _SMALLEST_RESERVE_BYTES = 100 * MIB
 _LARGEST_RESERVE_BYTES = 256 * MIB
 _PROCESS_BYTES = 72 * MIB  # measured before anything is loaded: 70 MiB, half of it pages of libraries
 _LARGEST_RECORDS_BYTES = 512 * MIB
 DEFAULT_SHARE = 0.8
-
-ReadText = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,99 +59,3 @@ class MemoryDemand:
 
 def default_budget_bytes(available_bytes: int) -> int:
     return int(available_bytes * DEFAULT_SHARE)
-
-
-def detect_available_bytes(read_text: ReadText | None = None) -> int:
-    """Memory that this process can take now: the machine's, or what its control groups leave of theirs, whichever is less."""
-    read = read_text or _read_text
-    limits = [available_from_meminfo(read("/proc/meminfo") or "")]
-    groups = read("/proc/self/cgroup") or ""
-    limits += [_room_v2(folder, read) for folder in cgroup_v2_folders(groups)]
-    limits += [_room_v1(folder, read) for folder in cgroup_v1_memory_folders(groups)]
-    known = [limit for limit in limits if limit is not None]
-    return min(known) if known else _available_elsewhere()
-
-
-def available_from_meminfo(text: str) -> int | None:
-    """MemAvailable of /proc/meminfo in bytes."""
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def cgroup_v2_folders(proc_self_cgroup: str) -> list[str]:
-    """Folders of the process's group and of all above it, since each of them may limit it."""
-    return _ancestors("/sys/fs/cgroup", _group_path(proc_self_cgroup, ""))
-
-
-def cgroup_v1_memory_folders(proc_self_cgroup: str) -> list[str]:
-    return _ancestors("/sys/fs/cgroup/memory", _group_path(proc_self_cgroup, "memory"))
-
-
-def room_in_group(limit_text: str | None, usage_text: str | None, stat_text: str | None) -> int | None:
-    """Bytes left in a control group; None without a limit. Cached files count as usage but give way, so they are added back."""
-    limit = _number(limit_text)
-    if limit is None or limit >= 2**60:  # v1 writes 'no limit' as a huge number, v2 as 'max'
-        return None
-    usage = _number(usage_text) or 0
-    return max(0, limit - usage + _inactive_file_bytes(stat_text or ""))
-
-
-def resident_bytes(read_text: ReadText | None = None) -> int:
-    """Resident set of this process, 0 where it can't be read."""
-    for line in ((read_text or _read_text)("/proc/self/status") or "").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _room_v2(folder: str, read: ReadText) -> int | None:
-    return room_in_group(read(f"{folder}/memory.max"), read(f"{folder}/memory.current"), read(f"{folder}/memory.stat"))
-
-
-def _room_v1(folder: str, read: ReadText) -> int | None:
-    limit, usage = read(f"{folder}/memory.limit_in_bytes"), read(f"{folder}/memory.usage_in_bytes")
-    return room_in_group(limit, usage, read(f"{folder}/memory.stat"))
-
-
-def _group_path(proc_self_cgroup: str, controller: str) -> str | None:
-    for line in proc_self_cgroup.splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if path and controller in controllers.split(","):
-            return path
-    return None
-
-
-def _ancestors(root: str, path: str | None) -> list[str]:
-    if path is None:
-        return []
-    parts = [part for part in path.split("/") if part and part != ".."]
-    return ["/".join([root, *parts[:depth]]) for depth in range(len(parts), -1, -1)]
-
-
-def _number(text: str | None) -> int | None:
-    stripped = (text or "").strip()
-    return int(stripped) if stripped.isdigit() else None
-
-
-def _inactive_file_bytes(memory_stat: str) -> int:
-    for line in memory_stat.splitlines():
-        name, _, value = line.partition(" ")
-        if name in ("inactive_file", "total_inactive_file"):
-            return int(value)
-    return 0
-
-
-def _available_elsewhere() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def _read_text(path: str) -> str | None:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return None

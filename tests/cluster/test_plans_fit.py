@@ -10,6 +10,7 @@ from dairllm.coordinator.model import demand_of
 from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer, Stage, make_plan
 from dairllm.kernels_pyx import PackedMatrix, get_num_threads
 from dairllm.mesh.peers import Peer
+from dairllm.mesh.system_memory import MIB
 from dairllm.model_files.attention import Rope
 from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
@@ -19,7 +20,7 @@ from dairllm.model_files.spec import ModelSpec
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.epochs.preparer import demand_of as demand_of_assignment
 from dairllm.shard_service.forward.building import build_stage
-from dairllm.shard_service.machine.memory import MIB, MemoryBudget
+from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.weights.assembler import LoadedUnit
 
 BLOCK_TOKENS = 32

@@ -82,7 +82,7 @@ def test_limits_change_and_the_plan_follows(larger_model: Path, dairllm: RunDair
         disturb_streams(cluster, shrink)
         assert len(units_of(cluster, small)) < len(before)
         for arguments, words in (
-            (("--memory", "1MiB", "--threads", "1"), "a memory budget of 1 MiB is too small; expected at least 128 MiB"),
+            (("--memory", "1MiB", "--threads", "1"), "--memory is 1 MiB; expected at least 128 MiB"),
             (("--threads", "5000"), "num_threads is 5000, expected 1 to 256"),
         ):
             assert f"shard {small!r} keeps its limits: {words}" in person.is_refused("set", small, *arguments)

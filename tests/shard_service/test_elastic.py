@@ -324,7 +324,7 @@ async def test_limits_change_while_it_runs(coordinator: FakeCoordinator) -> None
             for nonsense, words in (
                 (
                     cluster_pb2.Configure(memory_budget_bytes=1, num_threads=1),
-                    "1 B is too small; expected at least 128 MiB",
+                    "--memory is 1 B; expected at least 128 MiB",
                 ),
                 (cluster_pb2.Configure(memory_budget_bytes=512 * 1024**2, num_threads=100_000), "num_threads is 100000, expected 1 to 256"),
             ):

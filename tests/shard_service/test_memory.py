@@ -4,18 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.mesh.errors import NotEnoughMemory
-from dairllm.shard_service.machine.memory import (
+from dairllm.mesh.errors import InvalidSetting, NotEnoughMemory
+from dairllm.mesh.system_memory import (
     MIB,
-    MemoryBudget,
-    MemoryDemand,
-    available_from_meminfo,
     cgroup_v1_memory_folders,
     cgroup_v2_folders,
     detect_available_bytes,
+    detect_total_bytes,
+    from_meminfo,
+    require_budget,
     resident_bytes,
     room_in_group,
 )
+from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
 
 GIB = 1024 * MIB
 MEMINFO = "MemTotal:       24683932 kB\nMemFree:        24378548 kB\nMemAvailable:   8388608 kB\n"
@@ -43,8 +44,9 @@ def test_a_plan_that_leaves_the_reserve_free_fits(total: int) -> None:
 
 
 def test_meminfo() -> None:
-    assert available_from_meminfo(MEMINFO) == 8 * GIB
-    assert available_from_meminfo("") is None
+    assert from_meminfo(MEMINFO, "MemAvailable") == 8 * GIB
+    assert from_meminfo(MEMINFO, "MemTotal") == 24683932 * 1024
+    assert from_meminfo("", "MemAvailable") is None
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,20 @@ def test_folders_of_control_groups() -> None:
 )
 def test_the_tightest_limit_counts(files: dict[str, str], expected: int) -> None:
     assert detect_available_bytes(({"/proc/meminfo": MEMINFO} | files).get) == expected
+
+
+def test_more_than_there_is_is_refused() -> None:
+    files = {"/proc/meminfo": MEMINFO}
+    assert require_budget(20 * GIB, files.get) == 20 * GIB
+    with pytest.raises(InvalidSetting, match=r"--memory is 5 TiB; expected at most 23\.5 GiB"):
+        require_budget(5 << 40, files.get)
+    with pytest.raises(InvalidSetting, match="--memory is 1 MiB; expected at least 128 MiB"):
+        require_budget(MIB, files.get)
+    group = files | {"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/memory.max": f"{4 * GIB}\n"}
+    assert detect_total_bytes(group.get) == 4 * GIB
+    older = files | {"/proc/self/cgroup": "2:memory:/a\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": f"{3 * GIB}\n"}
+    with pytest.raises(InvalidSetting, match="expected at most 3 GiB"):
+        require_budget(4 * GIB, older.get)
 
 
 def test_here_and_now() -> None:
