@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from dairllm.mesh.allocator import keep_little
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.foreign_text import on_one_line
 from dairllm.mesh.telemetry import fields, get_logger, say_last
@@ -33,6 +34,7 @@ def run_until_signal(main: Main, *, parent_pid: int | None = None, stop_timeout_
 
     parent_pid: the process that started this one; when it ends, however it ends, this one gets SIGTERM.
     """
+    keep_little()
     try:
         asyncio.run(_supervise(main, parent_pid, stop_timeout_s))
     except DairllmError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dairllm.kernels_pyx import KvCache, encoded_row_bytes
+from dairllm.mesh.allocator import give_back
 from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongEpoch
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.ring.outgoing import OutgoingEdge
@@ -256,6 +257,7 @@ class StageHost:
         self._store.keep_only()
         self._caches.keep_only(())
         self._scratch_bytes = 0
+        await self._give_back()
 
     async def _forget(self) -> None:
         await self._settled()
@@ -265,6 +267,7 @@ class StageHost:
         if self._memory is not None:
             sent_rows, budget_bytes = self._memory.sent_rows, self._budget.sent_rows_bytes
             await self._in_compute_thread(lambda: sent_rows.limit(budget_bytes))
+            await self._give_back()
 
     # Preparing.
 
@@ -323,6 +326,7 @@ class StageHost:
         self._start(prepared, self._memory_for(assignment, message.alive_sequences), kv)
         self._store.keep_only(assignment)
         reports.activated(assignment, outcome, loop.time() - started_s)
+        await self._give_back()
 
     async def _take_over(self, message: cluster_pb2.ActivateStage) -> TransferOutcome:
         superseded = TransferOutcome((), 0, "a later plan came first")
@@ -353,6 +357,10 @@ class StageHost:
         outgoing = OutgoingEdge(assignment.next, self._member_in(assignment).opening_to(assignment.next.name))
         self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost)
         self._run.start()
+
+    async def _give_back(self) -> None:
+        """What the plan before has left."""
+        await asyncio.get_running_loop().run_in_executor(self.loader_threads, give_back)
 
     async def _in_compute_thread(self, work: Callable[[], T]) -> T:
         """Waits for the frame that is being computed, if there is one."""
