@@ -6,17 +6,20 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from dairllm.coordinator.http.bodies import json_steps
 from dairllm.coordinator.http.bodies.compression import BodyTooLarge, unpack
 from dairllm.coordinator.http.bodies.json_steps import loads_in_steps
-from dairllm.coordinator.http.bodies.reading import LARGE_BYTES
-from dairllm.mesh.errors import InvalidRequest
+from dairllm.coordinator.http.bodies.models import ChatCompletionBody
+from dairllm.coordinator.http.bodies.reading import LARGE_BYTES, BodyReader
+from dairllm.mesh.errors import Busy, InvalidRequest
 from tests.http.conftest import LIMITS, Site
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
@@ -136,3 +139,26 @@ async def test_a_large_body_is_read_like_a_small_one(site: Site) -> None:
     assert LARGE_BYTES > len(body) > LARGE_BYTES // 2
     replies = await asyncio.gather(*(site.post(CHAT, body + b" " * padding) for padding in (0, 0, LARGE_BYTES - len(body))))
     assert [reply.status_code for reply in replies] == [200] * 3
+
+
+async def test_large_bodies_that_come_at_once_are_bounded_by_their_sum() -> None:
+    reader, second_half_comes = BodyReader(replace(LIMITS, max_body_bytes=4 << 20, max_bodies_bytes=8 << 20)), asyncio.Event()
+    large = json.dumps({"messages": [{"role": "user", "content": "x" * (3 << 20)}]}).encode()
+
+    def request(body: bytes) -> Request:
+        halves = [body[: len(body) // 2], body[len(body) // 2 :]]
+
+        async def receive() -> dict[str, object]:
+            if body is large and len(halves) == 1:
+                await second_half_comes.wait()
+            return {"type": "http.request", "body": halves.pop(0), "more_body": bool(halves)}
+
+        return Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+
+    reading = [asyncio.create_task(reader.read(request(large), ChatCompletionBody)) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert await reader.read(request(BODY), ChatCompletionBody), "small ones have room"
+    second_half_comes.set()
+    outcomes = await asyncio.gather(*reading, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Busy, ChatCompletionBody}
+    assert await reader.read(request(large), ChatCompletionBody), "when they are read, there is room again"

@@ -13,7 +13,8 @@ from dairllm.coordinator.http.bodies.compression import BodyTooLarge, unpack
 from dairllm.coordinator.http.bodies.json_steps import loads_in_steps
 from dairllm.coordinator.http.bodies.refusals import body_error, show
 from dairllm.coordinator.http.limits import HttpLimits
-from dairllm.mesh.errors import InvalidRequest
+from dairllm.mesh.allocator import give_back
+from dairllm.mesh.errors import Busy, InvalidRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -33,48 +34,76 @@ class ClientGone(Exception):
 
 
 class BodyReader:
-    """Large bodies are read one at a time: each takes many times its size in memory."""
+    """Large bodies are read one at a time: each takes many times its size in memory. Those that wait for it are bounded by their sum."""
 
     def __init__(self, limits: HttpLimits) -> None:
         self._limits = limits
+        self._held_bytes = 0
         self._reading_large = asyncio.Semaphore(1)
 
     async def read(self, request: Request, model: type[Body]) -> Body:
-        """BodyTooLarge, BodyTooSlow, ClientGone or UnknownCoding, and the errors of `parse_body`."""
-        data = await read_body(request.receive, self._limits)
+        """Busy, BodyTooLarge, BodyTooSlow, ClientGone or UnknownCoding, and the errors of `parse_body`."""
+        parts: list[bytes] = []
+        try:
+            await self._receive(request.receive, parts)
+            return await self._parse(request, parts, model)
+        finally:
+            self._forget(parts)
+
+    async def _parse(self, request: Request, parts: list[bytes], model: type[Body]) -> Body:
         codings = [
             name.strip().lower() for header in request.headers.getlist("content-encoding") for name in header.split(",") if name.strip()
         ]
-        if len(data) < LARGE_BYTES and not codings:
-            return parse_body(data, model)
+        if sum(map(len, parts)) < LARGE_BYTES and not codings:
+            return parse_body(b"".join(parts), model)
         async with self._reading_large:
-            return await asyncio.to_thread(lambda: parse_body(unpack(data, codings, self._limits.max_body_bytes), model))
+            return await asyncio.to_thread(self._parse_large, parts, codings, model)
 
+    def _parse_large(self, parts: list[bytes], codings: list[str], model: type[Body]) -> Body:
+        try:
+            return parse_body(unpack(b"".join(parts), codings, self._limits.max_body_bytes), model)
+        finally:
+            give_back()
 
-async def read_body(receive: Receive, limits: HttpLimits) -> bytes:
-    """The whole body; BodyTooLarge, BodyTooSlow or ClientGone."""
-    try:
-        async with asyncio.timeout(limits.request_timeout_s):
-            return await _read(receive, limits.max_body_bytes)
-    except TimeoutError as error:
-        raise BodyTooSlow from error
+    async def _receive(self, receive: Receive, parts: list[bytes]) -> None:
+        """Put the whole body there. BodyTooLarge, BodyTooSlow, ClientGone or Busy."""
+        try:
+            async with asyncio.timeout(self._limits.request_timeout_s):
+                await self._receive_all(receive, parts)
+        except TimeoutError as error:
+            raise BodyTooSlow from error
 
+    async def _receive_all(self, receive: Receive, parts: list[bytes]) -> None:
+        refusal: Exception | None = None
+        size_bytes, more = 0, True
+        while more and size_bytes <= self._limits.max_body_bytes * DISCARD_FACTOR:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size_bytes += len(part)
+            refusal = refusal or self._take(part, size_bytes, parts)
+            more = message.get("more_body", False)
+        if refusal is not None:
+            raise refusal
 
-async def _read(receive: Receive, limit_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    size_bytes, more = 0, True
-    while more and size_bytes <= limit_bytes * DISCARD_FACTOR:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
-        size_bytes += len(part)
-        if size_bytes <= limit_bytes:
+    def _take(self, part: bytes, size_bytes: int, parts: list[bytes]) -> Exception | None:
+        """size_bytes: of the body, with this part. Why it is not wanted, if it is not: then nothing of it is kept."""
+        most_bytes = self._limits.max_bodies_bytes
+        if size_bytes > self._limits.max_body_bytes:
+            refusal: Exception = BodyTooLarge()
+        elif size_bytes > LARGE_BYTES and self._held_bytes + len(part) > most_bytes:
+            refusal = Busy(f"the large bodies of all requests together have more than {most_bytes} bytes; expected fewer of them at once")
+        else:
             parts.append(part)
-        more = message.get("more_body", False)
-    if size_bytes > limit_bytes:
-        raise BodyTooLarge
-    return b"".join(parts)
+            self._held_bytes += len(part)
+            return None
+        self._forget(parts)
+        return refusal
+
+    def _forget(self, parts: list[bytes]) -> None:
+        self._held_bytes -= sum(map(len, parts))
+        parts.clear()
 
 
 def parse_body(data: bytes, model: type[Body]) -> Body:
