@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dairllm.model_files.architectures import find_architecture
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
+from dairllm.model_files.file_identity import FileIdentity, identity_of, is_certain
 from dairllm.model_files.gguf_file import GgufFile, GgufTensor, read_gguf
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit, compute_model_digest
 from dairllm.model_files.progress import ProgressCallback
@@ -19,24 +21,25 @@ from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.model_files.spec import ModelSpec, require_features
 
 # Part of the cache key: raised whenever the same file would give another manifest.
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
 
 
 def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Manifest:
-    """The manifest of a GGUF file, from the cache if the file has not changed since (by path, size and time of change).
+    """The manifest of a GGUF file, from the cache if the file has certainly not changed since (`file_identity`).
 
     Otherwise every unit is read once, in order, so that a tied embedding is read twice: it is part of two units. Raises
     CorruptModelFile or UnsupportedModel. A cache that cannot be read or written costs time, never correctness.
     """
     path = Path(os.path.realpath(path))
-    before = _fingerprint(path)
-    cached = _load_cached(before)
+    before, began_ns = _identity(path), time.time_ns()
+    cached = _load_cached(path, before)
     if cached is not None:
         return cached
     manifest = _read_manifest(read_gguf(path), progress)
-    if _fingerprint(path) != before:
+    if _identity(path) != before:
         raise CorruptModelFile(f"{path} was changed while it was read; wait until it is complete")
-    _store_cached(before, manifest)
+    if is_certain(before, began_ns):
+        _store_cached(path, before, manifest)
     return manifest
 
 
@@ -93,28 +96,28 @@ class _Hashing:
         return replace(unit, digest=digest.digest())
 
 
-def _fingerprint(path: Path) -> str:
+def _identity(path: Path) -> FileIdentity:
     try:
-        status = path.stat()
+        return identity_of(path.stat())
     except OSError as error:
         raise CorruptModelFile(f"{path} cannot be read: {error.strerror or error}") from error
-    return json.dumps([MANIFEST_VERSION, str(path), status.st_size, status.st_mtime_ns])
 
 
-def _cache_path(fingerprint: str) -> Path:
-    return cache_folder() / "manifests" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()}.manifest"
+def _cache_path(model: Path, identity: FileIdentity) -> Path:
+    key = json.dumps([MANIFEST_VERSION, os.fsencode(model).hex(), *identity])
+    return cache_folder() / "manifests" / f"{hashlib.sha256(key.encode()).hexdigest()}.manifest"
 
 
-def _load_cached(fingerprint: str) -> Manifest | None:
+def _load_cached(model: Path, identity: FileIdentity) -> Manifest | None:
     try:
-        return manifest_from_bytes(_cache_path(fingerprint).read_bytes())
+        return manifest_from_bytes(_cache_path(model, identity).read_bytes())
     except (OSError, ModelFileError):
         return None
 
 
-def _store_cached(fingerprint: str, manifest: Manifest) -> None:
+def _store_cached(model: Path, identity: FileIdentity, manifest: Manifest) -> None:
     """Written beside its place and renamed, so that nobody ever reads half a manifest."""
-    path = _cache_path(fingerprint)
+    path = _cache_path(model, identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

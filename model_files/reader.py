@@ -1,5 +1,6 @@
 """Reading weights out of model files."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -8,6 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from dairllm.model_files.errors import CorruptModelFile
+from dairllm.model_files.file_identity import FileIdentity, identity_of
 from dairllm.model_files.manifest import Unit
 
 READ_CHUNK_BYTES = 4 << 20
@@ -46,6 +48,10 @@ class FileSource:
         except OSError as error:
             raise CorruptModelFile(f"{self.path} cannot be read at byte {offset}: {error.strerror or error}") from error
 
+    @property
+    def identity(self) -> FileIdentity:
+        return identity_of(os.fstat(self._descriptor))
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -79,6 +85,14 @@ def ranges_of(unit: Unit) -> Iterator[FileRange]:
             yield FileRange(tensor.file_index, offset, size)
 
 
+def digest_of(source: "ModelSource", unit: Unit) -> bytes:
+    """Of the bytes that lie where the unit's should; CorruptModelFile as of FileSource."""
+    digest = hashlib.sha256()
+    for place in ranges_of(unit):
+        digest.update(source.read(place))
+    return digest.digest()
+
+
 class ModelSource:
     """The files of one model, in the order of its manifest; a context manager. Safe to use from several threads."""
 
@@ -87,6 +101,11 @@ class ModelSource:
         with self._stack:
             self._files = [self._stack.enter_context(FileSource(path)) for path in paths]
             self._stack = self._stack.pop_all()
+
+    @property
+    def identities(self) -> tuple[FileIdentity, ...]:
+        """Of the files as they are now."""
+        return tuple(file.identity for file in self._files)
 
     def read(self, place: FileRange) -> bytes:
         """All of it; CorruptModelFile as of FileSource."""

@@ -22,6 +22,7 @@ settings.load_profile("dairllm")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write what scenario files expect anew from what happens now")
+    parser.addoption("--plans", type=int, default=30, help="how many plans a shard gets while its memory is watched")
     parser.addoption("--all-faults", action="store_true", help="the whole matrix of faults, which takes long, instead of a subset of it")
 
 

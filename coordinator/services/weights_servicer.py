@@ -10,29 +10,39 @@ from dairllm.mesh.errors import InvalidRequest, UnknownModel, WeightsDiffer
 from dairllm.mesh.weights import pieces_of
 from dairllm.model_files.errors import ModelFileError
 from dairllm.model_files.manifest import Manifest, Unit
-from dairllm.model_files.reader import FileRange, ModelSource
+from dairllm.model_files.reader import FileRange, ModelSource, digest_of
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
+
+_REPLACED = "replaced or changed while the coordinator serves it; put the old file back, or restart the coordinator to serve the new one"
 
 
 class ModelFileServicer(weights_pb2_grpc.WeightsServiceServicer):
-    """Reads in a thread: a slow disk never holds up the event loop. path: of the model's first file; the others lie beside it."""
+    """Reads in a thread: a slow disk never holds up the event loop. path: of the model's first file; the others lie beside it.
+
+    Files that are not as they were are looked into before anything of them is sent: who waits for a unit learns why it does not come.
+    """
 
     def __init__(self, manifest: Manifest, path: Path) -> None:
         self._manifest = manifest
         self._paths = [path, *(path.with_name(file.name) for file in manifest.files[1:])]
+        with ModelSource(self._paths) as source:
+            self._identities = source.identities
 
     async def FetchUnit(
         self, request: weights_pb2.FetchUnitRequest, context: "grpc.aio.ServicerContext[object, object]"
     ) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
-        pieces = pieces_of(self._unit(request).places, request.offset_bytes)
+        unit = self._unit(request)
+        pieces = pieces_of(unit.places, request.offset_bytes)
         try:
             with ModelSource(self._paths) as source:
+                if source.identities != self._identities and await asyncio.to_thread(digest_of, source, unit) != unit.digest:
+                    raise WeightsDiffer(f"{self._paths[0]} was {_REPLACED}")
                 for piece in pieces:
                     place = FileRange(piece.file_index, piece.file_offset_bytes, piece.size_bytes)
                     data = await asyncio.to_thread(source.read, place)
                     yield weights_pb2.FetchUnitResponse(offset_bytes=piece.offset_bytes, data=data)
         except ModelFileError as error:
-            raise WeightsDiffer(f"the coordinator's model file changed while it was served: {error}") from error
+            raise WeightsDiffer(f"{self._paths[0]} was {_REPLACED}: {error}") from error
 
     def _unit(self, request: weights_pb2.FetchUnitRequest) -> Unit:
         if request.model_digest != self._manifest.model_digest:

@@ -35,7 +35,7 @@ class EpochRun:
     ) -> None:
         self.assignment = assignment
         self.incoming = IncomingEdge()
-        self._stage = stage
+        self._stage: ComputeStage | None = stage
         self._outgoing = outgoing
         self._compute_thread = compute_thread
         self._counters = counters
@@ -51,9 +51,17 @@ class EpochRun:
         if self._task is not None:
             self._task.cancel()
 
+    @property
+    def has_ended(self) -> bool:
+        return self._task is None or self._task.done()
+
     async def ended(self) -> None:
         if self._task is not None:
             await asyncio.wait({self._task})
+
+    def forget_stage(self) -> None:
+        """Weights and scratch go back, now that nothing computes any more: what is left of cancelled tasks may keep this object."""
+        self._stage = None
 
     async def _run(self) -> None:
         edge = asyncio.create_task(self._outgoing.run())
@@ -92,6 +100,7 @@ class EpochRun:
             raise WrongEpoch(f"the frame is of epoch {message.epoch}; this shard is at {self.assignment.epoch}")
         frame = micro_batch_from_proto(message)
         queue_us = round((loop.time() - queued.arrived_s) * 1e6)
+        assert self._stage is not None, "who computes has not ended"
         output = await loop.run_in_executor(self._compute_thread, self._stage.compute, frame, queue_us)
         self._counters.frames += 1
         self._counters.rows += frame.num_rows

@@ -246,10 +246,13 @@ class StageHost:
 
     async def _settled(self) -> None:
         """No epoch that has ended computes any more."""
-        while self._stopping:
-            await self._stopping[-1].ended()
-            self._stopping.pop()
+        for run in tuple(self._stopping):
+            await run.ended()
+        ended = [run for run in self._stopping if run.has_ended]
         await self._in_compute_thread(lambda: None)
+        for run in ended:
+            run.forget_stage()
+        self._stopping = [run for run in self._stopping if run not in ended]
 
     async def _free(self) -> None:
         await self._settled()

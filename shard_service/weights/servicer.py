@@ -4,7 +4,7 @@ Who receives them verifies them.
 """
 
 import asyncio
-import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -16,8 +16,9 @@ import grpc.aio
 from dairllm.mesh.errors import UnknownModel, WeightsDiffer
 from dairllm.mesh.weights import pieces_of
 from dairllm.model_files.errors import CorruptModelFile
+from dairllm.model_files.file_identity import FileIdentity, identity_of, is_certain
 from dairllm.model_files.manifest import Unit
-from dairllm.model_files.reader import FileRange, ModelSource, ranges_of
+from dairllm.model_files.reader import FileRange, ModelSource, digest_of
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, WeightsCache
 from dairllm.shard_service.weights.sources import ModelPaths, find_local_files
@@ -43,7 +44,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         self._model_dirs = model_dirs
         self._cache = cache
         self._threads = threads
-        self._is_right: dict[tuple[ModelPaths, tuple[int, ...]], bool] = {}
+        self._is_right: dict[tuple[bytes, tuple[FileIdentity, ...]], bool] = {}
 
     async def FetchUnit(self, request: weights_pb2.FetchUnitRequest, context: Context) -> AsyncIterator[weights_pb2.FetchUnitResponse]:
         kept = await self._in_thread(self._find_kept, request.unit_digest)
@@ -85,22 +86,28 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         """Files that have the unit: those of another model may have the same sizes. They are looked into once."""
         for paths in find_local_files(assignment, self._model_dirs):
             try:
-                known = paths, tuple(path.stat().st_mtime_ns for path in paths)
-                if known not in self._is_right:
-                    self._is_right[known] = _digest_in(paths, unit) == unit.digest
+                if self._have(paths, assignment, unit):
+                    return paths
             except (OSError, CorruptModelFile):
                 continue
-            if self._is_right[known]:
-                return paths
         raise UnknownModel(f"this shard has no file of {assignment.model.name}, and no copy of unit {unit.index}")
+
+    def _have(self, paths: ModelPaths, assignment: AssignmentFacts, unit: Unit) -> bool:
+        """Known from before, if they have certainly not changed since."""
+        identities = tuple(identity_of(path.stat()) for path in paths)
+        key = assignment.model_digest, identities
+        if key in self._is_right:
+            return self._is_right[key]
+        began_ns = time.time_ns()
+        is_right = _digest_in(paths, unit) == unit.digest
+        if all(is_certain(identity, began_ns) for identity in identities):
+            self._is_right[key] = is_right
+        return is_right
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments, **options))
 
 
 def _digest_in(paths: ModelPaths, unit: Unit) -> bytes:
-    digest = hashlib.sha256()
     with ModelSource(paths) as source:
-        for place in ranges_of(unit):
-            digest.update(source.read(place))
-    return digest.digest()
+        return digest_of(source, unit)

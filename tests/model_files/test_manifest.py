@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 
 from dairllm.kernels_pyx import BLOCK_FORMATS as KERNEL_FORMATS
 from dairllm.kernels_pyx import STAGE_FEATURES
-from dairllm.model_files import manifest_builder
+from dairllm.model_files import file_identity, manifest_builder
 from dairllm.model_files.architectures import architecture_names, find_architecture
 from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS
 from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
+from dairllm.model_files.file_identity import FileIdentity, is_certain
 from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
 from dairllm.model_files.reader import FileSource
@@ -108,6 +110,13 @@ def test_biases_that_are_stored_are_listed(tmp_path: Path) -> None:
     assert [tensor.role for tensor in unit.tensors][4:8] == ["attention_output", "q_bias", "attention_output_bias", "ffn_norm"]
 
 
+@pytest.fixture
+def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if files that a test has written were there for long."""
+    monkeypatch.setattr(file_identity, "RACY_NS", 0)
+
+
+@pytest.mark.usefixtures("old_files")
 def test_second_build_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny_llama(tmp_path / "m.gguf")
     calls: list[tuple[str, int, int]] = []
@@ -118,6 +127,53 @@ def test_second_build_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.M
     assert build_manifest(path) == first
 
 
+def replace_by_rename(path: Path, times: tuple[int, int]) -> None:
+    os.utime(write_tiny_llama(path.with_name("other"), seed=2), ns=times)
+    path.with_name("other").rename(path)
+
+
+def rewrite_in_place(path: Path, times: tuple[int, int]) -> None:
+    other = write_tiny_llama(path.with_name("other"), seed=2)
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+    os.utime(path, ns=times)
+
+
+@pytest.mark.usefixtures("old_files")
+@pytest.mark.parametrize("change", [replace_by_rename, rewrite_in_place])
+def test_a_file_of_the_same_size_and_time_is_another_one(tmp_path: Path, change: Callable[[Path, tuple[int, int]], None]) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", seed=1)
+    os.utime(path, ns=(1, 1))
+    first, before = build_manifest(path), path.stat()
+    change(path, (1, 1))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert build_manifest(path).model_digest != first.model_digest
+
+
+def test_what_was_read_right_after_it_changed_is_read_again(tmp_path: Path, cache_home: Path) -> None:
+    """A later change could bear the same time."""
+    build_manifest(write_tiny_llama(tmp_path / "m.gguf"))
+    assert not (cache_home / "dairllm" / "manifests").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed_s", "kind", "certain"),
+    [
+        (90, "ext4", True),
+        (98.1, "ext4", False),
+        (101, "ext4", False),
+        (90, "nfs4", False),
+        (90, "fuse.sshfs", False),
+        (90, "overlay", True),
+    ],
+)
+def test_doubts(changed_s: float, kind: str, certain: bool) -> None:
+    identity = FileIdentity(os.makedev(8, 1), 5, 10, 0, round(changed_s * 1e9))
+    mounts = f"1 0 8:2 / / rw - nfs4 a rw\n2 1 8:1 / /models rw shared:1 - {kind} b rw\n"
+    assert is_certain(identity, 100 * 10**9, mounts) is certain
+
+
+@pytest.mark.usefixtures("old_files")
 def test_changed_file_and_damaged_cache_are_read_again(tmp_path: Path, cache_home: Path) -> None:
     path = write_tiny_llama(tmp_path / "m.gguf", seed=1)
     first = build_manifest(path)
