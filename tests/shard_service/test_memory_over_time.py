@@ -3,6 +3,7 @@
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,8 @@ LOAD_S = 60.0
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of some 30 MiB, so that what a plan leaves behind is seen."""
-    shape = {"num_layers": NUM_UNITS - 2, "hidden_size": 512, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 8, "head_dim": 64}
+    shape: dict[str, Any] = {"num_layers": NUM_UNITS - 2, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 64}
+    shape |= {"num_heads": 8, "num_kv_heads": 8}
     path = tmp_path_factory.mktemp("model") / "model.gguf"
     return write_tiny_llama(path, block_format="Q8_0", vocab_size=VOCABULARY, context_length=CONTEXT, **shape)
 
@@ -56,7 +58,7 @@ class Churn:
         end, num_blocks = self._random.randint(2, NUM_UNITS), self._random.choice(KV_BLOCKS)
         for exclusive in (self._random.random() < 0.3, True):
             self.epoch += 1
-            geometry = {"num_kv_blocks": num_blocks, "context_length": CONTEXT, "max_batch_rows": MAX_ROWS}
+            geometry: dict[str, Any] = {"num_kv_blocks": num_blocks, "context_length": CONTEXT, "max_batch_rows": MAX_ROWS}
             self._shard.say_assignment(self._coordinator.assignment(self.epoch, range(end), exclusive=exclusive, **geometry))
             answer = await soon(self._shard.said.get(), LOAD_S)
             if answer.WhichOneof("message") == "stage_ready":
