@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from dairllm.coordinator.http.answer_types import Liveness
-from dairllm.coordinator.http.answers import body_part, run_until_disconnected, sse_event, start_event_stream
+from dairllm.coordinator.http.answers import KEEP_ALIVE_COMMENT, body_part, run_until_disconnected, sse_event, start_event_stream
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, error_reply, json_reply, to_json
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.http.metrics import ServingMetrics
@@ -57,7 +57,7 @@ def cluster_operations(
         return json_reply(_cluster_object(text, cluster))
 
     async def cluster_events(request: Request) -> Response:
-        return ClusterEvents(lambda: cast(Events, cluster().get("events", ())), stopping, limits.cluster_interval_s)
+        return ClusterEvents(lambda: cast(Events, cluster().get("events", ())), stopping, limits)
 
     alive = OperationAnswer("It is.", {JSON: Liveness})
     unready = refused("It is not; the message says why.", retry_after=True)
@@ -103,9 +103,9 @@ class ClusterEvents(Response):
     """What happens to the cluster, as server-sent events: the recent events at once, then each as it comes, until the client goes or the
     server stops."""
 
-    def __init__(self, events: Callable[[], Events], stopping: asyncio.Event, interval_s: float) -> None:
+    def __init__(self, events: Callable[[], Events], stopping: asyncio.Event, limits: HttpLimits) -> None:
         super().__init__()
-        self._events, self._stopping, self._interval_s = events, stopping, interval_s
+        self._events, self._stopping, self._limits = events, stopping, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -116,15 +116,19 @@ class ClusterEvents(Response):
 
     async def _messages(self) -> AsyncGenerator[Message, None]:
         yield start_event_stream()
-        newest = 0
+        newest, silent_s = 0, 0.0
         while not self._stopping.is_set():
             events = self._events()
             for event in events:
                 if cast(int, event["number"]) > newest:
                     yield body_part(sse_event(to_json(event)))
+                    silent_s = 0.0
             newest = cast(int, events[-1]["number"]) if events else newest
+            if silent_s >= self._limits.keep_alive_s:
+                yield body_part(KEEP_ALIVE_COMMENT)
+                silent_s = 0.0
             try:
-                await asyncio.wait_for(self._stopping.wait(), self._interval_s)
+                await asyncio.wait_for(self._stopping.wait(), self._limits.cluster_interval_s)
             except TimeoutError:
-                continue
+                silent_s += self._limits.cluster_interval_s
         yield body_part(b"", more=False)

@@ -65,6 +65,18 @@ async def test_a_client_that_has_said_all_is_answered(site: Site, stream: bool) 
     assert final.endswith(b"0\r\n\r\n" if stream else b"}")
 
 
+async def test_who_watches_events_and_goes_is_noticed_although_nothing_happens(site: Site) -> None:
+    reader, writer = await site.connect()
+    writer.write(b"GET /api/cluster/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    writer.write_eof()
+    await asyncio.wait_for(reader.readuntil(b"shard b joined"), DEADLINE_S)
+    await asyncio.wait_for(reader.readuntil(b": keep-alive"), DEADLINE_S)
+    writer.close()
+    async with asyncio.timeout(DEADLINE_S):
+        while 'dairllm_http_requests_total{route="/api/cluster/events"' not in (await site.get("/metrics")).text:
+            await asyncio.sleep(0.02)
+
+
 async def test_several_requests_before_the_end_are_all_answered(site: Site) -> None:
     reader, writer = await site.connect()
     writer.write(3 * b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" + b"GET /he")

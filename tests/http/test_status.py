@@ -97,4 +97,4 @@ async def test_head_is_answered_where_get_is(site: Site) -> None:
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.endswith(b"\r\n\r\n")
         assert answer.count(b"\r\n\r\n") == 1
-    assert (await site.post("/healthz", {})).headers["allow"] == "GET, HEAD"
+    assert set((await site.post("/healthz", {})).headers["allow"].split(", ")) == {"GET", "HEAD"}

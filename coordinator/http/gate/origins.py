@@ -1,5 +1,6 @@
 """Whose pages may use the API: those of this server itself, and others that a setting names (CORS)."""
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -7,6 +8,8 @@ from dairllm.coordinator.http.gate.hosts import ANY, Authority, parse_authority
 from dairllm.mesh.errors import InvalidSetting
 
 _PORTS = {"http": 80, "https": 443}
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+")
+"""Of a page, or of an application that shows pages of its own, such as app://name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,7 @@ class Origins:
 def checked_origin(setting: str) -> str:
     """As browsers write it; InvalidSetting for what they call no origin."""
     origin = setting.lower().removesuffix("/")
-    scheme, _, rest = origin.partition("://")
-    if origin in (ANY, "null") or (scheme in _PORTS and parse_authority(rest) is not None):
+    if origin in (ANY, "null") or _ORIGIN.fullmatch(origin):
         return origin
     raise InvalidSetting(f"--cors-origin is {setting!r}; expected an origin like http://localhost:3000, or *")
 
