@@ -46,7 +46,7 @@ def events(
 
 def new_events(lists: Iterable[Sequence[cluster_pb2.ClusterEvent]]) -> Iterator[cluster_pb2.ClusterEvent]:
     """Each event once, and again when it has happened again, of lists that each hold those of late, oldest first."""
-    newest = 0
+    newest = -1
     for latest in lists:
         yield from (event for event in latest if event.number > newest)
         newest = max((event.number for event in latest), default=newest)

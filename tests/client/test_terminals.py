@@ -33,6 +33,7 @@ def hostile_state() -> cluster_pb2.ClusterState:
     for name in HOSTILE:
         state.shards.add(name=name, addresses=["127.0.0.1:1"], note=f"why {name}", software_version=name).capabilities.isa = name
         state.seen.add(name=name, addresses=[name], reason=name)
+        state.lost.add(name=name, reason=f"is lost: {name}")
         state.events.add(kind="joined", shard=name, text=f"shard {name} joined")
     return state
 
