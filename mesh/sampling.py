@@ -19,6 +19,8 @@ SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
 }
 """Lowest and highest value, both allowed, but for repetition_penalty, which must be over 0."""
 LOGIT_BIAS_RANGE = (-100.0, 100.0)
+MAX_LOGIT_BIAS = 1024
+"""Entries."""
 _MAY_BE_ABSENT = ("temperature", "top_p", "repetition_penalty", "seed")
 
 
@@ -56,6 +58,8 @@ class SamplingParams:
                 raise InvalidRequest(f"{name} is {value}; expected a whole number from 0 to {highest}", name)
         if self.repetition_penalty <= 0:
             raise InvalidRequest(f"repetition_penalty is {self.repetition_penalty}; expected a number over 0", "repetition_penalty")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(f"logit_bias has {len(self.logit_bias)} tokens; expected at most {MAX_LOGIT_BIAS}", "logit_bias")
         low, high = LOGIT_BIAS_RANGE
         for token_id, bias in self.logit_bias.items():
             if not (math.isfinite(bias) and low <= bias <= high):

@@ -10,7 +10,10 @@ from dairllm.coordinator.engine.requests import Asker
 from dairllm.coordinator.text.text_events import TextEvent, TextFinished
 from dairllm.coordinator.text.text_request import TextRequest
 from dairllm.coordinator.text.text_service import TextService
+from dairllm.mesh.errors import InvalidRequest
 
+MAX_PROMPT_SCORES = 1 << 20
+"""Log-probabilities of prompts, alternatives too, in one answer: each takes some hundred bytes while it is written."""
 _CALLS = itertools.count(1)
 
 
@@ -43,8 +46,17 @@ class Choices:
         for request in self._requests:
             self._text.check(request)
             await asyncio.sleep(0)  # hundreds of long prompts take long
+        self._check_scores()
         self._tasks = [asyncio.create_task(self._run(index, request)) for index, request in enumerate(self._requests)]
         return self
+
+    def _check_scores(self) -> None:
+        scores = sum(len(one.prompt_ids) * (1 + one.sampling.top_logprobs) for one in self._requests if one.echo and one.sampling.logprobs)
+        if scores > MAX_PROMPT_SCORES:
+            raise InvalidRequest(
+                f"echo with logprobs asks for {scores} log-probabilities of prompts; expected at most {MAX_PROMPT_SCORES} in one request",
+                "logprobs",
+            )
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:

@@ -7,11 +7,11 @@ the step that makes it twice as long.
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from dairllm.coordinator.engine.context_length import too_long
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.text_request import ChatMessage
+from dairllm.coordinator.text.threads import beside_loop, in_rendering_thread
 from dairllm.mesh.errors import Busy, InvalidRequest, NotReady, PromptTemplateFailed, Unsupported
 from dairllm.model_files.errors import InvalidTemplate, RendererUnavailable
 from dairllm.model_files.text_cuts import TextTooLong
@@ -19,9 +19,6 @@ from dairllm.model_files.text_cuts import TextTooLong
 RENDER_WAIT_S = 10.0
 KNOWN_EXCESS = 2
 """How many times as long as the context a prompt may be for its length to be told exactly."""
-
-_tokenising = ThreadPoolExecutor(2, "tokenise")
-_rendering = ThreadPoolExecutor(2, "render")
 
 
 class PromptEncoder:
@@ -53,7 +50,7 @@ class PromptEncoder:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
             async with asyncio.timeout(RENDER_WAIT_S):
-                rendered = await asyncio.get_running_loop().run_in_executor(_rendering, template.render, plain)
+                rendered = await in_rendering_thread(template.render, plain)
         except TimeoutError as error:
             raise Busy(f"other chats are rendered, and this one waited {RENDER_WAIT_S:g} s for them; expected fewer at a time") from error
         except InvalidTemplate as error:
@@ -69,10 +66,9 @@ class PromptEncoder:
             raise too_long(limit, f"at least {fewest}", param)
 
     async def _collect(self, steps: Iterator[list[int]], limit: int, param: str) -> tuple[int, ...]:
-        loop = asyncio.get_running_loop()
         ids: list[int] = []
         try:
-            while (step := await loop.run_in_executor(_tokenising, next, steps, None)) is not None:
+            while (step := await beside_loop(next, steps, None)) is not None:
                 ids += step
                 if len(ids) > KNOWN_EXCESS * limit:
                     raise too_long(limit, f"at least {len(ids)}", param)

@@ -1,6 +1,5 @@
 """The text layer itself: from text to token ids, and from the engine's tokens to text."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -14,6 +13,7 @@ from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stopwatch import LatencyObserver, Stopwatch
 from dairllm.coordinator.text.text_events import TextEvent
 from dairllm.coordinator.text.text_request import ChatMessage, TextRequest
+from dairllm.coordinator.text.threads import beside_loop
 from dairllm.mesh.errors import InvalidRequest, UnknownModel, Unsupported
 
 MAX_COUNTED_TOKENS = 1 << 20
@@ -50,7 +50,7 @@ class TextService:
         if len(token_ids) > MAX_COUNTED_TOKENS:
             raise InvalidRequest(f"token_ids has {len(token_ids)} ids; expected at most {MAX_COUNTED_TOKENS}", "token_ids")
         self.check_token_ids(token_ids, "token_ids")
-        return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special=False)
+        return await beside_loop(lambda: tokenizer.decode(token_ids, skip_special=False))
 
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest, with `param`, unless all are ids of the vocabulary."""
@@ -87,9 +87,9 @@ class TextService:
             async for event in events:
                 if not echoed:
                     echoed = True
-                    for delta in prompt.deltas(event.scores if isinstance(event, PromptScored) else None):
+                    deltas = prompt.deltas(event.scores if isinstance(event, PromptScored) else None)
+                    while delta := await beside_loop(next, deltas, None):
                         yield delta
-                        await asyncio.sleep(0)
                 match event:
                     case TokenGenerated(score):
                         watch.count_token()

@@ -38,7 +38,7 @@ from dairllm.coordinator.http.bodies.fields import (
 )
 from dairllm.coordinator.http.limits import MAX_CHOICES
 from dairllm.coordinator.text import MAX_STOP_LENGTH, MAX_STOP_STRINGS, ROLES
-from dairllm.mesh.sampling import LOGIT_BIAS_RANGE, MAX_SEED, MAX_TOP_LOGPROBS, SAMPLING_RANGES
+from dairllm.mesh.sampling import LOGIT_BIAS_RANGE, MAX_LOGIT_BIAS, MAX_SEED, MAX_TOP_LOGPROBS, SAMPLING_RANGES
 
 MAX_TOKENS = 2**31 - 1
 DEFAULT_COMPLETION_TOKENS = 16
@@ -55,11 +55,16 @@ def _entry_by_entry(value: object, validate: Callable[[object], dict[str, float]
     """As fail_fast for lists: a hostile object of a million wrong entries makes one error, not a million."""
     if not isinstance(value, dict):
         return validate(value)
+    if len(value) > MAX_LOGIT_BIAS:
+        raise refusal("fewer")  # in the words of Expected
     return {key: bias for entry in value.items() for key, bias in validate(dict([entry])).items()}
 
 
 LogitBias = Annotated[
-    dict[TokenKey, Bias], WrapValidator(_entry_by_entry), Expected("an object"), Field(json_schema_extra={"additionalProperties": False})
+    dict[TokenKey, Bias],
+    WrapValidator(_entry_by_entry),
+    Expected(f"an object of at most {MAX_LOGIT_BIAS} token ids"),
+    Field(json_schema_extra={"additionalProperties": False, "maxProperties": MAX_LOGIT_BIAS}),
 ]
 
 
