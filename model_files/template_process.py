@@ -89,6 +89,10 @@ class TemplateProcess:
             raise InvalidTemplate(text)
         return text
 
+    def kill(self) -> None:
+        """From any thread; whoever uses it then closes it."""
+        self._child.kill()
+
     def close(self) -> None:
         self._child.kill()
         self._child.wait()
@@ -131,6 +135,7 @@ class TemplateProcesses:
     def __init__(self, most: int = 2) -> None:
         self._slots = threading.BoundedSemaphore(most)
         self._idle: list[TemplateProcess] = []
+        self._busy: set[TemplateProcess] = set()
 
     def compile(self, template: Template, deadline_s: float) -> None:
         """InvalidTemplate, in one sentence, if it does not compile."""
@@ -149,21 +154,25 @@ class TemplateProcesses:
             return child.ask(data, deadline_s)
 
     def close(self) -> None:
-        """Ends the children. More may be begun afterwards."""
+        """Ends the children, whatever they do. More may be begun afterwards."""
         while self._idle:
             self._idle.pop().close()
+        for child in tuple(self._busy):
+            child.kill()
 
     @contextlib.contextmanager
     def _child(self, template: Template, deadline_s: float) -> Iterator[TemplateProcess]:
         """A child that knows the template. It is used again unless it must not be."""
         with self._slots:
             child = self._idle.pop() if self._idle else _begin_child()
+            self._busy.add(child)
             try:
                 if template.name not in child.templates:
                     child.ask(template.preparation(deadline_s), deadline_s)
                     child.templates.add(template.name)
                 yield child
             finally:
+                self._busy.remove(child)
                 if child.is_sound and len(child.templates) < MAX_TEMPLATES:
                     self._idle.append(child)
                 else:

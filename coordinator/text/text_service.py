@@ -49,8 +49,12 @@ class TextService:
         tokenizer = self.served.text_tokenizer()
         if len(token_ids) > MAX_COUNTED_TOKENS:
             raise InvalidRequest(f"token_ids has {len(token_ids)} ids; expected at most {MAX_COUNTED_TOKENS}", "token_ids")
-        self.check_token_ids(token_ids, "token_ids")
-        return await beside_loop(lambda: tokenizer.decode(token_ids, skip_special=False))
+
+        def decode() -> str:
+            self.check_token_ids(token_ids, "token_ids")
+            return tokenizer.decode(token_ids, skip_special=False)
+
+        return await beside_loop(decode)
 
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest, with `param`, unless all are ids of the vocabulary."""
