@@ -239,13 +239,16 @@ class Shard:
         def is_quiet() -> Awaitable[bool]:
             return machine_is_quiet(get_num_threads(), os.cpu_count() or 1)
 
-        await measure_while_idle(lambda: self._speed, lambda: self.host.is_idle, is_quiet, self._measure_again)
+        def stands_by() -> bool:
+            return self.joiner.is_member and self.host.is_idle
+
+        await measure_while_idle(lambda: self._speed, stands_by, is_quiet, self._measure_again)
 
     async def _measure_again(self) -> None:
         """What is noticeably other than before is told."""
         before = self._speed
         self._speed = await self._in_compute_thread(lambda: measure_again(cache_folder(), time.time(), before))
-        if self._speed.differs_from(before.decode_s_per_byte) and self.joiner.is_member:
+        if self._speed.differs_from(before.decode_s_per_byte):
             self._tell_capabilities()
 
     def _use_threads(self, num_threads: int) -> Speed:

@@ -25,7 +25,7 @@ with alone(Path(sys.argv[1]), 5.0):
 """
 DISTURBED_SHARD = """
 from dairllm.shard_service import main, service
-from dairllm.shard_service.machine import probe
+from dairllm.shard_service.machine import probe, standby
 async def is_quiet(*_):
     return True
 results = iter([probe.Speed(1e-9, 1.0, False), probe.Speed(1e-10, 2.0, True)])
