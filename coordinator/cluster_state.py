@@ -26,6 +26,7 @@ def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float, seen: Seque
         system_fingerprint=snapshot.system_fingerprint,
         phase=f"CLUSTER_PHASE_{snapshot.public_phase.upper()}",
         reason=snapshot.reason,
+        can_answer=snapshot.can_answer,
         epoch=snapshot.epoch,
         shards=[_shard_to_proto(shard) for shard in snapshot.shards],
         predicted_decode_tok_s=snapshot.predicted_decode_tok_s,

@@ -21,12 +21,16 @@ RESULT_CREDITS = 64
 """Results are small and handled at once; the number of frames in flight is bounded by the scheduler."""
 
 OPEN_DEADLINE_S = 30.0
+FIRST_BATCH_ID = 0
+"""Of the frame without rows that shows, before any other is sent, that the ring is whole and that every shard computes."""
+_TOKENS_OF_WORK = 1024
+"""A row behind so many others is about twice the work of a first one."""
 
 
 class Ring:
     """At most one epoch at a time.
 
-    on_result is called with every result of the open epoch.
+    on_result is called with every result of the open epoch. num_back: how many frames of it have come back, the first one included.
     """
 
     def __init__(self, cluster_hash: str, on_result: Callable[[MicroBatchResult], None]) -> None:
@@ -37,11 +41,19 @@ class Ring:
         self._sender: asyncio.Task[None] | None = None
         self._receivers: set[asyncio.Task[None]] = set()
         self._has_ended = False
+        self._opened: asyncio.Future[None] | None = None
+        self._under_way: dict[int, float] = {}
+        self.num_back = 0
 
     @property
     def epoch(self) -> int:
         """The open epoch; 0 while closed."""
         return self._member.epoch or 0
+
+    @property
+    def most_work(self) -> float:
+        """Of the frames under way, in rows of a short sequence; 0 if none is."""
+        return max(self._under_way.values(), default=0.0)
 
     def key_of(self, epoch: int) -> bytes:
         """What members of this epoch's ring show each other. Epochs of another run of the coordinator have other keys."""
@@ -51,14 +63,15 @@ class Ring:
         """What is shown to this process of a shard by whoever fetches KV cache from it. Not of an epoch: its cache may be of several."""
         return hashlib.blake2b(f"{name}\n{boot_id}".encode(), key=self._secret, digest_size=16, person=b"kv").digest()
 
-    async def open(self, epoch: int, first_shard: str, addresses: Sequence[str], on_broken: Callable[[int, str], None]) -> None:
-        """Dial the first shard at any of `addresses` and wait until it accepts the epoch.
+    async def open(self, epoch: int, wire: str, first_shard: str, addresses: Sequence[str], on_broken: Callable[[int, str], None]) -> None:
+        """Dial the first shard at any of `addresses`, and wait until a frame has gone all the way round.
 
         on_broken is called at most once, with the epoch and a sentence, when the edge to the first shard fails later; nothing can be sent
         then until the next open().
         Raises PeerUnreachable, with the reason of the last try, after OPEN_DEADLINE_S.
         """
         await self.close()
+        self._under_way, self.num_back = {}, 0
         self._member = replace(self._closed, epoch=epoch, ring_key=self.key_of(epoch))
         self._edge = OutgoingEdge(
             Peer(first_shard, tuple(addresses)),
@@ -68,14 +81,16 @@ class Ring:
             ready_deadline_s=OPEN_DEADLINE_S,
         )
         self._edge.hurry()
-        accepted = asyncio.get_running_loop().create_future()
-        self._sender = asyncio.create_task(self._keep_edge(epoch, self._edge, accepted, on_broken), name=f"ring-{epoch}")
-        await accepted
+        self._opened = opened = asyncio.get_running_loop().create_future()
+        self._sender = asyncio.create_task(self._keep_edge(epoch, self._edge, opened, on_broken), name=f"ring-{epoch}")
+        self.send(MicroBatch(epoch, FIRST_BATCH_ID, wire, (), (), ()))
+        await opened
 
     def shut(self) -> None:
         """From now on nothing is sent, and results of the epoch that was open are refused."""
         self._member = self._closed
         self._edge = None
+        self._under_way = {}
         if self._sender is not None:
             self._sender.cancel()
 
@@ -96,16 +111,15 @@ class Ring:
 
     def send(self, batch: MicroBatch) -> None:
         if self._edge is not None and batch.epoch == self.epoch:
+            self._under_way[batch.batch_id] = _work_of(batch)
             self._edge.post(batch)
 
-    async def _keep_edge(
-        self, epoch: int, edge: OutgoingEdge, accepted: asyncio.Future[None], on_broken: Callable[[int, str], None]
-    ) -> None:
+    async def _keep_edge(self, epoch: int, edge: OutgoingEdge, opened: asyncio.Future[None], on_broken: Callable[[int, str], None]) -> None:
         try:
-            await edge.run(lambda: None if accepted.done() else accepted.set_result(None))
+            await edge.run()
         except EdgeLost as error:
-            if not accepted.done():
-                accepted.set_exception(error)
+            if not opened.done():
+                opened.set_exception(error)
             elif epoch == self.epoch:
                 self._edge = None
                 on_broken(epoch, str(error))
@@ -134,5 +148,17 @@ class Ring:
                 if request.WhichOneof("message") != "result":
                     raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
                 self._member.require_epoch(request.result.epoch)
-                self._on_result(result_from_proto(request.result))
+                self._take(result_from_proto(request.result))
                 await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
+
+    def _take(self, result: MicroBatchResult) -> None:
+        if self._under_way.pop(result.batch_id, None) is not None:
+            self.num_back += 1
+        if result.batch_id != FIRST_BATCH_ID:
+            self._on_result(result)
+        elif self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
+
+
+def _work_of(batch: MicroBatch) -> float:
+    return max(1.0, sum(slice_.num_rows * (1 + slice_.end_position / _TOKENS_OF_WORK) for slice_ in batch.slices))

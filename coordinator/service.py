@@ -81,8 +81,8 @@ class Coordinator:
         )
         self._config = cluster_config(settings, limits)
         self._machine = ClusterMachine(self._config)
-        self._readiness = Readiness(self._machine, settings.recovery_limit_s)
-        self._engine = Engine(limits, spec.num_tokens, self._readiness.why_unready, settings.recovery_limit_s)
+        readiness = Readiness(self._machine)
+        self._engine = Engine(limits, spec.num_tokens, readiness.why_unready, settings.recovery_limit_s)
         self._ring = Ring(self._config.cluster_hash, self._engine.complete)
         self._inviter: Inviter | None = None
         self._metrics = CollectorRegistry()
@@ -150,7 +150,7 @@ class Coordinator:
         def count(event: ClusterEvent) -> None:
             metrics.count_event(event.kind, event.duration_s)
 
-        return Membership(self._config, self._model, self._machine, self._ring, self._engine, self._readiness, places, count)
+        return Membership(self._config, self._model, self._machine, self._ring, self._engine, places, count)
 
     async def _start_grpc(self, server: grpc.aio.Server, membership: Membership, latency: LatencyObserver) -> None:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(membership, self._state), server)
@@ -195,6 +195,7 @@ def cluster_config(settings: CoordinatorSettings, limits: SchedulerLimits) -> Cl
         max_batch_rows=limits.max_batch_rows,
         target_kv_tokens=settings.kv_tokens or CONTEXTS_IN_CACHE * limits.context_length,
         arithmetic=settings.arithmetic,
+        recovery_limit_s=settings.recovery_limit_s,
     )
 
 

@@ -187,8 +187,14 @@ class Shard:
     def configure(self, message: cluster_pb2.Configure) -> None:
         self._configuring = asyncio.create_task(self._configure(message, self._configuring), name="configure")
 
+    def prove(self, message: cluster_pb2.Prove) -> None:
+        self.host.prove(message)
+
     def usage(self) -> cluster_pb2.ShardUsage:
         return self.host.usage()
+
+    def work(self) -> cluster_pb2.ShardWork:
+        return self.host.work()
 
     # Its parts.
 

@@ -31,6 +31,7 @@ class EventKind(StrEnum):
     LOADED = "loaded"
     LOAD_FAILED = "load_failed"
     SET_ASIDE = "set_aside"
+    PROVED = "proved"
     SWITCHING = "switching"
     TRANSFER_INCOMPLETE = "transfer_incomplete"
     SERVING = "serving"
@@ -182,6 +183,15 @@ class AskToDrain:
 
 
 @dataclass(frozen=True, slots=True)
+class AskForProof:
+    """Send Prove: the shard computes something small that is known, and answers Proof, which is ProofGiven."""
+
+    name: str
+    boot_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigureLimits:
     """Send Configure: the shard applies the limits that are not None, or none of them, and answers CapabilitiesChanged."""
 
@@ -208,6 +218,7 @@ Action = (
     | OpenRing
     | CloseRing
     | AskToDrain
+    | AskForProof
     | ConfigureLimits
     | TellEvent
 )

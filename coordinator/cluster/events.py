@@ -7,7 +7,7 @@ but JoinRequested is about an admitted shard or a plan; one about an unknown sha
 from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.identities import Epoch, LeaseId
-from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardHello, ShardUsage, ShardWork
 from dairllm.coordinator.planner import ModelDemand
 
 
@@ -26,12 +26,13 @@ class JoinRequested:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReceived:
-    """round_trip_us: 0 if unknown."""
+    """round_trip_us: 0 if unknown. work: how far it is; None if it does not say."""
 
     name: str
     boot_id: str
     usage: ShardUsage
     round_trip_us: int = 0
+    work: ShardWork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +174,30 @@ class MemberAtFault:
 
 
 @dataclass(frozen=True, slots=True)
+class FramesAwaited:
+    """What the coordinator has sent around the ring of this epoch and waits for. Comes with every TimePassed while it waits.
+
+    num_back: frames that have come back in this epoch, in their order. most_work: of the frames under way, in rows of a short sequence.
+    """
+
+    epoch: Epoch
+    num_back: int
+    most_work: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProofGiven:
+    """The answer to AskForProof. is_right: it is what this computation gives on every machine."""
+
+    name: str
+    boot_id: str
+    number: int
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RingOpened:
-    """The coordinator's stream to the first shard stands, and the engine has begun to send.
+    """The first frame has gone all the way round, and the engine has begun to send.
 
     It must be the engine's first: from now on the cache of every layer counts as being with its owner, since the engine has what was
     missing computed again, or begins anew.
@@ -232,7 +255,9 @@ class TimePassed:
     is_idle: bool = False
 
 
-WordOfShard = HeartbeatReceived | ShardLeaving | CapabilitiesChanged | LoadProgressed | StageLoaded | StageLoadFailed | StageActivated
+WordOfShard = (
+    HeartbeatReceived | ShardLeaving | CapabilitiesChanged | LoadProgressed | StageLoaded | StageLoadFailed | StageActivated | ProofGiven
+)
 """What a shard says on its Join stream. Each is a sign of life that renews its lease, also one that comes too late for its plan."""
 
 Event = (
@@ -246,6 +271,7 @@ Event = (
     | ConfigureRequested
     | EdgeBroken
     | MemberAtFault
+    | FramesAwaited
     | RingOpened
     | RingDrained
     | RingBroken

@@ -25,18 +25,21 @@ from typing import Any
 
 from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.actions import Action
+from dairllm.coordinator.cluster.answering import why_no_answers
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.event_table import EventTable, Row, Scopes
 from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.invariants import check_books
 from dairllm.coordinator.cluster.parts.failures import Failures
+from dairllm.coordinator.cluster.parts.faults import Faults
 from dairllm.coordinator.cluster.parts.idle_shards import IdleShards
 from dairllm.coordinator.cluster.parts.joins_and_losses import JoinsAndLosses
 from dairllm.coordinator.cluster.parts.measurements import Measurements
 from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
 from dairllm.coordinator.cluster.parts.planning import Planning
 from dairllm.coordinator.cluster.parts.preparation import Preparation
+from dairllm.coordinator.cluster.parts.standstills import Standstills
 from dairllm.coordinator.cluster.parts.switch import Switch
 from dairllm.coordinator.cluster.parts.wishes import Wishes
 from dairllm.coordinator.cluster.phases import ANSWERING, ANY_PHASE, RING_IN_USE, STAGES_IN_USE, WITH_CANDIDATE, Phase
@@ -58,6 +61,8 @@ class ClusterMachine:
         self._preparation = Preparation(books, idle, self._switch)
         self._planning = Planning(books, idle, self._search, self._switch, self._preparation)
         self._failures = Failures(books, self._switch, self._preparation, self._planning)
+        self._faults = Faults(books, self._planning, self._failures)
+        self._standstills = Standstills(books, self._search, self._faults)
         self._joins_and_losses = JoinsAndLosses(books, idle, self._switch, self._preparation, self._planning, self._failures)
         self._wishes = Wishes(books, idle, self._search, self._planning)
         self._measurements = Measurements(books)
@@ -66,13 +71,13 @@ class ClusterMachine:
     def _rows(self, about: Scopes) -> Iterator[Row[Any]]:
         """Event, what it is about, phases in which it counts, who takes care of it."""
         joins, wishes, preparation, switch = self._joins_and_losses, self._wishes, self._preparation, self._switch
-        failures, measurements = self._failures, self._measurements
+        failures, faults, standstills, measurements = self._failures, self._faults, self._standstills, self._measurements
 
         yield Row(on.ModelRegistered, about.cluster, ANY_PHASE, self._planning.on_model)
         yield Row(on.TimePassed, about.cluster, ANY_PHASE, self._on_time)
 
         yield Row(on.JoinRequested, about.cluster, ANY_PHASE, joins.on_join)
-        yield Row(on.HeartbeatReceived, about.boot, ANY_PHASE, self._members.beat)
+        yield Row(on.HeartbeatReceived, about.boot, ANY_PHASE, standstills.on_beat)
         yield Row(on.LeaseBroken, about.lease, ANY_PHASE, joins.on_lease_broken)
         yield Row(on.ShardLeft, about.lease, ANY_PHASE, joins.on_left)
 
@@ -92,7 +97,9 @@ class ClusterMachine:
         yield Row(on.RingDrained, about.ring, DRAINING, preparation.on_drained)
         yield Row(on.RingBroken, about.ring, RING_IN_USE, failures.on_ring_broken)
         yield Row(on.EdgeBroken, about.ring, STAGES_IN_USE, failures.on_edge_broken)
-        yield Row(on.MemberAtFault, about.boot, ANY_PHASE, failures.on_fault)
+        yield Row(on.FramesAwaited, about.ring, RING_IN_USE, standstills.on_awaited)
+        yield Row(on.MemberAtFault, about.boot, ANY_PHASE, faults.on_fault)
+        yield Row(on.ProofGiven, about.boot, ANY_PHASE, faults.on_proof)
         yield Row(on.StepMeasured, about.ring, ANSWERING, measurements.on_step)
         yield Row(on.AnswersRecovered, about.cluster, ANY_PHASE, measurements.on_recovered)
 
@@ -111,9 +118,12 @@ class ClusterMachine:
         """All but leases, whose end comes first, look at every member: so not with every heartbeat."""
         self._joins_and_losses.expire_leases()
         self._failures.welcome_back_set_aside()
+        self._faults.ask_for_proofs()
         self._measurements.forget_old_speeds()
         self._preparation.retry_loads()
         self._failures.notice_stalls()
+        self._standstills.notice_stalled_loads()
+        self._standstills.notice_stalled_switch()
         self._failures.forget_failures()
         self._failures.try_links_again()
         if event.is_idle:
@@ -138,7 +148,11 @@ class ClusterMachine:
     @property
     def reason(self) -> str:
         """Why it is not serving; '' while it is."""
-        return self._state.reason
+        return self._state.explanation
+
+    def why_no_answers(self, now_s: float) -> str:
+        """'' while answers come, or will as soon as a switch or a recovery is over that has not failed yet."""
+        return why_no_answers(self._books, self._journal.own_s(now_s))
 
     @property
     def missing_bytes(self) -> int:

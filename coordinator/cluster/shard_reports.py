@@ -72,6 +72,19 @@ class ShardUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardWork:
+    """See ShardWork in cluster.proto."""
+
+    given: int = 0
+    done: int = 0
+    cpu_us: int = 0
+    epoch: Epoch = NO_EPOCH
+    received_frames: int = 0
+    computed_frames: int = 0
+    sent_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LoadProgress:
     """How far a shard is with loading its units, and where the bytes came from."""
 

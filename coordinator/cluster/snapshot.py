@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dairllm.coordinator.cluster.actions import ClusterEvent
+from dairllm.coordinator.cluster.answering import why_no_answers
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.books.losses import LostShard
 from dairllm.coordinator.cluster.books.member import Member, ShardPhase
@@ -78,6 +79,7 @@ class ClusterSnapshot:
     system_fingerprint: str
     phase: Phase
     reason: str
+    can_answer: bool
     missing_bytes: int
     epoch: Epoch
     next_epoch: Epoch
@@ -113,7 +115,8 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
         arithmetic=str(config.arithmetic),
         system_fingerprint=system_fingerprint(model.digest.hex(), str(config.arithmetic)) if model else "",
         phase=state.phase,
-        reason=state.reason,
+        reason=state.explanation,
+        can_answer=not why_no_answers(books, now_s),
         missing_bytes=state.missing_bytes,
         epoch=state.epoch,
         next_epoch=state.candidate.epoch if state.candidate else Epoch(0),

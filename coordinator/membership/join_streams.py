@@ -60,6 +60,11 @@ class JoinStreams:
         if stream is not None:
             stream.send(response)
 
+    def challenge(self, name: str, number: int) -> None:
+        stream = self._admitted.get(name)
+        if stream is not None:
+            stream.send(cluster_pb2.JoinResponse(prove=cluster_pb2.Prove(number=number, challenge=stream.challenge(number))))
+
     def boot_id_of(self, name: str) -> str | None:
         stream = self._admitted.get(name)
         return stream.boot_id if stream else None

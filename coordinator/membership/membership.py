@@ -13,7 +13,6 @@ from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.membership.join_streams import JoinStreams
 from dairllm.coordinator.membership.orders import Orders
 from dairllm.coordinator.membership.reachability import Places
-from dairllm.coordinator.membership.readiness import Readiness
 from dairllm.coordinator.membership.ring_life import RingLife
 from dairllm.coordinator.model import LoadedModel
 from dairllm.coordinator.ring import Ring
@@ -34,14 +33,13 @@ class Membership:
         machine: ClusterMachine,
         ring: Ring,
         engine: Engine,
-        readiness: Readiness,
         places: Places,
         on_event: Callable[[do.ClusterEvent], None],
     ) -> None:
         self.config = config
         self.machine = machine
         self.streams = JoinStreams(places, self.handle)
-        self.ring_life = RingLife(config, ring, engine, readiness, places, self.handle)
+        self.ring_life = RingLife(config, ring, engine, places, self.handle)
         self._model = model
         self._engine = engine
         self._orders = Orders(config, model, machine, self.streams, ring, engine)
@@ -55,6 +53,8 @@ class Membership:
         self.handle(on.ModelRegistered(self._model.demand(context_length, self.config.arithmetic.kv_cache, self.config.max_batch_rows)))
         while True:
             await asyncio.sleep(TICK_S)
+            for awaited in self.ring_life.awaited():
+                self.handle(awaited)
             load = self._engine.engine_stats()
             self.handle(on.TimePassed(is_idle=not (load.running or load.waiting)))
 
@@ -94,6 +94,8 @@ class Membership:
                 self._orders.release(action)
             case do.AskToDrain():
                 self._orders.ask_to_drain(action)
+            case do.AskForProof(name=name, number=number):
+                self.streams.challenge(name, number)
             case do.ConfigureLimits():
                 self._orders.configure(action)
             case do.OpenRing():

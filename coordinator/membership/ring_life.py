@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
@@ -13,7 +13,6 @@ from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.membership.reachability import Places
-from dairllm.coordinator.membership.readiness import Readiness
 from dairllm.coordinator.ring import Ring
 from dairllm.mesh.errors import PeerUnreachable
 from dairllm.mesh.peers import COORDINATOR_NAME
@@ -25,17 +24,15 @@ WATCH_INTERVAL_S = 1.0
 class RingLife:
     """handle: takes what happens to the ring."""
 
-    def __init__(
-        self, config: ClusterConfig, ring: Ring, engine: Engine, readiness: Readiness, places: Places, handle: Callable[[on.Event], None]
-    ) -> None:
+    def __init__(self, config: ClusterConfig, ring: Ring, engine: Engine, places: Places, handle: Callable[[on.Event], None]) -> None:
         self._config = config
         self._ring = ring
         self._engine = engine
-        self._readiness = readiness
         self._places = places
         self._handle = handle
         self._opening: asyncio.Task[None] | None = None
         self._draining: Epoch | None = None
+        self._is_open = False
 
     # It opens
 
@@ -50,11 +47,11 @@ class RingLife:
             with contextlib.suppress(asyncio.CancelledError):
                 await previous
         try:
-            await self._ring.open(action.epoch, action.first.name, addresses, self._broken)
+            await self._ring.open(action.epoch, self._config.arithmetic.wire, action.first.name, addresses, self._broken)
         except PeerUnreachable as error:
             self._broken(action.epoch, str(error))
             return
-        self._readiness.ring_opened()
+        self._is_open = True
         # The engine first: from RingOpened on the machine believes that what the shards lacked is computed again, and it may close the
         # ring in the same call.
         self._engine.open_ring(self._geometry(action), self._ring.send, self._recovered)
@@ -73,6 +70,11 @@ class RingLife:
         )
 
     # It is in use
+
+    def awaited(self) -> Iterator[on.FramesAwaited]:
+        """What goes around the ring now; none while no ring is open or about to be."""
+        if self._ring.epoch:
+            yield on.FramesAwaited(Epoch(self._ring.epoch), self._ring.num_back, self._ring.most_work)
 
     async def watch(self) -> None:
         """Give up on frames that do not come back, and say how long steps take. Until cancelled."""
@@ -110,8 +112,8 @@ class RingLife:
         self._draining = None
         if self._opening is not None:
             self._opening.cancel()
-        if self._readiness.is_ring_open:
-            self._readiness.ring_closed()
+        if self._is_open:
+            self._is_open = False
             self._engine.close_ring()
         self._ring.shut()
 

@@ -2,7 +2,7 @@
 
 from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.identities import Epoch
-from dairllm.coordinator.cluster.shard_reports import HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.shard_reports import HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage, ShardWork
 from dairllm.coordinator.membership.join_stream import JoinStream
 from dairllm.v1 import cluster_pb2
 
@@ -12,7 +12,9 @@ def event_of(stream: JoinStream, request: cluster_pb2.JoinRequest) -> on.Event |
     name, boot_id = stream.name, stream.boot_id
     match request.WhichOneof("message"):
         case "heartbeat":
-            return on.HeartbeatReceived(name, boot_id, _usage_from_proto(request.heartbeat.usage), request.heartbeat.round_trip_us)
+            beat = request.heartbeat
+            work = _work_from_proto(beat.work) if beat.HasField("work") else None
+            return on.HeartbeatReceived(name, boot_id, _usage_from_proto(beat.usage), beat.round_trip_us, work)
         case "load_progress":
             progress = request.load_progress
             return on.LoadProgressed(name, boot_id, Epoch(progress.epoch), _progress_from_proto(progress))
@@ -33,6 +35,8 @@ def event_of(stream: JoinStream, request: cluster_pb2.JoinRequest) -> on.Event |
         case "capabilities_changed":
             changed = request.capabilities_changed
             return on.CapabilitiesChanged(name, boot_id, _capabilities_from_proto(changed.capabilities), changed.refusal)
+        case "proof":
+            return on.ProofGiven(name, boot_id, request.proof.number, stream.is_right(request.proof))
         case "leaving" if request.leaving.drain:
             return on.ShardLeaving(name, boot_id, request.leaving.reason)
         case "leaving":
@@ -70,6 +74,18 @@ def _capabilities_from_proto(message: cluster_pb2.ShardCapabilities) -> ShardCap
 
 def _usage_from_proto(message: cluster_pb2.ShardUsage) -> ShardUsage:
     return ShardUsage(**{name: getattr(message, name) for name in ShardUsage.__slots__})
+
+
+def _work_from_proto(message: cluster_pb2.ShardWork) -> ShardWork:
+    return ShardWork(
+        given=message.given,
+        done=message.done,
+        cpu_us=message.cpu_us,
+        epoch=Epoch(message.epoch),
+        received_frames=message.received_frames,
+        computed_frames=message.computed_frames,
+        sent_frames=message.sent_frames,
+    )
 
 
 def _progress_from_proto(message: cluster_pb2.LoadProgress) -> LoadProgress:

@@ -44,6 +44,7 @@ class OutgoingEdge:
     """opening: what the next member is shown. queue_frames: how many frames may wait; 0 if who sends them bounds their number.
 
     connect_deadline_s: for the next member to answer at all. ready_deadline_s: for it to be ready, once somebody waits for the edge.
+    sent: frames that were written to the next member.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class OutgoingEdge:
         self._frames: asyncio.Queue[ring_pb2.ForwardRequest] = asyncio.Queue(queue_frames)
         self._credits = asyncio.Semaphore(0)
         self._silence = Silence(peer.name)
+        self.sent = 0
 
     def hurry(self) -> None:
         """Somebody waits for the edge to open, also without a frame."""
@@ -131,6 +133,7 @@ class OutgoingEdge:
             request = await self._frames.get()
             try:
                 await call.write(request)
+                self.sent += 1
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 await asyncio.sleep(ANSWER_DEADLINE_S)  # the reader gets the reason first
                 raise EdgeLost(f"{self._peer.name} takes no more frames") from error

@@ -41,6 +41,12 @@ class EpochRun:
         self._counters = counters
         self._report_edge_lost = report_edge_lost
         self._task: asyncio.Task[None] | None = None
+        self._computed = 0
+
+    @property
+    def frames(self) -> tuple[int, int, int]:
+        """Received, computed, and sent on."""
+        return self.incoming.received, self._computed, self._outgoing.sent
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"epoch-{self.assignment.epoch}")
@@ -102,6 +108,7 @@ class EpochRun:
         queue_us = round((loop.time() - queued.arrived_s) * 1e6)
         assert self._stage is not None, "who computes has not ended"
         output = await loop.run_in_executor(self._compute_thread, self._stage.compute, frame, queue_us)
+        self._computed += 1
         self._counters.frames += 1
         self._counters.rows += frame.num_rows
         self._counters.compute_us += output.timings[-1].compute_us

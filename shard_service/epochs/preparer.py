@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
 from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.epochs.compute_thread import name_thread
 from dairllm.shard_service.forward.building import StageParts, build_stage, check_stage, scratch_bytes
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
@@ -49,6 +50,7 @@ def make_loader_threads() -> ThreadPoolExecutor:
 
 
 def _give_way() -> None:
+    name_thread("loader")
     if sys.platform == "linux":  # where every thread has a priority of its own
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICENESS)

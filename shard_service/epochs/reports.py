@@ -74,6 +74,9 @@ class Reports:
         )
         self._send(cluster_pb2.JoinRequest(stage_activated=activated))
 
+    def proof(self, number: int, digest: bytes) -> None:
+        self._send(cluster_pb2.JoinRequest(proof=cluster_pb2.Proof(number=number, digest=digest)))
+
     def edge_lost(self, assignment: AssignmentFacts, why: EdgeLost) -> None:
         lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=assignment.next.name, message=str(why), silent=why.silent)
         self._send(cluster_pb2.JoinRequest(edge_lost=lost))

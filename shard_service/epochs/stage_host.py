@@ -9,7 +9,6 @@ switch.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,9 +22,11 @@ from dairllm.mesh.system_memory import resident_bytes
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.manifest import Unit
 from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
+from dairllm.shard_service.epochs.compute_thread import ComputeThread
 from dairllm.shard_service.epochs.counters import Counters
 from dairllm.shard_service.epochs.epoch_run import EpochRun
 from dairllm.shard_service.epochs.preparer import Prepared, Preparer, make_loader_threads
+from dairllm.shard_service.epochs.proving import prove
 from dairllm.shard_service.epochs.reports import Reports, Send
 from dairllm.shard_service.forward.compute_stage import ComputeStage
 from dairllm.shard_service.forward.sent_rows import SentRows
@@ -79,7 +80,7 @@ class StageHost:
         self._budget = budget
         self._send = send
         self._reports = Reports(send)
-        self.compute_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.compute_thread = ComputeThread()
         self.loader_threads = make_loader_threads()
         self._store = LayerStore(self.loader_threads)
         self._caches = KvCaches()
@@ -90,6 +91,7 @@ class StageHost:
         self._stopping: list[EpochRun] = []
         self._scratch_bytes = 0
         self._changes: set[asyncio.Task[None]] = set()
+        self._proving: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self._preparing: asyncio.Task[None] | None = None
         self._wanted_epoch = 0
@@ -125,6 +127,12 @@ class StageHost:
             self._supersede()
             self._change(self._free)
 
+    def prove(self, message: cluster_pb2.Prove) -> None:
+        """A later request takes the place of one that is not answered yet."""
+        if self._proving is not None:
+            self._proving.cancel()
+        self._proving = asyncio.create_task(prove(message, self.compute_thread, self.loader_threads, self._reports.proof), name="prove")
+
     def end_epoch(self) -> None:
         """Another coordinator is in charge: its epochs and sequences have nothing to do with those of the last one. Weights stay."""
         self._supersede()
@@ -148,6 +156,8 @@ class StageHost:
 
     async def close(self) -> None:
         self.shut_down()
+        if self._proving is not None:
+            self._proving.cancel()
         await asyncio.wait(self._changes)
         self.compute_thread.shutdown(wait=True)
         self.loader_threads.shutdown(wait=True)
@@ -212,6 +222,20 @@ class StageHost:
             compute_us=counted.compute_us,
             sent_bytes=counted.sent_bytes,
             received_bytes=counted.received_bytes,
+        )
+
+    def work(self) -> cluster_pb2.ShardWork:
+        """How far it is, for who wants to know whether it computes."""
+        run, thread = self._run, self.compute_thread
+        epoch, (received, computed, sent) = (0, (0, 0, 0)) if run is None else (run.assignment.epoch, run.frames)
+        return cluster_pb2.ShardWork(
+            given=thread.given,
+            done=thread.done,
+            cpu_us=thread.cpu_us,
+            epoch=epoch,
+            received_frames=received,
+            computed_frames=computed,
+            sent_frames=sent,
         )
 
     def _shutting_down(self) -> NotReady:

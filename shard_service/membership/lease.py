@@ -32,7 +32,9 @@ class OrderTaker(Protocol):
     def release(self, message: cluster_pb2.Release) -> None: ...
     def drain(self, message: cluster_pb2.Drain) -> None: ...
     def configure(self, message: cluster_pb2.Configure) -> None: ...
+    def prove(self, message: cluster_pb2.Prove) -> None: ...
     def usage(self) -> cluster_pb2.ShardUsage: ...
+    def work(self) -> cluster_pb2.ShardWork: ...
 
 
 class JoinUnsuccessful(Exception):
@@ -129,6 +131,8 @@ class Lease:
                 self._member.drain(response.drain)
             case "configure":
                 self._member.configure(response.configure)
+            case "prove":
+                self._member.prove(response.prove)
             case other:
                 log.warning("the coordinator sent %s, which this version does not know", other or "an unknown message")
 
@@ -143,7 +147,9 @@ class Lease:
         while True:
             self._beat_number += 1
             self._beat_sent_s = loop.time()
-            beat = cluster_pb2.Heartbeat(number=self._beat_number, round_trip_us=self._round_trip_us, usage=self._member.usage())
+            beat = cluster_pb2.Heartbeat(
+                number=self._beat_number, round_trip_us=self._round_trip_us, usage=self._member.usage(), work=self._member.work()
+            )
             self.send(cluster_pb2.JoinRequest(heartbeat=beat))
             await asyncio.sleep(interval_s)
 

@@ -61,7 +61,7 @@ class QueuedFrame(NamedTuple):
 
 
 class IncomingEdge:
-    """All streams of one epoch from the predecessor."""
+    """All streams of one epoch from the predecessor. received: frames so far."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
@@ -69,6 +69,7 @@ class IncomingEdge:
         self._stream: IncomingStream | None = None
         self._arrived = asyncio.Event()
         self._closed: DairllmError | None = None
+        self.received = 0
 
     def open(self, sender: str) -> IncomingStream:
         """A new stream, which replaces the one before. `granted` is the number of credits to begin with."""
@@ -87,6 +88,7 @@ class IncomingEdge:
         if not stream.granted:
             raise Busy(f"{stream.sender!r} sent frame {message.batch_id} without a credit")
         stream.granted -= 1
+        self.received += 1
         self._queue.append(QueuedFrame(message, arrived_s, stream))
         self._arrived.set()
 

@@ -8,6 +8,11 @@ A command is one line:
     round_trips A=40ms B=3ms 5                 heartbeats that say so, that many
     idle / busy                                no answer runs or waits from now on; some do, as in the beginning
     silence A / speak A                        A hangs: its connection stands but nothing comes
+    asked / answered                           frames go around the ring from now on, one with every step of time; none do
+    hang A / move A                            the thread of A that computes stands still, while its lease goes on; it moves again
+    slow A                                     the same, but that its processor time goes on
+    mute A                                     it says nothing of frames, sends none, and proves nothing
+    lie A                                      it says that it has sent frames on, and has not
     lost A / leave A                           the connection ends without / with a word
     stale A                                    a connection of before is said to have ended
     standstill 100s                            the whole coordinator stands still
@@ -42,7 +47,7 @@ from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.identities import Epoch, LeaseId
 from dairllm.coordinator.cluster.machine import ClusterMachine
 from dairllm.coordinator.cluster.phases import Phase
-from dairllm.coordinator.cluster.shard_reports import HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.shard_reports import HeldUnits, LoadProgress, ShardCapabilities, ShardHello, ShardUsage, ShardWork
 from dairllm.coordinator.cluster_state import state_to_proto
 from dairllm.coordinator.planner import Infeasible, ModelDemand, Plan
 from tests.instruments.descriptions import FEATURES, demand_of
@@ -97,6 +102,10 @@ class Cluster:
         self.streams: dict[str, tuple[str, LeaseId]] = {}
         self.silent: set[str] = set()
         self.is_idle = False
+        self.is_asked = False
+        self.faults: dict[str, str] = {}
+        self.num_back = 0
+        self.to_prove: dict[str, int] = {}
         self.hellos: dict[str, ShardHello] = {}
         self.assigned: dict[str, do.AssignUnits] = {}
         self.activating: dict[str, do.ActivateStage] = {}
@@ -141,11 +150,14 @@ class Cluster:
             case do.OpenRing():
                 assert self.open_epoch is None, "one ring at a time"
                 assert not action.kept & action.transferred
+                self.num_back = 0
                 self.open_epoch = action.epoch
             case do.CloseRing():
                 assert action.epoch in (self.open_epoch, self.draining_epoch), "only an open ring is closed"
                 self.draining_epoch = action.epoch if action.graceful else None
                 self.open_epoch = None
+            case do.AskForProof():
+                self.to_prove[action.name] = action.number
             case do.RefuseShard() | do.ReleaseShard() | do.TellEvent() | do.AskToDrain() | do.ConfigureLimits():
                 pass
 
@@ -215,14 +227,43 @@ class Cluster:
 
     def heartbeats(self) -> list[do.Action]:
         speaking = [(name, boot) for name, (boot, _) in sorted(self.streams.items()) if name not in self.silent]
-        return [action for name, boot in speaking for action in self.happen(on.HeartbeatReceived(name, boot, ShardUsage(), 0))]
+        beats = [on.HeartbeatReceived(name, boot, ShardUsage(), 0, self._work_of(name)) for name, boot in speaking]
+        actions = [action for beat in beats for action in self.happen(beat)]
+        for name, boot in speaking:
+            if name in self.to_prove and name not in self.faults:
+                actions += self.happen(on.ProofGiven(name, boot, self.to_prove.pop(name), True))
+        return actions
+
+    def _work_of(self, name: str) -> ShardWork | None:
+        """What it says. A frame that does not come back has got to the first shard that is at fault."""
+        fault = self.faults.get(name)
+        ring = list(self.plan.placement) if self.is_asked and self.open_epoch is not None else []
+        if fault == "mute":
+            return None
+        given, done = (2, 1) if fault in ("hang", "slow") else (1, 1)
+        cpu_us = round(self.now_s * 1e6) if fault == "slow" else 0
+        if name not in ring or self.open_epoch is None:
+            return ShardWork(given, done, cpu_us)
+        stuck = next((ring.index(other) for other in ring if other in self.faults), len(ring))
+        number, place = self.num_back + 1, ring.index(name)
+        received = number if place <= stuck else self.num_back
+        computed = number if place < stuck or (place == stuck and fault == "lie") else self.num_back
+        return ShardWork(given, done, cpu_us, self.open_epoch, received, computed, computed)
+
+    def go_around(self) -> list[do.Action]:
+        """One more frame."""
+        if not self.is_asked or self.open_epoch is None:
+            return []
+        if not set(self.plan.placement) & set(self.faults):
+            self.num_back += 1
+        return self.happen(on.FramesAwaited(self.open_epoch, self.num_back, 1.0))
 
     def tick(self, seconds: float) -> list[do.Action]:
         actions: list[do.Action] = []
         end_s = self.now_s + seconds
         while self.now_s < end_s - 1e-9:
             self.now_s = min(end_s, self.now_s + TICK_S)
-            actions += [*self.heartbeats(), *self.happen(on.TimePassed(self.is_idle))]
+            actions += [*self.heartbeats(), *self.go_around(), *self.happen(on.TimePassed(self.is_idle))]
         return actions
 
 
@@ -256,6 +297,8 @@ def words_of(action: do.Action) -> str:
             return f"close ring {action.epoch}{' when it is empty' if action.graceful else ''}: {action.reason}"
         case do.AskToDrain():
             return f"ask {action.name} to drain: {action.reason}"
+        case do.AskForProof():
+            return f"ask {action.name} for a proof"
         case do.ConfigureLimits():
             return f"configure {action.name}: memory {action.memory_budget_bytes}, threads {action.num_threads}"
         case do.TellEvent():
@@ -303,6 +346,15 @@ class Scenario:
                 return [action for _ in range(int(count)) for beat in beats for action in cluster.happen(beat)]
             case (("idle" | "busy"), []):
                 cluster.is_idle = command == "idle"
+                return []
+            case (("asked" | "answered"), []):
+                cluster.is_asked = command == "asked"
+                return []
+            case (("hang" | "slow" | "mute" | "lie"), [name]):
+                cluster.faults[name] = command
+                return []
+            case "move", [name]:
+                del cluster.faults[name]
                 return []
             case "silence", [name]:
                 cluster.silent.add(name)

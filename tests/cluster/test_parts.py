@@ -32,6 +32,7 @@ BOOK_CLASSES = {
     "links": ("links", "Links"),
     "steps": ("step_times", "StepTimes"),
     "losses": ("losses", "Losses"),
+    "awaited": ("watch", "Watch"),
 }
 CHANGING = {"add", "append", "clear", "discard", "extend", "pop", "remove", "setdefault", "update"}
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc.aio
@@ -12,9 +12,13 @@ from dairllm.coordinator.ring import RESULT_CREDITS, Ring
 from dairllm.coordinator.services.ring_servicer import ResultsServicer
 from dairllm.mesh.channels import bind, create_server, dial, error_from_rpc
 from dairllm.mesh.errors import PeerUnreachable, WrongEpoch
+from dairllm.mesh.peers import Peer
 from dairllm.mesh.ring import heartbeats as edge_heartbeats
-from dairllm.mesh.ring.frames import MicroBatchResult
+from dairllm.mesh.ring.codec import micro_batch_from_proto
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceSlice
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
+from dairllm.mesh.ring.member import RingMember
+from dairllm.mesh.ring.outgoing import OutgoingEdge
 from dairllm.mesh.streams import next_message
 from dairllm.v1 import ring_pb2, ring_pb2_grpc
 from tests.instruments.tcp_proxy import TcpProxy
@@ -24,18 +28,19 @@ CLUSTER_HASH = "0123456789abcdef"
 
 
 class FirstShard(ring_pb2_grpc.RingServiceServicer):
-    """Accepts every edge. heartbeat_s: 0 for a shard that sends none."""
+    """Accepts every edge. heartbeat_s: 0 for a shard that sends none. pass_on: what it does with a frame."""
 
-    def __init__(self, heartbeat_s: float) -> None:
+    def __init__(self, heartbeat_s: float, pass_on: Callable[[MicroBatch], Awaitable[None]]) -> None:
         self.heartbeat_s = heartbeat_s
+        self._pass_on = pass_on
 
     async def Forward(self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any) -> None:
         assert (await anext(aiter(requests))).open.receiver == "a"
         answers = EdgeAnswers(context, self.heartbeat_s)
         await answers.accept(1)
         async with answers.beating() if self.heartbeat_s else contextlib.nullcontext():
-            async for _ in requests:
-                pass
+            async for request in requests:
+                await self._pass_on(micro_batch_from_proto(request.micro_batch))
 
 
 class Site:
@@ -46,7 +51,9 @@ class Site:
         self.broken: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
         self.ring = Ring(CLUSTER_HASH, lambda result: self.completed.append(result))
         self._stack = contextlib.AsyncExitStack()
-        self._shard = FirstShard(heartbeat_s)
+        self._shard = FirstShard(heartbeat_s, self._pass_on)
+        self._edges: set[asyncio.Task[None]] = set()
+        self.is_whole = True
 
     async def __aenter__(self) -> "Site":
         self.port = await self._serve(ResultsServicer(self.ring))
@@ -55,7 +62,18 @@ class Site:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        for edge in self._edges:
+            edge.cancel()
+        await asyncio.gather(*self._edges, return_exceptions=True)
         await self._stack.aclose()
+
+    async def _pass_on(self, batch: MicroBatch) -> None:
+        """The first shard is the last one, too; nothing comes back if the ring is not whole."""
+        if self.is_whole:
+            member = RingMember(CLUSTER_HASH, "a", batch.epoch, self.ring.key_of(batch.epoch))
+            edge = OutgoingEdge(Peer("coordinator", (f"127.0.0.1:{self.port}",)), member.opening_to("coordinator"))
+            self._edges.add(asyncio.create_task(edge.run()))
+            await edge.send(MicroBatchResult(batch.epoch, batch.batch_id, (), ()))
 
     async def _serve(self, servicer: ring_pb2_grpc.RingServiceServicer) -> int:
         server = create_server()
@@ -67,7 +85,7 @@ class Site:
 
     async def open(self, epoch: int = 1) -> None:
         async with asyncio.timeout(30):
-            await self.ring.open(epoch, "a", [self.proxy.address], lambda *why: self.broken.put_nowait(why))
+            await self.ring.open(epoch, "f32", "a", [self.proxy.address], lambda *why: self.broken.put_nowait(why))
 
     @contextlib.asynccontextmanager
     async def last_shard(self, epoch: int = 1, key: bytes | None = None) -> AsyncIterator[Any]:
@@ -149,8 +167,37 @@ async def test_an_edge_of_another_epoch_or_without_its_key_is_refused(epoch: int
 async def test_an_address_that_swallows_everything_does_not_hold_up_another() -> None:
     async with Site(HEARTBEAT_S) as site, TcpProxy("127.0.0.1", 9) as hole, asyncio.timeout(5):
         hole.black_hole()
-        await site.ring.open(1, "a", [hole.address, site.proxy.address], lambda *why: None)
+        await site.ring.open(1, "f32", "a", [hole.address, site.proxy.address], lambda *why: None)
         assert site.ring.epoch == 1
+
+
+async def test_a_ring_is_open_only_once_a_frame_has_gone_all_the_way_round() -> None:
+    async with Site(HEARTBEAT_S) as site:
+        site.is_whole = False
+        opening = asyncio.create_task(site.open())
+        while not site.ring.most_work:
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(opening), 10 * HEARTBEAT_S)
+        assert (site.ring.num_back, site.ring.most_work) == (0, 1.0)
+        site.proxy.cut()
+        with pytest.raises(PeerUnreachable):
+            await opening
+        site.is_whole = True
+        await site.open(2)
+        assert (site.ring.num_back, site.ring.most_work) == (1, 0.0)
+        assert (site.broken.empty(), site.completed) == (True, [])
+
+
+async def test_a_long_prompt_is_more_work_than_a_token() -> None:
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        for batch_id, (first, count) in enumerate([(0, 1), (1024, 512)], 1):
+            slices = (SequenceSlice(RingId(batch_id), first, (7,) * count, (), sample=False),)
+            site.ring.send(MicroBatch(1, batch_id, "f32", (), slices, ()))
+        assert site.ring.most_work == 512 * 2.5
+        await site.ring.close()
+        assert site.ring.most_work == 0.0
 
 
 async def test_a_first_shard_that_is_nowhere_is_an_error() -> None:
@@ -162,7 +209,7 @@ async def test_a_first_shard_that_is_nowhere_is_an_error() -> None:
 async def _open_nowhere(ring: Ring) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dairllm.coordinator.ring.OPEN_DEADLINE_S", 0.3)
-        await ring.open(1, "a", ["127.0.0.1:9"], lambda *why: None)
+        await ring.open(1, "f32", "a", ["127.0.0.1:9"], lambda *why: None)
 
 
 def test_keys_of_caches_differ_by_shard_process_and_run() -> None:

@@ -1,13 +1,13 @@
 """Many shards in one process: each holds a real lease over its own connection, and none has weights or computes.
 
-They answer what the coordinator asks as the protocol says, so that a plan of them is made and its ring opened; only frames would never
-come back.
+They answer what the coordinator asks as the protocol says, so that a plan of them is made, and pass frames without rows on, so that its
+ring opens; nothing would come of an answer. A deaf one takes frames and keeps them.
 """
 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,12 @@ from dairllm.kernels_pyx import BLOCK_FORMATS, STAGE_FEATURES
 from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
 from dairllm.mesh.channels import bind, create_server, error_from_rpc, open_channel
 from dairllm.mesh.cluster_name import cluster_hash
+from dairllm.mesh.peers import COORDINATOR_NAME, Peer
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
+from dairllm.mesh.ring.codec import micro_batch_from_proto
+from dairllm.mesh.ring.frames import MicroBatchResult
+from dairllm.mesh.ring.member import RingMember
+from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
 
 RESERVED_BYTES = 1 << 20
@@ -33,10 +38,11 @@ class LightShard:
     """One shard.
 
     beats: heartbeats that were sent; round_trips_s: of those that were acknowledged, in order, as far back as nobody has cleared it.
-    end: why the lease ended; '' while it has not.
+    end: why the lease ended; '' while it has not. is_deaf: frames end with it, and it says nothing of them.
     """
 
     hello: cluster_pb2.Hello
+    is_deaf: bool = False
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
     beats: int = 0
     acknowledged: int = 0
@@ -49,6 +55,11 @@ class LightShard:
     _sent_s: dict[int, float] = field(default_factory=dict)
     _interval_s: float = 0.0
     _is_quiet: bool = False
+    _assignment: cluster_pb2.Assignment = field(default_factory=cluster_pb2.Assignment)
+    _edge: OutgoingEdge | None = None
+    _edge_task: asyncio.Task[None] | None = None
+    _epoch: int = 0
+    _received: int = 0
 
     @property
     def name(self) -> str:
@@ -74,6 +85,8 @@ class LightShard:
                     self.welcomed.set()
                     self.activated.set()
                     beating.cancel()
+                    if self._edge_task is not None:
+                        self._edge_task.cancel()
 
     async def _talk(self, call: Any) -> str:
         """Answer until the stream ends; returns why it did."""
@@ -102,13 +115,40 @@ class LightShard:
                 self._note_round_trip(response.heartbeat_ack.number)
             case "assignment":
                 self.assignments += 1
+                self._assignment = response.assignment
                 return _prepared(response.assignment)
             case "activate_stage":
                 self.activations += 1
                 self.activated.set()
                 epoch = response.activate_stage.epoch
+                self._open_edge(epoch)
                 return [cluster_pb2.JoinRequest(stage_activated=cluster_pb2.StageActivated(epoch=epoch))]
         return []
+
+    def _open_edge(self, epoch: int) -> None:
+        if self._edge_task is not None:
+            self._edge_task.cancel()
+        order = self._assignment
+        member = RingMember(self.hello.cluster_hash, self.name, epoch, order.ring_key)
+        self._edge = OutgoingEdge(Peer(order.next.name, tuple(order.next.addresses)), member.opening_to(order.next.name))
+        self._epoch, self._received = epoch, 0
+        self._edge_task = asyncio.create_task(self._keep_edge(self._edge), name=f"{self.name} to {order.next.name}")
+
+    async def _keep_edge(self, edge: OutgoingEdge) -> None:
+        with contextlib.suppress(EdgeLost):
+            await edge.run()
+
+    async def pass_on(self, message: ring_pb2.MicroBatch) -> None:
+        self._received += 1
+        if self._edge is not None and not self.is_deaf:
+            frame = micro_batch_from_proto(message)
+            is_last = self._assignment.next.name == COORDINATOR_NAME
+            await self._edge.send(MicroBatchResult(frame.epoch, frame.batch_id, (), ()) if is_last else frame)
+
+    def _work(self) -> cluster_pb2.ShardWork | None:
+        sent = self._edge.sent if self._edge is not None else 0
+        frames = {"received_frames": self._received, "computed_frames": self._received, "sent_frames": sent}
+        return None if self.is_deaf else cluster_pb2.ShardWork(epoch=self._epoch, **frames)
 
     def _note_round_trip(self, number: int) -> None:
         self.acknowledged += 1
@@ -124,7 +164,8 @@ class LightShard:
                 self.beats += 1
                 self._sent_s[self.beats] = loop.time()
                 round_trip_us = round(self.round_trips_s[-1] * 1e6) if self.round_trips_s else 0
-                beat = cluster_pb2.Heartbeat(number=self.beats, round_trip_us=round_trip_us, usage=cluster_pb2.ShardUsage())
+                usage, work = cluster_pb2.ShardUsage(), self._work()
+                beat = cluster_pb2.Heartbeat(number=self.beats, round_trip_us=round_trip_us, usage=usage, work=work)
                 await self._write(call, cluster_pb2.JoinRequest(heartbeat=beat))
                 due_s += self._interval_s
                 await asyncio.sleep(due_s - loop.time())
@@ -140,23 +181,32 @@ def _prepared(assignment: cluster_pb2.Assignment) -> Sequence[cluster_pb2.JoinRe
 
 
 class _Ring(ring_pb2_grpc.RingServiceServicer):
-    """Accepts every edge and keeps it."""
+    """Accepts every edge and keeps it. shards: whose frames these are, by name."""
+
+    def __init__(self, shards: Mapping[str, LightShard]) -> None:
+        self._shards = shards
 
     async def Forward(
         self, request_iterator: AsyncIterator[ring_pb2.ForwardRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[ring_pb2.ForwardResponse]:
+        shard: LightShard | None = None
         async for request in request_iterator:
             if request.WhichOneof("message") == "open":
+                shard = self._shards[request.open.receiver]
                 yield ring_pb2.ForwardResponse(accepted=ring_pb2.EdgeAccepted(credits=CREDITS))
+            elif shard is not None:
+                await shard.pass_on(request.micro_batch)
+                yield ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1))
 
 
 class LightFleet:
     """`count` light shards of one coordinator; a context manager, within which they join and hold their leases.
 
-    room_bytes: of each, for weights and KV cache; 0 makes every plan impossible.
+    room_bytes: of each, for weights and KV cache; 0 makes every plan impossible. deaf: they keep every frame.
     """
 
-    def __init__(self, coordinator: str, cluster: str, count: int, room_bytes: int) -> None:
+    def __init__(self, coordinator: str, cluster: str, count: int, room_bytes: int, *, deaf: bool = False) -> None:
+        self._deaf = deaf
         self._coordinator = coordinator
         self._cluster = cluster
         self._count = count
@@ -167,10 +217,12 @@ class LightFleet:
 
     async def __aenter__(self) -> Self:
         self._server = create_server()
-        ring_pb2_grpc.add_RingServiceServicer_to_server(_Ring(), self._server)
+        by_name: dict[str, LightShard] = {}
+        ring_pb2_grpc.add_RingServiceServicer_to_server(_Ring(by_name), self._server)
         port = await bind(self._server, "127.0.0.1", 0, "the light shards' ring")
         await self._server.start()
-        self.shards = [LightShard(self._hello(f"light-{number:04}", port)) for number in range(self._count)]
+        self.shards = [LightShard(self._hello(f"light-{number:04}", port), self._deaf) for number in range(self._count)]
+        by_name.update({shard.name: shard for shard in self.shards})
         self._tasks = [asyncio.create_task(shard.hold(self._coordinator), name=shard.name) for shard in self.shards]
         return self
 

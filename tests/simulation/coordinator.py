@@ -8,6 +8,7 @@ from dairllm.coordinator.cluster.actions import (
     Action,
     ActivateStage,
     AdmitShard,
+    AskForProof,
     AskToDrain,
     AssignUnits,
     CloseRing,
@@ -21,6 +22,7 @@ from dairllm.coordinator.cluster.actions import (
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.events import (
     Event,
+    FramesAwaited,
     JoinRequested,
     LeaseBroken,
     ModelRegistered,
@@ -82,6 +84,8 @@ class SimulatedCoordinator:
         self.incoming: Edge | None = None
         self.outgoing: Edge | None = None
         self.epochs: list[Epoch] = []
+        self.under_way: dict[int, int] = {}
+        self.num_back = 0
         self.handle(ModelRegistered(model))
         self._tick()
         self._measure()
@@ -98,6 +102,8 @@ class SimulatedCoordinator:
 
     def _tick(self) -> None:
         if self.is_alive:
+            if self.open:
+                self.handle(FramesAwaited(self.open.epoch, self.num_back, max(self.under_way.values(), default=0)))
             self.handle(TimePassed(self.engine.is_idle))
             self.engine.give_up_if_due()
             if self.open and self.engine.is_overdue():
@@ -113,7 +119,7 @@ class SimulatedCoordinator:
                 self._send(action.name, Welcomed(self.id))
             case RefuseShard() | EndLease():
                 self._end(action.lease)
-            case AssignUnits() | ActivateStage() | ReleaseShard() | AskToDrain() | ConfigureLimits():
+            case AssignUnits() | ActivateStage() | ReleaseShard() | AskToDrain() | ConfigureLimits() | AskForProof():
                 self._check_order(action)
                 self._send(action.name, action)
             case OpenRing():
@@ -198,6 +204,7 @@ class SimulatedCoordinator:
                 self.handle(RingBroken(action.epoch, "the first shard did not answer"))
                 return
             self.open, self.outgoing = action, edge
+            self.under_way, self.num_back = {}, 0
             self.engine.open_ring(self._geometry(action))
             self.handle(RingOpened(action.epoch))
 
@@ -218,6 +225,8 @@ class SimulatedCoordinator:
 
         def take(passage: Passage) -> None:
             if self.incoming is edge:
+                self.under_way.pop(passage.batch.batch_id, None)
+                self.num_back += 1
                 self.engine.complete(passage.result())
 
         edge: Edge = Stream(self.world, self.network, take, lambda _: None, lambda: None, on_end)
@@ -228,6 +237,7 @@ class SimulatedCoordinator:
         assert self.open is not None, "a frame without a ring"
         assert batch.epoch == self.open.epoch
         assert self.outgoing is not None
+        self.under_way[batch.batch_id] = max(1, batch.num_rows)
         self.outgoing.to_server.send(Passage.begin(batch))
 
     def _close(self, action: CloseRing) -> None:

@@ -9,19 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from dairllm.coordinator.cluster.actions import Action, ActivateStage, AskToDrain, AssignUnits, ConfigureLimits, ReleaseShard
+from dairllm.coordinator.cluster.actions import Action, ActivateStage, AskForProof, AskToDrain, AssignUnits, ConfigureLimits, ReleaseShard
 from dairllm.coordinator.cluster.events import (
     CapabilitiesChanged,
     EdgeBroken,
     Event,
     HeartbeatReceived,
+    ProofGiven,
     ShardLeaving,
     StageActivated,
     StageLoaded,
     StageLoadFailed,
 )
 from dairllm.coordinator.cluster.identities import Epoch
-from dairllm.coordinator.cluster.shard_reports import HeldUnits, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.shard_reports import HeldUnits, ShardCapabilities, ShardHello, ShardUsage, ShardWork
 from dairllm.coordinator.planner import ModelDemand
 from tests.engine.shard_contents import Cells, Passage, ShardContents
 from tests.simulation.network import Network, Stream
@@ -91,6 +92,7 @@ class SimulatedShard:
     is_alive: bool = False
     is_leaving: bool = False
     frozen_until_s: float = 0.0
+    hangs_until_s: float = 0.0
     slowness: float = 1.0
     stream: Stream[Message] | None = None
     weights: set[int] = field(default_factory=set)
@@ -108,6 +110,10 @@ class SimulatedShard:
     outgoing: Edge | None = None
     inbox: deque[Passage] = field(default_factory=deque)
     is_computing: bool = False
+    frames_received: int = 0
+    frames_computed: int = 0
+    frames_sent: int = 0
+    cpu_s: float = 0.0
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -121,7 +127,7 @@ class SimulatedShard:
 
     def start(self) -> None:
         self.boot += 1
-        self.is_alive, self.is_leaving, self.frozen_until_s = True, False, 0.0
+        self.is_alive, self.is_leaving, self.frozen_until_s, self.hangs_until_s = True, False, 0.0, 0.0
         self._empty()
         self.prepared, self.coordinator_id, self.stream = None, "", None
         self.waiting.clear()
@@ -139,6 +145,11 @@ class SimulatedShard:
     def freeze(self, seconds: float) -> None:
         self.world.say(f"{self.name} freezes for {seconds:.1f} s")
         self.frozen_until_s = max(self.frozen_until_s, self.world.now_s + seconds)
+
+    def hang(self, seconds: float) -> None:
+        """It keeps its lease and its edges, and computes nothing."""
+        self.world.say(f"{self.name} hangs for {seconds:.1f} s")
+        self.hangs_until_s = max(self.hangs_until_s, self.world.now_s + seconds)
 
     def when_awake(self, boot: int, happen: Callable[[], None]) -> None:
         """What a frozen process receives waits, in its order; what a dead one receives is gone."""
@@ -186,8 +197,21 @@ class SimulatedShard:
 
     def beat(self, stream: Stream[Message]) -> None:
         if self.stream is stream:
-            stream.to_server.send(HeartbeatReceived(self.name, str(self.boot), ShardUsage(), 400))
+            stream.to_server.send(HeartbeatReceived(self.name, str(self.boot), ShardUsage(), 400, self.work_done()))
             self.later(HEARTBEAT_S, lambda: self.beat(stream))
+
+    def work_done(self) -> ShardWork:
+        if self.world.now_s >= self.hangs_until_s:
+            self.cpu_s = self.world.now_s
+        frames = self.frames_received, self.frames_computed, self.frames_sent
+        return ShardWork(1, 1 - self.is_computing, round(self.cpu_s * 1e6), self.stage.epoch if self.stage else Epoch(0), *frames)
+
+    def prove(self, number: int) -> None:
+        self.compute(0.001, lambda: self.tell(ProofGiven(self.name, str(self.boot), number, True)))
+
+    def compute(self, seconds: float, finish: Callable[[], None]) -> None:
+        """Longer if it hangs meanwhile."""
+        self.later(seconds, lambda: self.compute(left_s, finish) if (left_s := self.hangs_until_s - self.world.now_s) > 0 else finish())
 
     def lose_lease(self, stream: Stream[Message]) -> None:
         if self.stream is stream:
@@ -210,6 +234,8 @@ class SimulatedShard:
                 self.activate(action)
             case ReleaseShard():
                 self.release(action)
+            case AskForProof():
+                self.prove(action.number)
             case AskToDrain():
                 self.leave()
             case ConfigureLimits() if action.memory_budget_bytes is not None:
@@ -279,6 +305,7 @@ class SimulatedShard:
         self.contents.cells = {unit: cells for unit, cells in self.contents.cells.items() if unit in units & before}
         self.contents.keep_only(prepared.order.num_kv_blocks, activation.alive)
         self.stage, self.prepared, self.has_stopped = prepared.order, None, False
+        self.frames_received = self.frames_computed = self.frames_sent = 0
         self.weights &= units
         self.fetch(activation)
 
@@ -351,6 +378,7 @@ class SimulatedShard:
         def take(passage: Passage) -> None:
             if self.incoming is edge and self.boot == boot:
                 self.inbox.append(passage)
+                self.frames_received += 1
                 self.when_awake(boot, self.work)
 
         if self.incoming:
@@ -382,10 +410,11 @@ class SimulatedShard:
         def finish() -> None:
             if self.stage is stage and self.is_computing:
                 self.is_computing = False
+                self.frames_computed += 1
                 self.send_on(stage, onward)
                 self.work()
 
-        self.later(UNIT_S * self.slowness * len(stage.units), finish)
+        self.compute(UNIT_S * self.slowness * len(stage.units), finish)
 
     def send_on(self, stage: AssignUnits, passage: Passage) -> None:
         if self.outgoing is None:
@@ -394,6 +423,7 @@ class SimulatedShard:
             self.lose_edge(stage, "connection refused")
         else:
             self.outgoing.to_server.send(passage)
+            self.frames_sent += 1
 
     def dial(self, stage: AssignUnits) -> Edge | None:
         boot = self.boot

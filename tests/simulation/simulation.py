@@ -32,9 +32,10 @@ LAYER_BYTES = 100_000
 
 
 class Simulation:
-    """World, network, coordinator and shards of one seed."""
+    """World, network, coordinator and shards of one seed. may_hang: shards may hold their leases and compute nothing for a while."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, may_hang: bool = True) -> None:
+        self._may_hang = may_hang
         self.world = World(seed)
         self.network = Network(self.world)
         random = self.world.random
@@ -134,7 +135,7 @@ class Simulation:
         if not self.coordinator.is_alive:
             self.coordinator = self._start_coordinator()
         for shard in self.shards.values():
-            shard.frozen_until_s, shard.slowness = 0.0, 1.0
+            shard.frozen_until_s, shard.hangs_until_s, shard.slowness = 0.0, 0.0, 1.0
             shard.room_bytes = max(shard.room_bytes, 2 * self.model.size_bytes + 100_000)
             if not shard.is_alive or shard.is_leaving:
                 shard.crash()
@@ -153,7 +154,7 @@ class Simulation:
         random = self.world.random
         shard = random.choice(list(self.shards.values()))
         to_one = [self._crash, self._crash, self._freeze, self._cut, self._cut_edge, self._drain, self._cordon, self._slow, self._configure]
-        faults = [*to_one, self._restart_coordinator]
+        faults = [*to_one, self._restart_coordinator, *([self._hang, self._hang] if self._may_hang else [])]
         fault = random.choice(faults)
         if shard.is_alive or fault == self._restart_coordinator:
             fault(shard)
@@ -167,6 +168,9 @@ class Simulation:
 
     def _freeze(self, shard: SimulatedShard) -> None:
         shard.freeze(self.world.random.choice([0.5, 3.0, 8.0]))
+
+    def _hang(self, shard: SimulatedShard) -> None:
+        shard.hang(self.world.random.choice([1.0, 6.0, 20.0]))
 
     def _cut(self, shard: SimulatedShard) -> None:
         if shard.stream:

@@ -23,6 +23,24 @@ def test_every_answer_is_right_or_has_properly_failed_and_the_cluster_serves_in_
     run_all(range(first, first + SEEDS_PER_TEST))
 
 
+def test_nobody_is_blamed_who_is_only_slow_frozen_or_cut_off() -> None:
+    for seed in range(1000, 1100):
+        simulation = Simulation(seed, may_hang=False)
+        simulation.run()
+        assert not [line for line in simulation.world.log if "it is set aside until it proves" in line]
+
+
+def test_who_hangs_is_blamed_by_name() -> None:
+    blamed = 0
+    for seed in range(100):
+        simulation = run(seed)
+        log = "\n".join(simulation.world.log)
+        for name in simulation.shards:
+            assert f"{name} hangs for" in log or f"shard {name} lives, but has computed nothing" not in log
+        blamed += "it is set aside until it proves" in log
+    assert blamed > 5
+
+
 def test_a_seed_replays_exactly() -> None:
     logs = []
     for _ in range(2):

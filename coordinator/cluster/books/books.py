@@ -10,6 +10,7 @@ from dairllm.coordinator.cluster.books.members import Members
 from dairllm.coordinator.cluster.books.state import ClusterState
 from dairllm.coordinator.cluster.books.step_times import StepTimes
 from dairllm.coordinator.cluster.books.waits import Backoff, BetterPlan, PlanTimer, RingPause
+from dairllm.coordinator.cluster.books.watch import Watch
 from dairllm.coordinator.cluster.config import ClusterConfig
 
 
@@ -31,6 +32,7 @@ class Books:
     cache: CachePlaces = field(default_factory=CachePlaces)
     steps: StepTimes = field(default_factory=StepTimes)
     losses: Losses = field(default_factory=Losses)
+    awaited: Watch = field(default_factory=Watch)
 
     @classmethod
     def of(cls, config: ClusterConfig) -> "Books":

@@ -30,7 +30,7 @@ class Candidate:
     """A plan that is being prepared.
 
     exclusive: shards that must free units before they can load theirs. assigned: shards that were told, and whether to free first.
-    retry_at_s: when an assignment is sent again.
+    retry_at_s: when an assignment is sent again. doubted_s: when it was last asked whether the others could do without a shard.
     """
 
     deployment: Deployment
@@ -39,6 +39,7 @@ class Candidate:
     assigned: dict[str, bool] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
     retry_at_s: dict[str, float] = field(default_factory=dict)
+    doubted_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def epoch(self) -> Epoch:
@@ -77,6 +78,9 @@ class Candidate:
 
     def note_failed(self, name: str) -> None:
         self.ready.discard(name)
+
+    def doubt(self, name: str, now_s: float) -> None:
+        self.doubted_s[name] = now_s
 
     def retry(self, name: str, at_s: float) -> None:
         self.retry_at_s[name] = at_s

@@ -6,9 +6,10 @@ from enum import Enum
 from typing import NamedTuple
 
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
+from dairllm.coordinator.cluster.books.watch import Watch
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.identities import Holder, LeaseId
-from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardHello, ShardUsage
+from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardHello, ShardUsage, ShardWork
 from dairllm.coordinator.planner import ShardOffer
 from dairllm.mesh.peers import Peer
 
@@ -51,8 +52,11 @@ class Member:
     """An admitted shard.
 
     last_seen_s: its last sign of life, from which its lease runs.
-    failures: failed attempts in a row. num_faults: how often it was at fault.
-    unused_until_s: not planned before; infinity for as long as this process lives.
+    failures: failed attempts in a row. num_faults: how often it was at fault, last_fault_s: when last.
+    unused_until_s: not planned before; infinity for as long as this process lives. Who is at fault is asked then for a proof.
+    proof_number, asked_at_s, num_asked: the last proof that it was asked for, and how many since the fault.
+    num_disputes: how often another said that it sent a frame which this did not get, or the other way round.
+    work: how far it is, by its last heartbeat; None if that does not say. computing: its thread, while there is work for it.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
     unplanned_bytes: what it needs besides, as it says, more than the planner would know.
     failure: why it cannot be used as it is, None if it can. leaving: in words, that it wants to go; '' if it does not.
@@ -74,10 +78,18 @@ class Member:
     round_trip_us: int = 0
     least_round_trip_us: int = 0
     num_round_trips: int = 0
+    num_beats: int = 0
+    work: ShardWork | None = None
+    computing: Watch = field(default_factory=Watch)
     load: LoadProgress = field(default_factory=LoadProgress)
     load_moved_s: float = 0.0
     failures: int = 0
     num_faults: int = 0
+    last_fault_s: float = -math.inf
+    proof_number: int = 0
+    asked_at_s: float = -math.inf
+    num_asked: int = 0
+    num_disputes: int = 0
     unused_until_s: float = -math.inf
     limit_bytes: int = 0
     limit_until_s: float = -math.inf
@@ -130,6 +142,11 @@ class Member:
         """Bytes for weights and KV cache of a part with this scratch."""
         capabilities = self.hello.capabilities
         return capabilities.memory_budget_bytes - self.unplanned_bytes - capabilities.reserve.with_scratch(scratch_bytes)
+
+    @property
+    def is_computing(self) -> bool:
+        """By its last heartbeat. Whether it gets anywhere with it is another question."""
+        return self.work is not None and self.work.given > self.work.done
 
     @property
     def note(self) -> str:

@@ -131,7 +131,8 @@ class Members:
 
     def beat(self, event: HeartbeatReceived) -> None:
         member = self._members[event.name]
-        member.usage = event.usage
+        member.usage, member.work = event.usage, event.work
+        member.num_beats += 1
         if event.round_trip_us > 0:
             member.round_trip_us = event.round_trip_us
             member.num_round_trips += 1

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 from dairllm.coordinator.cluster.books.deployments import Candidate, Deployment
 from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch, Holder
-from dairllm.coordinator.cluster.phases import STAGES_IN_USE, SUCCESSORS, Phase
+from dairllm.coordinator.cluster.phases import RING_OPEN, STAGES_IN_USE, SUCCESSORS, Phase
 from dairllm.coordinator.planner import ModelDemand, Plan
 
 
 @dataclass(slots=True)
 class ClusterState:
     """reason: why it is not serving, '' while it is. missing_bytes: memory that is missing for any plan.
+    trouble: what has failed last on the way to the next ring, '' if nothing has.
 
     active: the plan whose stages are in use, or were last. before: the plan whose ring opened last.
     unactivated: shards that have yet to switch.
@@ -20,6 +21,7 @@ class ClusterState:
     phase: Phase = Phase.WAITING
     reason: str = "no model is registered yet"
     missing_bytes: int = 0
+    trouble: str = ""
     phase_from_s: float = 0.0
     newest_epoch: Epoch = NO_EPOCH
     active: Deployment | None = None
@@ -49,6 +51,12 @@ class ClusterState:
         """This model: so many shards as it was to wait for need not be there any more."""
         return self.before is not None
 
+    @property
+    def explanation(self) -> str:
+        """The reason, and what has failed."""
+        is_told = not self.trouble or self.trouble in self.reason or self.phase is Phase.WAITING
+        return self.reason if is_told else f"{self.reason}; {self.trouble}"
+
     def cares_for(self, name: str) -> bool:
         """Whether the shard has a part in what is active or prepared."""
         in_candidate = self.candidate is not None and name in self.candidate.plan.placement
@@ -68,7 +76,7 @@ class ClusterState:
 
     def serve_model(self, model: ModelDemand) -> None:
         """No plan of another model counts any more."""
-        self.model, self.active, self.before = model, None, None
+        self.model, self.active, self.before, self.trouble = model, None, None, ""
 
     def propose(self, plan: Plan, holders: tuple[Holder, ...], exclusive: set[str], now_s: float) -> None:
         """A candidate of a new epoch, larger than all of this coordinator."""
@@ -92,4 +100,9 @@ class ClusterState:
 
     def note_opened(self) -> None:
         """The ring of the active plan is open."""
-        self.before = self.active
+        self.before, self.trouble = self.active, ""
+
+    def note_trouble(self, trouble: str) -> None:
+        """What ends a ring that is open is no trouble yet: the next may open at once."""
+        if self.phase not in RING_OPEN:
+            self.trouble = trouble

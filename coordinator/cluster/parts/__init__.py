@@ -8,6 +8,8 @@ Parts share the books, and each calls only parts above it:
     preparation        a candidate is loaded, until all can switch
     planning           when a plan is made, and whether it is worth a change
     failures           retries, pauses, who is to blame, who is set aside
+    faults             who is at fault must prove that it computes
+    standstills        who holds its lease and does not do its part
     joins_and_losses   members come and go
     wishes             shards and people want something else
     measurements       steps are measured

@@ -8,7 +8,7 @@ from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.books.deployments import Candidate
 from dairllm.coordinator.cluster.books.links import Edge
 from dairllm.coordinator.cluster.books.member import Member
-from dairllm.coordinator.cluster.events import EdgeBroken, MemberAtFault, RingBroken, StageLoadFailed
+from dairllm.coordinator.cluster.events import EdgeBroken, RingBroken, StageLoadFailed
 from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.planning import Planning
 from dairllm.coordinator.cluster.parts.preparation import Preparation
@@ -51,6 +51,7 @@ class Failures(MachinePart):
 
     def _on_retryable(self, candidate: Candidate, member: Member, message: str) -> None:
         self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        self._state.note_trouble(f"shard {member.name} could not load its part: {message}")
         is_beside = self._state.phase is not Phase.LOADING
         self._blame(member.name, is_beside)
         member.take_note(member.note or message)
@@ -66,6 +67,7 @@ class Failures(MachinePart):
     def _on_hopeless(self, member: Member, message: str, missing_bytes: int) -> None:
         """It cannot load this part; if it has another one already, it may keep that. With too little memory it may have a smaller one."""
         self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
+        self._state.note_trouble(f"shard {member.name} could not load its part: {message}")
         if self._limit_to_present(member, math.inf):
             pass
         elif missing_bytes:
@@ -129,24 +131,6 @@ class Failures(MachinePart):
         else:
             self._close_and_retry(reason)
 
-    # -- a member does what cannot be
-
-    def on_fault(self, event: MemberAtFault) -> None:
-        """The others go on without it at once, also if they do not suffice."""
-        member = self._members[event.name]
-        if member.has_failed:
-            return
-        member.num_faults += 1
-        pause_s = self._config.fault_s(member.num_faults)
-        member.fail(f"set aside for {pause_s:g} s: it {event.reason}", self._now_s + pause_s)
-        words = f"shard {event.name} {event.reason}: it is set aside for {pause_s:g} s"
-        self._journal.tell(EventKind.SET_ASIDE, event.name, words)
-        if event.is_believed:
-            self._cache.forget(member.holder)
-        else:
-            self._cache.clear()
-        self.go_on_without([event.name], "is at fault")
-
     # -- nothing moves
 
     def notice_stalls(self) -> None:
@@ -197,6 +181,7 @@ class Failures(MachinePart):
 
     def _close_and_retry(self, reason: str) -> None:
         """Close the ring; after the grace plan anew, with whoever is left."""
+        self._state.note_trouble(reason)
         self.interrupt(reason)
         self._retries.fail(self._now_s)
         pause_s = self._retries.pause_s
@@ -230,7 +215,7 @@ class Failures(MachinePart):
 
     def welcome_back_set_aside(self) -> None:
         for member in self._members:
-            if -math.inf < member.unused_until_s <= self._now_s:
+            if -math.inf < member.unused_until_s <= self._now_s and not member.has_failed:
                 member.try_again()
                 self._planning.schedule(self._now_s)
 

@@ -21,6 +21,7 @@ class MachinePart:
         self._cache = books.cache
         self._steps = books.steps
         self._losses = books.losses
+        self._awaited = books.awaited
 
     @property
     def _now_s(self) -> float:

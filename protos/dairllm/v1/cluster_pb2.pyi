@@ -56,7 +56,7 @@ SHARD_PHASE_READY: ShardPhase
 SHARD_PHASE_FAILED: ShardPhase
 
 class JoinRequest(_message.Message):
-    __slots__ = ("hello", "heartbeat", "load_progress", "stage_ready", "stage_failed", "edge_lost", "leaving", "stage_activated", "capabilities_changed")
+    __slots__ = ("hello", "heartbeat", "load_progress", "stage_ready", "stage_failed", "edge_lost", "leaving", "stage_activated", "capabilities_changed", "proof")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     LOAD_PROGRESS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class JoinRequest(_message.Message):
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     STAGE_ACTIVATED_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     load_progress: LoadProgress
@@ -75,10 +76,11 @@ class JoinRequest(_message.Message):
     leaving: Leaving
     stage_activated: StageActivated
     capabilities_changed: CapabilitiesChanged
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., load_progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., stage_ready: _Optional[_Union[StageReady, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., edge_lost: _Optional[_Union[EdgeLost, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., stage_activated: _Optional[_Union[StageActivated, _Mapping]] = ..., capabilities_changed: _Optional[_Union[CapabilitiesChanged, _Mapping]] = ...) -> None: ...
+    proof: Proof
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., load_progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., stage_ready: _Optional[_Union[StageReady, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., edge_lost: _Optional[_Union[EdgeLost, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., stage_activated: _Optional[_Union[StageActivated, _Mapping]] = ..., capabilities_changed: _Optional[_Union[CapabilitiesChanged, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("welcome", "heartbeat_ack", "assignment", "release", "activate_stage", "drain", "configure")
+    __slots__ = ("welcome", "heartbeat_ack", "assignment", "release", "activate_stage", "drain", "configure", "prove")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_ACK_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +88,7 @@ class JoinResponse(_message.Message):
     ACTIVATE_STAGE_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    PROVE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     heartbeat_ack: HeartbeatAck
     assignment: Assignment
@@ -93,7 +96,8 @@ class JoinResponse(_message.Message):
     activate_stage: ActivateStage
     drain: Drain
     configure: Configure
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., activate_stage: _Optional[_Union[ActivateStage, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ...) -> None: ...
+    prove: Prove
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., activate_stage: _Optional[_Union[ActivateStage, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., prove: _Optional[_Union[Prove, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_major", "protocol_minor", "software_version", "cluster_hash", "name", "boot_id", "addresses", "capabilities", "held", "last_epoch", "announced_id")
@@ -152,14 +156,34 @@ class ShardCapabilities(_message.Message):
     def __init__(self, memory_budget_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., isa: _Optional[str] = ..., cpu_model: _Optional[str] = ..., decode_s_per_byte: _Optional[float] = ..., block_formats: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., process_bytes: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("number", "round_trip_us", "usage")
+    __slots__ = ("number", "round_trip_us", "usage", "work")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIP_US_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     number: int
     round_trip_us: int
     usage: ShardUsage
-    def __init__(self, number: _Optional[int] = ..., round_trip_us: _Optional[int] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ...) -> None: ...
+    work: ShardWork
+    def __init__(self, number: _Optional[int] = ..., round_trip_us: _Optional[int] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., work: _Optional[_Union[ShardWork, _Mapping]] = ...) -> None: ...
+
+class ShardWork(_message.Message):
+    __slots__ = ("given", "done", "cpu_us", "epoch", "received_frames", "computed_frames", "sent_frames")
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    CPU_US_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    SENT_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    given: int
+    done: int
+    cpu_us: int
+    epoch: int
+    received_frames: int
+    computed_frames: int
+    sent_frames: int
+    def __init__(self, given: _Optional[int] = ..., done: _Optional[int] = ..., cpu_us: _Optional[int] = ..., epoch: _Optional[int] = ..., received_frames: _Optional[int] = ..., computed_frames: _Optional[int] = ..., sent_frames: _Optional[int] = ...) -> None: ...
 
 class ShardUsage(_message.Message):
     __slots__ = ("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes", "frames", "rows", "compute_us", "sent_bytes", "received_bytes")
@@ -283,6 +307,22 @@ class Drain(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Prove(_message.Message):
+    __slots__ = ("number", "challenge")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    challenge: bytes
+    def __init__(self, number: _Optional[int] = ..., challenge: _Optional[bytes] = ...) -> None: ...
+
+class Proof(_message.Message):
+    __slots__ = ("number", "digest")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    digest: bytes
+    def __init__(self, number: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Configure(_message.Message):
     __slots__ = ("memory_budget_bytes", "num_threads")
@@ -409,7 +449,7 @@ class CoordinatorIdentity(_message.Message):
     def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., cluster_hash: _Optional[str] = ..., time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen", "arithmetic", "system_fingerprint", "lost")
+    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen", "arithmetic", "system_fingerprint", "lost", "can_answer")
     COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -434,6 +474,7 @@ class ClusterState(_message.Message):
     ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    CAN_ANSWER_FIELD_NUMBER: _ClassVar[int]
     coordinator_id: str
     software_version: str
     model: str
@@ -458,7 +499,8 @@ class ClusterState(_message.Message):
     arithmetic: str
     system_fingerprint: str
     lost: _containers.RepeatedCompositeFieldContainer[LostShard]
-    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ..., arithmetic: _Optional[str] = ..., system_fingerprint: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[LostShard, _Mapping]]] = ...) -> None: ...
+    can_answer: bool
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ..., arithmetic: _Optional[str] = ..., system_fingerprint: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[LostShard, _Mapping]]] = ..., can_answer: bool = ...) -> None: ...
 
 class SeenShard(_message.Message):
     __slots__ = ("id", "name", "addresses", "phase", "reason", "since_time_s")
