@@ -1,0 +1,171 @@
+"""Shards that keep their leases and their edges, and do not do their part: the others answer within seconds, with equal tokens."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, shard_pb2, shard_pb2_grpc
+from tests.e2e.answers import PROMPTS, Answer, ask, ask_all, assert_no_fault
+from tests.instruments.clusters import Cluster, ShardSetup, elapsed, shards, wait_for
+from tests.instruments.light_shards import LightFleet
+from tests.instruments.processes import ManagedProcess
+from tests.instruments.stopped_threads import stopped, threads_named, unavailable_reason
+from tests.instruments.streamed_answers import StreamedAnswer
+
+NUM_TOKENS = 300
+TOKENS_BEFORE = 20
+GOES_ON_WITHIN_S = 20.0
+"""Measured: 3 to 5 s."""
+PROVES_WITHIN_S = 40.0
+MOST_STOPS = 20
+pytestmark = pytest.mark.slow
+needs_ptrace = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+
+
+def events(cluster: Cluster, kind: str) -> list[str]:
+    return [event["text"] for event in cluster.state()["events"] if event["kind"] == kind]
+
+
+def shard_at(cluster: Cluster, stage: int) -> str:
+    return str(next(shard["name"] for shard in cluster.state()["shards"] if shard["stage"] == stage))
+
+
+def phase_of(state: dict[str, Any], name: str) -> str:
+    return str(next(shard["phase"] for shard in state["shards"] if shard["name"] == name))
+
+
+def stop_computing(fault: contextlib.ExitStack, process: ManagedProcess) -> None:
+    """Until `fault` is over. A thread that is stopped while it holds the interpreter's lock stops all of them: then once more."""
+    with grpc.insecure_channel(process.wait_ready()["grpc"]) as channel:
+        stub = shard_pb2_grpc.ShardServiceStub(channel)
+        for _ in range(MOST_STOPS):
+            with contextlib.ExitStack() as attempt:
+                attempt.enter_context(stopped(threads_named(process.pid, "compute")))
+                with contextlib.suppress(grpc.RpcError):
+                    stub.GetStats(shard_pb2.GetStatsRequest(), timeout=0.5)
+                    fault.push(attempt.pop_all())
+                    return
+    raise AssertionError(f"its thread holds the interpreter's lock whenever it is stopped: {process.name}")
+
+
+def stream_through(cluster: Cluster, expected: list[Answer], disturb: Callable[[], Any]) -> float:
+    """Streams that are disturbed, and end as if nothing had happened, while the fault lasts. Returns their longest silence after it."""
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(StreamedAnswer(cluster.http, prompt, NUM_TOKENS)) for prompt in PROMPTS]
+        for stream in streams:
+            stream.wait_tokens(TOKENS_BEFORE)
+        disturb()
+        before = [len(stream.tokens) for stream in streams]
+        assert [Answer.of_stream(stream) for stream in streams] == expected
+        arrivals = [
+            [token.arrived_s for token in stream.tokens[max(0, number - 1) :]] for stream, number in zip(streams, before, strict=True)
+        ]
+        return max(later - earlier for times in arrivals for earlier, later in pairwise(times))
+
+
+@needs_ptrace
+def test_a_shard_whose_thread_stops_is_set_aside_and_used_again_after_its_proof(tiny_model: Path) -> None:
+    """A ring of three and one to spare; each place once."""
+    with Cluster(tiny_model, shards(4), min_shards=3) as cluster:
+        expected = ask_all(cluster, NUM_TOKENS)
+        for stage in (1, 0, 2):
+            name = shard_at(cluster, stage)
+            with contextlib.ExitStack() as fault:
+                process = cluster.processes[name]
+                silence_s = stream_through(cluster, expected, partial(stop_computing, fault, process))
+                print(f"the thread of stage {stage} of 3 stopped: the streams went on after {silence_s:.2f} s")
+                assert silence_s < GOES_ON_WITHIN_S
+                state = cluster.state()
+                assert phase_of(state, name) == "failed"
+                assert (state["phase"], state["can_answer"]) == ("serving", True)
+                assert events(cluster, "set_aside")[-1].startswith(f"shard {name} lives, but has computed nothing for 3.")
+            proved = f"shard {name} has proved that it computes, and may be used again"
+            wait_for(lambda proved=proved: events(cluster, "proved")[-1:] == [proved], "a proof", PROVES_WITHIN_S)
+            assert phase_of(cluster.wait_serving(), name) != "failed"
+        assert len(events(cluster, "set_aside")) == 3
+        assert_no_fault(*cluster.processes.values())
+
+
+async def test_a_shard_that_takes_frames_and_never_sends_one_holds_up_nobody_for_long(tiny_model: Path) -> None:
+    """Nobody wants the others to be used, so it is planned for. It has the weights at once."""
+
+    def make_others_last_resorts(cluster: Cluster, joined: Future[None]) -> None:
+        joined.result(GOES_ON_WITHIN_S)
+        with grpc.insecure_channel(cluster.grpc) as channel:
+            stub = cluster_pb2_grpc.ClusterServiceStub(channel)
+            for name in ("a", "b"):
+                stub.CordonShard(cluster_pb2.CordonShardRequest(name=name, cordoned=True), timeout=GOES_ON_WITHIN_S)
+
+    with Cluster(tiny_model, shards(2), min_shards=1) as cluster:
+        expected = await asyncio.to_thread(ask_all, cluster, NUM_TOKENS)
+        joined: Future[None] = Future()
+        streaming = asyncio.to_thread(stream_through, cluster, expected, partial(make_others_last_resorts, cluster, joined))
+        task = asyncio.create_task(streaming)
+        async with LightFleet(cluster.grpc, cluster.name, 1, room_bytes=1 << 28, deaf=True) as fleet:
+            await fleet.joined(GOES_ON_WITHIN_S)
+            joined.set_result(None)
+            silence_s = await task
+            print(f"a plan gave all layers to a shard that keeps every frame: the streams went on after {silence_s:.2f} s")
+            assert (fleet.shards[0].activations, silence_s < GOES_ON_WITHIN_S) == (1, True)
+            state = await asyncio.to_thread(cluster.wait_serving, GOES_ON_WITHIN_S)
+            assert phase_of(state, "light-0000") == "failed"
+            note = next(shard["note"] for shard in state["shards"] if shard["name"] == "light-0000")
+            assert note.startswith(
+                "set aside until it proves that it computes: it lives, but has said nothing of the frames that it was sent"
+            )
+        assert_no_fault(*cluster.processes.values())
+
+
+@needs_ptrace
+def test_a_shard_that_is_alone_and_stops_is_told_of_wherever_one_looks(tiny_model: Path) -> None:
+    with Cluster(tiny_model, shards(1), arguments=("--recovery-limit", "5")) as cluster:
+        expected = ask(cluster)
+        with contextlib.ExitStack() as fault:
+            stop_computing(fault, cluster.processes["a"])
+            stream = fault.enter_context(StreamedAnswer(cluster.http, PROMPTS[0], 5))
+            wait_for(lambda: cluster.client.get("/readyz").status_code == 503, "/readyz to tell", GOES_ON_WITHIN_S)
+            stream.wait_over()
+            refused = cluster.client.post("/v1/completions", json={"prompt": [1], "max_tokens": 1})
+            state = cluster.state()
+            cause = "a failed: set aside until it proves that it computes: it lives, but has computed nothing for 3."
+            assert refused.status_code == 503
+            for told in (
+                str(stream.error),
+                refused.text,
+                cluster.client.get("/readyz").text,
+                state["reason"],
+                state["engine"]["ready_reason"],
+            ):
+                assert cause in told
+            assert not state["can_answer"]
+        cluster.wait_until(lambda state: bool(state["can_answer"]), PROVES_WITHIN_S)
+        assert cluster.client.get("/readyz").status_code == 200
+        assert ask(cluster) == expected
+
+
+@needs_ptrace
+def test_a_shard_whose_disk_hangs_while_it_loads_is_done_without(tiny_model: Path) -> None:
+    """What hangs are its threads that load."""
+    with Cluster(tiny_model, [ShardSetup("a"), ShardSetup("b")], min_shards=1) as cluster:
+        cluster.wait_until(lambda state: state["phase"] == "serving" and len(state["shards"]) == 2)
+        used = shard_at(cluster, 0)
+        idle = "b" if used == "a" else "a"
+        loaders = threads_named(cluster.processes[idle].pid, "loader")
+        with contextlib.ExitStack() as fault:
+            if loaders:
+                fault.enter_context(stopped(loaders))
+            cluster.start_shard(ShardSetup("c"))
+            cluster.wait_until(lambda state: len(state["shards"]) == 3)
+            with elapsed() as passed_s:
+                cluster.processes[used].kill()
+                cluster.wait_until(lambda state: state["phase"] != "serving")
+                cluster.wait_serving(GOES_ON_WITHIN_S)
+                print(f"served again {passed_s():.2f} s after a loss")
