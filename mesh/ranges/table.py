@@ -133,6 +133,12 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "Heartbeat": {"number": COUNT, "round_trip_us": ANY_32},
     "ShardUsage": _USAGE,
     "HeartbeatAck": {"number": COUNT},
+    "ShardWork": {
+        **dict.fromkeys(("given", "done", "cpu_us", "received_frames", "computed_frames", "sent_frames"), COUNT),
+        "epoch": ANY_64,
+    },
+    "Prove": {"number": COUNT, "challenge": KEY},
+    "Proof": {"number": ANY_64, "digest": DIGEST},
     "Welcome": {
         **{"coordinator_id": LABEL, "software_version": LABEL, "heartbeat_interval_ms": INTERVAL_MS, "lease_timeout_ms": INTERVAL_MS},
         "observed_host": Name(300),

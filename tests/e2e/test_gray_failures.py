@@ -38,6 +38,10 @@ def shard_at(cluster: Cluster, stage: int) -> str:
     return str(next(shard["name"] for shard in cluster.state()["shards"] if shard["stage"] == stage))
 
 
+def has_proved(cluster: Cluster, name: str) -> bool:
+    return events(cluster, "proved")[-1:] == [f"shard {name} has proved that it computes, and may be used again"]
+
+
 def phase_of(state: dict[str, Any], name: str) -> str:
     return str(next(shard["phase"] for shard in state["shards"] if shard["name"] == name))
 
@@ -87,8 +91,7 @@ def test_a_shard_whose_thread_stops_is_set_aside_and_used_again_after_its_proof(
                 assert phase_of(state, name) == "failed"
                 assert (state["phase"], state["can_answer"]) == ("serving", True)
                 assert events(cluster, "set_aside")[-1].startswith(f"shard {name} lives, but has computed nothing for 3.")
-            proved = f"shard {name} has proved that it computes, and may be used again"
-            wait_for(lambda proved=proved: events(cluster, "proved")[-1:] == [proved], "a proof", PROVES_WITHIN_S)
+            wait_for(partial(has_proved, cluster, name), "a proof", PROVES_WITHIN_S)
             assert phase_of(cluster.wait_serving(), name) != "failed"
         assert len(events(cluster, "set_aside")) == 3
         assert_no_fault(*cluster.processes.values())

@@ -131,10 +131,11 @@ class Standstills(MachinePart):
                 self._blame(self._members[name], f"lives, but has loaded nothing for {stalled_s:.1f} s")
 
     def _holds_up(self, candidate: Candidate, name: str) -> bool:
-        """Whether others could have served by now. That is asked now and then: the answer costs a search."""
+        """Whether others could have loaded by now, and it does nothing else. That is asked now and then: the answer costs a search."""
         limit_s = self._config.short_load_stall_s
         last_s = max(self._members[name].load_moved_s, candidate.doubted_s.get(name, 0.0))
-        if not candidate.is_loading(name) or self._members[name].is_computing or self._now_s - last_s < limit_s:
+        is_busy = self._members[name].is_computing or self._state.is_in_use(name)
+        if is_busy or not candidate.is_loading(name) or self._now_s - last_s < limit_s:
             return False
         candidate.doubt(name, self._now_s)
         assert self._state.model is not None
