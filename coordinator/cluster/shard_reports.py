@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch
 from dairllm.model_files.memory import Reserve
 
 
