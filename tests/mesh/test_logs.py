@@ -33,17 +33,21 @@ def describe_drop(number: int) -> str:
 
 def test_lines_that_nobody_reads_are_dropped_and_counted(pipe: tuple[int, int]) -> None:
     reader, descriptor = pipe
-    writer = LineWriter(descriptor, describe_drop, max_lines=50)
+    writer = LineWriter(descriptor, describe_drop, max_waiting_chars=200_000)
     line = "x" * 4000
     for _ in range(1000):
         writer.write(line)
     assert not writer.flush(0.05)
     with os.fdopen(os.dup(reader), "r") as stream:
-        taken = list(itertools.takewhile(lambda text: "dropped" not in text, stream))
+        lines: list[str] = []
+        while not lines or "dropped" not in lines[-1]:
+            lines.append(stream.readline())
         writer.write("after it")
-        rest = [*itertools.takewhile(lambda text: text != "after it\n", stream)]
+        lines += itertools.takewhile(lambda text: text != "after it\n", stream)
     writer.close()
-    assert 50 < len(taken) + len(rest) < 1000
+    dropped = sum(int(text.split()[0]) for text in lines if "dropped" in text)
+    assert 0 < dropped < 1000
+    assert lines.count(line + "\n") + dropped == 1000
 
 
 def test_lines_come_in_order_and_as_utf_8(pipe: tuple[int, int]) -> None:
