@@ -16,9 +16,11 @@ from starlette.types import Message, Receive, Scope, Send
 from dairllm.coordinator.http.calls import Call
 from dairllm.coordinator.http.error_replies import EVENT_STREAM, JSON, error_event, error_reply, to_json, to_json_in_steps
 from dairllm.coordinator.http.formats import AnswerFormat, ChatFormat, ChoiceSoFar, CompletionFormat
+from dairllm.coordinator.http.gate.request_ids import request_id_of
 from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.coordinator.text import Choices, ServedModel, TextEvent, TextFinished, TextService, client_name
 from dairllm.mesh.errors import DairllmError, RequestLost
+from dairllm.mesh.telemetry import fields
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +79,13 @@ class GenerationResponse(Response):
     def __init__(self, call: Call, text: TextService, limits: HttpLimits) -> None:
         super().__init__()
         self._call, self._text, self._limits = call, text, limits
+        self._request_id = ""
         make_format: Callable[[Call, ServedModel], AnswerFormat] = ChatFormat if call.is_chat else CompletionFormat
         self._format = make_format(call, text.served)
         self._client = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._request_id = request_id_of(scope)
         connection = HTTPConnection(scope)
         self._client = client_name(connection.headers.get("authorization"), connection.client.host if connection.client else "")
         await run_until_disconnected(receive, self._stream() if self._call.stream else self._whole(), send)
@@ -121,8 +125,9 @@ class GenerationResponse(Response):
         except Exception:  # the outermost place of an answer under way: the client must hear of it
             if not started:
                 raise
-            logger.exception("an answer failed")
-            for message in _failure_messages(RequestLost("the answer could not be continued because of an internal error"), started):
+            logger.exception("an answer failed", extra=fields(request_id=self._request_id))
+            words = f"the answer could not be continued because of an internal error; its id is {self._request_id}"
+            for message in _failure_messages(RequestLost(words), started):
                 yield message
         else:
             yield body_part(sse_event(LAST_EVENT.encode()), more=False)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from dairllm.coordinator.http.app import create_app
 from dairllm.coordinator.http.connections.server import ACCEPTED_AT_ONCE, serve
+from dairllm.coordinator.http.limits import HttpLimits
 from dairllm.mesh.errors import InvalidSetting
 from tests.http.conftest import LIMITS, Site, request_bytes, run_site
 from tests.text.fakes import FakeEngine, make_served
@@ -254,6 +255,14 @@ async def test_a_request_to_upgrade_is_answered_without_a_word_in_the_log(site: 
         writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: %b\r\n\r\n" % protocol)
         assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)).startswith(b"HTTP/1.1 200 ")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_connection_that_is_idle_is_kept_for_as_long_as_pools_of_clients_keep_theirs() -> None:
+    assert HttpLimits().idle_s > 60
+    async with run_site(make_served(), dataclasses.replace(LIMITS, idle_s=1, request_timeout_s=60)) as site:
+        reader, writer = await site.connect()
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), DEADLINE_S)).startswith(b"HTTP/1.1 200 ")
 
 
 async def serve_on(host: str, port: int) -> None:

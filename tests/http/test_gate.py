@@ -179,3 +179,12 @@ async def test_a_defect_is_found_in_the_log_by_the_id_that_its_client_got(site: 
     (told,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert vars(told)["fields"]["request_id"] == request_id
     assert 'status="500"' in (await site.get("/metrics")).text
+
+
+async def test_so_is_one_in_the_middle_of_a_stream(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.engine.error, site.engine.fail_at = ValueError("a defect"), 3
+    reply = await site.post("/v1/chat/completions", {**CHAT, "stream": True})
+    request_id = reply.headers["x-request-id"]
+    assert f"its id is {request_id}" in reply.text
+    (told,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert vars(told)["fields"]["request_id"] == request_id

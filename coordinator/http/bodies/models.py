@@ -169,9 +169,9 @@ class GenerationBody(JsonObject):
 
     model: Text | None = Field(None, description="The served model's name; may be left out.")
     n: Annotated[int, WholeNumber(1, MAX_CHOICES)] | None = Field(None, description="Answers to each prompt; 1 if absent.")
-    temperature: Annotated[float, Number(*SAMPLING_RANGES["temperature"])] | None = None
+    temperature: Annotated[float, Number(*SAMPLING_RANGES["temperature"])] | None = Field(None, description="0: the most probable token.")
     top_k: Annotated[int, WholeNumber(-1, 2**31 - 1)] | None = None
-    top_p: Annotated[float, Number(*SAMPLING_RANGES["top_p"])] | None = None
+    top_p: Annotated[float, Number(*SAMPLING_RANGES["top_p"])] | None = Field(None, description="0: the most probable token.")
     min_p: Annotated[float, Number(*SAMPLING_RANGES["min_p"])] | None = None
     repetition_penalty: Annotated[float, Number(*SAMPLING_RANGES["repetition_penalty"], above=True)] | None = None
     presence_penalty: Annotated[float, Number(*SAMPLING_RANGES["presence_penalty"])] | None = None
