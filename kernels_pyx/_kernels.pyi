@@ -96,6 +96,9 @@ def get_num_threads() -> int:
 def set_num_threads(num_threads: int) -> None:
     """Use this many threads (1 to 256) from now on. Waits for a run in progress. No result depends on it."""
 
+def _cores_of_cgroups(root: str) -> int:
+    """As many as the quotas of this process's control groups allow, 256 without any. root: of a tree with /proc and /sys; for tests."""
+
 def _count_pool_chunks(num_chunks: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Run the pool over chunks that count themselves; for tests. Returns how often each ran and the index of the thread that ran it."""
 

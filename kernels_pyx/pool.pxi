@@ -8,6 +8,7 @@ cdef extern from "c/pool.h" nogil:
     int pool_set_num_threads(pool_t* pool, int num_threads)
     void pool_run(pool_t* pool, int num_chunks, void (*function)(void* context, int chunk) noexcept nogil, void* context)
     int pool_thread_index()
+    int pool_cores_of_cgroups(const char* root)
 
 
 def get_num_threads() -> int:
@@ -20,6 +21,11 @@ def set_num_threads(num_threads: int) -> None:
     cdef int wanted = num_threads
     with nogil:
         pool_set_num_threads(pool_shared(), wanted)
+
+
+def _cores_of_cgroups(root: str) -> int:
+    """As many as the quotas of this process's control groups allow, as a tree of files says; for tests."""
+    return pool_cores_of_cgroups(root.encode())
 
 
 cdef struct chunk_counts:

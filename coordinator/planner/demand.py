@@ -6,6 +6,10 @@ from typing import NamedTuple
 from dairllm.model_files.memory import NO_SCRATCH, Reserve, Scratch
 
 
+NO_ROOM = -(1 << 52)
+"""Less than this is the same."""
+
+
 class UnitDemand(NamedTuple):
     """What one unit needs: bytes of its weights in memory, of them that a step of one row reads, and that it keeps for each token."""
 
@@ -114,5 +118,5 @@ class ShardOffer:
     def room_for(self, demand: ModelDemand, units: range) -> int:
         """Bytes for the weights and the KV cache of these units; below zero if it needs more than it has without them."""
         reserved_bytes = self.reserve.with_scratch(demand.scratch_bytes(units, self.num_threads))
-        room_bytes = self.memory_budget_bytes - reserved_bytes
+        room_bytes = max(NO_ROOM, self.memory_budget_bytes - reserved_bytes)
         return room_bytes if self.most_bytes is None else min(room_bytes, self.most_bytes)

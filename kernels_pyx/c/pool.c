@@ -17,6 +17,7 @@
 
 #define SPIN_NS 40000
 #define STACK_BYTES (1 << 20)
+#define MAX_PATH 4096
 
 /* A worker that held up a run for longer than STALL_NS and STALL_CHUNKS chunks of ordinary length lost its core to another program. It then
    sits out for a while, twice as long each time that it soon happens again: a phase of a decoding stage takes 25 us, a scheduler's time slice
@@ -321,39 +322,91 @@ static int cores_of_quota(double quota, double period) {
     return whole + (cores > whole);
 }
 
-/* cgroup v2: the tightest cpu.max of our group and of those above it. */
-static int cores_of_cgroup_v2(void) {
-    char line[1024], path[1200], group[1024] = "";
-    FILE* file = fopen("/proc/self/cgroup", "r");
-    if (file == NULL) return POOL_MAX_THREADS;
-    while (fgets(line, sizeof line, file) != NULL)
-        if (strncmp(line, "0::/", 4) == 0) snprintf(group, sizeof group, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
-    fclose(file);
-    int cores = POOL_MAX_THREADS;
-    for (;;) {
-        double quota, period;
-        snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
-        if (read_line(path, line, sizeof line) && sscanf(line, "%lf %lf", &quota, &period) == 2) {
-            int limit = cores_of_quota(quota, period);
-            if (limit < cores) cores = limit;
-        }
-        char* slash = strrchr(group, '/');
-        if (slash == NULL) return cores;
+/* Whether a list like "cpu,cpuacct" has the word. */
+static int names(const char* list, const char* word) {
+    const size_t length = strlen(word);
+    for (const char* at = list; at != NULL; at = strchr(at, ',')) {
+        if (*at == ',') at++;
+        if (strncmp(at, word, length) == 0 && (at[length] == 0 || at[length] == ',')) return 1;
+    }
+    return 0;
+}
+
+static int cores_of_folder(const char* folder, int is_v2) {
+    char path[MAX_PATH + 32], line[128], period_line[128];
+    double quota, period;
+    snprintf(path, sizeof path, "%s/%s", folder, is_v2 ? "cpu.max" : "cpu.cfs_quota_us");
+    if (!read_line(path, line, sizeof line)) return POOL_MAX_THREADS;
+    if (is_v2) return sscanf(line, "%lf %lf", &quota, &period) == 2 ? cores_of_quota(quota, period) : POOL_MAX_THREADS;
+    snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
+    return read_line(path, period_line, sizeof period_line) ? cores_of_quota(atof(line), atof(period_line)) : POOL_MAX_THREADS;
+}
+
+/* The tightest quota of a group and of those above it, as far as they are mounted there. */
+static int cores_of_groups(const char* root, const char* mount_point, const char* mounted, const char* group, int is_v2) {
+    char folder[MAX_PATH];
+    const size_t length = strcmp(mounted, "/") == 0 ? 0 : strlen(mounted);
+    const int is_below = strncmp(group, mounted, length) == 0 && (group[length] == '/' || group[length] == 0);
+    const char* below = is_below && strcmp(group + length, "/") != 0 ? group + length : "";
+    const int size = snprintf(folder, sizeof folder, "%s%s%s", root, mount_point, below);
+    if (size < 0 || (size_t)size >= sizeof folder) return POOL_MAX_THREADS;
+    const size_t shortest = strlen(root) + strlen(mount_point);
+    for (int cores = POOL_MAX_THREADS;;) {
+        const int limit = cores_of_folder(folder, is_v2);
+        if (limit < cores) cores = limit;
+        char* slash = strrchr(folder, '/');
+        if (strlen(folder) <= shortest || slash == NULL || (size_t)(slash - folder) < shortest) return cores;
         *slash = 0;
     }
 }
 
-static int cores_of_cgroup_v1(void) {
-    char quota[64], period[64];
-    if (!read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", quota, sizeof quota)) return POOL_MAX_THREADS;
-    if (!read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us", period, sizeof period)) return POOL_MAX_THREADS;
-    return cores_of_quota(atof(quota), atof(period));
+/* A line of proc_pid_mountinfo(5) about control groups of the wanted kind: where it is mounted, and which group is there. */
+static int parse_mount(const char* line, int is_v2, char* mount_point, char* mounted) {
+    char kind[64], options[1024];
+    const char* behind = strstr(line, " - ");
+    if (behind == NULL || sscanf(line, "%*s %*s %*s %4095s %4095s", mounted, mount_point) != 2) return 0;
+    if (sscanf(behind, " - %63s %*s %1023s", kind, options) != 2) return 0;
+    return is_v2 ? strcmp(kind, "cgroup2") == 0 : strcmp(kind, "cgroup") == 0 && names(options, "cpu");
+}
+
+static int cores_of_group(const char* root, const char* group, int is_v2) {
+    char path[MAX_PATH], line[3 * MAX_PATH], mount_point[MAX_PATH], mounted[MAX_PATH];
+    int cores = POOL_MAX_THREADS;
+    snprintf(path, sizeof path, "%s/proc/self/mountinfo", root);
+    FILE* file = fopen(path, "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        if (!parse_mount(line, is_v2, mount_point, mounted)) continue;
+        const int limit = cores_of_groups(root, mount_point, mounted, group, is_v2);
+        if (limit < cores) cores = limit;
+    }
+    if (file != NULL) fclose(file);
+    return cores;
+}
+
+int pool_cores_of_cgroups(const char* root) {
+    char path[MAX_PATH], line[MAX_PATH + 256];
+    int cores = POOL_MAX_THREADS;
+    snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    FILE* file = fopen(path, "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        char* controllers = strchr(line, ':');
+        char* group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (group == NULL) continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        const int is_v2 = controllers[1] == 0;
+        if (!is_v2 && !names(controllers + 1, "cpu")) continue;
+        const int limit = cores_of_group(root, group, is_v2);
+        if (limit < cores) cores = limit;
+    }
+    if (file != NULL) fclose(file);
+    return cores;
 }
 
 int pool_default_num_threads(void) {
-    int cores = cores_of_affinity_mask(), v2 = cores_of_cgroup_v2(), v1 = cores_of_cgroup_v1();
-    if (v2 < cores) cores = v2;
-    if (v1 < cores) cores = v1;
+    int cores = cores_of_affinity_mask();
+    const int quota = pool_cores_of_cgroups("");
+    if (quota < cores) cores = quota;
     if (cores > POOL_MAX_THREADS) cores = POOL_MAX_THREADS;
     return cores < 1 ? 1 : cores;
 }

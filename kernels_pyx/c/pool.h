@@ -16,6 +16,7 @@ typedef void (*pool_function)(void* context, int chunk);
 pool_t* pool_shared(void);                       /* the one pool; never NULL */
 int pool_num_threads(pool_t* pool);              /* callers plus workers that a run may use */
 int pool_set_num_threads(pool_t* pool, int num_threads);   /* 0, or -1 outside 1..POOL_MAX_THREADS; waits for a run in progress, ends its workers */
+int pool_cores_of_cgroups(const char* root);    /* of the CPU quotas of our control groups, rounded up; root: before /proc and /sys, for tests */
 int pool_default_num_threads(void);              /* min(cores of the affinity mask, cgroup CPU quota rounded up) */
 
 void pool_run(pool_t* pool, int num_chunks, pool_function function, void* context);

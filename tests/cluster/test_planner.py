@@ -251,6 +251,14 @@ def test_with_several_machines_wanted_each_gets_a_layer_if_it_can() -> None:
     assert len(few.stages) == 3
 
 
+def test_any_numbers_of_a_shard_make_a_plan_or_a_reason() -> None:
+    boaster = ShardOffer("B", 1 << 50, Reserve(0, (1 << 63) - 1), 1e-9, 0.0, FEATURES, frozenset({"Q4_0"}), (1 << 32) - 1)
+    plan = make_plan(SIX_LAYERS, [offer("A", GIB), boaster])
+    assert isinstance(plan, Plan)
+    assert list(plan.placement) == ["A"]
+    assert isinstance(make_plan(SIX_LAYERS, [boaster]), Infeasible)
+
+
 def test_memory_in_pieces_is_told_too() -> None:
     model = demand((GIB,) * 2, 0, 0, kv_per_token=0)
     lack = make_plan(model, [offer(name, GIB * 3 // 4) for name in "ABC"])

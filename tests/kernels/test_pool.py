@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -134,3 +135,41 @@ def test_number_of_threads_is_reported() -> None:
     set_num_threads(3)
     assert get_num_threads() == 3
     assert optimization_info()["num_threads"] == 3
+
+
+V1 = "4:cpu,cpuacct:/docker/a\n3:memory:/m\n"
+V2 = "0::/user/job\n"
+V1_MOUNT = "30 25 0:27 {mounted} /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
+V2_MOUNT = "25 20 0:23 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
+CPU = "/sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("group", "mounts", "quotas", "cores"),
+    [
+        (V1, V1_MOUNT.format(mounted="/"), {f"{CPU}/docker/a": (250_000, 100_000)}, 3),
+        (V1, V1_MOUNT.format(mounted="/"), {f"{CPU}/docker/a": (-1, 100_000), f"{CPU}/docker": (100_000, 50_000)}, 2),
+        (V1, V1_MOUNT.format(mounted="/"), {f"{CPU}/docker/a": (400_000, 100_000), CPU: (100_000, 100_000)}, 1),
+        (V1, V1_MOUNT.format(mounted="/docker/a"), {CPU: (200_000, 100_000)}, 2),
+        (V1, V1_MOUNT.format(mounted="/docker"), {f"{CPU}/a": (200_000, 100_000), CPU: (-1, 100_000)}, 2),
+        (V1, V1_MOUNT.format(mounted="/"), {f"{CPU}/other": (100_000, 100_000), f"{CPU}/docker/a": (-1, 100_000)}, 256),
+        (V1, V1_MOUNT.format(mounted="/").replace("cpu,cpuacct\n", "cpuset\n"), {f"{CPU}/docker/a": (100_000, 100_000)}, 256),
+        (V2, V2_MOUNT, {"/sys/fs/cgroup/user/job": "max 100000", "/sys/fs/cgroup/user": "150000 100000"}, 2),
+        (V2 + V1, V2_MOUNT + V1_MOUNT.format(mounted="/"), {"/sys/fs/cgroup/user": "400000 100000", CPU: (300_000, 100_000)}, 3),
+        ("0::/../x\n", V2_MOUNT, {"/sys/fs/cgroup": "100000 100000"}, 1),
+        ("nonsense\n", "nonsense\n", {}, 256),
+    ],
+    ids=map(str, range(11)),
+)
+def test_quotas_of_control_groups(tmp_path: Path, group: str, mounts: str, quotas: dict[str, tuple[int, int] | str], cores: int) -> None:
+    files = {"/proc/self/cgroup": group, "/proc/self/mountinfo": mounts}
+    for folder, quota in quotas.items():
+        if isinstance(quota, str):
+            files[f"{folder}/cpu.max"] = f"{quota}\n"
+        else:
+            files |= {f"{folder}/cpu.cfs_quota_us": f"{quota[0]}\n", f"{folder}/cpu.cfs_period_us": f"{quota[1]}\n"}
+    for name, text in files.items():
+        path = tmp_path / name.removeprefix("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert _kernels._cores_of_cgroups(str(tmp_path)) == cores
