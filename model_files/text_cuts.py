@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 PIECE_CHARACTERS = 16 << 10
-MAX_PIECE_CHARACTERS = 1 << 20
+MAX_PIECE_CHARACTERS = 1 << 18
 
 _CUT = re.compile(r"[^\W_](?=([\s!-/:-@\[-`{-~\u3001\u3002\uff01-\uff0f\uff1a-\uff20]))")
 

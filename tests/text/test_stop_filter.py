@@ -1,5 +1,7 @@
 """However a text is cut into chunks, what comes out is the text up to the first stop string."""
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,3 +57,12 @@ def test_the_stop_string_that_is_complete_first_counts() -> None:
 
 def test_of_two_that_end_together_the_longer_counts() -> None:
     assert push_all(["x", "a", "b", "c"], ["bc", "abc"])[0] == ["x", "", "", "", ""]
+
+
+def test_long_stop_strings_that_nearly_come_take_no_time() -> None:
+    begin = time.process_time()
+    stop_filter = StopFilter([f"{'a' * 1000}{index}" for index in range(16)])
+    for _ in range(4000):
+        stop_filter.push("aaaa")
+        stop_filter.push("b")
+    assert time.process_time() - begin < 5
