@@ -49,7 +49,9 @@ class Repetitions:
         self._alike: OrderedDict[Hashable, _Pace] = OrderedDict()
 
     def judge(self, record: logging.LogRecord, now_s: float) -> int | None:
-        """None to keep the record back, else how many like it were kept back since one was told."""
+        """None to keep the record back, else how many like it were kept back since one was told. Who debugs wants them all."""
+        if record.levelno <= logging.DEBUG:
+            return 0
         text, facts = record.getMessage(), str(getattr(record, "fields", ""))
         same = self._pace(self._same, (record.name, record.levelno, text, facts), _Pace(now_s, FIRST_PAUSE_S, 1, 0))
         num_same = same.judge(now_s, factor=2)

@@ -27,20 +27,21 @@ PLAIN_ENCODINGS = ("ascii", "latin-1")
 COMMAND = (sys.executable, "-m", "dairllm.client.cli")
 
 
-def hostile_state() -> cluster_pb2.ClusterState:
-    """All that others may name or say is hostile."""
+def hostile_state(*, is_checked: bool = False) -> cluster_pb2.ClusterState:
+    """All that others may name or say is hostile. is_checked: names as far as they pass the checks of messages."""
     state = cluster_pb2.ClusterState(model=HOSTILE[0], reason=HOSTILE[2], num_layers=2)
-    for name in HOSTILE:
-        state.shards.add(name=name, addresses=["127.0.0.1:1"], note=f"why {name}", software_version=name).capabilities.isa = name
-        state.seen.add(name=name, addresses=[name], reason=name)
-        state.lost.add(name=name, reason=f"is lost: {name}")
-        state.events.add(kind="joined", shard=name, text=f"shard {name} joined")
+    for words in HOSTILE:
+        name = "".join(c for c in words if c.isprintable()) if is_checked else words
+        state.shards.add(name=name, addresses=["127.0.0.1:1"], note=f"why {words}", software_version=name).capabilities.isa = name
+        state.seen.add(name=name, addresses=[name], reason=words)
+        state.lost.add(name=name, reason=f"is lost: {words}")
+        state.events.add(kind="joined", shard=name, text=f"shard {words} joined")
     return state
 
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[FakeCluster]:
-    with FakeCluster([hostile_state()]) as fake:
+    with FakeCluster([hostile_state(is_checked=True)]) as fake:
         yield fake
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dairllm.coordinator.cluster.actions import ActivateStage, AdmitShard, AssignUnits, OpenRing, RefuseShard, TellEvent
 from dairllm.coordinator.cluster.events import (
+    AnswersRecovered,
     CordonRequested,
     HeartbeatReceived,
     JoinRequested,
@@ -265,6 +266,13 @@ def test_measured_steps_are_averaged_and_forgotten_with_the_plan() -> None:
     cluster.happen(RingBroken(Epoch(1), "reset"))
     cluster.tick(0.5)
     assert cluster.machine.snapshot(cluster.now_s).measured_decode_tok_s == 0
+
+
+def test_answers_that_go_on_are_no_recovery() -> None:
+    """They do after a planned switch, too."""
+    cluster = Cluster()
+    cluster.happen(AnswersRecovered(num_kept=2, num_replayed=0, num_restarted=0, share=0.0, duration_s=0.1))
+    assert [event.kind for event in cluster.machine.snapshot(0.0).events if "went on" in event.text] == ["resumed"]
 
 
 def test_the_same_refusal_is_one_record() -> None:

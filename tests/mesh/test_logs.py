@@ -131,6 +131,10 @@ def test_the_same_with_other_numbers_is_told_a_few_times_a_minute() -> None:
     assert sum(burst.judge(record(f"fd {i}"), 0.0) is not None for i in range(20_000)) == ALIKE_PER_MINUTE
 
 
+def test_who_debugs_is_told_everything() -> None:
+    assert told(lambda _: record("again", logging.DEBUG), range(100)) == [0] * 100
+
+
 def test_news_is_told_at_once() -> None:
     """Also if it differs in facts only, and news that is no warning also if it differs in numbers only."""
     assert len(told(lambda i: record("joined", shard=i), range(ALIKE_PER_MINUTE))) == ALIKE_PER_MINUTE
