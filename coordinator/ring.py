@@ -6,8 +6,9 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from dairllm.mesh.errors import MalformedFrame, NotReady
+from dairllm.mesh.errors import InvalidRequest, MalformedFrame, NotReady, WrongEpoch
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
 from dairllm.mesh.ring.codec import result_from_proto
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
@@ -27,6 +28,20 @@ _TOKENS_OF_WORK = 1024
 """A row behind so many others is about twice the work of a first one."""
 
 
+class RingEnds(NamedTuple):
+    """Names of the shards that the coordinator sends to, and that send to it."""
+
+    first: str
+    last: str
+
+
+class _Watch(NamedTuple):
+    """Whom the members of the open ring are reported to. at_fault: with a name, and what it did."""
+
+    ends: RingEnds
+    at_fault: Callable[[str, str], None]
+
+
 class Ring:
     """At most one epoch at a time.
 
@@ -37,6 +52,7 @@ class Ring:
         self._on_result = on_result
         self._secret = secrets.token_bytes(32)
         self._closed = self._member = RingMember(cluster_hash, COORDINATOR_NAME, None)
+        self._watch: _Watch | None = None
         self._edge: OutgoingEdge | None = None
         self._sender: asyncio.Task[None] | None = None
         self._receivers: set[asyncio.Task[None]] = set()
@@ -63,26 +79,35 @@ class Ring:
         """What is shown to this process of a shard by whoever fetches KV cache from it. Not of an epoch: its cache may be of several."""
         return hashlib.blake2b(f"{name}\n{boot_id}".encode(), key=self._secret, digest_size=16, person=b"kv").digest()
 
-    async def open(self, epoch: int, wire: str, first_shard: str, addresses: Sequence[str], on_broken: Callable[[int, str], None]) -> None:
+    async def open(
+        self,
+        epoch: int,
+        wire: str,
+        ends: RingEnds,
+        addresses: Sequence[str],
+        on_broken: Callable[[int, str], None],
+        on_fault: Callable[[str, str], None] = lambda name, reason: None,
+    ) -> None:
         """Dial the first shard at any of `addresses`, and wait until a frame has gone all the way round.
 
         on_broken is called at most once, with the epoch and a sentence, when the edge to the first shard fails later; nothing can be sent
-        then until the next open().
+        then until the next open(). on_fault is called with the name of a member that sends what cannot be, and with what it did.
         Raises PeerUnreachable, with the reason of the last try, after OPEN_DEADLINE_S.
         """
         await self.close()
         self._under_way, self.num_back = {}, 0
         self._member = replace(self._closed, epoch=epoch, ring_key=self.key_of(epoch))
+        self._watch = _Watch(ends, on_fault)
         self._edge = OutgoingEdge(
-            Peer(first_shard, tuple(addresses)),
-            self._member.opening_to(first_shard),
+            Peer(ends.first, tuple(addresses)),
+            self._member.opening_to(ends.first),
             queue_frames=0,  # the scheduler bounds the number of frames in flight
             connect_deadline_s=OPEN_DEADLINE_S,
             ready_deadline_s=OPEN_DEADLINE_S,
         )
         self._edge.hurry()
         self._opened = opened = asyncio.get_running_loop().create_future()
-        self._sender = asyncio.create_task(self._keep_edge(epoch, self._edge, opened, on_broken), name=f"ring-{epoch}")
+        self._sender = asyncio.create_task(self._keep_edge(epoch, self._edge, opened, on_broken, on_fault), name=f"ring-{epoch}")
         self.send(MicroBatch(epoch, FIRST_BATCH_ID, wire, (), (), ()))
         await opened
 
@@ -114,10 +139,19 @@ class Ring:
             self._under_way[batch.batch_id] = _work_of(batch)
             self._edge.post(batch)
 
-    async def _keep_edge(self, epoch: int, edge: OutgoingEdge, opened: asyncio.Future[None], on_broken: Callable[[int, str], None]) -> None:
+    async def _keep_edge(
+        self,
+        epoch: int,
+        edge: OutgoingEdge,
+        opened: asyncio.Future[None],
+        on_broken: Callable[[int, str], None],
+        on_fault: Callable[[str, str], None],
+    ) -> None:
         try:
             await edge.run()
         except EdgeLost as error:
+            if error.is_refusal and epoch == self.epoch:  # what the coordinator sends is right
+                on_fault(edge.peer_name, f"does not take what the coordinator sends: {error}")
             if not opened.done():
                 opened.set_exception(error)
             elif epoch == self.epoch:
@@ -129,8 +163,13 @@ class Ring:
 
         Raises InvalidRequest, DeadlineExceeded, WrongCluster, WrongEpoch, MalformedFrame, NotReady once the ring has ended.
         """
-        self._member.require((await first_request(requests, "open")).open)
-        receiver = asyncio.create_task(self._receive_results(requests, answers))
+        opening = (await first_request(requests, "open")).open
+        self._member.require(opening)
+        assert self._watch is not None, "a ring without members takes no results"
+        last = self._watch.ends.last
+        if opening.sender != last:
+            raise WrongEpoch(f"{opening.sender!r} sends no results in epoch {opening.epoch}; {last!r} does")
+        receiver = asyncio.create_task(self._receive_results(requests, answers, self._watch))
         self._receivers.add(receiver)
         try:
             await receiver
@@ -141,15 +180,19 @@ class Ring:
         finally:
             self._receivers.discard(receiver)
 
-    async def _receive_results(self, requests: AsyncIterator[ring_pb2.ForwardRequest], answers: EdgeAnswers) -> None:
+    async def _receive_results(self, requests: AsyncIterator[ring_pb2.ForwardRequest], answers: EdgeAnswers, watch: _Watch) -> None:
         await answers.accept(RESULT_CREDITS)
         async with answers.beating():
-            async for request in requests:
-                if request.WhichOneof("message") != "result":
-                    raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
-                self._member.require_epoch(request.result.epoch)
-                self._take(result_from_proto(request.result))
-                await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
+            try:
+                async for request in requests:
+                    if request.WhichOneof("message") != "result":
+                        raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
+                    self._member.require_epoch(request.result.epoch)
+                    self._take(result_from_proto(request.result))
+                    await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
+            except (InvalidRequest, MalformedFrame) as error:
+                watch.at_fault(watch.ends.last, f"sent what cannot be: {error}")
+                raise
 
     def _take(self, result: MicroBatchResult) -> None:
         if self._under_way.pop(result.batch_id, None) is not None:

@@ -43,6 +43,8 @@ leases, such as when this process was frozen, are back within moments."""
 class _OpenedRing(NamedTuple):
     send: Callable[[MicroBatch], None]
     on_recovered: Callable[[ReportRecovery, float], None]
+    on_fault: Callable[[str], None]
+    stages: tuple[str, ...]
 
 
 Item = GenerationEvent | DairllmError
@@ -173,11 +175,16 @@ class Engine:
         return self._scheduler.used_block_ids
 
     def open_ring(
-        self, geometry: RingGeometry, send: Callable[[MicroBatch], None], on_recovered: Callable[[ReportRecovery, float], None]
+        self,
+        geometry: RingGeometry,
+        send: Callable[[MicroBatch], None],
+        on_recovered: Callable[[ReportRecovery, float], None],
+        on_fault: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """send: puts a batch on the ring. on_recovered: every answer that was running when the ring before closed, so many seconds ago, has
-        gone on or ended."""
-        self._ring = _OpenedRing(send, on_recovered)
+        gone on or ended. on_fault: a result came that cannot be, with what is wrong; it changes nothing."""
+        stages = tuple(place.holder.name for place in geometry.placement)
+        self._ring = _OpenedRing(send, on_recovered, on_fault, stages)
         self._cancel_deadlines()
         self._newcomers = None
         has_answers = self._scheduler.num_running + self._scheduler.num_waiting > 0
@@ -237,6 +244,12 @@ class Engine:
             stream.put_nowait(error)
 
     def complete(self, result: MicroBatchResult) -> None:
+        fault = self._scheduler.fault_in(result, self._vocab_size)
+        if fault:
+            self._opened_ring.on_fault(fault)
+            return
+        if tuple(timing.shard for timing in result.timings) != self._opened_ring.stages:
+            result = replace(result, timings=())
         if self._flights.come_back(result, asyncio.get_running_loop().time()):
             self._waited_s = 0.0
         self._handle(BatchCompleted(result))

@@ -37,10 +37,12 @@ from dairllm.coordinator.engine.events import (
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
+from dairllm.coordinator.engine.results import fault_in
 from dairllm.coordinator.engine.roster import SequenceRoster
 from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import even_shares
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceResult, SequenceSlice
+from dairllm.mesh.sampling import SamplingParams
 
 CHUNKS_PER_STAGE = 4
 """Into so many chunks for each stage of the ring what is left of prompts is cut. With k chunks, n stages take (k + n - 1) / k times as long
@@ -178,6 +180,17 @@ class Scheduler:
 
     # Frames that come back
 
+    def fault_in(self, batch: MicroBatchResult, num_tokens: int) -> str:
+        """Why this result cannot be, as in `results`; '' if it can, or if it is of another plan. num_tokens: of the vocabulary."""
+        ring = self._ring
+        if ring is None or batch.epoch != ring.geometry.epoch:
+            return ""
+        return fault_in(batch, ring.in_flight.get(batch.batch_id), self._sampling_of, num_tokens)
+
+    def _sampling_of(self, ring_id: RingId) -> SamplingParams | None:
+        sequence = self._roster.find_on_shards(ring_id)
+        return sequence.request.sampling if sequence else None
+
     def _complete(self, batch: MicroBatchResult) -> list[SchedulerAction]:
         ring = self._ring
         if ring is None or batch.epoch != ring.geometry.epoch or batch.batch_id not in ring.in_flight:
@@ -194,10 +207,9 @@ class Scheduler:
         if result.replay_failed:
             self._roster.set_back([sequence])
             return []
-        failure = result.failure or _lack_of(slice_, result)
-        if failure:
+        if result.failure:
             self._roster.drop(sequence.id)
-            return [FailSequence(sequence.id, failure)]
+            return [FailSequence(sequence.id, result.failure)]
         if slice_.replay is not None:
             sequence.complete_replay(slice_.end_position)
             return []
@@ -352,12 +364,3 @@ class Scheduler:
 def _prompt_rows(sequence: Sequence) -> int:
     """Rows that are still to be sent before it decodes: of a replay first, then those that were never computed."""
     return 0 if sequence.is_decoding else sequence.num_unreplayed or sequence.num_unsent
-
-
-def _lack_of(slice_: SequenceSlice, result: SequenceResult) -> str:
-    """What was asked for and did not come; '' if all did. A sequence must not wait for what never comes."""
-    if slice_.sample and result.sampled is None:
-        return "the shard with the head gave no token for this answer"
-    if len(result.scores) != len(slice_.score_targets):
-        return f"the shard with the head gave {len(result.scores)} scores for {len(slice_.score_targets)} tokens of the prompt"
-    return ""

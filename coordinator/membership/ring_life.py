@@ -2,18 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from dairllm.coordinator.cluster import actions as do
 from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.config import ClusterConfig
-from dairllm.coordinator.cluster.identities import Epoch
+from dairllm.coordinator.cluster.identities import Epoch, Holder
 from dairllm.coordinator.engine.actions import ReportRecovery
 from dairllm.coordinator.engine.engine import Engine
 from dairllm.coordinator.engine.facts import RingGeometry
 from dairllm.coordinator.engine.recovery import StagePlace
 from dairllm.coordinator.membership.reachability import Places
-from dairllm.coordinator.ring import Ring
+from dairllm.coordinator.ring import Ring, RingEnds
 from dairllm.mesh.errors import PeerUnreachable
 from dairllm.mesh.peers import COORDINATOR_NAME
 
@@ -47,14 +48,16 @@ class RingLife:
             with contextlib.suppress(asyncio.CancelledError):
                 await previous
         try:
-            await self._ring.open(action.epoch, self._config.arithmetic.wire, action.first.name, addresses, self._broken)
+            ends, wire = RingEnds(action.first.name, action.holders[-1].name), self._config.arithmetic.wire
+            await self._ring.open(action.epoch, wire, ends, addresses, self._broken, partial(self._at_fault, action.holders))
         except PeerUnreachable as error:
             self._broken(action.epoch, str(error))
             return
         self._is_open = True
         # The engine first: from RingOpened on the machine believes that what the shards lacked is computed again, and it may close the
         # ring in the same call.
-        self._engine.open_ring(self._geometry(action), self._ring.send, self._recovered)
+        last = partial(self._at_fault, action.holders, action.holders[-1].name)
+        self._engine.open_ring(self._geometry(action), self._ring.send, self._recovered, last)
         self._handle(on.RingOpened(action.epoch))
 
     def _geometry(self, action: do.OpenRing) -> RingGeometry:
@@ -90,6 +93,11 @@ class RingLife:
     def _recovered(self, report: ReportRecovery, duration_s: float) -> None:
         share = report.replayed_work / report.all_work if report.all_work else 0.0
         self._handle(on.AnswersRecovered(report.num_kept, report.num_replayed, report.num_restarted, share, duration_s))
+
+    def _at_fault(self, holders: Sequence[Holder], name: str, reason: str) -> None:
+        """One of these who have the stages of a plan."""
+        holder = next(holder for holder in holders if holder.name == name)
+        self._handle(on.MemberAtFault(holder.name, holder.boot_id, reason))
 
     def _broken(self, epoch: int, message: str) -> None:
         self._handle(on.RingBroken(Epoch(epoch), message))

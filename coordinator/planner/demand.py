@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from dairllm.model_files.memory import NO_SCRATCH, Reserve, Scratch
 
-
 NO_ROOM = -(1 << 52)
 """Less than this is the same."""
 

@@ -1,5 +1,6 @@
 """What a range can be. Each rule says of a value whether it is within, and in words what is."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +43,8 @@ class Real:
         return f"a number from {self.low:g} to {self.high:g}"
 
     def condition(self, value: str) -> str:
-        within = f"{self.low} <= (v := {value}) <= {self.high}"
+        lowest = "" if self.low == -math.inf else f"{self.low} <= "
+        within = f"{lowest}(v := {value}) <= {self.high}"
         return f"({within} or v != v)" if self.is_sometimes_nan else within
 
 

@@ -3,6 +3,7 @@
 Flags, enums and single messages need no row: a flag is in range, an enum must be one of its values, a message has rules of its own.
 """
 
+import math
 from collections.abc import Mapping
 
 from dairllm.mesh.ranges.rules import Data, Name, Pairs, Real, Rule, Several, Text, Whole
@@ -36,8 +37,8 @@ INTERVAL_MS = Whole(3_600_000)
 SECONDS = Real(0.0, 1e10)
 SPEED = Real(0.0, 1e12)
 FACTOR = Real(-1e30, 1e30)
-LOGPROB = Real(-3.5e38, 1.0, is_sometimes_nan=True)
-"""One that was not asked for is NaN; rounding makes 0 a little more."""
+LOGPROB = Real(-math.inf, 1.0, is_sometimes_nan=True)
+"""One that was not asked for is NaN, that of a token which never comes is -inf; rounding makes 0 a little more."""
 
 LABEL = Name(64)
 """Names, ids and hashes, which people read and type."""

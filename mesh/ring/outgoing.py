@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from dairllm.mesh.channels import error_from_rpc
+from dairllm.mesh.checked_channels import REFUSED
 from dairllm.mesh.errors import DairllmError, PeerUnreachable
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.ring.codec import forward_request
@@ -33,11 +34,15 @@ log = logging.getLogger(__name__)
 
 
 class EdgeLost(PeerUnreachable):
-    """The edge to the next member does not work any more, or the member has refused a frame. silent: it stood, but nothing came."""
+    """The edge to the next member does not work any more.
 
-    def __init__(self, message: str, *, silent: bool = False) -> None:
+    silent: it stood, but nothing came. is_refusal: the member has refused a frame, or answered, as cannot be.
+    """
+
+    def __init__(self, message: str, *, silent: bool = False, is_refusal: bool = False) -> None:
         super().__init__(message)
         self.silent = silent
+        self.is_refusal = is_refusal
 
 
 class OutgoingEdge:
@@ -63,6 +68,10 @@ class OutgoingEdge:
         self._credits = asyncio.Semaphore(0)
         self._silence = Silence(peer.name)
         self.sent = 0
+
+    @property
+    def peer_name(self) -> str:
+        return self._peer.name
 
     def hurry(self) -> None:
         """Somebody waits for the edge to open, also without a frame."""
@@ -112,7 +121,7 @@ class OutgoingEdge:
                 self._take(response)
             code, details = await call.code(), await call.details()
         except grpc.aio.AioRpcError as error:
-            raise EdgeLost(str(error_from_rpc(error, self._peer.name))) from error
+            raise EdgeLost(str(error_from_rpc(error, self._peer.name)), is_refusal=error.code() is REFUSED) from error
         raise EdgeLost(f"{self._peer.name} ended the stream ({code.name} {details or ''})")
 
     def _take(self, response: ring_pb2.ForwardResponse) -> None:
@@ -121,7 +130,8 @@ class OutgoingEdge:
             self._grant(response.credit.frames)
         elif kind == "refused":
             status = ring_pb2.FrameStatus.Name(response.refused.status)
-            raise EdgeLost(f"{self._peer.name} refused frame {response.refused.batch_id} ({status}): {response.refused.message}")
+            words = f"{self._peer.name} refused frame {response.refused.batch_id} ({status}): {response.refused.message}"
+            raise EdgeLost(words, is_refusal=response.refused.status == ring_pb2.FRAME_STATUS_MALFORMED)
 
     def _grant(self, frames: int) -> None:
         for _ in range(min(frames, _MOST_CREDITS)):

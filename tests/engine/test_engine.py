@@ -30,6 +30,7 @@ class Serving:
         self.unready: DairllmError | None = NO_SHARDS
         self.frames_come_back = True
         self.sent: list[MicroBatch] = []
+        self.faults: list[str] = []
         self.engine = Engine(LIMITS, 100, lambda: self.unready, recovery_limit_s)
         self._epoch = 0
 
@@ -37,7 +38,7 @@ class Serving:
         self._epoch += 1
         self.unready = None
         geometry = RingGeometry(self._epoch, (StagePlace(Holder("a", "1"), range(4)),), NUM_BLOCKS, 8, "F32")
-        self.engine.open_ring(geometry, self._send, lambda report, duration_s: None)
+        self.engine.open_ring(geometry, self._send, lambda report, duration_s: None, self.faults.append)
 
     def close(self, unready: DairllmError | None = NO_MEMORY) -> None:
         self.unready = unready
@@ -248,3 +249,26 @@ async def test_an_answer_that_went_on_has_the_whole_limit_again() -> None:
     serving.answer_last_frame()
     assert await running == ANSWER
     serving.assert_empty()
+
+
+async def test_a_result_that_cannot_be_names_the_fault_and_the_answer_goes_on() -> None:
+    serving = Serving()
+    serving.open()
+    serving.frames_come_back = False
+    stream = serving.request()
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    sent = serving.sent[-1]
+    outside = SequenceResult(sent.slices[0].sequence_id, TokenScore(100, -1.0), ())
+    serving.engine.complete(MicroBatchResult(sent.epoch, sent.batch_id, (outside,), ()))
+    serving.engine.complete(MicroBatchResult(sent.epoch, 99, (), ()))
+    assert serving.faults == [
+        f"sent token 100, which is not in the vocabulary of 100, for sequence 1 in frame {sent.batch_id}",
+        "sent a result for frame 99, which nobody has asked for",
+    ]
+    assert not first.done()
+    serving.close()
+    serving.frames_come_back = True
+    serving.open()
+    tokens = [await first, *[event async for event in stream]]
+    assert len([event for event in tokens if isinstance(event, TokenGenerated)]) == 3

@@ -8,7 +8,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from dairllm.coordinator.ring import RESULT_CREDITS, Ring
+from dairllm.coordinator.ring import RESULT_CREDITS, Ring, RingEnds
 from dairllm.coordinator.services.ring_servicer import ResultsServicer
 from dairllm.mesh.channels import bind, create_server, dial, error_from_rpc
 from dairllm.mesh.errors import PeerUnreachable, WrongEpoch
@@ -25,21 +25,29 @@ from tests.instruments.tcp_proxy import TcpProxy
 
 HEARTBEAT_S = 0.05
 CLUSTER_HASH = "0123456789abcdef"
+ENDS = RingEnds("a", "a")
 
 
 class FirstShard(ring_pb2_grpc.RingServiceServicer):
-    """Accepts every edge. heartbeat_s: 0 for a shard that sends none. pass_on: what it does with a frame."""
+    """Accepts every edge. heartbeat_s: 0 for a shard that sends none. pass_on: what it does with a frame; refuses: it refuses all but the
+    first."""
 
     def __init__(self, heartbeat_s: float, pass_on: Callable[[MicroBatch], Awaitable[None]]) -> None:
         self.heartbeat_s = heartbeat_s
         self._pass_on = pass_on
+        self.refuses = False
 
     async def Forward(self, requests: AsyncIterator[ring_pb2.ForwardRequest], context: Any) -> None:
         assert (await anext(aiter(requests))).open.receiver == "a"
         answers = EdgeAnswers(context, self.heartbeat_s)
-        await answers.accept(1)
+        await answers.accept(8)
         async with answers.beating() if self.heartbeat_s else contextlib.nullcontext():
             async for request in requests:
+                if self.refuses and request.micro_batch.batch_id:
+                    words = {"status": "FRAME_STATUS_MALFORMED", "message": "no"}
+                    refused = ring_pb2.FrameRefused(epoch=1, batch_id=request.micro_batch.batch_id, **words)
+                    await answers.write(ring_pb2.ForwardResponse(refused=refused))
+                    continue
                 await self._pass_on(micro_batch_from_proto(request.micro_batch))
 
 
@@ -48,16 +56,17 @@ class Site:
 
     def __init__(self, heartbeat_s: float) -> None:
         self.completed: list[MicroBatchResult] = []
+        self.faults: list[tuple[str, str]] = []
         self.broken: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
         self.ring = Ring(CLUSTER_HASH, lambda result: self.completed.append(result))
         self._stack = contextlib.AsyncExitStack()
-        self._shard = FirstShard(heartbeat_s, self._pass_on)
+        self.first_shard = FirstShard(heartbeat_s, self._pass_on)
         self._edges: set[asyncio.Task[None]] = set()
         self.is_whole = True
 
     async def __aenter__(self) -> "Site":
         self.port = await self._serve(ResultsServicer(self.ring))
-        self.proxy = await self._stack.enter_async_context(TcpProxy("127.0.0.1", await self._serve(self._shard)))
+        self.proxy = await self._stack.enter_async_context(TcpProxy("127.0.0.1", await self._serve(self.first_shard)))
         self._stack.push_async_callback(self.ring.close)
         return self
 
@@ -85,15 +94,16 @@ class Site:
 
     async def open(self, epoch: int = 1) -> None:
         async with asyncio.timeout(30):
-            await self.ring.open(epoch, "f32", "a", [self.proxy.address], lambda *why: self.broken.put_nowait(why))
+            at, broken = [self.proxy.address], self.broken
+            await self.ring.open(epoch, "f32", ENDS, at, lambda *why: broken.put_nowait(why), lambda *what: self.faults.append(what))
 
     @contextlib.asynccontextmanager
-    async def last_shard(self, epoch: int = 1, key: bytes | None = None) -> AsyncIterator[Any]:
+    async def last_shard(self, epoch: int = 1, key: bytes | None = None, sender: str = "a") -> AsyncIterator[Any]:
         """The stream of the last shard, which has sent its opening."""
         async with asyncio.timeout(10), await dial([f"127.0.0.1:{self.port}"], 5.0, "the coordinator") as channel:
             call = ring_pb2_grpc.RingServiceStub(channel).Forward()
             shown = self.ring.key_of(epoch) if key is None else key
-            opening = ring_pb2.EdgeOpen(cluster_hash=CLUSTER_HASH, epoch=epoch, sender="c", receiver="coordinator", ring_key=shown)
+            opening = ring_pb2.EdgeOpen(cluster_hash=CLUSTER_HASH, epoch=epoch, sender=sender, receiver="coordinator", ring_key=shown)
             await call.write(ring_pb2.ForwardRequest(open=opening))
             yield call
             call.cancel()
@@ -167,7 +177,7 @@ async def test_an_edge_of_another_epoch_or_without_its_key_is_refused(epoch: int
 async def test_an_address_that_swallows_everything_does_not_hold_up_another() -> None:
     async with Site(HEARTBEAT_S) as site, TcpProxy("127.0.0.1", 9) as hole, asyncio.timeout(5):
         hole.black_hole()
-        await site.ring.open(1, "f32", "a", [hole.address, site.proxy.address], lambda *why: None)
+        await site.ring.open(1, "f32", ENDS, [hole.address, site.proxy.address], lambda *why: None)
         assert site.ring.epoch == 1
 
 
@@ -209,7 +219,7 @@ async def test_a_first_shard_that_is_nowhere_is_an_error() -> None:
 async def _open_nowhere(ring: Ring) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dairllm.coordinator.ring.OPEN_DEADLINE_S", 0.3)
-        await ring.open(1, "f32", "a", ["127.0.0.1:9"], lambda *why: None)
+        await ring.open(1, "f32", ENDS, ["127.0.0.1:9"], lambda *why: None)
 
 
 def test_keys_of_caches_differ_by_shard_process_and_run() -> None:
@@ -234,3 +244,50 @@ async def test_who_sends_results_is_told_that_the_coordinator_ends() -> None:
 async def _read_to_end(call: Any) -> None:
     while await next_message(call) is not None:
         pass
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (
+            ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(epoch=1, batch_id=2**60)),
+            "MicroBatchResult.batch_id is 1152921504606846976;",
+        ),
+        (ring_pb2.ForwardRequest(micro_batch=ring_pb2.MicroBatch(epoch=1)), "a frame of another kind"),
+        (
+            ring_pb2.ForwardRequest(
+                result=ring_pb2.MicroBatchResult(epoch=1, results=[ring_pb2.SequenceResult(sampled=ring_pb2.TokenLogprobs(token_id=2**31))])
+            ),
+            "TokenLogprobs.token_id is 2147483648; expected",
+        ),
+    ],
+)
+async def test_a_last_shard_that_sends_what_cannot_be_is_named(request_: ring_pb2.ForwardRequest, words: str) -> None:
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        async with site.last_shard() as call:
+            await call.read()
+            await call.write(request_)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await _read_to_end(call)
+        assert [(name, words in what) for name, what in site.faults] == [("a", True)]
+        assert site.completed == []
+
+
+async def test_results_of_another_member_than_the_last_are_refused() -> None:
+    async with Site(HEARTBEAT_S) as site:
+        await site.open()
+        async with site.last_shard(sender="b") as call:
+            with pytest.raises(grpc.aio.AioRpcError, match="'b' sends no results in epoch 1; 'a' does"):
+                await call.read()
+        assert site.faults == []
+
+
+async def test_a_first_shard_that_refuses_what_is_right_is_named() -> None:
+    async with Site(HEARTBEAT_S) as site, asyncio.timeout(10):
+        await site.open()
+        site.first_shard.refuses = True
+        site.ring.send(MicroBatch(1, 7, "F32", (), (), ()))
+        epoch, why = await site.broken.get()
+        assert (epoch, site.faults) == (1, [("a", f"does not take what the coordinator sends: {why}")])
+        assert why == "a refused frame 7 (FRAME_STATUS_MALFORMED): no"

@@ -1,5 +1,6 @@
 """Messages of the protocol as hypothesis makes them from their descriptors: in range, and with one field that is out of it."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -57,7 +58,9 @@ def beyond(rule: Rule, field: FieldDescriptor) -> list[Any]:
         case Whole(most):
             return [value for value in (most + 1, MOST[field.cpp_type]) if most < value <= MOST[field.cpp_type]]
         case Real(low, high, is_sometimes_nan):
-            ends = [low - max(1.0, abs(low)), high + max(1.0, abs(high)), float("inf"), float("-inf")]
+            ends = [high + max(1.0, abs(high)), math.inf]
+            if low > -math.inf:
+                ends += [low - max(1.0, abs(low)), -math.inf]
             return ends if is_sometimes_nan else [*ends, float("nan")]
         case Text(most):
             return ["x" * (most + 1)] if most < LONG else []

@@ -126,6 +126,8 @@ class SimulatedEngine:
         self._handle(RingUnavailable())
 
     def complete(self, result: MicroBatchResult) -> None:
+        fault = self._scheduler.fault_in(result, 2**31)
+        self._world.require(not fault, f"the last shard {fault}")
         self._sent_s.pop(result.batch_id, None)
         self._handle(BatchCompleted(result))
 
