@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from dairllm.mesh.errors import InvalidRequest, MalformedFrame
+from dairllm.mesh.errors import Busy, InvalidRequest, MalformedFrame
 from dairllm.mesh.protocol import software_version
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.mesh.streams import first_request, first_to_end
@@ -35,10 +35,14 @@ class RingServicer(ring_pb2_grpc.RingServiceServicer):
 
 async def _receive(edge: IncomingEdge, stream: IncomingStream, requests: AsyncIterator[ring_pb2.ForwardRequest]) -> None:
     loop = asyncio.get_running_loop()
-    async for request in requests:
-        if request.WhichOneof("message") != "micro_batch":
-            raise MalformedFrame(f"a shard takes micro-batches; got {request.WhichOneof('message') or 'an empty message'}")
-        edge.put(stream, request.micro_batch, loop.time())
+    try:
+        async for request in requests:
+            if request.WhichOneof("message") != "micro_batch":
+                raise MalformedFrame(f"a shard takes micro-batches; got {request.WhichOneof('message') or 'an empty message'}")
+            edge.put(stream, request.micro_batch, loop.time())
+    except (InvalidRequest, MalformedFrame, Busy) as error:
+        edge.accuse(stream, error)
+        raise
 
 
 async def _answer(stream: IncomingStream, answers: EdgeAnswers) -> None:

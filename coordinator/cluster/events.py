@@ -174,6 +174,17 @@ class MemberAtFault:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberAccused:
+    """The shard says that the member before it in the ring of this plan, `peer`, has sent it what cannot be. reason: in its words."""
+
+    name: str
+    boot_id: str
+    epoch: Epoch
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class FramesAwaited:
     """What the coordinator has sent around the ring of this epoch and waits for. Comes with every TimePassed while it waits.
 
@@ -271,6 +282,7 @@ Event = (
     | ConfigureRequested
     | EdgeBroken
     | MemberAtFault
+    | MemberAccused
     | FramesAwaited
     | RingOpened
     | RingDrained

@@ -99,6 +99,7 @@ class ClusterMachine:
         yield Row(on.EdgeBroken, about.ring, STAGES_IN_USE, failures.on_edge_broken)
         yield Row(on.FramesAwaited, about.ring, RING_IN_USE, standstills.on_awaited)
         yield Row(on.MemberAtFault, about.boot, ANY_PHASE, faults.on_fault)
+        yield Row(on.MemberAccused, about.active, ANY_PHASE, faults.on_accused)
         yield Row(on.ProofGiven, about.boot, ANY_PHASE, faults.on_proof)
         yield Row(on.StepMeasured, about.ring, ANSWERING, measurements.on_step)
         yield Row(on.AnswersRecovered, about.cluster, ANY_PHASE, measurements.on_recovered)

@@ -12,7 +12,7 @@ HIGHEST_LOGPROB = 0.01
 """Rounding makes 0 a little more."""
 
 SamplingOf = Callable[[RingId], SamplingParams | None]
-"""How a sequence is sampled; None if it has ended since the frame was sent."""
+"""How a sequence is sampled; None if it has ended since the frame was sent, so that nothing that comes of it matters."""
 
 
 def fault_in(batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, sampling_of: SamplingOf, num_tokens: int) -> str:
@@ -27,14 +27,17 @@ def fault_in(batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, sam
     if len(results) < len(batch.results) or not results.keys() <= slices.keys():
         return f"sent results of sequences that are not in frame {batch.batch_id}, or more than one of a sequence"
     for sequence_id, slice_ in slices.items():
-        result, sampling = results.get(sequence_id, SequenceResult(sequence_id, None)), sampling_of(sequence_id)
+        sampling = sampling_of(sequence_id)
+        if sampling is None:  # it may have no cache to stand on any more
+            continue
+        result = results.get(sequence_id, SequenceResult(sequence_id, None))
         wrong = next(_wrong(slice_, result, sampling, num_tokens), "")
         if wrong:
             return f"sent {wrong} for sequence {sequence_id} in frame {batch.batch_id}"
     return ""
 
 
-def _wrong(slice_: SequenceSlice, result: SequenceResult, sampling: SamplingParams | None, num_tokens: int) -> Iterator[str]:
+def _wrong(slice_: SequenceSlice, result: SequenceResult, sampling: SamplingParams, num_tokens: int) -> Iterator[str]:
     if result.replay_failed and slice_.replay is None:
         yield "a failed replay where none was asked for"
     if result.replay_failed or result.failure:
@@ -48,10 +51,10 @@ def _wrong(slice_: SequenceSlice, result: SequenceResult, sampling: SamplingPara
             yield f"the score of token {score.token_id} instead of {target}"
         yield from _wrong_score(score, sampling, num_tokens, has_logprob=True)
     if result.sampled is not None:
-        yield from _wrong_score(result.sampled, sampling, num_tokens, has_logprob=sampling is not None and sampling.logprobs)
+        yield from _wrong_score(result.sampled, sampling, num_tokens, has_logprob=sampling.logprobs)
 
 
-def _wrong_score(score: TokenScore, sampling: SamplingParams | None, num_tokens: int, *, has_logprob: bool) -> Iterator[str]:
+def _wrong_score(score: TokenScore, sampling: SamplingParams, num_tokens: int, *, has_logprob: bool) -> Iterator[str]:
     for token_id in (score.token_id, *(top.token_id for top in score.top)):
         if not 0 <= token_id < num_tokens:
             yield f"token {token_id}, which is not in the vocabulary of {num_tokens},"
@@ -59,5 +62,5 @@ def _wrong_score(score: TokenScore, sampling: SamplingParams | None, num_tokens:
     for logprob in (*wanted, *(top.logprob for top in score.top)):
         if not logprob <= HIGHEST_LOGPROB:
             yield f"the log-probability {logprob}"
-    if sampling is not None and len(score.top) > sampling.top_logprobs:
+    if len(score.top) > sampling.top_logprobs:
         yield f"{len(score.top)} most probable tokens instead of {sampling.top_logprobs}"

@@ -27,6 +27,8 @@ def event_of(stream: JoinStream, request: cluster_pb2.JoinRequest) -> on.Event |
             return on.StageLoadFailed(name, boot_id, Epoch(failed.epoch), failed.message, *how)
         case "edge_lost":
             lost = request.edge_lost
+            if lost.at_fault:
+                return on.MemberAccused(name, boot_id, Epoch(lost.epoch), lost.peer, lost.message)
             return on.EdgeBroken(Epoch(lost.epoch), name, lost.peer, lost.message, lost.silent)
         case "stage_activated":
             done = request.stage_activated

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from dairllm.mesh.errors import DairllmError, FrameRejected, WrongEpoch
+from dairllm.mesh.errors import DairllmError, FrameRejected, MalformedFrame, WrongEpoch
+from dairllm.mesh.peers import COORDINATOR_NAME
 from dairllm.mesh.ring.codec import micro_batch_from_proto
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
@@ -19,6 +20,7 @@ from dairllm.v1 import ring_pb2
 log = logging.getLogger(__name__)
 
 ReportEdgeLost = Callable[[AssignmentFacts, EdgeLost], None]
+ReportFault = Callable[[AssignmentFacts, str, DairllmError], None]
 
 
 class EpochRun:
@@ -32,14 +34,17 @@ class EpochRun:
         compute_thread: Executor,
         counters: Counters,
         report_edge_lost: ReportEdgeLost,
+        report_fault: ReportFault,
     ) -> None:
         self.assignment = assignment
-        self.incoming = IncomingEdge()
+        self.incoming = IncomingEdge(on_fault=self._accuse)
         self._stage: ComputeStage | None = stage
         self._outgoing = outgoing
         self._compute_thread = compute_thread
         self._counters = counters
         self._report_edge_lost = report_edge_lost
+        self._report_fault = report_fault
+        self._has_accused = False
         self._task: asyncio.Task[None] | None = None
         self._computed = 0
 
@@ -96,6 +101,8 @@ class EpochRun:
                 output = await self._compute(queued)
             except DairllmError as error:
                 self._refuse(queued, error)
+                if isinstance(error, MalformedFrame):
+                    self.incoming.accuse(queued.stream, error)
                 continue
             self._counters.sent_bytes += await self._outgoing.send(output)
 
@@ -113,6 +120,13 @@ class EpochRun:
         self._counters.rows += frame.num_rows
         self._counters.compute_us += output.timings[-1].compute_us
         return output
+
+    def _accuse(self, sender: str, error: DairllmError) -> None:
+        """The coordinator is told once of the member before. It knows itself what it sends."""
+        if sender != COORDINATOR_NAME and not self._has_accused:
+            self._has_accused = True
+            log.warning("the member before sent what cannot be", extra=fields(peer=sender, epoch=self.assignment.epoch, reason=error))
+            self._report_fault(self.assignment, sender, error)
 
     def _refuse(self, queued: QueuedFrame, error: DairllmError) -> None:
         message = queued.message

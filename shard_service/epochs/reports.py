@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from dairllm.mesh.errors import DairllmError, DeadlineExceeded, NotEnoughMemory, PeerUnreachable, WrongEpoch
+from dairllm.mesh.ranges.table import MAX_SENTENCE_CHARS
 from dairllm.mesh.ring.outgoing import EdgeLost
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.telemetry import fields
@@ -56,7 +57,7 @@ class Reports:
             log.error("the assignment failed: %s", error, extra=fields(epoch=epoch, retryable=retryable))
         missing_bytes = error.missing_bytes if isinstance(error, NotEnoughMemory) else 0
         failed = cluster_pb2.StageFailed(
-            epoch=epoch, message=str(error), retryable=retryable, needs_exclusive=needs_exclusive, missing_bytes=missing_bytes
+            epoch=epoch, message=_sentence(error), retryable=retryable, needs_exclusive=needs_exclusive, missing_bytes=missing_bytes
         )
         self._send(cluster_pb2.JoinRequest(stage_failed=failed))
 
@@ -70,7 +71,7 @@ class Reports:
             transferred_units=outcome.units,
             transferred_bytes=outcome.size_bytes,
             seconds=seconds,
-            note=outcome.note,
+            note=_sentence(outcome.note),
         )
         self._send(cluster_pb2.JoinRequest(stage_activated=activated))
 
@@ -78,8 +79,18 @@ class Reports:
         self._send(cluster_pb2.JoinRequest(proof=cluster_pb2.Proof(number=number, digest=digest)))
 
     def edge_lost(self, assignment: AssignmentFacts, why: EdgeLost) -> None:
-        lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=assignment.next.name, message=str(why), silent=why.silent)
+        lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=assignment.next.name, message=_sentence(why), silent=why.silent)
         self._send(cluster_pb2.JoinRequest(edge_lost=lost))
+
+    def fault(self, assignment: AssignmentFacts, sender: str, error: DairllmError) -> None:
+        """The member before has sent what cannot be."""
+        lost = cluster_pb2.EdgeLost(epoch=assignment.epoch, peer=sender, message=_sentence(error), at_fault=True)
+        self._send(cluster_pb2.JoinRequest(edge_lost=lost))
+
+
+def _sentence(words: object) -> str:
+    """No longer than what others take."""
+    return str(words)[:MAX_SENTENCE_CHARS]
 
 
 class _ProgressReport:

@@ -382,7 +382,7 @@ class StageHost:
         self._scratch_bytes = prepared.scratch_bytes
         stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.sent_rows, self._identity.name)
         outgoing = OutgoingEdge(assignment.next, self._member_in(assignment).opening_to(assignment.next.name))
-        self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost)
+        self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost, self._reports.fault)
         self._run.start()
 
     async def _give_back(self) -> None:

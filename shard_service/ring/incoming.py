@@ -6,6 +6,7 @@ taken off the queue. When a second stream of the epoch replaces the first, credi
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dairllm.mesh.errors import Busy, DairllmError, PeerUnreachable
@@ -61,9 +62,13 @@ class QueuedFrame(NamedTuple):
 
 
 class IncomingEdge:
-    """All streams of one epoch from the predecessor. received: frames so far."""
+    """All streams of one epoch from the predecessor. received: frames so far.
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    on_fault: is told of a sender that sends what cannot be, and of what it sent.
+    """
+
+    def __init__(self, capacity: int = CAPACITY, on_fault: Callable[[str, DairllmError], None] = lambda sender, error: None) -> None:
+        self._on_fault = on_fault
         self._capacity = capacity
         self._queue: deque[QueuedFrame] = deque()
         self._stream: IncomingStream | None = None
@@ -91,6 +96,11 @@ class IncomingEdge:
         self.received += 1
         self._queue.append(QueuedFrame(message, arrived_s, stream))
         self._arrived.set()
+
+    def accuse(self, stream: IncomingStream, error: DairllmError) -> None:
+        """Nobody is accused for a stream that was replaced."""
+        if stream is self._stream and self._closed is None:
+            self._on_fault(stream.sender, error)
 
     async def take(self) -> QueuedFrame:
         while not self._queue:

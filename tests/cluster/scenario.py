@@ -24,6 +24,7 @@ A command is one line:
     activated A [transferred=2..3]             has switched; without transferred it has taken over all that it should
     edge A B [silent] [epoch=N]                A reports that its stream to B broke, or fell silent
     fault A 'message' [believed]               A is found to be at fault: it did this; believed: what it sent before was right
+    accuse B A 'message' [epoch=N]             B says that A, which comes before it, has sent it this
     opened / broken 'message' [epoch=N]        the coordinator's own stream to the first shard
     switched                                   drained if need be, all activated, opened
     work                                       all who live load what they were told, and switch
@@ -397,6 +398,8 @@ class Scenario:
                 return cluster.happen(on.EdgeBroken(epoch, reporter, peer, "nothing was heard of it", silent=True))
             case "fault", [name, reason, *rest]:
                 return cluster.happen(on.MemberAtFault(name, cluster.boot_of(name), reason, rest == ["believed"]))
+            case "accuse", [name, peer, reason]:
+                return cluster.happen(on.MemberAccused(name, cluster.boot_of(name), epoch, peer, reason))
             case "opened", []:
                 return cluster.happen(on.RingOpened(epoch))
             case "broken", [message]:

@@ -57,6 +57,8 @@ commands = st.one_of(
     lines("progress", names, st.sampled_from(["0%", "50%", "100%"]), epochs),
     lines("failed", names, "no", st.sampled_from(["", "retryable", "exclusive"]), epochs),
     lines("edge", names, names, st.sampled_from(["", "silent"]), epochs),
+    lines("accuse", names, names, "no", epochs),
+    lines("fault", names, "no", st.sampled_from(["", "believed"])),
     lines("activated", names, st.sampled_from(["", "transferred=1..4"]), epochs),
     lines(st.sampled_from(["opened", "drained", "broken reset", "step 0.1"]), epochs),
     st.builds("steps {}={} 12s".format, names, st.sampled_from([0.01, 3.0])),

@@ -55,6 +55,7 @@ class Member:
     failures: failed attempts in a row. num_faults: how often it was at fault, last_fault_s: when last.
     unused_until_s: not planned before; infinity for as long as this process lives. Who is at fault is asked then for a proof.
     proof_number, asked_at_s, num_asked: the last proof that it was asked for, and how many since the fault.
+    accused: whom it has accused of late.
     num_disputes: how often another said that it sent a frame which this did not get, or the other way round.
     work: how far it is, by its last heartbeat; None if that does not say. computing: its thread, while there is work for it.
     limit_bytes, limit_until_s: it could not load more than this beside what it has, and is not asked to before then.
@@ -90,6 +91,7 @@ class Member:
     asked_at_s: float = -math.inf
     num_asked: int = 0
     num_disputes: int = 0
+    accused: str = ""
     unused_until_s: float = -math.inf
     limit_bytes: int = 0
     limit_until_s: float = -math.inf

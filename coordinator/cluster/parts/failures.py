@@ -228,4 +228,4 @@ class Failures(MachinePart):
                 self._links.hold(state.active.plan)
             for member in self._members:
                 if state.active and member.name in state.active.plan.placement:
-                    member.failures = 0
+                    member.failures, member.accused = 0, ""

@@ -8,7 +8,7 @@ import math
 from dairllm.coordinator.cluster.actions import AskForProof, EventKind
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.books.member import Member
-from dairllm.coordinator.cluster.events import MemberAtFault, ProofGiven
+from dairllm.coordinator.cluster.events import MemberAccused, MemberAtFault, ProofGiven
 from dairllm.coordinator.cluster.parts.failures import Failures
 from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.planning import Planning
@@ -36,6 +36,22 @@ class Faults(MachinePart):
             self._cache.clear()
         self._state.note_trouble(f"shard {event.name} {event.reason}")
         self._failures.go_on_without([event.name], "is at fault")
+
+    def on_accused(self, event: MemberAccused) -> None:
+        """Who receives nonsense is believed once; who receives it from one member after the other is the one that is at fault."""
+        active, accuser = self._state.active, self._members[event.name]
+        assert active is not None
+        stages = [stage.shard for stage in active.plan.stages]
+        position = stages.index(event.peer) if event.peer in stages else -1
+        if position < 0 or stages[position + 1 : position + 2] != [event.name] or not self._members.lives(active.holders[position]):
+            return
+        if accuser.accused not in ("", event.peer):
+            reason = f"accuses one member after the other: first {accuser.accused}, then {event.peer}"
+            self.on_fault(MemberAtFault(event.name, event.boot_id, reason))
+            return
+        accuser.accused = event.peer
+        peer = self._members[event.peer]
+        self.on_fault(MemberAtFault(peer.name, peer.boot_id, f"sent to {event.name} what cannot be: {event.reason}"))
 
     def _count(self, member: Member) -> None:
         """What was long ago is forgiven."""
