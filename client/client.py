@@ -228,10 +228,13 @@ class Client:
         self._call(self._cluster.CordonShard, cluster_pb2.CordonShardRequest(name=name, cordoned=cordoned, force=force))
 
     def configure_shard(
-        self, name: str, *, memory_budget_bytes: int | None = None, num_threads: int | None = None
+        self, name: str, *, memory_budget_bytes: int | None = None, num_threads: int | None = None, force: bool = False
     ) -> cluster_pb2.ConfigureShardResponse:
-        """Change limits of a running shard; None leaves one as it is. Returns what is in force then."""
-        request = cluster_pb2.ConfigureShardRequest(name=name, memory_budget_bytes=memory_budget_bytes, num_threads=num_threads)
+        """Change limits of a running shard; None leaves one as it is. force: also if the model can't be served with so little memory.
+        Returns what is in force then."""
+        request = cluster_pb2.ConfigureShardRequest(
+            name=name, memory_budget_bytes=memory_budget_bytes, num_threads=num_threads, force=force
+        )
         limits: cluster_pb2.ConfigureShardResponse = self._call(self._cluster.ConfigureShard, request, CONFIGURE_TIMEOUT_S)
         return limits
 

@@ -69,6 +69,7 @@ def configure(
     name: NameArgument,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory that it may use, like 4GiB.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute.")] = None,
+    force: ForceOption = False,
     coordinator: CoordinatorOption = None,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     config: ConfigFile = None,
@@ -81,7 +82,7 @@ def configure(
         raise InvalidRequest(f"nothing was given to set for {name!r}; expected --memory SIZE, --threads N or both")
     memory_bytes = None if memory is None else parse_size(memory)
     with connect(coordinator, cluster) as client:
-        limits = client.configure_shard(name, memory_budget_bytes=memory_bytes, num_threads=threads)
+        limits = client.configure_shard(name, memory_budget_bytes=memory_bytes, num_threads=threads, force=force)
     print(f"{name} uses at most {format_size(limits.memory_budget_bytes)} of memory and {counted(limits.num_threads, 'thread')}")
 
 

@@ -17,6 +17,13 @@ HEAD_ROWS = 32
 TILE_ROWS = 16
 """Matrices lie in memory in whole tiles of so many rows."""
 
+MIB = 1024**2
+_SMALLEST_RESERVE_BYTES = 100 * MIB
+_LARGEST_RESERVE_BYTES = 256 * MIB
+_LARGEST_RECORDS_BYTES = 512 * MIB
+_PROCESS_BYTES = 72 * MIB
+"""Measured before anything is loaded: 70 MiB, half of it pages of libraries."""
+
 _NUMBER_BYTES = 4
 _SAMPLER_ROWS = 24
 """What sampling takes beside the logits, in rows of them: copies, weights and sums in double precision of the row that is sampled."""
@@ -58,6 +65,18 @@ class Reserve:
     def with_scratch(self, scratch_bytes: int) -> int:
         """Bytes of it for a part with this scratch: more where that takes more than the rest."""
         return max(self.size_bytes, self.process_bytes + scratch_bytes)
+
+
+def reserve_of(budget_bytes: int) -> Reserve:
+    """Of a shard with this memory budget."""
+    least_bytes = max(_SMALLEST_RESERVE_BYTES, min(budget_bytes // 16, _LARGEST_RESERVE_BYTES))
+    rows_bytes = sent_rows_bytes(budget_bytes)
+    return Reserve(rows_bytes + least_bytes, rows_bytes + _PROCESS_BYTES)
+
+
+def sent_rows_bytes(budget_bytes: int) -> int:
+    """For rows that a shard has sent, which it may have to send again."""
+    return min(budget_bytes // 16, _LARGEST_RECORDS_BYTES)
 
 
 def weights_bytes(units: Iterable[Unit]) -> int:

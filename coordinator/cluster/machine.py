@@ -167,6 +167,10 @@ class ClusterMachine:
         """None if the others can serve the model without this shard, or if the model is not served with it either; else what is missing."""
         return self._search.lack_without(name)
 
+    def can_do_with(self, name: str, memory_budget_bytes: int) -> Infeasible | None:
+        """None if the model could be served when this shard has so much memory, or is not served now either; else what is missing."""
+        return self._search.lack_with(name, memory_budget_bytes)
+
     def avoids(self, one: str, other: str) -> bool:
         """Whether the link between these two members has failed so often that it is not used."""
         return self._books.links.avoids(one, other, self._journal.now_s)

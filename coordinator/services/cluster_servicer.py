@@ -10,6 +10,7 @@ from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.membership.membership import Membership
 from dairllm.coordinator.membership.reachability import host_of_peer
 from dairllm.mesh.errors import InvalidRequest, NotDispensable, UnknownShard
+from dairllm.mesh.settings import format_size
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc
 
 WATCH_INTERVAL_S = 0.5
@@ -63,6 +64,8 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         num_threads = request.num_threads if request.HasField("num_threads") else None
         if memory_budget_bytes is None and num_threads is None:
             raise InvalidRequest("neither memory_budget_bytes nor num_threads is set; expected at least one of them")
+        if memory_budget_bytes is not None and not request.force:
+            self._check_enough(request.name, memory_budget_bytes)
         answer = await self._membership.streams.configure(request.name, memory_budget_bytes, num_threads)
         if answer.refusal:
             raise InvalidRequest(f"shard {request.name!r} keeps its limits: {answer.refusal}")
@@ -77,6 +80,12 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         lack = self._membership.machine.can_do_without(name)
         if lack is not None:
             raise NotDispensable(f"the model cannot be served without shard {name!r}: {lack.reason}", "name")
+
+    def _check_enough(self, name: str, memory_budget_bytes: int) -> None:
+        lack = self._membership.machine.can_do_with(name, memory_budget_bytes)
+        if lack is not None:
+            words = f"the model could not be served any more if shard {name!r} had {format_size(memory_budget_bytes)}"
+            raise NotDispensable(f"{words}: {lack.reason}", "memory_budget_bytes")
 
     def _identity(self) -> cluster_pb2.CoordinatorIdentity:
         config = self._membership.config

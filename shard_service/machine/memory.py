@@ -8,13 +8,8 @@ from dataclasses import dataclass
 
 from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.mesh.settings import format_size
-from dairllm.mesh.system_memory import MIB
-from dairllm.model_files.memory import Reserve
+from dairllm.model_files.memory import Reserve, reserve_of, sent_rows_bytes
 
-_SMALLEST_RESERVE_BYTES = 100 * MIB
-_LARGEST_RESERVE_BYTES = 256 * MIB
-_PROCESS_BYTES = 72 * MIB  # measured before anything is loaded: 70 MiB, half of it pages of libraries
-_LARGEST_RECORDS_BYTES = 512 * MIB
 DEFAULT_SHARE = 0.8
 
 
@@ -25,12 +20,11 @@ class MemoryBudget:
     @property
     def sent_rows_bytes(self) -> int:
         """For sent rows, which may have to be sent again."""
-        return min(self.total_bytes // 16, _LARGEST_RECORDS_BYTES)
+        return sent_rows_bytes(self.total_bytes)
 
     @property
     def reserve(self) -> Reserve:
-        least_bytes = max(_SMALLEST_RESERVE_BYTES, min(self.total_bytes // 16, _LARGEST_RESERVE_BYTES))
-        return Reserve(self.sent_rows_bytes + least_bytes, self.sent_rows_bytes + _PROCESS_BYTES)
+        return reserve_of(self.total_bytes)
 
     def missing_bytes(self, demand: "MemoryDemand") -> int:
         """By how much the demand exceeds the budget; 0 if it fits."""

@@ -86,6 +86,10 @@ def test_drain_that_loses_the_coordinator_does_not_claim_success(dairllm: RunDai
         (("cordon", "b", "--force"), cluster_pb2.CordonShardRequest(name="b", cordoned=True, force=True)),
         (("uncordon", "b"), cluster_pb2.CordonShardRequest(name="b", cordoned=False)),
         (("set", "b", "--memory", "2GiB"), cluster_pb2.ConfigureShardRequest(name="b", memory_budget_bytes=2 * GIB)),
+        (
+            ("set", "b", "--memory", "1g", "--force"),
+            cluster_pb2.ConfigureShardRequest(name="b", memory_budget_bytes=GIB, force=True),
+        ),
         (("set", "b", "--threads", "3"), cluster_pb2.ConfigureShardRequest(name="b", num_threads=3)),
         (
             ("set", "b", "--memory", "1g", "--threads", "1"),

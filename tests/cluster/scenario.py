@@ -30,6 +30,7 @@ A command is one line:
     work                                       all who live load what they were told, and switch
     leaving A / drain A / cordon A / uncordon A [force]   the shard wants to leave; people want it to leave, not to be used, to be used
     without A                                  whether the others suffice
+    with A memory=1GiB                         whether all suffice when it has so much
     configure A memory=2GiB threads=4          people change limits, and the shard has applied them
     refused A 'message'                        the shard has applied nothing of them
     step 0.01 [A]                              measured seconds per token
@@ -328,6 +329,9 @@ class Scenario:
         if words[0] == "without":
             lack = self.cluster.machine.can_do_without(plain[0])
             return [f"without {plain[0]}: {lack.reason if isinstance(lack, Infeasible) else 'fine'}"]
+        if words[0] == "with":
+            lack = self.cluster.machine.can_do_with(plain[0], size(options["memory"]))
+            return [f"{plain[0]} with {options['memory']}: {lack.reason if isinstance(lack, Infeasible) else 'fine'}"]
         return [words_of(action) for action in self._do(words[0], plain, options)]
 
     def _do(self, command: str, plain: list[str], options: dict[str, str]) -> list[do.Action]:

@@ -1,6 +1,7 @@
 """An admitted shard: what it is, what it can do, how it is faring."""
 
 import math
+from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from dairllm.coordinator.cluster.identities import Holder, LeaseId
 from dairllm.coordinator.cluster.shard_reports import LoadProgress, ShardCapabilities, ShardHello, ShardUsage, ShardWork
 from dairllm.coordinator.planner import ShardOffer
 from dairllm.mesh.peers import Peer
+from dairllm.model_files.memory import reserve_of
 
 
 class Cordon(Enum):
@@ -188,6 +190,16 @@ class Member:
         self.unplanned_bytes = 0
         if self.has_failed and self.unused_until_s == math.inf:
             self.try_again()
+
+    def with_memory(self, memory_budget_bytes: int) -> "Member":
+        """As it would be with this budget. A shard that has another reserve than is usual now keeps that."""
+        now = self.hello.capabilities
+        reserve = reserve_of(memory_budget_bytes) if now.reserve == reserve_of(now.memory_budget_bytes) else now.reserve
+        then = replace(now, memory_budget_bytes=memory_budget_bytes, reserved_bytes=reserve.size_bytes, process_bytes=reserve.process_bytes)
+        other = copy(self)
+        other.speed = copy(self.speed)
+        other.configure(then)
+        return other
 
     def hop_s(self, config: ClusterConfig) -> float:
         """What the edge to it costs a step."""

@@ -1,7 +1,8 @@
 """Which plan is the best now: for whom is planned, around what lies where. It decides nothing and changes nothing."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from dairllm.coordinator.cluster.books.deployments import Deployment
 from dairllm.coordinator.cluster.books.member import Member
@@ -20,9 +21,12 @@ class PlanSearch(MachinePart):
         urgent: bool = False,
         without: Collection[str] = frozenset(),
         least_gain: float = HYSTERESIS,
+        instead: Mapping[str, Member] = MappingProxyType({}),
     ) -> Plan | Infeasible:
+        """instead: members as they would be with other limits."""
         outcome: Plan | Infeasible = Infeasible("no shard has joined yet")
-        for members in self._choices(without):
+        for choice in self._choices(without):
+            members = [instead.get(member.name, member) for member in choice]
             for min_shards in self._numbers_of_shards(len(members)):
                 make = partial(self._make, model, members, min_shards, least_gain)
                 outcome = make(previous, urgent)
@@ -95,6 +99,17 @@ class PlanSearch(MachinePart):
         """What a coordinator that was started again finds."""
         placement = placement_of_held({member.name: member.held for member in self._members}, model.num_units)
         return Plan.of_placement(placement) if placement else None
+
+    def lack_with(self, name: str, memory_budget_bytes: int) -> Infeasible | None:
+        """None if the model could be served when this shard has so much memory, or is not served now either; else what is missing."""
+        state = self._state
+        if state.model is None or name not in self._members or state.phase is Phase.WAITING:
+            return None
+        if memory_budget_bytes >= self._members[name].hello.capabilities.memory_budget_bytes:
+            return None
+        changed = {name: self._members[name].with_memory(memory_budget_bytes)}
+        outcome = self.find(state.model, state.active.plan if state.active else None, instead=changed)
+        return outcome if isinstance(outcome, Infeasible) else None
 
     def lack_without(self, name: str) -> Infeasible | None:
         """None if the others can serve the model without this shard, or if the model is not served with it either; else what is missing."""

@@ -621,14 +621,16 @@ class CordonShardResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ConfigureShardRequest(_message.Message):
-    __slots__ = ("name", "memory_budget_bytes", "num_threads")
+    __slots__ = ("name", "memory_budget_bytes", "num_threads", "force")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     memory_budget_bytes: int
     num_threads: int
-    def __init__(self, name: _Optional[str] = ..., memory_budget_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., memory_budget_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., force: bool = ...) -> None: ...
 
 class ConfigureShardResponse(_message.Message):
     __slots__ = ("memory_budget_bytes", "num_threads")

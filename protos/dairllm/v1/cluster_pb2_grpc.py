@@ -112,7 +112,7 @@ class ClusterServiceServicer(object):
         """Changes limits of a running shard; the plan follows. Returns what is in force when the shard has applied them, within 15 s.
 
         Called by: people, through the command line. Safe to repeat. NOT_FOUND no shard of that name; INVALID_ARGUMENT the shard refuses, and has
-        changed nothing; UNAVAILABLE its lease ended before it answered; DEADLINE_EXCEEDED it did not answer.
+        changed nothing; FAILED_PRECONDITION the model, which is served, could not be with so little memory (with the missing amount), unless `force`; UNAVAILABLE its lease ended before it answered; DEADLINE_EXCEEDED it did not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
