@@ -122,9 +122,8 @@ def _limit_memory() -> None:
     import resource
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _lower_limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY_BYTES)
+    _lower_limit(resource.RLIMIT_CORE, 0)
 
 
 def _limit_cpu_time(seconds: float) -> None:
@@ -134,8 +133,15 @@ def _limit_cpu_time(seconds: float) -> None:
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + seconds) + 1, hard))
+    _lower_limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + seconds) + 1)
+
+
+def _lower_limit(kind: int, limit: int) -> None:
+    """The soft one, to no more than the hard one allows."""
+    import resource
+
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def main() -> None:
