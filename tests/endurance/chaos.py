@@ -34,12 +34,14 @@ PAUSE_S = (1.0, 6.0)
 HOLD_S = {
     Fault.KILLED: (0.5, 4.0),
     Fault.FROZEN: (0.2, 8.0),
+    Fault.HUNG: (0.2, 12.0),
     Fault.TERMINATED: (0.5, 4.0),
     Fault.LINK_DOWN: (0.2, 8.0),
     Fault.BAD_LINK: (1.0, 8.0),
 }
 """How long each fault lasts, at least and at most; what has ended is started again then."""
 ENDS_A_PROCESS = frozenset({Fault.KILLED, Fault.TERMINATED})
+ONLY_SHARDS = ENDS_A_PROCESS | {Fault.HUNG}
 MOST_BROKEN = 2
 COORDINATOR = "coordinator"
 COORDINATOR_SHARE, COORDINATOR_LONGEST_S = 0.1, 3.0
@@ -123,7 +125,7 @@ class Storm:
         whole = [name for name in fleet.hosts if name not in self._broken]
         hits_coordinator = chance.random() < COORDINATOR_SHARE
         host = chance.choice(whole)
-        if hits_coordinator and fault not in ENDS_A_PROCESS and COORDINATOR not in self._broken:
+        if hits_coordinator and fault not in ONLY_SHARDS and COORDINATOR not in self._broken:
             host, hold_s = COORDINATOR, min(hold_s, COORDINATOR_LONGEST_S)
         elif len(self._broken) >= MOST_BROKEN:
             return

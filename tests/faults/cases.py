@@ -7,11 +7,13 @@ from itertools import product
 
 
 class Fault(StrEnum):
-    """FROZEN, LINK_DOWN, BAD_LINK: for longer than a lease lasts, then over. BAD_LINK: 200 ms of delay, 20 % of packets lost, both ways.
+    """FROZEN, HUNG, LINK_DOWN, BAD_LINK: for longer than a lease lasts, then over. HUNG: the threads that compute and load stand still, the
+    rest of the process lives. BAD_LINK: 200 ms of delay, 20 % of packets lost, both ways.
     FULL_DISK: nothing can be written to the cache folder any more, and the shard starts again and must get its weights by network."""
 
     KILLED = "kill -9"
     FROZEN = "SIGSTOP, SIGCONT"
+    HUNG = "compute thread stopped"
     TERMINATED = "SIGTERM"
     LINK_DOWN = "link down"
     BAD_LINK = "200 ms, 20 % loss"
@@ -64,7 +66,12 @@ class Case:
         return ends.get(self.fault, Outcome.SAME_ANSWER)
 
 
-ALL_CASES: Sequence[Case] = tuple(Case(*values) for values in product(Fault, Place, Moment))
+def _can_be(fault: Fault, place: Place) -> bool:
+    """A coordinator computes nothing."""
+    return fault is not Fault.HUNG or place is not Place.COORDINATOR
+
+
+ALL_CASES: Sequence[Case] = tuple(Case(*values) for values in product(Fault, Place, Moment) if _can_be(*values[:2]))
 
 _PAIRS: Sequence[Callable[[Case], tuple[str, str]]] = (
     lambda case: (case.fault, case.place),

@@ -18,6 +18,7 @@ from tests.faults.cases import Fault
 from tests.faults.lossy_network import LossyNetwork, inside
 from tests.instruments.namespaces import Namespaces
 from tests.instruments.processes import ManagedProcess, ProcessFailed, hiding
+from tests.instruments.stopped_threads import StoppedThreads, threads_named
 
 HOSTS = ("a", "b", "c", "d", "e")
 RING_SHARDS = 3
@@ -32,6 +33,7 @@ MEMORY = "512MiB"
 """Of each shard."""
 CACHE_DISK = "256k"
 DELAY_S, LOSS = 0.2, 0.2
+WORKING_THREADS = ("compute", "loader")
 State = dict[str, Any]
 
 
@@ -67,6 +69,7 @@ class Fleet:
         self._stack = contextlib.ExitStack()
         self._client = httpx.Client(base_url=HTTP, timeout=30.0, trust_env=False)
         self._paused: dict[str, ManagedProcess] = {}
+        self._hung: dict[str, StoppedThreads] = {}
         self._log_read: dict[Path, int] = {}
         self.coordinator: ManagedProcess
 
@@ -90,6 +93,8 @@ class Fleet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for threads in self._hung.values():
+            threads.resume()
         for host in self.hosts.values():
             for process in (*host.leaving, *filter(None, [host.process])):
                 if process.running:
@@ -216,6 +221,16 @@ class Fleet:
         if process is not None and process.running:
             process.resume()
 
+    def _hang(self, name: str) -> None:
+        pid = self._process(name).pid
+        self._hung[name] = StoppedThreads([tid for thread in WORKING_THREADS for tid in threads_named(pid, thread)])
+        self._hung[name].stop()
+
+    def _let_go(self, name: str) -> None:
+        threads = self._hung.pop(name, None)
+        if threads is not None:
+            threads.resume()
+
     def _host(self, name: str) -> Host:
         return self.hosts[name[0]]
 
@@ -246,6 +261,7 @@ class Fleet:
     _inflict: Mapping[Fault, Callable[["Fleet", str], None]] = {
         Fault.KILLED: lambda self, name: self._process(name).kill(),
         Fault.FROZEN: lambda self, name: self._pause(name),
+        Fault.HUNG: lambda self, name: self._hang(name),
         Fault.TERMINATED: lambda self, name: self.terminate(name),
         Fault.LINK_DOWN: lambda self, name: self._network.link_down(self._host_name(name)),
         Fault.BAD_LINK: lambda self, name: self._impair(name, DELAY_S, LOSS),
@@ -253,6 +269,7 @@ class Fleet:
     }
     _mend: Mapping[Fault, Callable[["Fleet", str], None]] = {
         Fault.FROZEN: lambda self, name: self._resume(name),
+        Fault.HUNG: lambda self, name: self._let_go(name),
         Fault.LINK_DOWN: lambda self, name: self._network.link_up(self._host_name(name)),
         Fault.BAD_LINK: lambda self, name: self._impair(name, 0.0, 0.0),
         Fault.FULL_DISK: lambda self, name: self._free_disk(name),

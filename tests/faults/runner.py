@@ -16,7 +16,7 @@ from tests.faults.streams import Clients, Seen
 HOLD_S = 6.5
 """Longer than a lease lasts."""
 MOST_PLANS = 5
-LASTING = frozenset({Fault.FROZEN, Fault.LINK_DOWN, Fault.BAD_LINK})
+LASTING = frozenset({Fault.FROZEN, Fault.HUNG, Fault.LINK_DOWN, Fault.BAD_LINK})
 SIGNS_OF_A_FAULT = (
     "Traceback",
     "never retrieved",
@@ -29,6 +29,7 @@ SIGNS_OF_A_FAULT = (
 SETUPS = {
     Fault.KILLED: MIXED_ISAS,
     Fault.FROZEN: SAME_ISAS,
+    Fault.HUNG: MIXED_ISAS,
     Fault.TERMINATED: MIXED_ISAS,
     Fault.LINK_DOWN: SAME_ISAS,
     Fault.BAD_LINK: MIXED_ISAS,
