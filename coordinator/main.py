@@ -67,7 +67,7 @@ def coordinator(
         str, typer.Option(help=f"What keys and values are kept in: {' or '.join(KV_ELEMENT_TYPES)}. F32 takes twice the memory.")
     ] = DEFAULT_ARITHMETIC.kv_cache,
     max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests of one client that may wait; more are refused with 429.")] = 256,
     recovery_limit: Annotated[
         int,
         typer.Option(

@@ -56,8 +56,8 @@ class Served:
         for action in self.cluster.machine.handle(event, self.cluster.now_s):
             self.cluster.follow(action)
 
-    def join(self, name: str, speed_gbs: float) -> None:
-        self.cluster.join(hello(name, memory=round(4.5 * GIB), speed=speed_gbs))
+    def join(self, name: str, speed_gbs: float, memory_gib: float = 4.5) -> None:
+        self.cluster.join(hello(name, memory=round(memory_gib * GIB), speed=speed_gbs))
 
     def measures_itself(self, name: str, speed_gbs: float) -> None:
         capabilities = replace(self.cluster.hellos[name].capabilities, decode_s_per_byte=1e-9 / speed_gbs)
@@ -97,6 +97,17 @@ def test_noise_changes_the_plan_at_most_three_times_an_hour(names: str, seed: in
     served.pass_time(3600, noise(seed))
     assert len(served.times_of(EventKind.SWITCHED)) <= 3
     assert len(served.times_of(EventKind.SPEED_CHANGED)) <= 60, "the events of hours stay readable"
+
+
+def test_a_machine_that_comes_and_goes_is_no_licence_for_noise() -> None:
+    """It holds no part, so that no plan is made for it."""
+    served = Served("a", "b", "c")
+    for _ in range(60):
+        served.join("tiny", speed_gbs=1.0, memory_gib=0.1)
+        served.pass_time(30, noise(1))
+        served.cluster.lost("tiny", polite=True)
+        served.pass_time(30, noise(1))
+    assert len(served.times_of(EventKind.SWITCHED)) <= 3
 
 
 def test_a_machine_that_becomes_three_times_slower_loses_layers_within_a_minute_and_once() -> None:

@@ -53,6 +53,7 @@ class BetterPlan:
 
     may_exist: than the one that serves since served_from_s. num_found: how often in a row one was found. is_free: the plan that serves was
     not made for speed. begun_s: when plans for speed alone were begun that are remembered.
+    considered: shards that could have had a part when a plan was made last.
     """
 
     may_exist: bool = False
@@ -61,6 +62,7 @@ class BetterPlan:
     num_found: int = 0
     is_free: bool = True
     begun_s: deque[float] = field(default_factory=deque)
+    considered: frozenset[str] = frozenset()
 
     def is_due(self, now_s: float, after_s: float) -> bool:
         """after_s: how long a plan serves before another is looked for."""
@@ -75,9 +77,18 @@ class BetterPlan:
         """What was urgent may have a better successor."""
         self.may_exist, self.served_from_s, self.num_found = True, now_s, 0
 
-    def note_planned(self) -> None:
+    def note_looked(self) -> None:
         """For another reason than speed."""
-        self.may_exist, self.is_free, self.num_found = False, True, 0
+        self.may_exist, self.num_found = False, 0
+
+    def note_considered(self, shards: frozenset[str]) -> frozenset[str]:
+        """Those of them that are new."""
+        new, self.considered = shards - self.considered, shards
+        return new
+
+    def note_change(self) -> None:
+        """A plan is prepared for another reason than speed."""
+        self.is_free = True
 
     def note_looked_for(self, is_found: bool, again_s: float, num_needed: int) -> bool:
         """Whether it has been found often enough; if it was found, it is looked for again then."""

@@ -70,6 +70,10 @@ class PlanSearch(MachinePart):
         for last in sorted({0, *(resort for resort, _ in usable)}):
             yield [member for resort, member in usable if resort <= last]
 
+    def choosable(self) -> frozenset[str]:
+        """Names of the shards for which is planned, and against which nothing speaks."""
+        return frozenset(member.name for member in self._members if self._is_usable(member) and self._resort(member) == 0)
+
     def _is_usable(self, member: Member) -> bool:
         """A shard that wants to leave goes on with a part that it has, and gets no new one."""
         has_reason_to_stay = not member.is_leaving or self._state.cares_for(member.name)

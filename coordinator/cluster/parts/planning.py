@@ -47,8 +47,13 @@ class Planning(MachinePart):
         phase = self._state.phase
         if self._timer.is_due(self._now_s) and (self._timer.is_urgent or phase in {Phase.WAITING, *ANSWERING}):
             self._replan()
-        elif phase is Phase.SERVING and self._better.is_due(self._now_s, self._config.better_after_s):
+        elif phase is Phase.SERVING and self._better.is_due(self._now_s, self._config.better_after_s) and self._may_retry:
             self._look_for_better()
+
+    @property
+    def _may_retry(self) -> bool:
+        """Whether the pause after plans that could not be prepared beside is over."""
+        return self._now_s >= self._retries_beside.not_before_s
 
     # -- what for
 
@@ -72,11 +77,12 @@ class Planning(MachinePart):
     def _replan(self) -> None:
         state = self._state
         self._timer.stop()
-        self._better.note_planned()
+        self._better.note_looked()
         if state.model is None:
             return
+        new = self._better.note_considered(self._search.choosable())
         if state.phase in ANSWERING:
-            self._replan_beside(state.model)
+            self._replan_beside(state.model, new)
         else:
             self._replan_closed(state.model)
 
@@ -85,19 +91,22 @@ class Planning(MachinePart):
         state, config, better = self._state, self._config, self._better
         assert state.model is not None
         assert state.active is not None
-        num_recent = better.recent(self._now_s, config.better_memory_s)
-        spread = max((self._members[name].speed.spread for name in state.active.plan.placement if name in self._members), default=0.0)
-        least_gain = HYSTERESIS if better.is_free else max(HYSTERESIS * 2.0**num_recent, spread)
-        outcome = self._search.find(state.model, state.active.plan, least_gain=least_gain)
+        outcome = self._search.find(state.model, state.active.plan, least_gain=self._gain_for_speed())
         is_found = isinstance(outcome, Plan) and not outcome.same_work_as(state.active.plan)
-        if not is_found:
+        if is_found and better.note_looked_for(True, self._now_s + config.better_look_s, 1 if better.is_free else config.better_looks):
+            self._take_beside(state.model, outcome, is_for_speed=True)
+        elif not is_found:
             better.note_looked_for(False, self._now_s, config.better_looks)
             if isinstance(outcome, Plan):
                 self._idle.leave_out(outcome)
-        elif better.note_looked_for(True, self._now_s + config.better_look_s, 1 if better.is_free else config.better_looks):
-            self._replan_beside(state.model, least_gain)
-            if state.candidate is not None:
-                better.begin(self._now_s, config.better_pause_s(num_recent + 1))
+
+    def _gain_for_speed(self) -> float:
+        """What a plan for speed alone has to gain now."""
+        active, better = self._state.active, self._better
+        if active is None or better.is_free:
+            return HYSTERESIS
+        spread = max((self._members[name].speed.spread for name in active.plan.placement if name in self._members), default=0.0)
+        return max(HYSTERESIS * 2.0 ** better.recent(self._now_s, self._config.better_memory_s), spread)
 
     def _replan_closed(self, model: ModelDemand) -> None:
         self._preparation.drop("another plan is made")
@@ -105,13 +114,25 @@ class Planning(MachinePart):
         if isinstance(outcome, Infeasible):
             self._wait(outcome)
         else:
+            self._better.note_change()
             self._preparation.start(outcome, Phase.LOADING, "the shards load their layers")
 
-    def _replan_beside(self, model: ModelDemand, least_gain: float = HYSTERESIS) -> None:
-        """Answers come. Prepare another plan if it is worth it, or if the active one is not wanted any more."""
-        state = self._state
+    def _replan_beside(self, model: ModelDemand, new: frozenset[str]) -> None:
+        """Answers come. Prepare another plan if it is worth it, or if the active one is not wanted any more.
+
+        new: shards that could not have had a part before. Where they have none, speed alone speaks for another, while the active one is possible.
+        """
+        active = self._state.active
+        assert active is not None
+        outcome = self._search.find(model, active.plan)
+        is_for_speed = isinstance(outcome, Plan) and not new & outcome.placement.keys()
+        if is_for_speed:
+            outcome = self._search.find(model, active.plan, least_gain=self._gain_for_speed())
+        self._take_beside(model, outcome, is_for_speed)
+
+    def _take_beside(self, model: ModelDemand, outcome: Plan | Infeasible, is_for_speed: bool) -> None:
+        state, better = self._state, self._better
         assert state.active is not None
-        outcome = self._search.find(model, state.active.plan, least_gain=least_gain)
         if isinstance(outcome, Infeasible):
             self._switch.close_ring(outcome.reason)
             self._preparation.drop(outcome.reason)
@@ -119,11 +140,15 @@ class Planning(MachinePart):
         elif outcome.same_work_as(state.active.plan):
             self._preparation.stop("the plan that serves is good enough")
             self._idle.leave_out(outcome)
-        elif self._now_s < self._retries_beside.not_before_s:
+        elif not self._may_retry:
             self.schedule(self._retries_beside.not_before_s)
         elif not self._is_candidate_still_good(model):
             self._preparation.drop("another plan is better")
             self._preparation.start(outcome, Phase.PREPARING, "")
+            if is_for_speed:
+                better.begin(self._now_s, self._config.better_pause_s(better.recent(self._now_s, self._config.better_memory_s) + 1))
+            else:
+                better.note_change()
 
     def _is_candidate_still_good(self, model: ModelDemand) -> bool:
         candidate = self._state.candidate
