@@ -120,7 +120,7 @@ class Planning(MachinePart):
     def _replan_beside(self, model: ModelDemand, new: frozenset[str]) -> None:
         """Answers come. Prepare another plan if it is worth it, or if the active one is not wanted any more.
 
-        new: shards that could not have had a part before. Where they have none, speed alone speaks for another, while the active one is possible.
+        new: shards that could not have had a part before. If they have none now, all that speaks for another is speed.
         """
         active = self._state.active
         assert active is not None
