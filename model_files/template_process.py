@@ -92,10 +92,10 @@ class TemplateProcess:
     def kill(self) -> None:
         """From any thread; whoever uses it then closes it."""
         self._child.kill()
+        self._child.wait()
 
     def close(self) -> None:
-        self._child.kill()
-        self._child.wait()
+        self.kill()
         for pipe in self._pipes:
             pipe.close()
 

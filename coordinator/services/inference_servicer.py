@@ -9,7 +9,6 @@ import grpc
 from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.engine.requests import Asker
 from dairllm.coordinator.text import (
-    MAX_COUNTED_TOKENS,
     ChatMessage,
     LatencyObserver,
     ServedModel,
@@ -49,9 +48,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext) -> inference_pb2.TokenizeResponse:
         self._text.require_model(request.model)
-        ids = await self._text.encode_text(
-            request.text, add_special=request.add_special, parse_special=request.parse_special, most=MAX_COUNTED_TOKENS
-        )
+        ids = await self._text.count_text(request.text, add_special=request.add_special, parse_special=request.parse_special)
         return inference_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(

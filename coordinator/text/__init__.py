@@ -8,10 +8,9 @@ from dairllm.coordinator.text.stop_filter import StopFilter
 from dairllm.coordinator.text.stopwatch import LatencyObserver
 from dairllm.coordinator.text.text_events import TextDelta, TextEvent, TextFinished, TextToken, TopToken
 from dairllm.coordinator.text.text_request import MAX_STOP_LENGTH, MAX_STOP_STRINGS, ROLES, ChatMessage, TextRequest, random_seed
-from dairllm.coordinator.text.text_service import MAX_COUNTED_TOKENS, TextService
+from dairllm.coordinator.text.text_service import TextService
 
 __all__ = [
-    "MAX_COUNTED_TOKENS",
     "MAX_STOP_LENGTH",
     "MAX_STOP_STRINGS",
     "ROLES",

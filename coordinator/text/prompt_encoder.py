@@ -7,6 +7,7 @@ the step that makes it twice as long.
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from dairllm.coordinator.engine.context_length import too_long
 from dairllm.coordinator.text.served_model import ServedModel
@@ -21,6 +22,18 @@ KNOWN_EXCESS = 2
 """How many times as long as the context a prompt may be for its length to be told exactly."""
 
 
+MAX_COUNTED_TOKENS = 1 << 18
+"""Of texts that are tokenised, and ids that are written out, for themselves."""
+
+
+class _Limit(NamedTuple):
+    """tokens: from how many on it is too many; known: up to how many they are counted. exceeded: the error, given a lower bound."""
+
+    tokens: int
+    known: int
+    exceeded: Callable[[int], InvalidRequest]
+
+
 class PromptEncoder:
     """For one model. context_length: in tokens, the answer included."""
 
@@ -28,15 +41,18 @@ class PromptEncoder:
         self._served = served
         self._context_length = context_length
 
-    async def encode_text(
-        self, text: str, *, add_special: bool, parse_special: bool, param: str, most: int | None = None
-    ) -> tuple[int, ...]:
-        """Token ids of a text. Unsupported without a tokenizer; ContextExceeded if they are many more than `most` or the context."""
-        tokenizer = self._served.text_tokenizer()
-        limit = self._context_length() if most is None else most
-        self._check_characters(len(text), limit, param)
-        steps = tokenizer.encode_in_steps(text, add_special=add_special, parse_special=parse_special)
-        return await self._collect(steps, limit, param)
+    async def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt. Unsupported without a tokenizer; ContextExceeded if they are many more than the context holds."""
+        return await self._encode(text, self._limit("prompt"), add_special=True, parse_special=True)
+
+    async def count_text(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
+        """Token ids of a text that need not fit the context. Unsupported without a tokenizer; InvalidRequest if they are too many."""
+
+        def exceeded(fewest: int) -> InvalidRequest:
+            return InvalidRequest(f"the text has at least {fewest} tokens; expected at most {MAX_COUNTED_TOKENS}", "text")
+
+        limit = _Limit(MAX_COUNTED_TOKENS, MAX_COUNTED_TOKENS, exceeded)
+        return await self._encode(text, limit, add_special=add_special, parse_special=parse_special)
 
     async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Token ids of the rendered chat template. Unsupported without one, PromptTemplateFailed if it refuses, ContextExceeded."""
@@ -45,8 +61,8 @@ class PromptEncoder:
             raise Unsupported(f"model {self._served.name!r} has no chat template; expected a plain completion", "messages")
         if not messages:
             raise InvalidRequest("messages is empty; expected at least one message", "messages")
-        limit = self._context_length()
-        self._check_characters(sum(len(message.content) for message in messages), limit, "messages")
+        limit = self._limit("messages")
+        self._check_characters(sum(len(message.content) for message in messages), limit)
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
             async with asyncio.timeout(RENDER_WAIT_S):
@@ -57,21 +73,30 @@ class PromptEncoder:
             raise PromptTemplateFailed(str(error), "messages") from error
         except RendererUnavailable as error:
             raise NotReady(str(error)) from error
-        return await self._collect(tokenizer.encode_prompt_in_steps(rendered), limit, "messages")
+        return await self._collect(tokenizer.encode_prompt_in_steps(rendered), limit)
 
-    def _check_characters(self, num_characters: int, limit: int, param: str) -> None:
+    async def _encode(self, text: str, limit: _Limit, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
+        tokenizer = self._served.text_tokenizer()
+        self._check_characters(len(text), limit)
+        return await self._collect(tokenizer.encode_in_steps(text, add_special=add_special, parse_special=parse_special), limit)
+
+    def _limit(self, param: str) -> _Limit:
+        context_length = self._context_length()
+        return _Limit(context_length, KNOWN_EXCESS * context_length, lambda fewest: too_long(context_length, f"at least {fewest}", param))
+
+    def _check_characters(self, num_characters: int, limit: _Limit) -> None:
         """A character takes a byte at least."""
         fewest = num_characters // self._served.text_tokenizer().longest_token_bytes
-        if fewest > limit:
-            raise too_long(limit, f"at least {fewest}", param)
+        if fewest > limit.tokens:
+            raise limit.exceeded(fewest)
 
-    async def _collect(self, steps: Iterator[list[int]], limit: int, param: str) -> tuple[int, ...]:
+    async def _collect(self, steps: Iterator[list[int]], limit: _Limit) -> tuple[int, ...]:
         ids: list[int] = []
         try:
             while (step := await beside_loop(next, steps, None)) is not None:
                 ids += step
-                if len(ids) > KNOWN_EXCESS * limit:
-                    raise too_long(limit, f"at least {len(ids)}", param)
+                if len(ids) > limit.known:
+                    raise limit.exceeded(len(ids))
         except TextTooLong as error:
-            raise InvalidRequest(str(error), param) from error
+            raise InvalidRequest(str(error)) from error
         return tuple(ids)

@@ -8,16 +8,13 @@ from dairllm.coordinator.engine.interface import TokenEngine
 from dairllm.coordinator.engine.requests import NOBODY, Asker, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
 from dairllm.coordinator.text.answer_text import AnswerText
 from dairllm.coordinator.text.echoed_prompt import EchoedPrompt
-from dairllm.coordinator.text.prompt_encoder import PromptEncoder
+from dairllm.coordinator.text.prompt_encoder import MAX_COUNTED_TOKENS, PromptEncoder
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stopwatch import LatencyObserver, Stopwatch
 from dairllm.coordinator.text.text_events import TextEvent
 from dairllm.coordinator.text.text_request import ChatMessage, TextRequest
 from dairllm.coordinator.text.threads import beside_loop
 from dairllm.mesh.errors import InvalidRequest, UnknownModel, Unsupported
-
-MAX_COUNTED_TOKENS = 1 << 20
-"""Of texts that are tokenised, and ids that are written out, for themselves."""
 
 
 class TextService:
@@ -34,11 +31,13 @@ class TextService:
         if name and name != self.served.name and name not in self.served.aliases:
             raise UnknownModel(f"the model {name[:80]!r} is not served; expected {self.served.name!r}", "model")
 
-    async def encode_text(
-        self, text: str, *, add_special: bool = True, parse_special: bool = True, most: int | None = None
-    ) -> tuple[int, ...]:
+    async def encode_text(self, text: str) -> tuple[int, ...]:
         """See PromptEncoder."""
-        return await self._prompts.encode_text(text, add_special=add_special, parse_special=parse_special, param="prompt", most=most)
+        return await self._prompts.encode_text(text)
+
+    async def count_text(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
+        """See PromptEncoder."""
+        return await self._prompts.count_text(text, add_special=add_special, parse_special=parse_special)
 
     async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """See PromptEncoder."""

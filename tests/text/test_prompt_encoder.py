@@ -8,6 +8,7 @@ import pytest
 
 from dairllm.coordinator.text import ChatMessage, ServedModel, TextService
 from dairllm.coordinator.text.choices import MAX_PROMPT_SCORES, Choices
+from dairllm.coordinator.text.prompt_encoder import MAX_COUNTED_TOKENS
 from dairllm.coordinator.text.text_request import TextRequest
 from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, NotReady
 from dairllm.mesh.sampling import MAX_LOGIT_BIAS, SamplingParams
@@ -63,7 +64,7 @@ async def test_tokenising_stops_when_it_is_too_much() -> None:
 async def test_a_long_text_does_not_keep_a_short_one_waiting(real: ServedModel) -> None:
     service = TextService(real, FakeEngine())
     service.engine.context_length = 1 << 20  # type: ignore[misc]
-    long = [asyncio.create_task(service.encode_text("the and " * 60_000, most=1 << 20)) for _ in range(4)]
+    long = [asyncio.create_task(service.encode_text("the and " * 30_000)) for _ in range(4)]
     await asyncio.sleep(0)
     await service.encode_text("the")
     assert not any(task.done() for task in long)
@@ -73,16 +74,21 @@ async def test_a_long_text_does_not_keep_a_short_one_waiting(real: ServedModel) 
 async def test_megabytes_hold_nobody_up(real: ServedModel) -> None:
     service = TextService(real, FakeEngine())
     async with watching_the_loop() as longest:
-        ids = await service.encode_text("hello <|im_end|> and the " * 50_000, most=1 << 20)
-    assert real.text_tokenizer().decode(ids, skip_special=False) == "hello <|im_end|> and the " * 50_000
+        ids = await service.count_text("hello <|im_end|> and the " * 20_000, add_special=False, parse_special=True)
+    assert real.text_tokenizer().decode(ids, skip_special=False) == "hello <|im_end|> and the " * 20_000
     assert longest.seconds < TOLERATED_S
 
 
-async def test_a_word_of_megabytes_is_refused_in_a_sentence(real: ServedModel) -> None:
+async def test_what_is_tokenised_for_itself_has_limits(real: ServedModel) -> None:
     service = TextService(real, FakeEngine())
-    with pytest.raises(InvalidRequest, match="without a word's end") as caught:
-        await service.encode_text("!" * (3 << 20), most=1 << 20)
-    assert caught.value.param == "prompt"
+    assert len(await service.count_text("the", add_special=False, parse_special=False)) == 1
+    with pytest.raises(InvalidRequest, match="without a word's end"):
+        await service.count_text("!" * (3 << 18), add_special=False, parse_special=False)
+    for text in ("a b " * MAX_COUNTED_TOKENS, "a" * MAX_COUNTED_TOKENS * real.text_tokenizer().longest_token_bytes * 2):
+        with pytest.raises(InvalidRequest, match=f"expected at most {MAX_COUNTED_TOKENS}"):
+            await service.count_text(text, add_special=False, parse_special=False)
+    with pytest.raises(InvalidRequest, match=f"expected at most {MAX_COUNTED_TOKENS}"):
+        await service.decode([1] * (MAX_COUNTED_TOKENS + 1))
 
 
 async def test_messages_forge_no_turn() -> None:
