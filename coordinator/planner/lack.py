@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from dairllm.coordinator.planner.amounts import format_bytes
+from dairllm.coordinator.planner.amounts import format_bytes, format_room
 from dairllm.coordinator.planner.plan import Infeasible, LeftOut
 from dairllm.coordinator.planner.problem import Problem, ShardCosts, pose_problem
 from dairllm.coordinator.planner.search import greedy_orders
@@ -43,7 +43,7 @@ def _each_offers(problem: Problem) -> str:
 def _offers(problem: Problem, shard: ShardCosts) -> str:
     """'A 3.0 GiB of 4.0 GiB', and how much it lacks for its least part."""
     least_bytes = min(after - before for before, after in zip(problem.need_bytes, problem.need_bytes[1:], strict=False))
-    words = f"{shard.name} {format_bytes(max(0, shard.room_bytes))} of {format_bytes(shard.offer.memory_budget_bytes)}"
+    words = f"{shard.name} {format_room(max(0, shard.room_bytes))} of {format_room(shard.offer.memory_budget_bytes)}"
     if any(stop > start for start, stop in enumerate(shard.furthest)):
         return words
     return f"{words} (no part has room there: {format_bytes(max(1, least_bytes - shard.room_bytes))} too little)"
