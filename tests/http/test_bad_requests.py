@@ -1,5 +1,6 @@
 """Whatever a client sends, it gets one sentence in OpenAI's form."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -14,8 +15,8 @@ from dairllm.coordinator.http.bodies.models import ChatCompletionBody, Completio
 from dairllm.coordinator.http.bodies.reading import parse_body, parse_json_object
 from dairllm.coordinator.http.bodies.refusals import show
 from dairllm.mesh.errors import InvalidRequest, Unsupported
-from tests.http.conftest import LIMITS, Site
-from tests.text.fakes import CONTEXT_LENGTH, VOCAB_SIZE
+from tests.http.conftest import LIMITS, Site, run_site
+from tests.text.fakes import CONTEXT_LENGTH, VOCAB_SIZE, make_served
 
 USER = [{"role": "user", "content": "Hi"}]
 PART = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
@@ -157,6 +158,16 @@ async def test_a_model_without_tokenizer_says_so(bare_site: Site) -> None:
     for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": USER})):
         reply = await bare_site.post(path, body)
         check(reply.status_code, reply.json(), "prompt", "no tokenizer")
+
+
+async def test_rows_without_a_token_are_no_prompt() -> None:
+    served = make_served()
+    padded = dataclasses.replace(served, spec=dataclasses.replace(served.spec, vocab_size=VOCAB_SIZE + 5, padding_rows=5))
+    async with run_site(padded) as site:
+        for field, body in (("prompt[0]", {"prompt": [VOCAB_SIZE]}), ("logit_bias", {"prompt": "a", "logit_bias": {str(VOCAB_SIZE): 1}})):
+            reply = await site.post("/v1/completions", body)
+            check(reply.status_code, reply.json(), field, f"0 to {VOCAB_SIZE - 1}")
+        assert (await site.post("/v1/completions", {"prompt": [VOCAB_SIZE - 1]})).status_code == 200
 
 
 async def test_null_and_harmless_values_count_as_absent(site: Site) -> None:
