@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -99,10 +100,8 @@ def _lose(cluster: Cluster, stage: int, prompt: Sequence[int], expected: Sequenc
     if _bits(tokens) != expected:
         raise DairllmError(f"after the loss of stage {stage} the answer differs from the undisturbed one")
     next_s = next(token.arrived_s for token in tokens if _is_after_silence(tokens, token)) - killed_s
-    events = [event for event in cluster.state()["events"] if event["time_s"] >= killed_at_s]
-    planned_s, loaded_s, open_s = (
-        _last_s(events, kinds, killed_at_s) for kinds in (("plan",), ("plan", "loaded"), ("serving", "switched"))
-    )
+    after_s = [(event["kind"], _since_1970_s(event) - killed_at_s) for event in cluster.state()["events"]]
+    planned_s, loaded_s, open_s = (_last_s(after_s, kinds) for kinds in (("plan",), ("plan", "loaded"), ("recovered",)))
     cluster.processes[shard].wait()
     cluster.processes[shard].start()
     cluster.wait_until(_is_whole, HEALED_WITHIN_S)
@@ -115,9 +114,13 @@ def _is_after_silence(tokens: Sequence[Token], token: Token) -> bool:
     return token == max(gaps)[1]
 
 
-def _last_s(events: Sequence[dict[str, Any]], kinds: Sequence[str], since_s: float) -> float:
-    """When the last event of these kinds came."""
-    return max((event["time_s"] for event in events if event["kind"] in kinds), default=since_s) - since_s
+def _since_1970_s(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def _last_s(events: Sequence[tuple[str, float]], kinds: Sequence[str]) -> float:
+    """When the last event of these kinds came after the loss."""
+    return max((at_s for kind, at_s in events if kind in kinds and at_s > 0), default=0.0)
 
 
 def _ring(state: dict[str, Any]) -> list[str]:
