@@ -22,7 +22,8 @@ class ClusterConfig:
         suffice, unless it still computes what came before.
     standstill_s, standstill_beats: a shard is at fault if its thread that computes got no further for so long, and at least so many
         heartbeats said so: a process that stands still itself says nothing.
-    unheard_s: the same for a frame that lies between two members, both of which say so; longer than an edge may be silent.
+    unheard_s, unheard_row_s: the same for a frame that lies between two members, both of which say so: longer than an edge may be silent,
+        and as long as its rows may take on a slow network.
     frame_patience: a frame may take this many times what its shard is expected to take for its rows one by one, and unheard_s.
     proof_limit_s: how soon a shard must prove that it computes.
     open_timeout_s: how long the first frame may take around the ring, whose shards have switched already.
@@ -65,6 +66,7 @@ class ClusterConfig:
     standstill_s: float = 3.0
     standstill_beats: int = 3
     unheard_s: float = 6.0
+    unheard_row_s: float = 0.02
     frame_patience: float = 4.0
     proof_limit_s: float = 2.0
     suspicion_s: float = 5.0

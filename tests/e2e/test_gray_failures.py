@@ -2,6 +2,10 @@
 
 import asyncio
 import contextlib
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -12,10 +16,13 @@ from typing import Any
 import grpc
 import pytest
 
+from dairllm.mesh.errors import DairllmError
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, shard_pb2, shard_pb2_grpc
 from tests.e2e.answers import PROMPTS, Answer, ask, ask_all, assert_no_fault
-from tests.instruments.clusters import Cluster, ShardSetup, elapsed, shards, wait_for
+from tests.e2e.test_cut_cables import hosts
+from tests.instruments.clusters import Cluster, elapsed, shards, wait_for
 from tests.instruments.light_shards import LightFleet
+from tests.instruments.namespaces import unavailable_reason as no_namespaces
 from tests.instruments.processes import ManagedProcess
 from tests.instruments.stopped_threads import stopped, threads_named, unavailable_reason
 from tests.instruments.streamed_answers import StreamedAnswer
@@ -26,6 +33,7 @@ GOES_ON_WITHIN_S = 20.0
 """Measured: 3 to 5 s."""
 PROVES_WITHIN_S = 40.0
 MOST_STOPS = 20
+A_MOMENT_S = 1.0
 pytestmark = pytest.mark.slow
 needs_ptrace = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
@@ -58,6 +66,13 @@ def stop_computing(fault: contextlib.ExitStack, process: ManagedProcess) -> None
                     fault.push(attempt.pop_all())
                     return
     raise AssertionError(f"its thread holds the interpreter's lock whenever it is stopped: {process.name}")
+
+
+def cordon(cluster: Cluster, name: str) -> None:
+    """It becomes a last resort."""
+    with grpc.insecure_channel(cluster.grpc) as channel:
+        request = cluster_pb2.CordonShardRequest(name=name, cordoned=True)
+        cluster_pb2_grpc.ClusterServiceStub(channel).CordonShard(request, timeout=GOES_ON_WITHIN_S)
 
 
 def stream_through(cluster: Cluster, expected: list[Answer], disturb: Callable[[], Any]) -> float:
@@ -102,10 +117,8 @@ async def test_a_shard_that_takes_frames_and_never_sends_one_holds_up_nobody_for
 
     def make_others_last_resorts(cluster: Cluster, joined: Future[None]) -> None:
         joined.result(GOES_ON_WITHIN_S)
-        with grpc.insecure_channel(cluster.grpc) as channel:
-            stub = cluster_pb2_grpc.ClusterServiceStub(channel)
-            for name in ("a", "b"):
-                stub.CordonShard(cluster_pb2.CordonShardRequest(name=name, cordoned=True), timeout=GOES_ON_WITHIN_S)
+        for name in ("a", "b"):
+            cordon(cluster, name)
 
     with Cluster(tiny_model, shards(2), min_shards=1) as cluster:
         expected = await asyncio.to_thread(ask_all, cluster, NUM_TOKENS)
@@ -156,19 +169,82 @@ def test_a_shard_that_is_alone_and_stops_is_told_of_wherever_one_looks(tiny_mode
 
 @needs_ptrace
 def test_a_shard_whose_disk_hangs_while_it_loads_is_done_without(tiny_model: Path) -> None:
-    """What hangs are its threads that load."""
-    with Cluster(tiny_model, [ShardSetup("a"), ShardSetup("b")], min_shards=1) as cluster:
-        cluster.wait_until(lambda state: state["phase"] == "serving" and len(state["shards"]) == 2)
+    """What hangs are its threads that load. It is the only one that people want to be used."""
+    with Cluster(tiny_model, shards(3), min_shards=2) as cluster:
+        expected = ask(cluster)
+        cluster.wait_until(lambda state: len(state["shards"]) == 3)
+        lost, hanging = shard_at(cluster, 0), shard_at(cluster, 1)
+        (idle,) = {"a", "b", "c"} - {lost, hanging}
+        cordon(cluster, idle)
+        with stopped(threads_named(cluster.processes[hanging].pid, "loader")), elapsed() as passed_s:
+            cluster.processes[lost].kill()
+            assert ask(cluster) == expected
+            print(f"the threads that load stopped: an answer came {passed_s():.2f} s after the loss")
+            assert phase_of(cluster.state(), hanging) == "failed"
+            assert events(cluster, "set_aside")[-1].startswith(f"shard {hanging} lives, but has loaded nothing for 10.")
+        wait_for(partial(has_proved, cluster, hanging), "a proof", PROVES_WITHIN_S)
+        assert_no_fault(*cluster.processes.values())
+
+
+@needs_ptrace
+def test_a_shard_that_stands_still_for_a_moment_is_nobodys_fault(tiny_model: Path) -> None:
+    """Its thread alone, and all of it."""
+    with Cluster(tiny_model, shards(2), min_shards=2) as cluster:
+        expected = ask_all(cluster, NUM_TOKENS)
+        epoch = cluster.state()["epoch"]
+
+        def stand_still() -> None:
+            for name in ("a", "b"):
+                with contextlib.ExitStack() as fault:
+                    stop_computing(fault, cluster.processes[name])
+                    time.sleep(A_MOMENT_S)
+                cluster.processes[name].pause()
+                time.sleep(A_MOMENT_S)
+                cluster.processes[name].resume()
+
+        stream_through(cluster, expected, stand_still)
+        assert (events(cluster, "set_aside"), cluster.state()["epoch"]) == ([], epoch)
+
+
+def assert_told_everywhere(cluster: Cluster, cause: str) -> None:
+    wait_for(lambda: cluster.client.get("/readyz").status_code == 503, "/readyz to tell", GOES_ON_WITHIN_S)
+    ready, answer = cluster.client.get("/readyz"), cluster.client.post("/v1/completions", json={"prompt": [1], "max_tokens": 1})
+    status = subprocess.run(
+        [sys.executable, "-m", "dairllm.client.cli", "status", "--coordinator", cluster.grpc], capture_output=True, text=True, check=True
+    )
+    assert answer.status_code == 503
+    state = cluster.state()
+    assert not state["can_answer"]
+    for told in (ready.text, answer.text, state["reason"], state["engine"]["ready_reason"], " ".join(status.stdout.split())):
+        assert cause in told
+
+
+def test_layers_without_a_source_are_told_of_wherever_one_looks(tiny_model: Path, tmp_path: Path) -> None:
+    """The file is gone when its layers have to be loaded again."""
+    model = Path(shutil.copy(tiny_model, tmp_path / "model.gguf"))
+    with Cluster(model, shards(2), min_shards=1) as cluster:
+        expected = ask(cluster)
+        cluster.wait_until(lambda state: len(state["shards"]) == 2)
+        model.rename(tmp_path / "elsewhere")
         used = shard_at(cluster, 0)
-        idle = "b" if used == "a" else "a"
-        loaders = threads_named(cluster.processes[idle].pid, "loader")
-        with contextlib.ExitStack() as fault:
-            if loaders:
-                fault.enter_context(stopped(loaders))
-            cluster.start_shard(ShardSetup("c"))
-            cluster.wait_until(lambda state: len(state["shards"]) == 3)
-            with elapsed() as passed_s:
-                cluster.processes[used].kill()
-                cluster.wait_until(lambda state: state["phase"] != "serving")
-                cluster.wait_serving(GOES_ON_WITHIN_S)
-                print(f"served again {passed_s():.2f} s after a loss")
+        cluster.processes[used].kill()
+        assert_told_everywhere(cluster, f"shard {'b' if used == 'a' else 'a'} could not load its part: ")
+        (tmp_path / "elsewhere").rename(model)
+        cluster.wait_serving()
+        assert cluster.client.get("/readyz").status_code == 200
+        assert ask(cluster) == expected
+
+
+@pytest.mark.namespaces
+@pytest.mark.skipif(no_namespaces() is not None, reason=str(no_namespaces()))
+def test_a_ring_that_does_not_open_is_told_of_wherever_one_looks(tiny_model: Path) -> None:
+    """Both shards reach the coordinator, and neither the other."""
+    with hosts(tiny_model, 2, 2) as (cluster, network):
+        expected = ask(cluster)
+        network.cut_between("a", "b")
+        with contextlib.suppress(DairllmError), StreamedAnswer(cluster.http, PROMPTS[0], 1) as stream:
+            assert_told_everywhere(cluster, "the connection from ")
+            network.mend_between("a", "b")
+            stream.wait_over()
+        cluster.wait_serving()
+        assert ask(cluster) == expected

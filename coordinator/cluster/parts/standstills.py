@@ -98,20 +98,23 @@ class Standstills(MachinePart):
             assert work is not None
             if work.sent_frames < number:
                 following = next(iter(names[names.index(name) + 1 :]), name)
-                return FrameLies(following, f"has taken no frame of shard {name}", self._config.unheard_s, name)
+                return FrameLies(following, f"has taken no frame of shard {name}", self._unheard_s(most_work), name)
             before = name
-        return FrameLies(names[-1], "has sent no result, though it says so,", self._config.unheard_s)
+        return FrameLies(names[-1], "has sent no result, though it says so,", self._unheard_s(most_work))
 
     def _lies_at(self, member: Member, work: ShardWork | None, number: int, most_work: float, before: str) -> FrameLies | None:
         config = self._config
         if work is None:
             return FrameLies(member.name, "lives, but has said nothing of the frames that it was sent", config.standstill_s)
         if work.received_frames < number:
-            return FrameLies(member.name, f"has not received a frame that {before} has sent", config.unheard_s, before)
+            return FrameLies(member.name, f"has not received a frame that {before} has sent", self._unheard_s(most_work), before)
         if work.computed_frames < number:
             may_take_s = config.unheard_s + config.frame_patience * self._expected_s(member, most_work)
             return FrameLies(member.name, "has been computing one frame", may_take_s)
         return None
+
+    def _unheard_s(self, most_work: float) -> float:
+        return self._config.unheard_s + self._config.unheard_row_s * most_work
 
     def _expected_s(self, member: Member, most_work: float) -> float:
         """What its part takes if every row is computed alone, which is the slowest way."""
