@@ -87,10 +87,11 @@ class ShardWork:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a shard is with loading its units, and where the bytes came from."""
+    """How far a shard is with loading its units, and where the bytes came from. trouble: why nothing comes now, '' while something does."""
 
     loaded_bytes: int = 0
     total_bytes: int = 0
     from_memory_bytes: int = 0
     from_disk_bytes: int = 0
     from_network_bytes: int = 0
+    trouble: str = ""

@@ -159,7 +159,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "CapabilitiesChanged": {"refusal": SENTENCE},
     "Peer": {"name": LABEL, "addresses": ADDRESSES},
     "Release": {"epoch": EPOCH, "reason": REPORT},
-    "LoadProgress": {"epoch": EPOCH, **_PROGRESS},
+    "LoadProgress": {"epoch": EPOCH, **_PROGRESS, "trouble": SENTENCE},
     "StageReady": {"epoch": EPOCH, "weights_bytes": SIZE, "kv_cache_bytes": SIZE, "load_s": SECONDS},
     "StageFailed": {"epoch": EPOCH, "message": SENTENCE, "missing_bytes": SIZE},
     "EdgeLost": {"epoch": EPOCH, "peer": LABEL, "message": SENTENCE},

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from dairllm.mesh.errors import NotEnoughMemory
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
@@ -25,12 +25,19 @@ from dairllm.shard_service.weights.assembler import LoadedUnit
 from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
-from dairllm.shard_service.weights.store import LayerStore, ReportProgress, bytes_together
+from dairllm.shard_service.weights.store import LayerStore, LoadCounts, bytes_together
 
 T = TypeVar("T")
 
 LOADER_THREADS = 3
 _LOADER_NICENESS = 10
+
+
+class LoadReport(Protocol):
+    """Is told how far loading is, and why it does not go on."""
+
+    def __call__(self, counts: LoadCounts) -> None: ...
+    def trouble(self, reason: str) -> None: ...
 
 
 class NeedsExclusive(NotEnoughMemory):
@@ -76,7 +83,7 @@ class Preparer:
         self._cache = cache
 
     async def prepare(
-        self, assignment: AssignmentFacts, active: AssignmentFacts | None, budget: MemoryBudget, report: ReportProgress
+        self, assignment: AssignmentFacts, active: AssignmentFacts | None, budget: MemoryBudget, report: LoadReport
     ) -> Prepared:
         """active: what must stay as it is meanwhile. May be cancelled; units that were complete stay.
 
@@ -108,9 +115,10 @@ class Preparer:
         if budget.missing_bytes(replace(together, weights_bytes=together.weights_bytes + besides, kv_cache_bytes=all_caches_bytes)):
             self._caches.keep_only({*assignment.layer_units, *own_layers})
 
-    async def _load(self, assignment: AssignmentFacts, report: ReportProgress) -> tuple[LoadedUnit, ...]:
+    async def _load(self, assignment: AssignmentFacts, report: LoadReport) -> tuple[LoadedUnit, ...]:
         found = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
-        members = WeightMembers(weight_peers(assignment.weight_sources, self._coordinator_addresses()), assignment.model_digest)
+        peers = weight_peers(assignment.weight_sources, self._coordinator_addresses())
+        members = WeightMembers(peers, assignment.model_digest, on_trouble=report.trouble)
         keep = frozenset(unit.digest for unit in assignment.units)
         fetched = FetchedUnits(members, self._cache, self._threads, keep)
         sources: list[UnitSource] = [*(LocalFiles(paths, self._threads) for paths in found), fetched]

@@ -12,7 +12,7 @@ from dairllm.mesh.telemetry import fields
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.epochs.preparer import NeedsExclusive
 from dairllm.shard_service.kv_cache.transfer import TransferOutcome
-from dairllm.shard_service.weights.store import LoadCounts, ReportProgress
+from dairllm.shard_service.weights.store import LoadCounts
 from dairllm.v1 import cluster_pb2
 
 PROGRESS_INTERVAL_S = 0.2
@@ -21,6 +21,42 @@ _MAY_WORK_LATER = (PeerUnreachable, DeadlineExceeded, WrongEpoch)
 log = logging.getLogger(__name__)
 
 Send = Callable[[cluster_pb2.JoinRequest], None]
+
+
+class ProgressReport:
+    """Tells the coordinator a few times a second how far loading is, at its end, and why it does not go on."""
+
+    def __init__(self, epoch: int, send: Send) -> None:
+        self._epoch = epoch
+        self._send = send
+        self._told_s = 0.0
+        self._counts = LoadCounts(0)
+
+    def __call__(self, counts: LoadCounts) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self._counts = counts
+        if now_s - self._told_s < PROGRESS_INTERVAL_S and counts.loaded_bytes < counts.total_bytes:
+            return
+        self._told_s = now_s
+        self._tell("")
+
+    def trouble(self, reason: str) -> None:
+        """Until something comes."""
+        self._tell(_sentence(reason))
+        self._told_s = 0.0
+
+    def _tell(self, trouble: str) -> None:
+        counts = self._counts
+        progress = cluster_pb2.LoadProgress(
+            epoch=self._epoch,
+            loaded_bytes=counts.loaded_bytes,
+            total_bytes=counts.total_bytes,
+            from_memory_bytes=counts.from_memory_bytes,
+            from_disk_bytes=counts.from_disk_bytes,
+            from_network_bytes=counts.from_network_bytes,
+            trouble=trouble,
+        )
+        self._send(cluster_pb2.JoinRequest(load_progress=progress))
 
 
 class Reports:
@@ -38,8 +74,8 @@ class Reports:
         if not self.is_muted:
             self._to_coordinator(request)
 
-    def progress_of(self, epoch: int) -> ReportProgress:
-        return _ProgressReport(epoch, self._send)
+    def progress_of(self, epoch: int) -> ProgressReport:
+        return ProgressReport(epoch, self._send)
 
     def ready(self, assignment: AssignmentFacts, weights_bytes: int, load_s: float) -> None:
         """weights_bytes: all that are in memory."""
@@ -91,27 +127,3 @@ class Reports:
 def _sentence(words: object) -> str:
     """No longer than what others take."""
     return str(words)[:MAX_SENTENCE_CHARS]
-
-
-class _ProgressReport:
-    """Tells the coordinator a few times a second how far loading is, and at its end."""
-
-    def __init__(self, epoch: int, send: Send) -> None:
-        self._epoch = epoch
-        self._send = send
-        self._told_s = 0.0
-
-    def __call__(self, counts: LoadCounts) -> None:
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._told_s < PROGRESS_INTERVAL_S and counts.loaded_bytes < counts.total_bytes:
-            return
-        self._told_s = now_s
-        progress = cluster_pb2.LoadProgress(
-            epoch=self._epoch,
-            loaded_bytes=counts.loaded_bytes,
-            total_bytes=counts.total_bytes,
-            from_memory_bytes=counts.from_memory_bytes,
-            from_disk_bytes=counts.from_disk_bytes,
-            from_network_bytes=counts.from_network_bytes,
-        )
-        self._send(cluster_pb2.JoinRequest(load_progress=progress))

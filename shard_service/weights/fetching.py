@@ -109,6 +109,7 @@ class Transfer:
                 if loop.time() - progress_s > self._members.give_up_s:
                     raise PeerUnreachable(f"nobody sends unit {self._unit.index} from byte {self._offset} on: {reason}") from error
                 log.info("unit %d stopped at byte %d; it goes on from there: %s", self._unit.index, self._offset, reason)
+                self._members.on_trouble(reason)
 
         log.debug("fetched", extra=fields(unit=self._unit.index, senders=",".join(sorted(self.senders)) or "none"))
 
@@ -133,9 +134,20 @@ class Transfer:
 
 
 class WeightMembers:
-    """Members that may have units of one model: at least one, best first, the last resort last. Close it."""
+    """Members that may have units of one model: at least one, best first, the last resort last. Close it.
 
-    def __init__(self, peers: Sequence[Peer], model_digest: bytes, *, give_up_s: float = _GIVE_UP_S) -> None:
+    on_trouble: is told whenever one has failed and another, or the same, is to be asked.
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[Peer],
+        model_digest: bytes,
+        *,
+        give_up_s: float = _GIVE_UP_S,
+        on_trouble: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.on_trouble = on_trouble
         silences_s = [_SILENCE_S] * (len(peers) - 1) + [_SILENCE_OF_LAST_S]
         pairs = zip(peers, silences_s, strict=True)
         self.by_name = {peer.name: RemoteMember(peer, model_digest, silence_s) for peer, silence_s in pairs}

@@ -1,6 +1,8 @@
 """Whether the cluster says that it answers, and why not: the same word for all who ask."""
 
+from dairllm.coordinator.cluster import events as on
 from dairllm.coordinator.cluster.phases import Phase
+from dairllm.coordinator.cluster.shard_reports import LoadProgress
 from tests.cluster.scenario import Scenario
 
 
@@ -84,3 +86,21 @@ def test_a_ring_that_never_opens_is_told_of_in_all_phases_between_its_attempts()
 def test_who_stands_still_alone_is_the_reason() -> None:
     run = started("tick 0.5s", "work", "asked", "hang B", "tick 4s")
     assert "B failed: set aside until it proves that it computes: it lives, but has computed nothing" in why_no_answers(run)
+
+
+def test_a_source_that_gives_nothing_is_told_of_until_something_comes() -> None:
+    run = serving()
+    cluster = run.cluster
+    run.run("lost B")
+
+    def progress(loaded: int, trouble: str) -> None:
+        epoch = cluster.machine.epoch
+        cluster.happen(on.LoadProgressed("C", cluster.boot_of("C"), epoch, LoadProgress(loaded, 100, trouble=trouble)))
+
+    progress(10, "the model file is gone")
+    run.run("tick 6s")
+    assert why_no_answers(run) == "the shards load their layers; shard C gets no weights now: the model file is gone"
+    progress(20, "")
+    assert why_no_answers(run) == ""
+    run.run("work")
+    assert why_no_answers(run) == ""

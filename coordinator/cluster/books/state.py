@@ -102,6 +102,11 @@ class ClusterState:
         """The ring of the active plan is open."""
         self.before, self.trouble = self.active, ""
 
+    def forget_trouble(self, trouble: str) -> None:
+        """It is over."""
+        if self.trouble == trouble:
+            self.trouble = ""
+
     def note_trouble(self, trouble: str) -> None:
         """What ends a ring that is open is no trouble yet: the next may open at once."""
         if self.phase not in RING_OPEN:

@@ -118,6 +118,10 @@ class Preparation(MachinePart):
         member = self._members[event.name]
         if event.progress.loaded_bytes != member.load.loaded_bytes:
             member.load_moved_s = self._now_s
+        if event.progress.trouble:
+            self._state.note_trouble(_trouble_of(event.name, event.progress))
+        elif member.load.trouble:
+            self._state.forget_trouble(_trouble_of(event.name, member.load))
         member.load = event.progress
 
     def on_loaded(self, event: StageLoaded) -> None:
@@ -166,3 +170,7 @@ class Preparation(MachinePart):
         assert self._state.active is not None
         self._journal.do(CloseRing(self._state.active.epoch, reason, False))
         self._go_on_with_closed_ring()
+
+
+def _trouble_of(name: str, progress: LoadProgress) -> str:
+    return f"shard {name} gets no weights now: {progress.trouble}"

@@ -359,20 +359,22 @@ class Release(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ..., leave: bool = ...) -> None: ...
 
 class LoadProgress(_message.Message):
-    __slots__ = ("epoch", "loaded_bytes", "total_bytes", "from_memory_bytes", "from_disk_bytes", "from_network_bytes")
+    __slots__ = ("epoch", "loaded_bytes", "total_bytes", "from_memory_bytes", "from_disk_bytes", "from_network_bytes", "trouble")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     FROM_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FROM_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     FROM_NETWORK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     loaded_bytes: int
     total_bytes: int
     from_memory_bytes: int
     from_disk_bytes: int
     from_network_bytes: int
-    def __init__(self, epoch: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., from_memory_bytes: _Optional[int] = ..., from_disk_bytes: _Optional[int] = ..., from_network_bytes: _Optional[int] = ...) -> None: ...
+    trouble: str
+    def __init__(self, epoch: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., from_memory_bytes: _Optional[int] = ..., from_disk_bytes: _Optional[int] = ..., from_network_bytes: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class StageReady(_message.Message):
     __slots__ = ("epoch", "weights_bytes", "kv_cache_bytes", "load_s")
