@@ -97,6 +97,7 @@ def _slice_from_proto(message: ring_pb2.SequenceSlice) -> SequenceSlice:
         score_targets=tuple(message.score_targets),
         replay=_replay_from_proto(message),
         activations=message.activations,
+        failure=message.failure,
     )
 
 
@@ -130,6 +131,7 @@ def _slice_to_proto(slice_: SequenceSlice) -> ring_pb2.SequenceSlice:
         end_unit=end_unit,
         replay_at=replay_at,
         replay_failed=has_failed,
+        failure=slice_.failure,
     )
 
 

@@ -60,7 +60,8 @@ class SequenceSlice:
     """Consecutive rows of one sequence, one per token. activations: its rows in the frame's encoding; empty where none travel.
 
     new_block_ids: appended to its cache blocks. sample: whether a token is sampled after the last row. score_targets: one token id per row
-    whose log-probability after that row is wanted, or none. replay: None for a slice that all units compute.
+    whose log-probability after that row is wanted, or none. replay: None for a slice that all units compute. failure: why its rows are no
+    numbers, so that nobody computes it; empty if they are.
     """
 
     sequence_id: RingId
@@ -71,6 +72,7 @@ class SequenceSlice:
     score_targets: tuple[int, ...] = ()
     replay: Replay | None = None
     activations: bytes = b""
+    failure: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -90,6 +92,9 @@ class SequenceSlice:
 
     def without_activations(self) -> "SequenceSlice":
         return replace(self, activations=b"") if self.activations else self
+
+    def with_failure(self, failure: str) -> "SequenceSlice":
+        return replace(self, activations=b"", failure=failure)
 
     def with_failed_replay(self) -> "SequenceSlice":
         assert self.replay is not None

@@ -22,6 +22,9 @@ from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, SequenceTable
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 
+ANY_ENCODING_HOLDS = 60000.0
+"""Numbers of this size, and half precision a few more."""
+
 Rows = npt.NDArray[np.float32]
 Inputs = npt.NDArray[np.int32] | Rows
 
@@ -92,14 +95,15 @@ class ComputeStage:
         timings = (*frame.timings, timing)
         if self._head is None:
             return MicroBatch(frame.epoch, frame.batch_id, frame.encoding, frame.begins, outgoing, frame.ends, timings)
-        failed = {slice_.sequence_id: SequenceResult(slice_.sequence_id, None, (), True) for slice_ in outgoing if slice_.has_failed}
+        lost = [slice_ for slice_ in outgoing if slice_.has_failed or slice_.failure]
+        failed = {one.sequence_id: SequenceResult(one.sequence_id, None, (), one.has_failed, one.failure) for one in lost}
         return MicroBatchResult(frame.epoch, frame.batch_id, tuple((results | failed).values()), timings)
 
     # What comes in.
 
     def _run_of(self, number: int, checked: CheckedSlice) -> _SliceRun:
         slice_ = checked.slice
-        sub_run = self._planner.plan(slice_)
+        sub_run = PASSED_ON if slice_.failure else self._planner.plan(slice_)
         if sub_run.origin is Origin.ACTIVATIONS:
             self._require_activations(checked)
             return _SliceRun(number, checked, sub_run, slice_.activations)
@@ -143,9 +147,12 @@ class ComputeStage:
     def _decode(self, run: _SliceRun) -> Rows:
         slice_ = run.checked.slice
         try:
-            return decode_rows(run.encoded, slice_.num_rows, self._width, self._encoding)
+            rows = decode_rows(run.encoded, slice_.num_rows, self._width, self._encoding)
         except ValueError as error:
             raise MalformedFrame(f"sequence {slice_.sequence_id}: {error}") from error
+        if not np.isfinite(rows).all():
+            raise MalformedFrame(f"sequence {slice_.sequence_id} has activations that are no numbers")
+        return rows
 
     # Computing.
 
@@ -193,10 +200,18 @@ class ComputeStage:
         if not run.sub_run.keeps:
             return slice_.without_activations()
         activations = encode_rows(rows, self._encoding)
+        if not self._are_numbers(rows, activations):
+            return slice_.with_failure(f"its rows are no numbers behind shard {self._shard_name}: weights or activations are broken")
         self.sent_rows.put(slice_.sequence_id, self._boundary, slice_.first_position, activations)
         if slice_.replay is None:
             self.sent_rows.drop_behind(slice_.sequence_id, self._boundary, slice_.first_position)
         return slice_.with_activations(activations) if run.sub_run.sends else slice_.without_activations()
+
+    def _are_numbers(self, rows: Rows, activations: bytes) -> bool:
+        """As the next member reads them: an encoding may hold less than a float."""
+        if np.abs(rows).max() < ANY_ENCODING_HOLDS:
+            return True
+        return bool(np.isfinite(decode_rows(activations, len(rows), self._width, self._encoding)).all())
 
     def _drop(self, checked: CheckedFrame) -> None:
         self.sequences.drop(checked.ends)
