@@ -7,7 +7,7 @@ ring opens; nothing would come of an answer. A deaf one takes frames and keeps t
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ring.codec import micro_batch_from_proto
-from dairllm.mesh.ring.frames import MicroBatchResult
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.ring.outgoing import EdgeLost, OutgoingEdge
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc
@@ -33,16 +33,21 @@ LAST_WORD_S = 5.0
 """How long the last heartbeats may wait for their acknowledgements."""
 
 
+Lie = Callable[[MicroBatch], MicroBatchResult]
+
+
 @dataclass
 class LightShard:
     """One shard.
 
     beats: heartbeats that were sent; round_trips_s: of those that were acknowledged, in order, as far back as nobody has cleared it.
     end: why the lease ended; '' while it has not. is_deaf: frames end with it, and it says nothing of them.
+    lie: what it sends instead of each frame with rows.
     """
 
     hello: cluster_pb2.Hello
     is_deaf: bool = False
+    lie: Lie | None = None
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
     beats: int = 0
     acknowledged: int = 0
@@ -142,6 +147,9 @@ class LightShard:
         self._received += 1
         if self._edge is not None and not self.is_deaf:
             frame = micro_batch_from_proto(message)
+            if self.lie is not None and frame.slices:
+                await self._edge.send(self.lie(frame))
+                return
             is_last = self._assignment.next.name == COORDINATOR_NAME
             await self._edge.send(MicroBatchResult(frame.epoch, frame.batch_id, (), ()) if is_last else frame)
 
@@ -202,11 +210,11 @@ class _Ring(ring_pb2_grpc.RingServiceServicer):
 class LightFleet:
     """`count` light shards of one coordinator; a context manager, within which they join and hold their leases.
 
-    room_bytes: of each, for weights and KV cache; 0 makes every plan impossible. deaf: they keep every frame.
+    room_bytes: of each, for weights and KV cache; 0 makes every plan impossible. deaf: they keep every frame. lie: of each.
     """
 
-    def __init__(self, coordinator: str, cluster: str, count: int, room_bytes: int, *, deaf: bool = False) -> None:
-        self._deaf = deaf
+    def __init__(self, coordinator: str, cluster: str, count: int, room_bytes: int, *, deaf: bool = False, lie: Lie | None = None) -> None:
+        self._deaf, self._lie = deaf, lie
         self._coordinator = coordinator
         self._cluster = cluster
         self._count = count
@@ -221,7 +229,7 @@ class LightFleet:
         ring_pb2_grpc.add_RingServiceServicer_to_server(_Ring(by_name), self._server)
         port = await bind(self._server, "127.0.0.1", 0, "the light shards' ring")
         await self._server.start()
-        self.shards = [LightShard(self._hello(f"light-{number:04}", port), self._deaf) for number in range(self._count)]
+        self.shards = [LightShard(self._hello(f"light-{number:04}", port), self._deaf, self._lie) for number in range(self._count)]
         by_name.update({shard.name: shard for shard in self.shards})
         self._tasks = [asyncio.create_task(shard.hold(self._coordinator), name=shard.name) for shard in self.shards]
         return self
