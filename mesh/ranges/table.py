@@ -45,6 +45,8 @@ LABEL = Name(64)
 WORDS = Name(1024)
 """Of a machine or a model file."""
 FILE_NAME = Text(4096)
+HEARD = Text(4096)
+"""What others say of themselves, and nobody here can mend: whoever shows it takes care."""
 SENTENCE = Text(MAX_SENTENCE_CHARS)
 REPORT = Text(2**20)
 """Of what a coordinator says of all shards."""
@@ -86,7 +88,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "ExpertFeedForward": dict.fromkeys(("num_experts", "num_experts_used", "intermediate_size", "shared_intermediate_size"), WIDTH),
     "Router": {"kind": WORDS, "scale": FACTOR, "num_groups": WIDTH, "num_groups_used": WIDTH},
     "TensorInfo": {
-        **{"name": WORDS, "role": WORDS, "block_format": WORDS, "shape": Several(8, Whole(2**31 - 1))},
+        **{"name": FILE_NAME, "role": WORDS, "block_format": WORDS, "shape": Several(8, Whole(2**31 - 1))},
         **{"offset_bytes": SIZE, "size_bytes": SIZE, "file_index": Whole(2**16)},
     },
     "Unit": {"index": UNIT, "tensors": Several(2**16), "size_bytes": SIZE, "digest": DIGEST},
@@ -128,7 +130,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "HeldUnits": {"model_digest": DIGEST, "unit_indexes": Several(MAX_UNITS, UNIT)},
     "ShardCapabilities": {
         **{"memory_budget_bytes": Whole(2**50), "reserved_bytes": COUNT, "process_bytes": COUNT},
-        **{"num_threads": THREADS, "isa": LABEL, "cpu_model": WORDS},
+        **{"num_threads": THREADS, "isa": LABEL, "cpu_model": HEARD},
         **{"decode_s_per_byte": Real(0.0, 1e-3), "block_formats": Several(256, LABEL), "features": Several(1024, LABEL)},
     },
     "Heartbeat": {"number": COUNT, "round_trip_us": ANY_32},
@@ -173,7 +175,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "lost": Several(2**16),
         **{"arithmetic": WORDS, "system_fingerprint": LABEL},
     },
-    "SeenShard": {"id": WORDS, "name": WORDS, "addresses": ADDRESSES, "reason": REPORT, "since_time_s": SECONDS},
+    "SeenShard": {"id": HEARD, "name": HEARD, "addresses": Several(64, HEARD), "reason": REPORT, "since_time_s": SECONDS},
     "ClusterEvent": {
         "time_s": SECONDS,
         "kind": LABEL,
