@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,10 +16,13 @@ from typing import Any
 import grpc
 import pytest
 
+from dairllm.mesh.errors import DairllmError
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, shard_pb2, shard_pb2_grpc
 from tests.e2e.answers import PROMPTS, Answer, ask, ask_all, assert_no_fault
+from tests.e2e.test_cut_cables import hosts
 from tests.instruments.clusters import Cluster, elapsed, shards, wait_for
 from tests.instruments.light_shards import LightFleet
+from tests.instruments.namespaces import unavailable_reason as no_namespaces
 from tests.instruments.processes import ManagedProcess
 from tests.instruments.stopped_threads import stopped, threads_named, unavailable_reason
 from tests.instruments.streamed_answers import StreamedAnswer
@@ -198,3 +204,47 @@ def test_a_shard_that_stands_still_for_a_moment_is_nobodys_fault(tiny_model: Pat
 
         stream_through(cluster, expected, stand_still)
         assert (events(cluster, "set_aside"), cluster.state()["epoch"]) == ([], epoch)
+
+
+def assert_told_everywhere(cluster: Cluster, cause: str) -> None:
+    wait_for(lambda: cluster.client.get("/readyz").status_code == 503, "/readyz to tell", GOES_ON_WITHIN_S)
+    ready, answer = cluster.client.get("/readyz"), cluster.client.post("/v1/completions", json={"prompt": [1], "max_tokens": 1})
+    status = subprocess.run(
+        [sys.executable, "-m", "dairllm.client.cli", "status", "--coordinator", cluster.grpc], capture_output=True, text=True, check=True
+    )
+    assert answer.status_code == 503
+    state = cluster.state()
+    assert not state["can_answer"]
+    for told in (ready.text, answer.text, state["reason"], state["engine"]["ready_reason"], " ".join(status.stdout.split())):
+        assert cause in told
+
+
+def test_layers_without_a_source_are_told_of_wherever_one_looks(tiny_model: Path, tmp_path: Path) -> None:
+    """The file is gone when its layers have to be loaded again."""
+    model = Path(shutil.copy(tiny_model, tmp_path / "model.gguf"))
+    with Cluster(model, shards(2), min_shards=1) as cluster:
+        expected = ask(cluster)
+        cluster.wait_until(lambda state: len(state["shards"]) == 2)
+        model.rename(tmp_path / "elsewhere")
+        used = shard_at(cluster, 0)
+        cluster.processes[used].kill()
+        assert_told_everywhere(cluster, f"shard {'b' if used == 'a' else 'a'} gets no weights now: ")
+        (tmp_path / "elsewhere").rename(model)
+        cluster.wait_serving()
+        assert cluster.client.get("/readyz").status_code == 200
+        assert ask(cluster) == expected
+
+
+@pytest.mark.namespaces
+@pytest.mark.skipif(no_namespaces() is not None, reason=str(no_namespaces()))
+def test_a_ring_that_does_not_open_is_told_of_wherever_one_looks(tiny_model: Path) -> None:
+    """Both shards reach the coordinator, and neither the other."""
+    with hosts(tiny_model, 2, 2) as (cluster, network):
+        expected = ask(cluster)
+        network.cut_between("a", "b")
+        with contextlib.suppress(DairllmError), StreamedAnswer(cluster.http, PROMPTS[0], 1) as stream:
+            assert_told_everywhere(cluster, "the connection from ")
+            network.mend_between("a", "b")
+            stream.wait_over()
+        cluster.wait_serving()
+        assert ask(cluster) == expected
