@@ -14,6 +14,8 @@ MAX_EPOCH = 2**53 - 1
 MAX_SENTENCE_CHARS = 4096
 MAX_CONTEXT = 2**24
 MAX_UNITS = 4096
+MAX_ASKED = 2**20
+"""Tokens that a client may send in one message: to look at each of them takes some hundredths of a second."""
 
 ANY_32, ANY_64 = Whole(2**32 - 1), Whole(2**64 - 1)
 """Of what is only compared, or is refused in better words by who knows what is asked for."""
@@ -216,14 +218,14 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "FetchUnitResponse": {"offset_bytes": SIZE, "data": BLOB},
     # inference.proto
     "ChatMessage": {"role": PROSE, "content": PROSE},
-    "ChatMessages": {"messages": Several(2**17)},
-    "TokenIds": {"ids": TOKENS},
+    "ChatMessages": {"messages": Several(2**14)},
+    "TokenIds": {"ids": Several(MAX_ASKED, TOKEN)},
     "GenerateRequest": {"model": FILE_NAME, "text": PROSE, "max_tokens": ANY_32, "stop": Several(1024, PROSE)},
     "GenerateResponse": {"text": PROSE, "tokens": Several(2**20)},
     "GenerateFinish": {"prompt_tokens": POSITION, "completion_tokens": POSITION, "first_token_s": SECONDS, "decode_s": SECONDS},
     "TokenizeRequest": {"model": FILE_NAME, "text": PROSE},
     "TokenizeResponse": {"token_ids": TOKENS},
-    "DetokenizeRequest": {"model": FILE_NAME, "token_ids": Several(MAX_CONTEXT, ANY_32)},
+    "DetokenizeRequest": {"model": FILE_NAME, "token_ids": Several(MAX_ASKED, ANY_32)},
     "DetokenizeResponse": {"text": PROSE},
     "ListModelsResponse": {"models": Several(1024)},
     "ModelInfo": {
