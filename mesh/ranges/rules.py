@@ -30,6 +30,9 @@ class Whole:
         return f"{value} <= {self.most}"
 
 
+ANY_32 = Whole(2**32 - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Real:
     """A number in [low, high]. is_sometimes_nan: NaN says that there is none."""
@@ -102,7 +105,7 @@ class Several:
         return f"at most {self.most} entries" + (f", each of them {self.each.expected}" if self.each else "")
 
     def condition(self, value: str) -> str:
-        if self.each is None:
+        if self.each is None or self.each == ANY_32:
             return f"len({value}) <= {self.most}"
         each = self.each.condition("max(v)") if isinstance(self.each, Whole) else f"all({self.each.condition('one')} for one in v)"
         return f"(not (v := {value}) or (len(v) <= {self.most} and {each}))"

@@ -6,7 +6,7 @@ Flags, enums and single messages need no row: a flag is in range, an enum must b
 import math
 from collections.abc import Mapping
 
-from dairllm.mesh.ranges.rules import Data, Name, Pairs, Real, Rule, Several, Text, Whole
+from dairllm.mesh.ranges.rules import ANY_32, Data, Name, Pairs, Real, Rule, Several, Text, Whole
 from dairllm.mesh.sampling import LOGIT_BIAS_RANGE, MAX_SEED, MAX_TOP_LOGPROBS, SAMPLING_RANGES
 
 MAX_EPOCH = 2**53 - 1
@@ -17,8 +17,8 @@ MAX_UNITS = 4096
 MAX_ASKED = 2**20
 """Tokens that a client may send in one message: to look at each of them takes some hundredths of a second."""
 
-ANY_32, ANY_64 = Whole(2**32 - 1), Whole(2**64 - 1)
-"""Of what is only compared, or is refused in better words by who knows what is asked for."""
+ANY_64 = Whole(2**64 - 1)
+"""As ANY_32: of what is only compared, or is refused in better words by who knows what is asked for."""
 COUNT = Whole(2**63 - 1)
 """Of what only grows; it fits a signed number."""
 SIZE = Whole(2**53 - 1)
