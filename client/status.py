@@ -80,7 +80,7 @@ class _Shards:
     def __init__(self, shards: Sequence[cluster_pb2.ShardState], num_layers: int) -> None:
         self._rows = [_shard_row(shard, num_layers) for shard in shards]
 
-    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if options.max_width >= TABLE_WIDTH:
             table = Table(*_Row._fields, box=None, header_style="bold", pad_edge=False)
             for row in self._rows:

@@ -68,7 +68,7 @@ class BlockingCheckedChannel(grpc.Channel):
         return _checking(self._channel.stream_stream, _BlockingCall, arguments, options)
 
     def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False) -> None:
-        self._channel.subscribe(callback, try_to_connect)
+        self._channel.subscribe(callback, bool(try_to_connect))
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
         self._channel.unsubscribe(callback)

@@ -96,8 +96,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
 def _asker(context: grpc.aio.ServicerContext) -> Asker:
     """As over HTTP: the API key in the metadata `authorization`, else the peer's address."""
-    metadata = dict(context.invocation_metadata() or ())
-    return Asker(client_name(metadata.get("authorization"), address_of_peer(context.peer())))
+    authorization = dict(context.invocation_metadata() or ()).get("authorization")
+    return Asker(client_name(authorization if isinstance(authorization, str) else None, address_of_peer(context.peer())))
 
 
 def _write_delta(delta: TextDelta, sampling: SamplingParams) -> inference_pb2.GenerateResponse:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dairllm.coordinator.engine.context_length import too_long
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.text_request import ChatMessage
-from dairllm.coordinator.text.threads import beside_loop, in_rendering_thread
+from dairllm.coordinator.text.threads import in_rendering_thread, next_step
 from dairllm.mesh.errors import Busy, InvalidRequest, NotReady, PromptTemplateFailed, Unsupported
 from dairllm.model_files.errors import InvalidTemplate, RendererUnavailable
 from dairllm.model_files.text_cuts import TextTooLong
@@ -93,7 +93,7 @@ class PromptEncoder:
     async def _collect(self, steps: Iterator[list[int]], limit: _Limit) -> tuple[int, ...]:
         ids: list[int] = []
         try:
-            while (step := await beside_loop(next, steps, None)) is not None:
+            while (step := await next_step(steps)) is not None:
                 ids += step
                 if len(ids) > limit.known:
                     raise limit.exceeded(len(ids))

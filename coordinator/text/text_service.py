@@ -13,7 +13,7 @@ from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stopwatch import LatencyObserver, Stopwatch
 from dairllm.coordinator.text.text_events import TextEvent
 from dairllm.coordinator.text.text_request import ChatMessage, TextRequest
-from dairllm.coordinator.text.threads import beside_loop
+from dairllm.coordinator.text.threads import beside_loop, next_step
 from dairllm.mesh.errors import InvalidRequest, UnknownModel, Unsupported
 
 
@@ -91,7 +91,7 @@ class TextService:
                 if not echoed:
                     echoed = True
                     deltas = prompt.deltas(event.scores if isinstance(event, PromptScored) else None)
-                    while delta := await beside_loop(next, deltas, None):
+                    while delta := await next_step(deltas):
                         yield delta
                 match event:
                     case TokenGenerated(score):

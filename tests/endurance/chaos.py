@@ -28,7 +28,7 @@ from tests.faults.cases import Fault
 from tests.faults.fleet import HTTP, MEMORY, Fleet
 from tests.faults.runner import SIGNS_OF_A_FAULT
 
-ISAS = (None, "scalar", "avx2", None)
+ISAS = (None, "avx2", None, "avx2")
 NUM_CLIENTS = 6
 PAUSE_S = (1.0, 6.0)
 HOLD_S = {

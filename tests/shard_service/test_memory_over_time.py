@@ -92,7 +92,7 @@ async def test_the_budget_holds_while_plans_come_and_go(model: Path, request: py
         await soon(shard.beat.wait())
         before = status_bytes(shard, "RssAnon")
         churn = Churn(coordinator, shard)
-        for number in range(request.config.getoption("--plans")):
+        for number in range(request.config.getoption("--plans") or 0):
             if number % 5 == 4:
                 await churn.set_budget()
             await churn.plan()

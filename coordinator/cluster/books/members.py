@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from dairllm.coordinator.cluster.actions import AdmitShard, EndLease, EventKind, RefuseShard
-from dairllm.coordinator.cluster.books.admission import refusal_of
+from dairllm.coordinator.cluster.books.join_refusals import refusal_of
 from dairllm.coordinator.cluster.books.journal import Journal
 from dairllm.coordinator.cluster.books.member import NO_FAULT, Cordon, Fault, Member
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
