@@ -21,6 +21,7 @@ async def beside_loop(work: Callable[..., Result], *arguments: object) -> Result
 
 async def next_step(steps: Iterator[Result]) -> Result | None:
     """What the next step of such work gives; None when it is over."""
+
     def step() -> Result | None:
         return next(steps, None)
 
