@@ -109,13 +109,13 @@ def test_shards_that_do_not_belong_here_say_why(tiny_model: Path) -> None:
         ("--cluster", "another"): "start both with the same --cluster",
         ("--cluster", "test", "--name", "a"): "a living shard is named 'a'",
         ("--cluster", "test", "--name", "coordinator"): "'coordinator' is the coordinator's name",
-        ("--cluster", "test", "--name", "x" * 100): "expected 1 to 64 printable characters",
+        ("--cluster", "test", "--name", "x" * 100): "expected at most 64 printable characters",
     }
     with Cluster(tiny_model, shards(1)) as cluster:
         for arguments, expected in refused.items():
             with shard_process(cluster, *arguments) as shard:
                 shard.wait_output("the coordinator refuses this shard")
-                assert expected in shard.output()
+                assert expected in shard.output(), shard.output()
                 assert shard.output().count("\n") <= 3, "one sentence, once"
                 assert shard.running, "it asks again: the cause may go away"
         assert [shard["name"] for shard in cluster.state()["shards"]] == ["a"]
