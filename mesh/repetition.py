@@ -49,14 +49,17 @@ class Repetitions:
         self._alike: OrderedDict[Hashable, _Pace] = OrderedDict()
 
     def judge(self, record: logging.LogRecord, now_s: float) -> int | None:
-        """None to keep the record back, else how many like it were kept back since one was told. Who debugs wants them all."""
-        if record.levelno <= logging.DEBUG:
+        """None to keep the record back, else how many like it were kept back since one was told.
+
+        What happens in its course is told each time: a shard that has joined again has joined.
+        """
+        if record.levelno < logging.WARNING:
             return 0
         text, facts = record.getMessage(), str(getattr(record, "fields", ""))
         same = self._pace(self._same, (record.name, record.levelno, text, facts), _Pace(now_s, FIRST_PAUSE_S, 1, 0))
         num_same = same.judge(now_s, factor=2)
-        if num_same is None or record.levelno < logging.WARNING:
-            return num_same
+        if num_same is None:
+            return None
         alike = self._pace(self._alike, (record.name, record.levelno, _NUMBERS.sub("#", text)), _Pace(now_s, 60.0, ALIKE_PER_MINUTE, 0))
         num_alike = alike.judge(now_s, factor=1)
         return None if num_alike is None else num_same + num_alike

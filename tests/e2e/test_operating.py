@@ -66,7 +66,10 @@ def test_a_shard_is_cordoned_and_another_drained(larger_model: Path, dairllm: Ru
         assert sorted(shard["name"] for shard in cluster.state()["shards"]) == sorted({"a", "b", "c"} - {leaving})
         assert resting in names_in_plan(cluster)
         assert "could not take over the cache" not in cluster.processes["coordinator"].output()
-        assert "cannot be served without" in person.is_refused("drain", resting)
+        person.does("drain", resting)
+        assert cluster.processes[resting].wait(HEALED_WITHIN_S) == 0
+        (last,) = {"a", "b", "c"} - {leaving, resting}
+        assert "cannot be served without" in person.is_refused("drain", last)
 
 
 def test_limits_change_and_the_plan_follows(larger_model: Path, dairllm: RunDairllm) -> None:

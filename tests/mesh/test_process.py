@@ -44,7 +44,11 @@ def program(before: str = "pass", after: str = "pass", options: str = "") -> Man
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_gracefully(number: signal.Signals) -> None:
-    with program() as process:
+    """Also where whoever runs the tests has them ignore SIGHUP."""
+    heeding = f"import signal; signal.signal({number:d}, signal.default_int_handler)\n" + PROGRAM.format(
+        before="pass", after="pass", options=""
+    )
+    with ManagedProcess([sys.executable, "-c", heeding, "{ready_file}"]) as process:
         assert process.wait_ready()["pid"] == process.pid
         process.send(number)
         assert process.wait(10) == 0
