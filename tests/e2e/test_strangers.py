@@ -102,9 +102,9 @@ def test_connections_that_stay_open_and_silent(site: Site, port: str) -> None:
     [
         random.Random(1).randbytes(100_000),
         b"\0" * 1000,
-        b"GET / HTTP/1.1\r\nHost: x\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
         HTTP2_PREFACE,
         HTTP2_PREFACE + random.Random(2).randbytes(10_000),
         HTTP2_PREFACE + struct.pack(">I", 0xFFFFFF00) + bytes(100),
@@ -128,7 +128,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_costs_little_memory(site:
             peer = stack.enter_context(socket.socket())
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             peer.connect(("127.0.0.1", site.ports["http"]))
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             peer.sendall(head.encode() + body)
         site.cluster.wait_until(lambda state: state["engine"]["running"] >= 8)
         with elapsed() as passed_s:
@@ -144,7 +144,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_costs_little_memory(site:
 def test_a_client_that_goes_away_stops_its_answer(site: Site, reset: bool) -> None:
     body = b'{"prompt": [1,2,3], "max_tokens": 2000, "ignore_eos": true, "stream": true}'
     with site.connect("http") as peer:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         peer.sendall(head.encode() + body)
         peer.recv(1000)
         assert site.cluster.state()["engine"]["running"] == 1
