@@ -19,8 +19,8 @@ from tests.text.fakes import CONTEXT_LENGTH, make_served
 LIMITS = HttpLimits(request_timeout_s=120.0)
 LARGEST = LIMITS.max_body_bytes - 1000
 MAX_HOLD_S = 0.05
-TOLERATED_S = 2 * MAX_HOLD_S
-"""On a machine that others use, too, a step takes longer."""
+TOLERATED_S = 5 * MAX_HOLD_S
+"""A step takes longer on a slow machine and on one that others use, too. What must not come back held the loop for seconds."""
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
