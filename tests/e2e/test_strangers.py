@@ -128,7 +128,9 @@ def test_a_client_that_never_reads_holds_up_nobody_and_costs_little_memory(site:
             peer = stack.enter_context(socket.socket())
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             peer.connect(("127.0.0.1", site.ports["http"]))
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = (
+                f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
             peer.sendall(head.encode() + body)
         site.cluster.wait_until(lambda state: state["engine"]["running"] >= 8)
         with elapsed() as passed_s:
