@@ -77,7 +77,7 @@ class Join:
 
 
 def measure_losses(cluster: Cluster, how: signal.Signals, repeat: int, prompt: Sequence[int], num_tokens: int) -> list[Loss]:
-    expected = _bits(_undisturbed(cluster, prompt, num_tokens))
+    expected = bits_of(_undisturbed(cluster, prompt, num_tokens))
     return [_lose(cluster, how, number % RING_SHARDS, prompt, num_tokens, expected) for number in range(repeat)]
 
 
@@ -86,7 +86,7 @@ def _undisturbed(cluster: Cluster, prompt: Sequence[int], num_tokens: int) -> li
         return stream.wait_complete()
 
 
-def _bits(tokens: Sequence[Token]) -> list[tuple[str, float]]:
+def bits_of(tokens: Sequence[Token]) -> list[tuple[str, float]]:
     return [(token.text, token.logprob) for token in tokens]
 
 
@@ -100,7 +100,7 @@ def _lose(cluster: Cluster, how: signal.Signals, stage: int, prompt: Sequence[in
         signalled_s = time.monotonic()
         cluster.processes[shard].send(how)
         tokens = stream.wait_complete()
-    if _bits(tokens) != expected:
+    if bits_of(tokens) != expected:
         raise DairllmError(f"after the loss of stage {stage} the answer differs from the undisturbed one")
     if how is signal.SIGSTOP:
         cluster.processes[shard].resume()
@@ -111,10 +111,10 @@ def _lose(cluster: Cluster, how: signal.Signals, stage: int, prompt: Sequence[in
     cluster.wait_until(lambda state: len(state["shards"]) == num_shards and state["phase"] == "serving", HEALED_WITHIN_S)
     said = RECOVERED.findall(coordinator.output()[read:])
     lost_share = len(units[shard]) / sum(map(len, units.values()))
-    return Loss(stage, _end_of_silence_s(tokens, signalled_s) - signalled_s, lost_share, int(said[0]) / 100 if said else None)
+    return Loss(stage, end_of_silence_s(tokens, signalled_s) - signalled_s, lost_share, int(said[0]) / 100 if said else None)
 
 
-def _end_of_silence_s(tokens: Sequence[Token], since_s: float) -> float:
+def end_of_silence_s(tokens: Sequence[Token], since_s: float) -> float:
     arrivals_s = [since_s, *(token.arrived_s for token in tokens if token.arrived_s > since_s)]
     gaps = [(later - earlier, later) for earlier, later in itertools.pairwise(arrivals_s)]
     if not gaps:

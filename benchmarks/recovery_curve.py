@@ -14,7 +14,6 @@ killed (SIGKILL). The others take over its layers, and the answer is compared wi
 """
 
 import contextlib
-import itertools
 import json
 import shutil
 import signal
@@ -30,13 +29,14 @@ from typing import Annotated, Any
 
 import typer
 from command import run, show
+from recovery import bits_of, end_of_silence_s
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dairllm.mesh.errors import DairllmError
 from tests.instruments.clusters import Cluster, ShardSetup
-from tests.instruments.streamed_answers import StreamedAnswer, Token
+from tests.instruments.streamed_answers import StreamedAnswer
 
 REQUEST_TIMEOUT_S = 900.0
 NUM_SHARDS = 3
@@ -78,16 +78,12 @@ def measure(model: Path, memory: str, context: int, repeat: int, *, at_hand: boo
         cluster_of(model, Path(folder), memory, context, at_hand=at_hand) as cluster,
     ):
         with StreamedAnswer(cluster.http, prompt, NUM_TOKENS, REQUEST_TIMEOUT_S) as stream:
-            expected = _bits(stream.wait_complete())
+            expected = bits_of(stream.wait_complete())
         for number in range(NUM_SHARDS * repeat):
             for name in () if at_hand else "abc":
                 shutil.rmtree(Path(folder) / name, ignore_errors=True)
             silences.append(_lose(cluster, number % NUM_SHARDS, prompt, expected, at_hand=at_hand))
     return silences
-
-
-def _bits(tokens: Sequence[Token]) -> list[tuple[str, float]]:
-    return [(token.text, token.logprob) for token in tokens]
 
 
 def _lose(cluster: Cluster, stage: int, prompt: Sequence[int], expected: Sequence[Any], *, at_hand: bool) -> Silence:
@@ -97,21 +93,15 @@ def _lose(cluster: Cluster, stage: int, prompt: Sequence[int], expected: Sequenc
         killed_s, killed_at_s = time.monotonic(), time.time()
         cluster.processes[shard].send(signal.SIGKILL)
         tokens = stream.wait_complete()
-    if _bits(tokens) != expected:
+    if bits_of(tokens) != expected:
         raise DairllmError(f"after the loss of stage {stage} the answer differs from the undisturbed one")
-    next_s = next(token.arrived_s for token in tokens if _is_after_silence(tokens, token)) - killed_s
+    next_s = end_of_silence_s(tokens, killed_s) - killed_s
     after_s = [(event["kind"], _since_1970_s(event) - killed_at_s) for event in cluster.state()["events"]]
     planned_s, loaded_s, open_s = (_last_s(after_s, kinds) for kinds in (("plan",), ("plan", "loaded"), ("recovered",)))
     cluster.processes[shard].wait()
     cluster.processes[shard].start()
     cluster.wait_until(_is_whole, HEALED_WITHIN_S)
     return Silence(len(prompt), at_hand, stage, next_s, planned_s, loaded_s - planned_s, open_s - loaded_s, next_s - open_s)
-
-
-def _is_after_silence(tokens: Sequence[Token], token: Token) -> bool:
-    """Whether the longest silence of the answer ended with this token."""
-    gaps = [(later.arrived_s - earlier.arrived_s, later) for earlier, later in itertools.pairwise(tokens)]
-    return token == max(gaps)[1]
 
 
 def _since_1970_s(event: dict[str, Any]) -> float:

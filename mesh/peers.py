@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+MAX_NAME_CHARS = 64
+"""Of a member's name."""
 COORDINATOR_NAME = "coordinator"
 """The coordinator's, among the members of a ring and those that give weights. No shard may have it."""
 

@@ -3,9 +3,7 @@
 import socket
 
 from dairllm.mesh.foreign_text import on_one_line
-from dairllm.mesh.peers import COORDINATOR_NAME
-
-MAX_NAME_CHARS = 64
+from dairllm.mesh.peers import COORDINATOR_NAME, MAX_NAME_CHARS
 
 
 def default_shard_name() -> str:

@@ -21,7 +21,6 @@ from dairllm.model_files.template_messages import MEMORY_BYTES, RenderOutcome, r
 from dairllm.model_files.template_sandbox import TemplateEnvironment, as_content
 
 MAX_OUTPUT_CHARACTERS = 16 << 20
-MAX_TEMPLATES = 16
 
 # What an expression on plain values can raise. Anything else would be a defect of the sandbox and must not be hidden.
 _TEMPLATE_FAILURES = (
@@ -57,8 +56,6 @@ def compile_template(request: Mapping[str, Any]) -> str:
         raise _Failed(f"the chat template does not compile: {error.message} in line {error.lineno}") from error
     except _TEMPLATE_FAILURES as error:
         raise _Failed(f"the chat template does not compile: {_in_one_line(error)}") from error
-    if len(_templates) >= MAX_TEMPLATES:
-        _templates.clear()
     _templates[request["template"]] = _Compiled(environment, code)
     return ""
 

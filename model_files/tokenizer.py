@@ -92,8 +92,8 @@ class Tokenizer:
     def _encode(self, text: str, recognised: _Recognised, add_bos: bool, add_eos: bool) -> Iterator[list[int]]:
         steps = self._encode_pieces(recognised.texts.split(text), recognised.ids)
         first = next(steps, [])
-        missing = add_bos and self.add_bos and self.bos_id is not None and first[:1] != [self.bos_id]
-        yield [self.bos_id, *first] if missing and self.bos_id is not None else first
+        begin = [self.bos_id] if add_bos and self.add_bos and self.bos_id is not None else []
+        yield first if first[:1] == begin else [*begin, *first]
         yield from steps
         if add_eos and self.add_eos and self.eos_id is not None:
             yield [self.eos_id]

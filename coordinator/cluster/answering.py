@@ -3,9 +3,9 @@
 from dairllm.coordinator.cluster.books.books import Books
 from dairllm.coordinator.cluster.phases import RING_OPEN, Phase
 
-PATIENCE_S = 5.0
-"""How long after a ring was closed a failure on the way to the next one is nothing to tell: shards that only lost their leases, such as
-when this process was frozen, are back within moments."""
+REOPENING_LIMIT_S = 5.0
+"""How long after a ring was closed a failure on the way to the next one is nothing to tell, and new requests wait even though no plan can
+be made: shards that only lost their leases, such as when this process was frozen, are back within moments."""
 
 
 def why_no_answers(books: Books, now_s: float) -> str:
@@ -14,7 +14,7 @@ def why_no_answers(books: Books, now_s: float) -> str:
     state, closed_s = books.state, books.pause.since_s(now_s)
     if state.phase in RING_OPEN:
         return ""
-    patience_s = min(PATIENCE_S, books.config.recovery_limit_s) if state.trouble else books.config.recovery_limit_s
+    patience_s = min(REOPENING_LIMIT_S, books.config.recovery_limit_s) if state.trouble else books.config.recovery_limit_s
     if closed_s is not None and closed_s < patience_s and state.phase is not Phase.WAITING:
         return ""
     return state.explanation

@@ -95,24 +95,29 @@ class ClusterConfig:
 
     def pause_s(self, failures: int) -> float:
         """Pause after so many failures in a row (1 or more)."""
-        return min(self.longest_pause_s, self.grace_s * 2.0 ** min(failures - 1, 20))
+        return _growing(self.grace_s, failures, self.longest_pause_s)
 
     def fault_s(self, faults: int, is_believed: bool) -> float:
         """How long a shard is not used that was at fault so often (1 or more)."""
-        return min(self.longest_avoid_s, (self.suspicion_s if is_believed else self.set_aside_s) * 2.0 ** min(faults - 1, 20))
+        return _growing(self.suspicion_s if is_believed else self.set_aside_s, faults, self.longest_avoid_s)
 
     def pause_between_proofs_s(self, asked: int) -> float:
         """Until a shard is asked again that was asked so often in a row (1 or more)."""
-        return min(self.set_aside_s, self.suspicion_s * 2.0 ** min(asked - 1, 20))
+        return _growing(self.suspicion_s, asked, self.set_aside_s)
 
     def avoidance_s(self, failures: int) -> float:
         """How long plans go around a link after so many failures of an edge in a row (avoid_after or more)."""
-        return min(self.longest_avoid_s, self.avoid_s * 2.0 ** min(failures - self.avoid_after, 20))
+        return _growing(self.avoid_s, failures - self.avoid_after + 1, self.longest_avoid_s)
 
     def better_pause_s(self, recent: int) -> float:
         """Between plans for speed alone, after so many of them (1 or more) that are remembered."""
-        return min(self.better_memory_s, self.better_interval_s * 10.0 ** min(recent - 1, 20))
+        return _growing(self.better_interval_s, recent, self.better_memory_s, 10.0)
 
     def pause_beside_s(self, failures: int) -> float:
         """Pause before the next plan beside the one that serves, after so many that failed in a row (1 or more)."""
-        return min(self.longest_beside_pause_s, self.beside_pause_s * 2.0 ** min(failures - 1, 20))
+        return _growing(self.beside_pause_s, failures, self.longest_beside_pause_s)
+
+
+def _growing(first_s: float, times: int, longest_s: float, factor: float = 2.0) -> float:
+    """The first time it is first_s, then each time so many times as long, up to longest_s."""
+    return min(longest_s, first_s * factor ** min(times - 1, 20))

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+from dairllm.coordinator.cluster.answering import REOPENING_LIMIT_S
 from dairllm.coordinator.engine.actions import EmitEvent, FailSequence, ReportDrained, ReportRecovered, ReportRecovery, SendBatch
 from dairllm.coordinator.engine.context_length import require_room
 from dairllm.coordinator.engine.events import (
@@ -35,9 +36,6 @@ from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2.0
-REOPENING_LIMIT_S = 5.0
-"""How long after a ring was closed a new request waits for the next one even though no plan can be made: shards that only lost their
-leases, such as when this process was frozen, are back within moments."""
 
 
 class _OpenedRing(NamedTuple):

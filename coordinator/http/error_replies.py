@@ -32,6 +32,11 @@ def to_json_in_steps(value: object) -> bytes:
     return bytes(written)
 
 
+def head_too_large(max_head_bytes: int) -> tuple[int, str, str]:
+    """Status, message and code."""
+    return 431, f"the head of the request is too large; expected at most {max_head_bytes} bytes", "head_too_large"
+
+
 def json_reply(value: object) -> Response:
     return Response(to_json(value), media_type=JSON)
 

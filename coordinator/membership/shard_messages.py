@@ -79,15 +79,7 @@ def _usage_from_proto(message: cluster_pb2.ShardUsage) -> ShardUsage:
 
 
 def _work_from_proto(message: cluster_pb2.ShardWork) -> ShardWork:
-    return ShardWork(
-        given=message.given,
-        done=message.done,
-        cpu_us=message.cpu_us,
-        epoch=Epoch(message.epoch),
-        received_frames=message.received_frames,
-        computed_frames=message.computed_frames,
-        sent_frames=message.sent_frames,
-    )
+    return ShardWork(**{name: getattr(message, name) for name in ShardWork.__slots__})
 
 
 def _progress_from_proto(message: cluster_pb2.LoadProgress) -> LoadProgress:

@@ -22,7 +22,7 @@ held), and a previous plan that is still possible stays unless the new one is fa
 answers come, moves as little as possible, whatever that costs: a better one may be prepared once it serves.
 """
 
-from dairllm.coordinator.planner.amounts import format_bytes, format_speed
+from dairllm.coordinator.planner.amounts import format_bytes, format_rate, format_speed
 from dairllm.coordinator.planner.balancing import BALANCE_SLACK
 from dairllm.coordinator.planner.decision import make_plan
 from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer, UnitDemand
@@ -44,6 +44,7 @@ __all__ = [
     "Stage",
     "UnitDemand",
     "format_bytes",
+    "format_rate",
     "format_speed",
     "make_plan",
 ]

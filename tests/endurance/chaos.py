@@ -15,7 +15,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -25,6 +24,7 @@ from dairllm.model_files.fetch import resolve_model
 from tests.endurance.memory import MemoryWatch
 from tests.endurance.questions import Question, Receipt, ask, questions
 from tests.endurance.tables import memory_table, percentile, table
+from tests.endurance.tally import Tally
 from tests.faults.cases import Fault
 from tests.faults.fleet import HTTP, MEMORY, Fleet
 from tests.faults.runner import SIGNS_OF_A_FAULT
@@ -47,27 +47,6 @@ MOST_BROKEN = 2
 COORDINATOR = "coordinator"
 COORDINATOR_SHARE, COORDINATOR_LONGEST_S = 0.1, 3.0
 REQUEST_TIMEOUT_S = 300.0
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of the questions of one kind."""
-
-    finished: int = 0
-    different: int = 0
-    first_s: list[float] = field(default_factory=list)
-    longest_silence_s: float = 0.0
-    failures: Counter[str] = field(default_factory=Counter)
-
-    def take(self, receipt: Receipt, whole: Receipt) -> None:
-        if not receipt.begins(whole) or (not receipt.failure and receipt.answer != whole.answer):
-            self.different += 1
-        if receipt.failure:
-            self.failures[receipt.failure] += 1
-            return
-        self.finished += 1
-        self.first_s.append(receipt.first_s)
-        self.longest_silence_s = max(self.longest_silence_s, *receipt.gaps_s, 0.0)
 
 
 class Askers:
@@ -168,7 +147,7 @@ def run(model: Path, seconds: float, seed: int, log: Path | None) -> int:
     print(memory_table(memory.seen, dict.fromkeys(fleet.hosts, parse_size(MEMORY)), 0.0, took_s))
     bad_codes = [code for code in codes if code not in (0, -signal.SIGTERM)]  # SIGTERM may come while a process only begins
     print(f"\nSeed {seed}, {took_s:.0f} s. Wrong exit codes: {bad_codes or 'none'}. Signs of a fault: {signs or 'none'}.")
-    is_well = not signs and not bad_codes and all(not tally.different and not tally.failures for tally in askers.tallies.values())
+    is_well = not signs and not bad_codes and all(tally.is_well for tally in askers.tallies.values())
     return 0 if is_well else 1
 
 
@@ -198,7 +177,7 @@ def _report(storm: Storm, tallies: Mapping[str, Tally]) -> None:
             tally.failures.total(),
             f"{percentile(tally.first_s, 0.5):.1f} s",
             f"{percentile(tally.first_s, 0.99):.1f} s",
-            f"{tally.longest_silence_s:.1f} s",
+            f"{max(tally.gaps_s, default=0.0):.1f} s",
         )
         for kind, tally in tallies.items()
     ]

@@ -12,9 +12,7 @@ import random
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from dairllm.model_files.fetch import resolve_model
 from tests.endurance.memory import MemoryWatch
 from tests.endurance.questions import Question, Receipt, ask, chat, text
 from tests.endurance.tables import memory_table, percentile, table
+from tests.endurance.tally import Tally
 from tests.faults.runner import SIGNS_OF_A_FAULT
 from tests.instruments.clusters import Cluster, shards
 
@@ -44,28 +43,6 @@ class Manner(StrEnum):
     SLOW = "slow"
     STALLING = "stalling"
     VANISHING = "vanishing"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of the questions of clients of one manner."""
-
-    finished: int = 0
-    different: int = 0
-    left: int = 0
-    refused: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    first_s: list[float] = field(default_factory=list)
-    gaps_s: list[float] = field(default_factory=list)
-
-    def take(self, receipt: Receipt, whole: Receipt) -> None:
-        if receipt.failure:
-            self.failures[receipt.failure] += 1
-            return
-        self.finished += 1
-        self.different += receipt.answer != whole.answer
-        self.first_s.append(receipt.first_s)
-        self.gaps_s += receipt.gaps_s
 
 
 SHORT = [chat(text(10 + 11 * i), i, 24 + 4 * i) for i in range(8)]
@@ -144,7 +121,7 @@ def run(model: Path, seconds: float, running: int, waiting: int, num_shards: int
     _report(crowd.tallies, counts)
     print(memory_table(memory.seen, {setup.name: parse_size(setup.memory) for setup in setups}, 0.0, seconds))
     print(f"\n{seconds:.0f} s of questions, the last answer after {took_s:.0f} s. Signs of a fault: {signs or 'none'}.")
-    is_well = not signs and all(not tally.different and not tally.failures for tally in crowd.tallies.values())
+    is_well = not signs and all(tally.is_well for tally in crowd.tallies.values())
     return 0 if is_well else 1
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dairllm.coordinator.cluster.config import ClusterConfig
 from dairllm.coordinator.cluster.shard_reports import ShardCapabilities, ShardHello
 from dairllm.mesh.errors import DairllmError, InvalidRequest, WrongCluster, WrongProtocol
+from dairllm.mesh.peers import MAX_NAME_CHARS
 
-MAX_NAME_CHARS = 64
 MAX_ADDRESSES = 64
 MAX_MEMORY_BYTES = 1 << 50
 """A pebibyte: more than any machine has, so a larger number is a mistake."""

@@ -94,10 +94,9 @@ class BetterPlan:
         """Whether it has been found often enough; if it was found, it is looked for again then."""
         self.num_found = self.num_found + 1 if is_found else 0
         self.may_exist = is_found
-        if self.num_found < num_needed:
+        if is_found and self.num_found < num_needed:
             self.not_before_s = max(self.not_before_s, again_s)
-            return False
-        return True
+        return self.num_found >= num_needed
 
     def recent(self, now_s: float, memory_s: float) -> int:
         """How many plans for speed alone are remembered."""

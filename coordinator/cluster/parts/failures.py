@@ -68,12 +68,11 @@ class Failures(MachinePart):
         """It cannot load this part; if it has another one already, it may keep that. With too little memory it may have a smaller one."""
         self._journal.tell(EventKind.LOAD_FAILED, member.name, f"shard {member.name} could not load its part: {message}")
         self._state.note_trouble(f"shard {member.name} could not load its part: {message}")
-        if self._limit_to_present(member, math.inf):
-            pass
-        elif missing_bytes:
-            self._learn_room(member, missing_bytes)
-        else:
-            member.fail(message, math.inf)
+        if not self._limit_to_present(member, math.inf):
+            if missing_bytes:
+                self._learn_room(member, missing_bytes)
+            else:
+                member.fail(message, math.inf)
         self._give_up_candidate(f"shard {member.name} failed")
 
     def _learn_room(self, member: Member, missing_bytes: int) -> None:

@@ -5,6 +5,7 @@ from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.descriptions import describe_recovery
 from dairllm.coordinator.cluster.events import AnswersRecovered, StepMeasured
 from dairllm.coordinator.cluster.parts.machine_part import MachinePart
+from dairllm.coordinator.planner import format_rate
 
 
 class Measurements(MachinePart):
@@ -24,7 +25,7 @@ class Measurements(MachinePart):
                 self._tell_speed(member, before_s)
 
     def _tell_speed(self, member: Member, before_s: float) -> None:
-        words = f"shard {member.name} computes at {1e-9 / member.speed.used_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s were expected"
+        words = f"shard {member.name} computes at {format_rate(member.speed.used_s)}, {format_rate(before_s)} were expected"
         self._journal.tell(EventKind.SPEED_CHANGED, member.name, words)
 
     def on_recovered(self, event: AnswersRecovered) -> None:

@@ -93,12 +93,11 @@ class Planning(MachinePart):
         assert state.active is not None
         outcome = self._search.find(state.model, state.active.plan, least_gain=self._gain_for_speed())
         is_found = isinstance(outcome, Plan) and not outcome.same_work_as(state.active.plan)
-        if is_found and better.note_looked_for(True, self._now_s + config.better_look_s, 1 if better.is_free else config.better_looks):
+        num_needed = 1 if better.is_free else config.better_looks
+        if better.note_looked_for(is_found, self._now_s + config.better_look_s, num_needed):
             self._take_beside(state.model, outcome, is_for_speed=True)
-        elif not is_found:
-            better.note_looked_for(False, self._now_s, config.better_looks)
-            if isinstance(outcome, Plan):
-                self._idle.leave_out(outcome)
+        elif not is_found and isinstance(outcome, Plan):
+            self._idle.leave_out(outcome)
 
     def _gain_for_speed(self) -> float:
         """What a plan for speed alone has to gain now."""
@@ -124,9 +123,9 @@ class Planning(MachinePart):
         """
         active = self._state.active
         assert active is not None
-        outcome = self._search.find(model, active.plan)
-        is_for_speed = isinstance(outcome, Plan) and not new & outcome.placement.keys()
-        if is_for_speed:
+        outcome = self._search.find(model, active.plan) if new else None
+        is_for_speed = outcome is None or (isinstance(outcome, Plan) and not new & outcome.placement.keys())
+        if outcome is None or is_for_speed:
             outcome = self._search.find(model, active.plan, least_gain=self._gain_for_speed())
         self._take_beside(model, outcome, is_for_speed)
 

@@ -5,6 +5,7 @@ come back lies behind the last stage that has sent it. Who says nothing of its f
 time alone blames nobody, but heartbeats which say that nothing has moved, or a frame that takes many times what is expected of its shard.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from dairllm.coordinator.cluster.books.books import Books
@@ -87,7 +88,7 @@ class Standstills(MachinePart):
         active = self._state.active
         assert active is not None
         names, before = list(active.plan.placement), COORDINATOR_NAME
-        for name in names:
+        for name, following in pairwise((*names, names[-1])):
             member = self._members.get(name)
             if member is None:
                 return None
@@ -97,7 +98,6 @@ class Standstills(MachinePart):
                 return lies
             assert work is not None
             if work.sent_frames < number:
-                following = next(iter(names[names.index(name) + 1 :]), name)
                 return FrameLies(following, f"has taken no frame of shard {name}", self._unheard_s(most_work), name)
             before = name
         return FrameLies(names[-1], "has sent no result, though it says so,", self._unheard_s(most_work))

@@ -9,7 +9,7 @@ from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.cluster.parts.plan_search import PlanSearch
 from dairllm.coordinator.cluster.parts.planning import Planning
 from dairllm.coordinator.cluster.phases import Phase
-from dairllm.coordinator.planner import format_bytes
+from dairllm.coordinator.planner import format_bytes, format_rate
 from dairllm.mesh.words import counted
 
 
@@ -92,5 +92,5 @@ class Wishes(MachinePart):
     def _tell_speed(self, member: Member, before_s: float) -> None:
         after_s = member.hello.capabilities.decode_s_per_byte
         if after_s > 0 and before_s > 0:
-            words = f"shard {member.name} has measured itself again: {1e-9 / after_s:.1f} GB/s, {1e-9 / before_s:.1f} GB/s before"
+            words = f"shard {member.name} has measured itself again: {format_rate(after_s)}, {format_rate(before_s)} before"
             self._journal.tell(EventKind.SPEED_CHANGED, member.name, words)

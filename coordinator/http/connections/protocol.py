@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dairllm.coordinator.http.connections.crowd import Crowd
 from dairllm.coordinator.http.connections.half_closed import HalfClosed
-from dairllm.coordinator.http.error_replies import plain_error_body
+from dairllm.coordinator.http.error_replies import head_too_large, plain_error_body
 from dairllm.coordinator.http.limits import HttpLimits
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class PatientProtocol(H11Protocol):
     def _refusal(self, error: BaseException | None) -> tuple[int, str, str]:
         match error:
             case h11.RemoteProtocolError(error_status_hint=431):
-                return 431, f"the head of the request is too large; expected at most {self.limits.max_head_bytes} bytes", "head_too_large"
+                return head_too_large(self.limits.max_head_bytes)
             case h11.RemoteProtocolError(error_status_hint=501):
                 return 501, "the transfer-encoding is not supported; expected chunked or none", "unknown_transfer_encoding"
             case _:

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dairllm.coordinator.http.error_replies import plain_error_reply
+from dairllm.coordinator.http.error_replies import head_too_large, plain_error_reply
 from dairllm.coordinator.http.gate.hosts import Hosts, parse_authority
 from dairllm.coordinator.http.gate.origins import Origins
 
@@ -43,8 +43,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         size_bytes = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
         if size_bytes > self._max_head_bytes:
-            message = f"the head of the request is too large; expected at most {self._max_head_bytes} bytes"
-            return plain_error_reply(431, message, "head_too_large", {"connection": "close"})
+            return plain_error_reply(*head_too_large(self._max_head_bytes), {"connection": "close"})
         headers = Headers(scope=scope)
         host_header, origin = headers.get("host"), headers.get("origin")
         host = None if host_header is None else parse_authority(host_header)
