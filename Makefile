@@ -17,6 +17,8 @@ PROTO_SOURCES := $(wildcard protos/dairllm/v1/*.proto)
 PROTOC := .venv-protos/bin/python -m grpc_tools.protoc --proto_path=protos
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
 SEEDS ?= 20000
 FIRST ?= 0
 LIMIT_S ?= 3600
@@ -40,11 +42,11 @@ dev: build $(STAMPS)/lint ## build, and install what the tests, the benchmarks a
 demo: build ## A coordinator and two shards find each other and answer a question
 	@$(BIN)/python deploy/demo.py
 
-test: build $(STAMPS)/test ## All tests
-	$(PYTEST) $(PYTEST_ARGS)
+test: build $(STAMPS)/test ## All tests, WORKERS files of them at a time
+	$(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
 test-fast: build $(STAMPS)/test ## The tests without slow ones and without network namespaces
-	$(PYTEST) -m "not slow and not namespaces" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not namespaces" $(PARALLEL) $(PYTEST_ARGS)
 
 faults: build $(STAMPS)/test ## The whole matrix of faults (what × where × when) with real processes, and its table as Markdown
 	$(PYTEST) tests/faults --all-faults $(PYTEST_ARGS)

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 # Timings never decide a test: a busy machine is slow, and not wrong.
 settings.register_profile("dairllm", deadline=None)
 settings.load_profile("dairllm")
+
+_LEFT_BY_WORKERS = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,5 +66,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for child in left:
         print(f"\nleft behind by a test: process {child.pid}: {' '.join(child.cmdline())}", file=sys.stderr)
         child.kill()
-    if left and session.exitstatus == 0:
+    workers_left = session.config.stash.setdefault(_LEFT_BY_WORKERS, 0)
+    output: dict[str, int] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left"] = len(left)
+    if (left or workers_left) and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """pytest-xdist: a worker has ended, whose processes only it could count."""
+    stash = node.config.stash
+    stash[_LEFT_BY_WORKERS] = stash.setdefault(_LEFT_BY_WORKERS, 0) + getattr(node, "workeroutput", {}).get("left", 0)
