@@ -136,7 +136,7 @@ def test_a_file_that_changes_while_it_is_served_gives_no_wrong_answer(tmp_path: 
         first, second = shards(2)
         cluster.start_shard(second).wait_ready()
         cluster.processes.pop(first.name).kill()
-        state = cluster.wait_until(lambda state: "replaced or changed" in state["reason"])
+        state = cluster.wait_until(lambda state: not state["can_answer"] and "replaced or changed" in state["reason"])
         print(f"the file was changed: {state['reason']}")
         response = cluster.client.get("/readyz")
         assert (response.status_code, "replaced or changed" in response.text) == (503, True), response.text
