@@ -13,8 +13,8 @@ from rich.console import Console
 
 from dairllm.kernels_pyx import KvCache, PackedMatrix
 from dairllm.mesh.errors import InvalidSetting
+from dairllm.model_files.containers import open_container
 from dairllm.model_files.fetch import resolve_model
-from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.progress import progress_bar
 from dairllm.model_files.spec import ModelSpec
@@ -77,7 +77,7 @@ def load(name_or_path: str, context_length: int, wire: str = "F32") -> LoadedMod
 
 async def _load_units(path: Path, assignment: AssignmentFacts) -> tuple[LoadedUnit, ...]:
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
-        return tuple(await LayerStore(executor).load(assignment, [LocalFiles((path,), executor)], lambda _: None))
+        return tuple(await LayerStore(executor).load(assignment, [LocalFiles(open_container(path).paths, executor)], lambda _: None))
 
 
 def with_float_weights(model: LoadedModel) -> LoadedModel:
@@ -118,7 +118,7 @@ def documents(model_path: Path, num_tokens: int, window: int, files: Sequence[Pa
     """
     paths = list(files) or [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted((ROOT / "deploy").glob("*.md"))]
     text = "\n\n".join(path.read_text() for path in paths)
-    ids = load_tokenizer(read_gguf(model_path)).encode(text, add_special=False, parse_special=False)[:num_tokens]
+    ids = load_tokenizer(open_container(model_path)).encode(text, add_special=False, parse_special=False)[:num_tokens]
     if len(ids) < num_tokens:
         raise InvalidSetting(f"{', '.join(path.name for path in paths)} have {len(ids)} tokens; expected {num_tokens} or more")
     pieces = [ids[first : first + window] for first in range(0, len(ids), window)]

@@ -12,9 +12,9 @@ from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
 from dairllm.mesh.errors import InvalidModel
 from dairllm.mesh.foreign_text import on_one_line
 from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
+from dairllm.model_files.containers import Container, open_container
 from dairllm.model_files.errors import InvalidTemplate, ModelFileError, UnsupportedModel
 from dairllm.model_files.fetch import resolve_model
-from dairllm.model_files.gguf_file import GgufFile, read_gguf
 from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, weights_bytes
@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    path: Path
+    """paths: of its files with weights, in the order of the manifest."""
+
+    paths: tuple[Path, ...]
     manifest: Manifest
     served: ServedModel
 
@@ -67,15 +69,15 @@ def load_model(name_or_path: str, served_name: str | None, arithmetic: str, prog
     """
     try:
         path = resolve_model(name_or_path, progress)
-        gguf = read_gguf(path)
+        container = open_container(path)
         manifest = build_manifest(path, progress)
-        tokenizer = _tokenizer_of(gguf)
-        template = _template_of(gguf, tokenizer)
+        tokenizer = _tokenizer_of(container)
+        template = _template_of(container, tokenizer)
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
     name, aliases = names_of(name_or_path, path, served_name)
     served = ServedModel(name, manifest.model_digest.hex(), arithmetic, manifest.spec, tokenizer, template, aliases=aliases)
-    return LoadedModel(path, manifest, served)
+    return LoadedModel(container.paths, manifest, served)
 
 
 def names_of(name_or_path: str, path: Path, served_name: str | None) -> tuple[str, frozenset[str]]:
@@ -84,10 +86,10 @@ def names_of(name_or_path: str, path: Path, served_name: str | None) -> tuple[st
     return name, frozenset({name_or_path, path.name, path.stem, str(path)})
 
 
-def _tokenizer_of(gguf: GgufFile) -> Tokenizer | None:
+def _tokenizer_of(container: Container) -> Tokenizer | None:
     """A model without a tokenizer that is known exactly is served for token ids: better than with one that is nearly right."""
     try:
-        tokenizer = load_tokenizer(gguf)
+        tokenizer = load_tokenizer(container)
     except UnsupportedModel as error:
         logger.warning("the model is served for token ids only: %s", error)
         return None
@@ -96,12 +98,12 @@ def _tokenizer_of(gguf: GgufFile) -> Tokenizer | None:
     return tokenizer
 
 
-def _template_of(gguf: GgufFile, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+def _template_of(container: Container, tokenizer: Tokenizer | None) -> ChatTemplate | None:
     if tokenizer is None:
         return None
     processes = TemplateProcesses()
     try:
-        return load_chat_template(gguf, tokenizer, processes)
+        return load_chat_template(container, tokenizer, processes)
     except (UnsupportedModel, InvalidTemplate) as error:
         processes.close()
         logger.warning("/v1/chat/completions is not available: %s", error)

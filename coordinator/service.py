@@ -155,7 +155,7 @@ class Coordinator:
     async def _start_grpc(self, server: grpc.aio.Server, membership: Membership, latency: LatencyObserver) -> None:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(membership, self._state), server)
         ring_pb2_grpc.add_RingServiceServicer_to_server(ResultsServicer(self._ring), server)
-        weights_pb2_grpc.add_WeightsServiceServicer_to_server(ModelFileServicer(self._model.manifest, self._model.path), server)
+        weights_pb2_grpc.add_WeightsServiceServicer_to_server(ModelFileServicer(self._model.manifest, self._model.paths), server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._model.served, self._engine, latency), server)
         modules = (cluster_pb2, ring_pb2, weights_pb2, inference_pb2)
         names = [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import tokenizers
 from tokenizers.models import BPE
 
+from dairllm.model_files.containers import Container
 from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.gguf_file import GgufFile
 from dairllm.model_files.pretokenizers import find_word_rules, make_pre_tokenizer
 from dairllm.model_files.vocabulary import TokenKind, Vocabulary
 
@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 class ByteLevelBpe:
     """Control tokens are kept out of it, so that text cannot become one by merging. pre: name of the pre-tokenizer."""
 
-    def __init__(self, gguf: GgufFile, vocabulary: Vocabulary, pre: str) -> None:
+    def __init__(self, gguf: Container, vocabulary: Vocabulary, pre: str) -> None:
         rules = find_word_rules(pre)
         ids = vocabulary.ids_of_kind(TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.BYTE)
         model = BPE(vocab=ids, merges=_merges_within(ids, gguf), ignore_merges=rules.whole_words)
@@ -32,7 +32,7 @@ class ByteLevelBpe:
         return [token_id for encoding in encodings for token_id in encoding.ids]
 
 
-def _merges_within(ids: dict[str, int], gguf: GgufFile) -> list[tuple[str, str]]:
+def _merges_within(ids: dict[str, int], gguf: Container) -> list[tuple[str, str]]:
     """Merges as pairs, without those that involve a control token."""
     control = {text for text in gguf.texts("tokenizer.ggml.tokens") if text not in ids}
     merges: list[tuple[str, str]] = []

@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dairllm.model_files.containers import Container
 from dairllm.model_files.errors import InvalidTemplate, UnsupportedModel
-from dairllm.model_files.gguf_file import GgufFile
 from dairllm.model_files.template_process import Template, TemplateProcesses
 from dairllm.model_files.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ class ChatTemplate:
         self._processes.close()
 
 
-def load_chat_template(gguf: GgufFile, tokenizer: Tokenizer, processes: TemplateProcesses) -> ChatTemplate:
+def load_chat_template(gguf: Container, tokenizer: Tokenizer, processes: TemplateProcesses) -> ChatTemplate:
     """The template of a file; UnsupportedModel if it has none, InvalidTemplate if it does not compile."""
     source = gguf.text("tokenizer.chat_template", "")
     if not source:

@@ -28,16 +28,16 @@ POLL_INTERVAL_S = 0.2
 
 
 def resolve_model(name_or_path: str, progress: ProgressCallback | None = None) -> Path:
-    """The model file that is meant by a path or by a known name, fetched into the cache folder if it is not there yet.
+    """The file or folder that is meant by a path or by a known name, fetched into the cache folder if it is not there yet.
 
-    UnknownModelName if it is neither a readable, non-empty file nor a known name; ModelFetchError if the download, its verification or its
+    UnknownModelName if it is neither a file, nor a folder, nor a known name; ModelFetchError if the download, its verification or its
     storage fails. Several processes may resolve the same name at once: one fetches, the others wait for it.
     """
     if "\0" in name_or_path:
         raise UnknownModelName(f"{name_or_path[:200]!r} contains a NUL character; expected a path or a name")
     path = Path(os.path.expanduser(name_or_path))
     if _exists(path) or os.sep in name_or_path or path.suffix == ".gguf":
-        return _check_file(path)
+        return _check_path(path)
     return fetch_model(find_known_model(name_or_path), progress)
 
 
@@ -64,18 +64,15 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _check_file(path: Path) -> Path:
+def _check_path(path: Path) -> Path:
+    """Links stay: the files beside one count."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise UnknownModelName(f"{path} is {kind}; expected a .gguf file")
-        if status.st_size == 0:
-            raise UnknownModelName(f"{path} is empty; expected a .gguf file")
-        with open(path, "rb"):
-            return Path(os.path.realpath(path))
+        mode = path.stat().st_mode
     except OSError as error:
         raise UnknownModelName(f"{path} cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UnknownModelName(f"{path} is not a regular file; expected a model file or a folder with one")
+    return Path(os.path.abspath(path))
 
 
 def _is_complete(path: Path, model: KnownModel) -> bool:

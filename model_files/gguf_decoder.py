@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dairllm.model_files.attention import Rope
+from dairllm.model_files.containers import Container
 from dairllm.model_files.dense_decoder import Biases, dense_decoder, dense_layer
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.gguf_file import GgufFile
 from dairllm.model_files.reader import FileSource
 from dairllm.model_files.roles import unit_shapes
 from dairllm.model_files.spec import MAX_LAYERS, LayerSpec, ModelSpec
@@ -57,7 +57,7 @@ class PlainDecoder(NamedTuple):
     rope_interleaved: bool
     biases: Biases = Biases()
 
-    def read_spec(self, gguf: GgufFile) -> ModelSpec:
+    def read_spec(self, gguf: Container) -> ModelSpec:
         """CorruptModelFile or UnsupportedModel, naming the key, if it cannot be made."""
         self._refuse_variants(gguf)
         hidden_size = gguf.integer(f"{self.name}.embedding_length")
@@ -69,14 +69,14 @@ class PlainDecoder(NamedTuple):
         return dense_decoder(
             tuple(self._layer(gguf, index, hidden_size, rope) for index in range(num_layers)),
             architecture=self.name,
-            name=gguf.text("general.name", gguf.path.stem) or gguf.path.stem,
+            name=gguf.text("general.name", gguf.name) or gguf.name,
             hidden_size=hidden_size,
             vocab_size=vocab_size,
             context_length=gguf.integer(f"{self.name}.context_length"),
             padding_rows=_padding_rows(gguf, vocab_size),
         )
 
-    def tensor_names(self, gguf: GgufFile, spec: ModelSpec) -> list[dict[str, str]]:
+    def tensor_names(self, gguf: Container, spec: ModelSpec) -> list[dict[str, str]]:
         """Tensors of each unit by role. A model without `output.weight` is tied: its output is the embedding itself."""
         outer = {"token_embedding": EMBEDDING, "output_norm": OUTPUT_NORM, "output": OUTPUT if OUTPUT in gguf.tensors else EMBEDDING}
         units = [
@@ -86,7 +86,7 @@ class PlainDecoder(NamedTuple):
         self._refuse_others(gguf, units)
         return units
 
-    def _layer(self, gguf: GgufFile, index: int, hidden_size: int, rope: Rope) -> LayerSpec:
+    def _layer(self, gguf: Container, index: int, hidden_size: int, rope: Rope) -> LayerSpec:
         num_heads, head_dim = self._num_heads(gguf), self._head_dim(gguf, hidden_size)
         return dense_layer(
             intermediate_size=gguf.integer(f"{self.name}.feed_forward_length"),
@@ -99,25 +99,25 @@ class PlainDecoder(NamedTuple):
             biases=self._biases(gguf, index),
         )
 
-    def _biases(self, gguf: GgufFile, index: int) -> Biases:
+    def _biases(self, gguf: Container, index: int) -> Biases:
         roles = ("q_bias", "k_bias", "v_bias", "attention_output_bias")
         stored = Biases(*(layer_tensor_name(index, role) in gguf.tensors for role in roles))
         return Biases(*(is_stored or is_needed for is_stored, is_needed in zip(stored, self.biases, strict=True)))
 
-    def _refuse_variants(self, gguf: GgufFile) -> None:
+    def _refuse_variants(self, gguf: Container) -> None:
         for suffix, neutral in NEUTRAL_VALUES.items():
             value = gguf.metadata.get(f"{self.name}.{suffix}", neutral)
             if isinstance(value, (list, np.ndarray)) or value != neutral:
                 key = f"{self.name}.{suffix}"
                 raise UnsupportedModel(f"{gguf.path} sets {key} to {value!r}, which is not supported; expected {neutral} or none")
 
-    def _num_heads(self, gguf: GgufFile) -> int:
+    def _num_heads(self, gguf: Container) -> int:
         num_heads = gguf.integer(f"{self.name}.attention.head_count")
         if num_heads < 1:
             raise CorruptModelFile(f"{gguf.path} has {self.name}.attention.head_count {num_heads}; expected at least 1")
         return num_heads
 
-    def _head_dim(self, gguf: GgufFile, hidden_size: int) -> int:
+    def _head_dim(self, gguf: Container, hidden_size: int) -> int:
         key_length = gguf.integer(f"{self.name}.attention.key_length", hidden_size // self._num_heads(gguf))
         value_length = gguf.integer(f"{self.name}.attention.value_length", key_length)
         if key_length < 1 or value_length != key_length:
@@ -125,22 +125,22 @@ class PlainDecoder(NamedTuple):
             raise UnsupportedModel(f"{gguf.path} has {found}; expected equal positive numbers")
         return key_length
 
-    def _vocab_size(self, gguf: GgufFile) -> int:
+    def _vocab_size(self, gguf: Container) -> int:
         embedding = gguf.tensors.get(EMBEDDING)
-        if embedding is None or len(embedding.dimensions) != 2:
+        if embedding is None or len(embedding.shape) != 2:
             raise CorruptModelFile(f"{gguf.path} lacks the matrix {EMBEDDING}")
-        rows = embedding.dimensions[1]
+        rows = embedding.shape[0]
         stated = gguf.integer(f"{self.name}.vocab_size", rows)
         if stated != rows:
             raise CorruptModelFile(f"{gguf.path} has {self.name}.vocab_size {stated}, but {EMBEDDING} has {rows} rows")
         return rows
 
-    def _rope(self, gguf: GgufFile, head_dim: int) -> Rope:
+    def _rope(self, gguf: Container, head_dim: int) -> Rope:
         dim = gguf.integer(f"{self.name}.rope.dimension_count", head_dim)
         theta = gguf.number(f"{self.name}.rope.freq_base", 10_000.0)
         return Rope(theta=theta, dim=dim, interleaved=self.rope_interleaved, freq_factors=self._freq_factors(gguf, dim))
 
-    def _freq_factors(self, gguf: GgufFile, rope_dim: int) -> tuple[float, ...]:
+    def _freq_factors(self, gguf: Container, rope_dim: int) -> tuple[float, ...]:
         """Factors of linear scaling times those of `rope_freqs.weight` (Llama 3.1's scaling, precomputed by the converter)."""
         linear = self._linear_scaling_factor(gguf)
         stored = _stored_freq_factors(gguf)
@@ -148,14 +148,14 @@ class PlainDecoder(NamedTuple):
             return () if linear == 1.0 else (linear,) * (max(rope_dim, 0) // 2)
         return tuple(linear * factor for factor in stored)
 
-    def _linear_scaling_factor(self, gguf: GgufFile) -> float:
+    def _linear_scaling_factor(self, gguf: Container) -> float:
         kind = gguf.text(f"{self.name}.rope.scaling.type", "linear")
         if kind not in {"none", "linear"}:
             raise UnsupportedModel(f"{gguf.path} has rope scaling of type {kind!r}, which is not supported; expected 'none' or 'linear'")
         factor = gguf.number(f"{self.name}.rope.scaling.factor", gguf.number(f"{self.name}.rope.scale_linear", 1.0))
         return 1.0 if kind == "none" or factor == 0.0 else factor
 
-    def _refuse_others(self, gguf: GgufFile, units: list[dict[str, str]]) -> None:
+    def _refuse_others(self, gguf: Container, units: list[dict[str, str]]) -> None:
         expected = {name for unit in units for name in unit.values()}
         missing = sorted(expected - gguf.tensors.keys())
         if missing:
@@ -170,20 +170,20 @@ def layer_tensor_name(layer: int, role: str) -> str:
     return f"blk.{layer}.{LAYER_TENSORS[role]}"
 
 
-def _padding_rows(gguf: GgufFile, vocab_size: int) -> int:
+def _padding_rows(gguf: Container, vocab_size: int) -> int:
     """Converters round the matrices up: rows behind the file's last token. Without a list of tokens every row is one."""
     num_tokens = len(gguf.texts("tokenizer.ggml.tokens", []))
     return max(0, vocab_size - num_tokens) if num_tokens else 0
 
 
-def _stored_freq_factors(gguf: GgufFile) -> list[float] | None:
+def _stored_freq_factors(gguf: Container) -> list[float] | None:
     tensor = gguf.tensors.get(ROPE_FREQS)
     if tensor is None:
         return None
-    if tensor.block_format.name != "F32" or len(tensor.dimensions) != 1:
-        raise UnsupportedModel(f"{ROPE_FREQS} is {tensor.block_format.name} of shape {tensor.dimensions}; expected a vector of F32")
+    if tensor.block_format.name != "F32" or len(tensor.shape) != 1:
+        raise UnsupportedModel(f"{ROPE_FREQS} is {tensor.block_format.name} of shape {tensor.shape}; expected a vector of F32")
     if tensor.size_bytes > 4096:
-        raise CorruptModelFile(f"{ROPE_FREQS} has {tensor.dimensions[0]} values; expected half of the rotated dimensions")
-    with FileSource(gguf.path) as source:
-        factors: list[float] = np.frombuffer(source.read(tensor.offset, tensor.size_bytes), "<f4").astype(float).tolist()
+        raise CorruptModelFile(f"{ROPE_FREQS} has {tensor.shape[0]} values; expected half of the rotated dimensions")
+    with FileSource(gguf.files[tensor.file_index].path) as source:
+        factors: list[float] = np.frombuffer(source.read(tensor.offset_bytes, tensor.size_bytes), "<f4").astype(float).tolist()
     return factors

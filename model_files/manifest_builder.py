@@ -1,79 +1,88 @@
-"""Building a file's manifest, and keeping it so that the file is hashed once and not at every start."""
+"""Building a model's manifest, and keeping it so that its files are hashed once and not at every start."""
 
 import hashlib
 import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from dairllm.kernels_pyx import STAGE_FEATURES
 from dairllm.model_files.architectures import find_architecture
+from dairllm.model_files.block_formats import BLOCK_FORMATS
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
+from dairllm.model_files.containers import Container, StoredTensor, open_container
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from dairllm.model_files.file_identity import FileIdentity, identity_of, is_certain
-from dairllm.model_files.gguf_file import GgufFile, GgufTensor, read_gguf
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit, compute_model_digest
 from dairllm.model_files.progress import ProgressCallback
 from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.model_files.spec import ModelSpec, require_features
 
 # Part of the cache key: raised whenever the same file would give another manifest.
-MANIFEST_VERSION = 4
+MANIFEST_VERSION = 5
 
 
 def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Manifest:
-    """The manifest of a GGUF file, from the cache if the file has certainly not changed since (`file_identity`).
+    """The manifest of a file or folder, from the cache if no file of it has changed since, which must be certain (`file_identity`).
 
     Otherwise every unit is read once, in order, so that a tied embedding is read twice: it is part of two units. Raises
-    CorruptModelFile or UnsupportedModel. A cache that cannot be read or written costs time, never correctness.
+    UnknownModelName, CorruptModelFile or UnsupportedModel. A cache that cannot be read or written costs time, never correctness.
     """
-    path = Path(os.path.realpath(path))
-    before, began_ns = _identity(path), time.time_ns()
-    cached = _load_cached(path, before)
+    container = open_container(path)
+    before, began_ns = _identities(container), time.time_ns()
+    cached = _load_cached(before)
     if cached is not None:
         return cached
-    manifest = _read_manifest(read_gguf(path), progress)
-    if _identity(path) != before:
+    container = open_container(path)  # its headers were read before it was known which files to look at
+    manifest = _read_manifest(container, progress)
+    if _identities(container) != before:
         raise CorruptModelFile(f"{path} was changed while it was read; wait until it is complete")
-    if is_certain(before, began_ns):
-        _store_cached(path, before, manifest)
+    if all(is_certain(identity, began_ns) for identity in before.values()):
+        _store_cached(before, manifest)
     return manifest
 
 
-def read_spec(gguf: GgufFile) -> ModelSpec:
-    """The spec of a parsed file; UnsupportedModel if its architecture, or something that it asks of the kernels, is not supported."""
-    if gguf.integer("split.count", 1) > 1:
-        raise UnsupportedModel(
-            f"{gguf.path} is one part of a split model, which is not supported; merge the parts with llama-gguf-split --merge"
-        )
-    spec = find_architecture(gguf.text("general.architecture")).read_spec(gguf)
+def read_spec(container: Container) -> ModelSpec:
+    """Its description; UnsupportedModel if its architecture, or something that it asks of the kernels, is not supported."""
+    spec = find_architecture(container.text("general.architecture")).read_spec(container)
     require_features(spec, STAGE_FEATURES)
     return spec
 
 
-def _read_manifest(gguf: GgufFile, progress: ProgressCallback | None) -> Manifest:
-    spec = read_spec(gguf)
-    names = find_architecture(spec.architecture).tensor_names(gguf, spec)
-    tensors = [tuple(_tensor_info(role, gguf.tensors[name]) for role, name in unit.items()) for unit in names]
-    name = os.fsencode(gguf.path.name).decode(errors="backslashreplace")
-    files = (ModelFile(name=name, size_bytes=gguf.size_bytes),)
+def _read_manifest(container: Container, progress: ProgressCallback | None) -> Manifest:
+    spec = read_spec(container)
+    names = find_architecture(spec.architecture).tensor_names(container, spec)
+    tensors = [tuple(_tensor_info(role, container.tensors[name]) for role, name in unit.items()) for unit in names]
+    files = tuple(ModelFile(name=_text_of(file.path.name), size_bytes=file.size_bytes) for file in container.files)
     total_bytes = sum(tensor.size_bytes for unit in tensors for tensor in unit)
-    with ModelSource([gguf.path]) as source:
-        hashing = _Hashing(source, progress, f"Hashing {name}", total_bytes)
+    with ModelSource(container.paths) as source:
+        hashing = _Hashing(source, progress, f"Hashing {_text_of(container.path.name)}", total_bytes)
         units = tuple(hashing.unit(index, unit) for index, unit in enumerate(tensors))
     return Manifest(spec=spec, units=units, files=files, model_digest=compute_model_digest(spec, units))
 
 
-def _tensor_info(role: str, tensor: GgufTensor) -> TensorInfo:
+def _text_of(name: str) -> str:
+    """Of a file's name whatever bytes it has."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _tensor_info(role: str, tensor: StoredTensor) -> TensorInfo:
+    if tensor.block_format.name not in BLOCK_FORMATS:
+        formats = ", ".join(BLOCK_FORMATS)
+        raise UnsupportedModel(
+            f"tensor {tensor.name!r} is stored as {tensor.block_format.name}, which is not supported; expected one of {formats}"
+        )
     return TensorInfo(
         name=tensor.name,
         role=role,
         block_format=tensor.block_format.name,
-        shape=tuple(reversed(tensor.dimensions)),
-        offset_bytes=tensor.offset,
+        shape=tensor.shape,
+        file_index=tensor.file_index,
+        offset_bytes=tensor.offset_bytes,
         size_bytes=tensor.size_bytes,
     )
 
@@ -96,6 +105,12 @@ class _Hashing:
         return replace(unit, digest=digest.digest())
 
 
+def _identities(container: Container) -> dict[str, FileIdentity]:
+    """Of all files that the manifest depends on, by their paths."""
+    paths = (*container.paths, *container.descriptions)
+    return {os.fsencode(path).hex(): _identity(path) for path in paths}
+
+
 def _identity(path: Path) -> FileIdentity:
     try:
         return identity_of(path.stat())
@@ -103,21 +118,21 @@ def _identity(path: Path) -> FileIdentity:
         raise CorruptModelFile(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _cache_path(model: Path, identity: FileIdentity) -> Path:
-    key = json.dumps([MANIFEST_VERSION, os.fsencode(model).hex(), *identity])
+def _cache_path(identities: Mapping[str, FileIdentity]) -> Path:
+    key = json.dumps([MANIFEST_VERSION, sorted(identities.items())])
     return cache_folder() / "manifests" / f"{hashlib.sha256(key.encode()).hexdigest()}.manifest"
 
 
-def _load_cached(model: Path, identity: FileIdentity) -> Manifest | None:
+def _load_cached(identities: Mapping[str, FileIdentity]) -> Manifest | None:
     try:
-        return manifest_from_bytes(_cache_path(model, identity).read_bytes())
+        return manifest_from_bytes(_cache_path(identities).read_bytes())
     except (OSError, ModelFileError):
         return None
 
 
-def _store_cached(model: Path, identity: FileIdentity, manifest: Manifest) -> None:
+def _store_cached(identities: Mapping[str, FileIdentity], manifest: Manifest) -> None:
     """Written beside its place and renamed, so that nobody ever reads half a manifest."""
-    path = _cache_path(model, identity)
+    path = _cache_path(identities)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -10,8 +10,8 @@ version of protobuf, so the few fields are written here.
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
+from dairllm.model_files.containers import Container
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.gguf_file import GgufFile
 from dairllm.model_files.vocabulary import TokenKind, Vocabulary
 
 SPACE_MARK = "\u2581"
@@ -46,7 +46,7 @@ class SentencePieceBpe:
         return [self._ids[index] for ids in self._processor.encode(marked, out_type=int, num_threads=1) for index in ids]
 
 
-def read_sentencepiece(gguf: GgufFile, vocabulary: Vocabulary) -> SentencePieceBpe:
+def read_sentencepiece(gguf: Container, vocabulary: Vocabulary) -> SentencePieceBpe:
     scores = gguf.array("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(vocabulary.texts):
         raise CorruptModelFile(f"{gguf.path} needs one score per token in tokenizer.ggml.scores, {len(vocabulary.texts)} of them")

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from dairllm.model_files.byte_level_bpe import ByteLevelBpe
+from dairllm.model_files.containers import Container
 from dairllm.model_files.control_texts import END_OF_GENERATION_TEXTS
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.gguf_file import GgufFile
 from dairllm.model_files.pretokenizers import find_word_rules
 from dairllm.model_files.sentencepiece_bpe import SPACE_MARK, read_sentencepiece
 from dairllm.model_files.special_texts import SpecialTexts
@@ -48,7 +48,7 @@ class Tokenizer:
     `longest_token_bytes` bounds what one token can stand for. doubts: what is odd about the file, as sentences.
     """
 
-    def __init__(self, gguf: GgufFile) -> None:
+    def __init__(self, gguf: Container) -> None:
         self._vocabulary = vocabulary = read_vocabulary(gguf)
         self.vocab_size = len(vocabulary.texts)
         kind, pre = gguf.text("tokenizer.ggml.model"), gguf.text("tokenizer.ggml.pre", "default")
@@ -132,7 +132,7 @@ class Tokenizer:
         """Text of a begin or end token for a chat template; empty for None."""
         return "" if token_id is None else self._vocabulary.texts[token_id]
 
-    def _special_id(self, gguf: GgufFile, name: str) -> int | None:
+    def _special_id(self, gguf: Container, name: str) -> int | None:
         key = f"tokenizer.ggml.{name}_token_id"
         if key not in gguf.metadata:
             return None
@@ -141,7 +141,7 @@ class Tokenizer:
             raise CorruptModelFile(f"{gguf.path} has {key} {token_id}; expected an id from 0 to {self.vocab_size - 1}")
         return token_id
 
-    def _find_end_of_generation_ids(self, gguf: GgufFile) -> frozenset[int]:
+    def _find_end_of_generation_ids(self, gguf: Container) -> frozenset[int]:
         named = {self._special_id(gguf, name) for name in ("eos", "eot", "eom")}
         special = self._vocabulary.ids_of_kind(TokenKind.CONTROL, TokenKind.USER_DEFINED)
         return frozenset(token_id for token_id in named if token_id is not None) | {
@@ -171,7 +171,7 @@ class StreamDecoder:
         return text
 
 
-def load_tokenizer(gguf: GgufFile) -> Tokenizer:
+def load_tokenizer(gguf: Container) -> Tokenizer:
     """The tokenizer of a file; UnsupportedModel if it has none or its kind is not known exactly, CorruptModelFile if it is damaged."""
     if "tokenizer.ggml.tokens" not in gguf.metadata:
         raise UnsupportedModel(f"{gguf.path.name} has no tokenizer; the model takes and gives token ids")
@@ -211,7 +211,7 @@ class _Step:
             self._pieces = []
 
 
-def _make_text_model(gguf: GgufFile, vocabulary: Vocabulary, kind: str, pre: str) -> _TextModel:
+def _make_text_model(gguf: Container, vocabulary: Vocabulary, kind: str, pre: str) -> _TextModel:
     if kind == "gpt2":
         return ByteLevelBpe(gguf, vocabulary, pre)
     if kind == "llama":
@@ -219,7 +219,7 @@ def _make_text_model(gguf: GgufFile, vocabulary: Vocabulary, kind: str, pre: str
     raise UnsupportedModel(f"tokenizer model {kind[:60]!r} is not supported; expected 'gpt2' or 'llama'")
 
 
-def _doubts(gguf: GgufFile, vocabulary: Vocabulary, kind: str) -> Iterator[str]:
+def _doubts(gguf: Container, vocabulary: Vocabulary, kind: str) -> Iterator[str]:
     if vocabulary.retyped:
         texts = ", ".join(sorted(set(vocabulary.retyped)))
         yield f"{gguf.path.name} types {texts} as ordinary text; control tokens in the chat formats of published models, they count as such"

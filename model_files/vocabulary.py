@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from dairllm.model_files.containers import Container
 from dairllm.model_files.control_texts import CONTROL_TEXTS
 from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.gguf_file import GgufFile
 
 MAX_TOKEN_BYTES = 65_536
 
@@ -39,7 +39,7 @@ class Vocabulary:
         return found
 
 
-def read_vocabulary(gguf: GgufFile) -> Vocabulary:
+def read_vocabulary(gguf: Container) -> Vocabulary:
     """CorruptModelFile if the table is damaged."""
     texts = gguf.texts("tokenizer.ggml.tokens")
     numbers = gguf.array("tokenizer.ggml.token_type")
@@ -49,15 +49,15 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
     if max(map(len, texts)) > MAX_TOKEN_BYTES:
         raise CorruptModelFile(f"{gguf.path} has a token of {max(map(len, texts))} characters; expected at most {MAX_TOKEN_BYTES}")
     embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is not None and len(texts) > embedding.dimensions[-1]:
-        raise CorruptModelFile(f"{gguf.path} has {len(texts)} tokens, but token_embd.weight has only {embedding.dimensions[-1]} rows")
+    if embedding is not None and len(texts) > embedding.shape[0]:
+        raise CorruptModelFile(f"{gguf.path} has {len(texts)} tokens, but token_embd.weight has only {embedding.shape[0]} rows")
     mistyped = _mistyped_ids(gguf, texts, kinds)
     for token_id in mistyped:
         kinds[token_id] = TokenKind.CONTROL
     return Vocabulary(texts, kinds, tuple(texts[token_id] for token_id in mistyped))
 
 
-def _token_kinds(gguf: GgufFile, numbers: Sequence[int]) -> list[TokenKind]:
+def _token_kinds(gguf: Container, numbers: Sequence[int]) -> list[TokenKind]:
     by_number = {int(kind): kind for kind in TokenKind}
     unknown = set(numbers) - by_number.keys()
     if unknown:
@@ -65,7 +65,7 @@ def _token_kinds(gguf: GgufFile, numbers: Sequence[int]) -> list[TokenKind]:
     return [by_number[number] for number in numbers]
 
 
-def _mistyped_ids(gguf: GgufFile, texts: Sequence[str], kinds: Sequence[TokenKind]) -> list[int]:
+def _mistyped_ids(gguf: Container, texts: Sequence[str], kinds: Sequence[TokenKind]) -> list[int]:
     """Control tokens that the file types as text. What merges make out of letters is text: the strike-through tags of HTML, say."""
     ids = [
         index for index, text in enumerate(texts) if text in CONTROL_TEXTS and kinds[index] not in (TokenKind.CONTROL, TokenKind.UNKNOWN)

@@ -53,7 +53,7 @@ class Orders:
             model_digest=manifest.model_digest,
             spec=spec_to_proto(manifest.spec),
             units=[unit_to_proto(manifest.units[index]) for index in action.units],
-            model_folder=str(folder) if is_text(str(folder := self._model.path.parent)) else "",
+            model_folder=str(folder) if is_text(str(folder := self._model.paths[0].parent)) else "",
             model_files=[file_to_proto(file) for file in manifest.files],
             next=self._peer(action.next.name if action.next else COORDINATOR_NAME, action.name),
             num_kv_blocks=action.num_kv_blocks,

@@ -1,7 +1,7 @@
-"""WeightsService of the coordinator: units of the served model's file, for shards that lack it."""
+"""WeightsService of the coordinator: units of the served model's files, for shards that lack it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -17,14 +17,14 @@ _REPLACED = "replaced or changed while the coordinator serves it; put the old fi
 
 
 class ModelFileServicer(weights_pb2_grpc.WeightsServiceServicer):
-    """Reads in a thread: a slow disk never holds up the event loop. path: of the model's first file; the others lie beside it.
+    """Reads in a thread: a slow disk never holds up the event loop. paths: of the model's files, in the order of the manifest.
 
     Files that are not as they were are looked into before anything of them is sent: who waits for a unit learns why it does not come.
     """
 
-    def __init__(self, manifest: Manifest, path: Path) -> None:
+    def __init__(self, manifest: Manifest, paths: Sequence[Path]) -> None:
         self._manifest = manifest
-        self._paths = [path, *(path.with_name(file.name) for file in manifest.files[1:])]
+        self._paths = paths
         with ModelSource(self._paths) as source:
             self._identities = source.identities
 

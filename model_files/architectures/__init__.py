@@ -8,8 +8,8 @@ import importlib
 import pkgutil
 from typing import Protocol
 
+from dairllm.model_files.containers import Container
 from dairllm.model_files.errors import UnsupportedModel
-from dairllm.model_files.gguf_file import GgufFile
 from dairllm.model_files.spec import ModelSpec
 
 
@@ -19,11 +19,11 @@ class Architecture(Protocol):
     @property
     def name(self) -> str: ...
 
-    def read_spec(self, gguf: GgufFile) -> ModelSpec:
+    def read_spec(self, gguf: Container) -> ModelSpec:
         """The description that the metadata gives."""
         ...
 
-    def tensor_names(self, gguf: GgufFile, spec: ModelSpec) -> list[dict[str, str]]:
+    def tensor_names(self, gguf: Container, spec: ModelSpec) -> list[dict[str, str]]:
         """For each unit in order, the tensor of each role that it has, in the order of the unit's digest."""
         ...
 

@@ -28,6 +28,7 @@ def bench(
 ) -> None:
     """Measure prefill and decode speed of one machine that holds the whole model, without network."""
     # Imported here so that `dairllm chat` does not load the kernels.
+    from dairllm.model_files.containers import open_container
     from dairllm.model_files.errors import ModelFileError
     from dairllm.model_files.fetch import resolve_model
     from dairllm.model_files.manifest_builder import build_manifest
@@ -39,9 +40,10 @@ def bench(
         with progress_bar(console(stderr=True, quiet=as_json)) as progress:
             path = resolve_model(model, progress)
             manifest = build_manifest(path, progress)
+            paths = open_container(path).paths
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
-    speed: StageSpeed = measure_stage(path, manifest, workload, threads)
+    speed: StageSpeed = measure_stage(paths, manifest, workload, threads)
     facts = {"model": model, "name": manifest.spec.name, "prompt": prompt, "generate": generate}
     facts |= {"sequences": sequences, "depth": depth, "repeat": repeat, "cores": os.cpu_count()}
     if as_json:

@@ -29,7 +29,7 @@ from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.kv_cache.layers import make_cache
-from dairllm.shard_service.weights.sources import LocalFiles
+from dairllm.shard_service.weights.sources import LocalFiles, ModelPaths
 from dairllm.shard_service.weights.store import LayerStore
 
 BLOCK_TOKENS = 32
@@ -86,7 +86,7 @@ class StageSpeed:
         return flat
 
 
-def measure_stage(path: Path, manifest: Manifest, workload: Workload, threads: int | None) -> StageSpeed:
+def measure_stage(paths: ModelPaths, manifest: Manifest, workload: Workload, threads: int | None) -> StageSpeed:
     """Load the model and measure. Raises InvalidSetting if the workload is longer than the context or the threads are out of range."""
     if workload.context_length > manifest.spec.context_length:
         raise InvalidSetting(
@@ -98,7 +98,7 @@ def measure_stage(path: Path, manifest: Manifest, workload: Workload, threads: i
         except ValueError as error:
             raise InvalidSetting(str(error)) from error
     began_s = time.perf_counter()
-    stage = _LoadedStage(path, manifest, workload)
+    stage = _LoadedStage(paths, manifest, workload)
     load_s = time.perf_counter() - began_s
     stage.run_prefill()
     stage.run_decode()
@@ -126,7 +126,7 @@ def measure_stage(path: Path, manifest: Manifest, workload: Workload, threads: i
 class _LoadedStage:
     """A model in memory with room in its cache for the workload; `run_…` give the seconds that a run took."""
 
-    def __init__(self, path: Path, manifest: Manifest, workload: Workload) -> None:
+    def __init__(self, paths: ModelPaths, manifest: Manifest, workload: Workload) -> None:
         self._workload = workload
         self._blocks_per_sequence = math.ceil(workload.context_length / BLOCK_TOKENS)
         geometry = CacheGeometry(
@@ -135,8 +135,8 @@ class _LoadedStage:
             context_length=workload.context_length,
             max_batch_rows=max(MAX_BATCH_ROWS, workload.sequences),
         )
-        assignment = whole_model(path, manifest, geometry)
-        self.weights_bytes, (body, head) = asyncio.run(_load(path, assignment))
+        assignment = whole_model(paths[0], manifest, geometry)
+        self.weights_bytes, (body, head) = asyncio.run(_load(paths, assignment))
         assert body is not None, "a whole model has layers"
         assert head is not None, "a whole model has a head"
         self._body, self._head = body, Head(head, manifest.spec.num_tokens, assignment.wire)
@@ -178,15 +178,15 @@ class _LoadedStage:
             self._head.logits(hidden[logits_rows[first : first + HEAD_ROWS]])
 
 
-async def _load(path: Path, assignment: AssignmentFacts) -> tuple[int, StageParts]:
+async def _load(paths: ModelPaths, assignment: AssignmentFacts) -> tuple[int, StageParts]:
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
         store = LayerStore(executor)
-        units = await store.load(assignment, [LocalFiles((path,), executor)], lambda _: None)
+        units = await store.load(assignment, [LocalFiles(paths, executor)], lambda _: None)
         return store.weights_bytes, build_stage(assignment, units)
 
 
 def whole_model(path: Path, manifest: Manifest, geometry: CacheGeometry, wire: str = DEFAULT_ARITHMETIC.wire) -> AssignmentFacts:
-    """An assignment of every unit, as a cluster of one machine would make it."""
+    """An assignment of every unit of a model whose first file this is, as a cluster of one machine would make it."""
     return AssignmentFacts(
         epoch=1,
         model_digest=manifest.model_digest,

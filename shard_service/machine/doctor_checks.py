@@ -13,8 +13,8 @@ from dairllm.mesh.settings import format_size
 from dairllm.mesh.system_memory import MIB, detect_available_bytes
 from dairllm.model_files.architectures import find_architecture
 from dairllm.model_files.cache_folder import cache_folder
+from dairllm.model_files.containers import open_container
 from dairllm.model_files.errors import ModelFileError, NoCacheFolder
-from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
 from dairllm.model_files.names import KNOWN_MODELS
 from dairllm.shard_service.machine.memory import default_budget_bytes
@@ -150,10 +150,10 @@ def _differs(path: Path, seen: str) -> Finding:
 
 def units_size_bytes(path: Path) -> int:
     """Bytes of all weights, from the file's header alone; a tensor that two units share counts once. Raises ModelFileError."""
-    gguf = read_gguf(path)
-    spec = read_spec(gguf)
-    units = find_architecture(spec.architecture).tensor_names(gguf, spec)
-    return sum(gguf.tensors[name].size_bytes for name in {name for unit in units for name in unit.values()})
+    container = open_container(path)
+    spec = read_spec(container)
+    units = find_architecture(spec.architecture).tensor_names(container, spec)
+    return sum(container.tensors[name].size_bytes for name in {name for unit in units for name in unit.values()})
 
 
 class _LimitReached(Exception):

@@ -46,7 +46,7 @@ def with_dimension(data: bytes, size: int) -> bytes:
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "is empty"),
     "wrong magic": (lambda data: b"GGML" + data[4:], "GGML"),
-    "text": (lambda data: b"<!DOCTYPE html><html>404</html>\n" * 10, "is not a GGUF file"),
+    "text": (lambda data: b"<!DOCTYPE html><html>404</html>\n" * 10, "a web page"),
     "another version": (lambda data: with_bytes_at(data, 4, struct.pack("<I", 77)), "version 77"),
     "huge number of tensors": (lambda data: with_bytes_at(data, 8, struct.pack("<Q", 1 << 60)), "number of tensors"),
     "huge number of keys": (lambda data: with_bytes_at(data, 16, struct.pack("<Q", 1 << 60)), "metadata keys"),
@@ -63,7 +63,8 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 def test_the_coordinator_names_what_is_wrong_with_a_file(tiny_model: Path, tmp_path: Path) -> None:
     data = tiny_model.read_bytes()
-    cases = [(tmp_path, "is a folder")]
+    (tmp_path / "folder").mkdir()
+    cases = [(tmp_path / "folder", "is an empty folder")]
     for name, (damage, expected) in DAMAGES.items():
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(damage(data))

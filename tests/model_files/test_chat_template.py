@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
+from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import InvalidTemplate, UnsupportedModel
-from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.special_texts import without_marks
 from dairllm.model_files.template_process import TemplateProcesses
 from dairllm.model_files.tokenizer import load_tokenizer

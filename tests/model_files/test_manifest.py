@@ -18,9 +18,9 @@ from dairllm.model_files.architectures import architecture_names, find_architect
 from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS
 from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
+from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from dairllm.model_files.file_identity import FileIdentity, is_certain
-from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
 from dairllm.model_files.reader import FileSource
 from dairllm.model_files.spec import ModelSpec
@@ -123,7 +123,7 @@ def test_second_build_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.M
     first = build_manifest(path, lambda *progress: calls.append(progress))
     total = sum(unit.size_bytes for unit in first.units)
     assert calls[-1] == ("Hashing m.gguf", total, total)
-    monkeypatch.setattr(manifest_builder, "read_gguf", None)
+    monkeypatch.setattr(manifest_builder, "_read_manifest", None)
     assert build_manifest(path) == first
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.model_files.chat_template import load_chat_template
+from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.sentencepiece_bpe import SentencePieceBpe
 from dairllm.model_files.text_cuts import TextCuts, TextTooLong
 from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer, load_tokenizer

@@ -21,6 +21,7 @@ from dairllm.mesh.ring.heartbeats import HEARTBEAT_INTERVAL_S, EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
 from dairllm.mesh.streams import next_message
 from dairllm.model_files.codec import file_to_proto, spec_to_proto, unit_to_proto
+from dairllm.model_files.containers import open_container
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.v1 import cluster_pb2, cluster_pb2_grpc, ring_pb2, ring_pb2_grpc, weights_pb2_grpc
@@ -182,7 +183,9 @@ class FakeCoordinator:
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(_Cluster(self), self._server)
         ring_pb2_grpc.add_RingServiceServicer_to_server(_Ring(self), self._server)
         if self.manifest is not None and self.model is not None:
-            weights_pb2_grpc.add_WeightsServiceServicer_to_server(ModelFileServicer(self.manifest, self.model), self._server)
+            weights_pb2_grpc.add_WeightsServiceServicer_to_server(
+                ModelFileServicer(self.manifest, open_container(self.model).paths), self._server
+            )
         self.port = await bind(self._server, "127.0.0.1", port, "the fake coordinator")
         await self._server.start()
 

@@ -45,7 +45,7 @@ def replace(path: Path, seed: int) -> None:
 
 async def test_the_coordinator_says_that_its_file_was_replaced(path: Path) -> None:
     manifest = build_manifest(path)
-    servicer = ModelFileServicer(manifest, path)
+    servicer = ModelFileServicer(manifest, (path,))
     request = weights_pb2.FetchUnitRequest(model_digest=manifest.model_digest, unit_index=UNIT)
     right = await fetched(servicer, request)
     replace(path, seed=2)

@@ -12,8 +12,8 @@ from dairllm.coordinator.text.prompt_encoder import MAX_COUNTED_TOKENS
 from dairllm.coordinator.text.text_request import TextRequest
 from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, NotReady
 from dairllm.mesh.sampling import MAX_LOGIT_BIAS, SamplingParams
+from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import RendererUnavailable
-from dairllm.model_files.gguf_file import read_gguf
 from dairllm.model_files.tokenizer import load_tokenizer
 from tests.instruments.loop_delay import watching_the_loop
 from tests.instruments.templates import make_template

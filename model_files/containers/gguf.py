@@ -1,4 +1,4 @@
-"""A strict reader of GGUF headers (version 3, little-endian).
+"""A strict reader of GGUF headers (versions 2 and 3, little-endian), and of models that are split into several such files.
 
 Why not the reader of the `gguf` package: it makes a numpy view of every string, 1.75 s for SmolLM2's 49,152 tokens and 48,900
 merges against 0.08 s here (proportionally more for vocabularies of 128 k and 256 k), keeps the file mapped, and trusts counts and
@@ -6,11 +6,11 @@ offsets. Here every count is checked against the bytes that are left before anyt
 file is read with plain reads, so that a file truncated meanwhile is an error rather than a SIGBUS.
 
 Layout (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): magic, u32 version, u64 tensor count, u64 metadata count,
-key-value pairs, tensor infos (name, dimensions innermost first, type, offset), padding to `general.alignment`, tensor data.
+key-value pairs, tensor infos (name, dimensions innermost first, type, offset), padding to `general.alignment`, tensor data. Version 3
+differs from version 2 only by allowing big-endian files.
 """
 
-import itertools
-import os
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from dairllm.model_files.block_formats import BlockFormat, block_format_of_ggml_type
+from dairllm.model_files.containers.container import Container, ContainerFile, Conventions, StoredTensor, check_no_overlap
+from dairllm.model_files.containers.metadata import MetadataValue
+from dairllm.model_files.containers.regular_files import opened
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
 
-MetadataArray = npt.NDArray[np.generic]
-MetadataValue = int | float | bool | str | list[str] | MetadataArray
-
 GGUF_MAGIC = b"GGUF"
-GGUF_VERSION = 3
+GGUF_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 MAX_METADATA_COUNT = 65_536
@@ -46,91 +45,13 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
 
 
-@dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """`dimensions` innermost first, as in the file; `offset` counts from the start of the file."""
-
-    name: str
-    dimensions: tuple[int, ...]
-    block_format: BlockFormat
-    offset: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class GgufFile:
-    """The header of one file: its metadata and tensor directory. Holds nothing open."""
-
-    path: Path
-    size_bytes: int
-    metadata: Mapping[str, MetadataValue]
-    tensors: Mapping[str, GgufTensor]
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """An integer of the metadata; CorruptModelFile, naming the key, if it is missing (and no default given) or of another type."""
-        value = self._value(key, default)
-        if type(value) is not int:
-            raise CorruptModelFile(f"{self.path} has {_describe(value)} as {key}; expected an integer")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A number of the metadata, as `integer`."""
-        value = self._value(key, default)
-        if type(value) is not float and type(value) is not int:
-            raise CorruptModelFile(f"{self.path} has {_describe(value)} as {key}; expected a number")
-        return float(value)
-
-    def boolean(self, key: str, default: bool | None = None) -> bool:
-        """A boolean of the metadata, as `integer`."""
-        value = self._value(key, default)
-        if type(value) is not bool:
-            raise CorruptModelFile(f"{self.path} has {_describe(value)} as {key}; expected true or false")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string of the metadata, as `integer`."""
-        value = self._value(key, default)
-        if not isinstance(value, str):
-            raise CorruptModelFile(f"{self.path} has {_describe(value)} as {key}; expected a string")
-        return value
-
-    def texts(self, key: str, default: list[str] | None = None) -> list[str]:
-        """A list of strings of the metadata, as `integer`."""
-        value = self._value(key, default)
-        if not isinstance(value, list):
-            raise CorruptModelFile(f"{self.path} has {_describe(value)} as {key}; expected a list of strings")
-        return value
-
-    def array(self, key: str) -> MetadataArray | None:
-        """An array of numbers of the metadata, or None if it is missing."""
-        value = self.metadata.get(key)
-        if value is not None and not isinstance(value, np.ndarray):
-            raise CorruptModelFile(f"{self.path} has {_describe(value)} as {key}; expected an array of numbers")
-        return value
-
-    def _value(self, key: str, default: MetadataValue | None) -> MetadataValue:
-        value = self.metadata.get(key, default)
-        if value is None:
-            raise CorruptModelFile(f"{self.path} lacks the metadata key {key}")
-        return value
-
-
-def _describe(value: MetadataValue) -> str:
-    if isinstance(value, (list, np.ndarray)):
-        return f"an array of {len(value)} values"
-    return repr(value)[:80]
-
-
-def read_gguf(path: Path) -> GgufFile:
-    """Read and check the header of a GGUF file.
+def read_gguf(path: Path) -> Container:
+    """Read and check the header of one GGUF file.
 
     Raises CorruptModelFile for a damaged or truncated file, UnsupportedModel for another version, byte order or tensor type.
     """
-    try:
-        with open(path, "rb") as file:
-            return _parse(path, _Header(path, file, os.fstat(file.fileno()).st_size))
-    except OSError as error:
-        raise CorruptModelFile(f"{path} cannot be read: {error.strerror or error}") from error
+    with opened(path) as (file, size_bytes):
+        return _parse(path, _Header(path, file, size_bytes))
 
 
 class _Header:
@@ -206,7 +127,7 @@ class _Header:
             raise self.corrupt(f"{thing} is not UTF-8") from error
 
 
-def _parse(path: Path, header: _Header) -> GgufFile:
+def _parse(path: Path, header: _Header) -> Container:
     _check_preamble(header)
     tensor_count = header.count(_U64, "the number of tensors", MAX_TENSOR_COUNT)
     metadata_count = header.count(_U64, "the number of metadata keys", MAX_METADATA_COUNT)
@@ -214,13 +135,21 @@ def _parse(path: Path, header: _Header) -> GgufFile:
     infos = [_read_tensor_info(header) for _ in range(tensor_count)]
     alignment = _alignment(header, metadata)
     data_start = -(-header.position // alignment) * alignment
-    tensors: dict[str, GgufTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for info in infos:
         if info.name in tensors:
             raise header.corrupt(f"tensor {info.name!r} occurs twice")
         tensors[info.name] = _place(header, info, data_start, alignment)
-    _check_no_overlap(header, list(tensors.values()))
-    return GgufFile(path, header.size_bytes, metadata, tensors)
+    check_no_overlap(tensors.values(), header.corrupt)
+    return Container(
+        path,
+        metadata,
+        kind="GGUF file",
+        conventions=Conventions.GGUF,
+        name=path.stem,
+        files=(ContainerFile(path, header.size_bytes),),
+        tensors=tensors,
+    )
 
 
 def _check_preamble(header: _Header) -> None:
@@ -230,8 +159,8 @@ def _check_preamble(header: _Header) -> None:
     version = int(header.number(_U32, "the version"))
     if version in {1 << 24, 2 << 24, 3 << 24}:
         raise UnsupportedModel(f"{header.path} is a big-endian GGUF file; expected a little-endian one")
-    if version != GGUF_VERSION:
-        raise UnsupportedModel(f"{header.path} has GGUF version {version}; expected version {GGUF_VERSION}")
+    if version not in GGUF_VERSIONS:
+        raise UnsupportedModel(f"{header.path} has GGUF version {version}; expected version 2 or 3")
 
 
 def _read_metadata(header: _Header, count: int) -> dict[str, MetadataValue]:
@@ -280,6 +209,8 @@ def _read_array(header: _Header, key: str) -> MetadataValue:
 
 @dataclass(frozen=True, slots=True)
 class _TensorInfo:
+    """dimensions: innermost first, as in the file."""
+
     name: str
     dimensions: tuple[int, ...]
     type_number: int
@@ -301,7 +232,7 @@ def _alignment(header: _Header, metadata: Mapping[str, MetadataValue]) -> int:
     return alignment
 
 
-def _place(header: _Header, info: _TensorInfo, data_start: int, alignment: int) -> GgufTensor:
+def _place(header: _Header, info: _TensorInfo, data_start: int, alignment: int) -> StoredTensor:
     block_format = block_format_of_ggml_type(info.type_number, info.name)
     size_bytes = _tensor_size(header, info, block_format)
     offset = data_start + info.relative_offset
@@ -309,7 +240,7 @@ def _place(header: _Header, info: _TensorInfo, data_start: int, alignment: int) 
         raise header.corrupt(f"tensor {info.name!r} has offset {info.relative_offset}; expected a multiple of {alignment}")
     if offset + size_bytes > header.size_bytes:
         raise header.corrupt(f"tensor {info.name!r} ends at byte {offset + size_bytes}, but the file ends at byte {header.size_bytes}")
-    return GgufTensor(info.name, info.dimensions, block_format, offset, size_bytes)
+    return StoredTensor(info.name, block_format, info.dimensions[::-1], 0, offset, size_bytes)
 
 
 def _tensor_size(header: _Header, info: _TensorInfo, block_format: BlockFormat) -> int:
@@ -320,14 +251,4 @@ def _tensor_size(header: _Header, info: _TensorInfo, block_format: BlockFormat) 
             f"tensor {info.name!r} has rows of {info.dimensions[0]} elements; "
             f"expected a multiple of {block_format.block_size} for {block_format.name}"
         )
-    elements = 1
-    for dimension in info.dimensions:
-        elements *= dimension
-    return elements // block_format.block_size * block_format.block_bytes
-
-
-def _check_no_overlap(header: _Header, tensors: list[GgufTensor]) -> None:
-    tensors.sort(key=lambda tensor: tensor.offset)
-    for first, second in itertools.pairwise(tensors):
-        if first.offset + first.size_bytes > second.offset:
-            raise header.corrupt(f"tensors {first.name!r} and {second.name!r} overlap")
+    return math.prod(info.dimensions) // block_format.block_size * block_format.block_bytes
