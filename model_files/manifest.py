@@ -91,6 +91,11 @@ class Unit:
         """Of its tensors: (index of the file, offset in it, size), in bytes."""
         return [(tensor.file_index, tensor.offset_bytes, tensor.size_bytes) for tensor in self.tensors]
 
+    @property
+    def file_indexes(self) -> frozenset[int]:
+        """The files that its tensors lie in."""
+        return frozenset(file_index for file_index, _, _ in self.places)
+
     def bytes_read_per_step(self, spec: ModelSpec) -> int:
         """Bytes of weights that a step of one row reads: of the embedding next to nothing, of expert stacks those that are chosen."""
         if self.index == 0:

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -94,25 +94,36 @@ def digest_of(source: "ModelSource", unit: Unit) -> bytes:
 
 
 class ModelSource:
-    """The files of one model, in the order of its manifest; a context manager. Safe to use from several threads."""
+    """The files of one model, in the order of its manifest, None for one that is not here; a context manager.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._stack = ExitStack()
-        with self._stack:
-            self._files = [self._stack.enter_context(FileSource(path)) for path in paths]
-            self._stack = self._stack.pop_all()
+    A file is opened when it is first read. Safe to use from several threads.
+    """
 
-    @property
-    def identities(self) -> tuple[FileIdentity, ...]:
-        """Of the files as they are now."""
-        return tuple(file.identity for file in self._files)
+    def __init__(self, paths: Sequence[Path | None]) -> None:
+        self._paths = paths
+        self._files: dict[int, FileSource] = {}
+        self._opening = threading.Lock()
+
+    def identity(self, file_index: int) -> FileIdentity:
+        """Of the file as it is now."""
+        return self._file(file_index).identity
 
     def read(self, place: FileRange) -> bytes:
         """All of it; CorruptModelFile as of FileSource."""
-        return self._files[place.file_index].read(place.offset_bytes, place.size_bytes)
+        return self._file(place.file_index).read(place.offset_bytes, place.size_bytes)
 
     def close(self) -> None:
-        self._stack.close()
+        for file in self._files.values():
+            file.close()
+
+    def _file(self, file_index: int) -> FileSource:
+        with self._opening:
+            if file_index not in self._files:
+                path = self._paths[file_index]
+                if path is None:
+                    raise CorruptModelFile(f"file {file_index} of the model is not here")
+                self._files[file_index] = FileSource(path)
+            return self._files[file_index]
 
     def __enter__(self) -> Self:
         return self

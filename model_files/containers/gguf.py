@@ -12,6 +12,7 @@ differs from version 2 only by allowing big-endian files.
 
 import math
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,16 @@ GGUF_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 MAX_METADATA_COUNT = 65_536
-MAX_TENSOR_COUNT = 1 << 20
+MAX_TENSOR_COUNT = 1 << 16
 MAX_KEY_BYTES = 65_535
-MAX_STRING_BYTES = 64 << 20
+MAX_STRING_BYTES = 16 << 20
 MAX_ARRAY_LENGTH = 1 << 24
+MAX_TEXTS = 1 << 21
 MAX_DIMENSIONS = 4
 READ_AHEAD_BYTES = 4 << 20
+_TEXTS_BYTES = 40 << 20
+_TEXTS_PER_BYTE = 2
+"""So much may strings take as Python objects, and so much more for each byte of the file: ten times theirs if each has two characters."""
 
 _SCALARS: Mapping[int, struct.Struct] = {
     number: struct.Struct("<" + code)
@@ -63,6 +68,7 @@ class _Header:
         self.position = 0
         self._file = file
         self._buffer = bytearray()
+        self._texts_left_bytes = _TEXTS_BYTES + _TEXTS_PER_BYTE * size_bytes
 
     def corrupt(self, sentence: str) -> CorruptModelFile:
         return CorruptModelFile(f"{self.path} is not a sound GGUF file: {sentence}")
@@ -95,7 +101,9 @@ class _Header:
 
     def string(self, thing: str, limit: int) -> str:
         length = self.count(_U64, f"the length of {thing}", limit)
-        return self._decoded(self.take(length, thing), thing)
+        text = self._decoded(self.take(length, thing), thing)
+        self._charge(sys.getsizeof(text), thing)
+        return text
 
     def strings(self, count: int, thing: str) -> list[str]:
         """Many strings at once: the loop that the time goes to (128 k tokens and 280 k merges), hence without calls inside."""
@@ -118,7 +126,14 @@ class _Header:
                 raise self.corrupt(f"a string in {thing} is not UTF-8") from error
             position += length
         self.position = position
+        self._charge(sum(map(sys.getsizeof, found)), thing)
         return found
+
+    def _charge(self, size_bytes: int, thing: str) -> None:
+        """For what stays in memory."""
+        self._texts_left_bytes -= size_bytes
+        if self._texts_left_bytes < 0:
+            raise self.corrupt(f"{thing} and what is before it are more texts than its {self.size_bytes} bytes should hold")
 
     def _decoded(self, data: bytes, thing: str) -> str:
         try:
@@ -197,6 +212,8 @@ def _read_array(header: _Header, key: str) -> MetadataValue:
     kind = int(header.number(_U32, f"the element type of {key}"))
     count = header.count(_U64, f"the length of {key}", MAX_ARRAY_LENGTH)
     if kind == _STRING:
+        if count > MAX_TEXTS:
+            raise header.corrupt(f"{key} has {count} strings; expected at most {MAX_TEXTS}")
         header.need(8 * count, key)
         return header.strings(count, key)
     if kind == _ARRAY:

@@ -3,12 +3,16 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from dairllm.model_files.containers.bounded_json import MAX_JSON_BYTES, parse_json_object
 from dairllm.model_files.containers.container import Container
+from dairllm.model_files.containers.distributed_llama import read_distributed_llama
 from dairllm.model_files.containers.hugging_face import CONFIG, INDEX, has_weights, read_hugging_face
+from dairllm.model_files.containers.ollama import is_ollama_manifest, name_of_blob, read_ollama_manifest
 from dairllm.model_files.containers.recognition import FileKind, recognise
-from dairllm.model_files.containers.regular_files import names_in, read_start
+from dairllm.model_files.containers.regular_files import names_in, read_start, read_whole
 from dairllm.model_files.containers.split_gguf import part_names, read_all_parts
 from dairllm.model_files.errors import UnknownModelName
 
@@ -31,11 +35,16 @@ def open_container(path: Path) -> Container:
 def _open_file(path: Path) -> Container:
     match recognise(path):
         case FileKind.GGUF:
-            return read_all_parts(path)
+            container = read_all_parts(path)
+            return replace(container, name=name_of_blob(path) or container.name)
+        case FileKind.DISTRIBUTED_LLAMA:
+            return read_distributed_llama(path)
         case FileKind.SAFETENSORS:
             return read_hugging_face(path.parent)
         case FileKind.JSON if path.name in (CONFIG, INDEX):
             return read_hugging_face(path.parent)
+        case FileKind.JSON if is_ollama_manifest(parse_json_object(read_whole(path, MAX_JSON_BYTES), str(path))):
+            return read_ollama_manifest(path)
     raise UnknownModelName(f"{path} is a JSON file; expected a model file, or the folder of one")
 
 
@@ -55,7 +64,7 @@ def _open_folder(folder: Path) -> Container:
 
 def _models_in(folder: Path, names: Sequence[str]) -> list[str]:
     """One file of each model, by name: of one in several parts the first; without projectors of images, which are no models."""
-    files = [name for name in names if name.endswith(".gguf") and not name.startswith("mmproj")]
+    files = [name for name in names if name.endswith((".gguf", ".m")) and not name.startswith("mmproj")]
     return sorted({(part_names(name) or [name])[0] for name in files})
 
 
@@ -81,4 +90,4 @@ def _no_weights(folder: Path, names: Sequence[str]) -> str:
         return f"{what}, which is not read; expected safetensors files or a GGUF file of the same model"
     if CONFIG in names:
         return f"{folder} has a {CONFIG} but no weights; expected safetensors files beside it"
-    return f"{folder} has no model in it; expected a GGUF file, or {CONFIG} with safetensors files"
+    return f"{folder} has no model in it; expected a GGUF or distributed-llama file, or {CONFIG} with safetensors files"

@@ -24,6 +24,7 @@ class FileKind(Enum):
 
     GGUF = auto()
     SAFETENSORS = auto()
+    DISTRIBUTED_LLAMA = auto()
     JSON = auto()
 
 
@@ -104,6 +105,8 @@ def recognise(path: Path) -> FileKind:
         raise UnknownModelName(f"{path} is empty; expected a model file")
     if start.data.startswith(b"GGUF"):
         return FileKind.GGUF
+    if start.data.startswith(b"\xcd\xab\x00\x0a"):
+        return FileKind.DISTRIBUTED_LLAMA
     if _is_safetensors(start):
         return FileKind.SAFETENSORS
     if start.data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
@@ -124,4 +127,4 @@ def _refusal(start: Start) -> str:
             return f"{start.path} is {sign.advice}{of}"
     if start.path.suffix in _WAITING_NAMES:
         return f"{start.path} is part of a file: {_FETCH}"
-    return f"{start.path} is not a model file: it begins with {start.data[:8]!r}; expected a GGUF or safetensors file"
+    return f"{start.path} is not a model file: it begins with {start.data[:8]!r}; expected a GGUF, safetensors or distributed-llama file"

@@ -38,9 +38,15 @@ def read_safetensors(path: Path) -> tuple[ContainerFile, dict[str, StoredTensor]
             raise _corrupt(path, f"its header has {size} bytes; expected 1 to {max(limit, 0)} in a file of {size_bytes}")
         header = parse_json_object(file.read(size), f"the header of {path}")
     reader = _Tensors(path, _SIZE_BYTES + size, size_bytes)
-    tensors = {name: reader.read(name, entry) for name, entry in header.items() if name != "__metadata__"}
+    header.pop("__metadata__", None)
+    tensors: dict[str, StoredTensor] = {}
+    while header:  # what was read is freed: a header may have a hundred thousand entries
+        name, entry = header.popitem()
+        tensor = reader.read(name, entry)
+        if tensor.size_bytes:
+            tensors[name] = tensor
     check_no_overlap(tensors.values(), lambda sentence: _corrupt(path, sentence))
-    return ContainerFile(path, size_bytes), {name: tensor for name, tensor in tensors.items() if tensor.size_bytes}
+    return ContainerFile(path, size_bytes), tensors
 
 
 class _Tensors:

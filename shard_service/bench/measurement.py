@@ -29,7 +29,7 @@ from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.kv_cache.layers import make_cache
-from dairllm.shard_service.weights.sources import LocalFiles, ModelPaths
+from dairllm.shard_service.weights.sources import LocalFiles
 from dairllm.shard_service.weights.store import LayerStore
 
 BLOCK_TOKENS = 32
@@ -86,7 +86,7 @@ class StageSpeed:
         return flat
 
 
-def measure_stage(paths: ModelPaths, manifest: Manifest, workload: Workload, threads: int | None) -> StageSpeed:
+def measure_stage(paths: tuple[Path, ...], manifest: Manifest, workload: Workload, threads: int | None) -> StageSpeed:
     """Load the model and measure. Raises InvalidSetting if the workload is longer than the context or the threads are out of range."""
     if workload.context_length > manifest.spec.context_length:
         raise InvalidSetting(
@@ -126,7 +126,7 @@ def measure_stage(paths: ModelPaths, manifest: Manifest, workload: Workload, thr
 class _LoadedStage:
     """A model in memory with room in its cache for the workload; `run_…` give the seconds that a run took."""
 
-    def __init__(self, paths: ModelPaths, manifest: Manifest, workload: Workload) -> None:
+    def __init__(self, paths: tuple[Path, ...], manifest: Manifest, workload: Workload) -> None:
         self._workload = workload
         self._blocks_per_sequence = math.ceil(workload.context_length / BLOCK_TOKENS)
         geometry = CacheGeometry(
@@ -178,7 +178,7 @@ class _LoadedStage:
             self._head.logits(hidden[logits_rows[first : first + HEAD_ROWS]])
 
 
-async def _load(paths: ModelPaths, assignment: AssignmentFacts) -> tuple[int, StageParts]:
+async def _load(paths: tuple[Path, ...], assignment: AssignmentFacts) -> tuple[int, StageParts]:
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as executor:
         store = LayerStore(executor)
         units = await store.load(assignment, [LocalFiles(paths, executor)], lambda _: None)

@@ -21,7 +21,7 @@ from dairllm.model_files.manifest import Unit
 from dairllm.model_files.reader import FileRange, ModelSource, digest_of
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, WeightsCache
-from dairllm.shard_service.weights.sources import ModelPaths, find_local_files
+from dairllm.shard_service.weights.sources import ModelPaths, find_local_files, have_files_of
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 _SHA256_BYTES = 32
@@ -86,7 +86,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         """Files that have the unit: those of another model may have the same sizes. They are looked into once."""
         for paths in find_local_files(assignment, self._model_dirs):
             try:
-                if self._have(paths, assignment, unit):
+                if have_files_of(paths, unit) and self._have(paths, assignment, unit):
                     return paths
             except (OSError, CorruptModelFile):
                 continue
@@ -94,7 +94,8 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     def _have(self, paths: ModelPaths, assignment: AssignmentFacts, unit: Unit) -> bool:
         """Known from before, if they have certainly not changed since."""
-        identities = tuple(identity_of(path.stat()) for path in paths)
+        needed = [path for index, path in enumerate(paths) if path is not None and index in unit.file_indexes]
+        identities = tuple(identity_of(path.stat()) for path in needed)
         key = assignment.model_digest, identities
         if key in self._is_right:
             return self._is_right[key]

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from dairllm.mesh.errors import DairllmError, InvalidModel
 from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.manifest import Unit
+from dairllm.model_files.manifest import ModelFile, Unit
 from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.shard_service.assignment import AssignmentFacts
 
@@ -48,8 +48,8 @@ class UnitSource(Protocol):
         ...
 
 
-ModelPaths = tuple[Path, ...]
-"""Where the files of a model lie, in the order in which its tensors name them."""
+ModelPaths = tuple[Path | None, ...]
+"""Where the files of a model lie, in the order in which its tensors name them; None for one that is not here."""
 
 
 class LocalFiles:
@@ -64,10 +64,10 @@ class LocalFiles:
         self._differs = False
 
     def __str__(self) -> str:
-        return str(self.paths[0])
+        return str(next(filter(None, self.paths), "no files"))
 
     def offers(self, unit: Unit) -> bool:
-        return not self._differs
+        return not self._differs and have_files_of(self.paths, unit)
 
     @asynccontextmanager
     async def opened(self, unit: Unit) -> AsyncIterator[AsyncGenerator[Piece, None]]:
@@ -87,18 +87,39 @@ class LocalFiles:
             raise InvalidModel(str(error)) from error
 
 
+def have_files_of(paths: ModelPaths, unit: Unit) -> bool:
+    """Whether all files are there that the unit lies in."""
+    return all(paths[index] is not None for index in unit.file_indexes)
+
+
 def find_local_files(assignment: AssignmentFacts, model_dirs: Sequence[Path]) -> list[ModelPaths]:
     """Files that have the sizes of the model's files: under the model folders those that are named *.gguf first, then the others, then
-    those in the coordinator's own folder, which may be shared storage. The first file may have any name; the others lie beside it, under
-    theirs. Each file once, whatever its names."""
-    first, *others = assignment.files
-    found: dict[tuple[int, int], ModelPaths] = {}
-    for path in _candidates(assignment, model_dirs):
-        identity = _identity(path, first.size_bytes)
-        beside = [path.with_name(file.name) for file in others]
-        if identity and all(_identity(other, file.size_bytes) for other, file in zip(beside, others, strict=True)):
+    those in the coordinator's own folder, which may be shared storage. Each first file once, whatever its names.
+
+    The first file may have any name; the others lie beside it, under theirs. Where all are nowhere together, each is taken from
+    wherever one of its name and size is.
+    """
+    files, found = assignment.files, dict[tuple[int, int], ModelPaths]()
+    candidates = list(_candidates(assignment, model_dirs))
+    other_names = {file.name for file in files[1:]}
+    for path in candidates:
+        if path.name in other_names:
+            continue
+        identity = _identity(path, files[0].size_bytes)
+        beside = [path.with_name(file.name) for file in files[1:]]
+        if identity and all(_identity(other, file.size_bytes) for other, file in zip(beside, files[1:], strict=True)):
             found.setdefault(identity, (path, *beside))
+    if not found and len(files) > 1:
+        apart = _apart(files, candidates)
+        return [apart] if any(apart) else []
     return list(found.values())
+
+
+def _apart(files: Sequence[ModelFile], candidates: Sequence[Path]) -> ModelPaths:
+    by_name: dict[str, list[Path]] = {}
+    for path in candidates:
+        by_name.setdefault(path.name, []).append(path)
+    return tuple(next((path for path in by_name.get(file.name, ()) if _identity(path, file.size_bytes)), None) for file in files)
 
 
 def _identity(path: Path, size_bytes: int) -> tuple[int, int] | None:
@@ -119,7 +140,7 @@ def _candidates(assignment: AssignmentFacts, model_dirs: Sequence[Path]) -> Iter
             others.append(path)
     yield from others
     if assignment.model_folder:
-        yield Path(assignment.model_folder, assignment.files[0].name)
+        yield from (Path(assignment.model_folder, file.name) for file in assignment.files)
 
 
 def _files_under(folders: Sequence[Path]) -> Iterator[Path]:

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.weights import pieces_of
+from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.manifest import ModelFile, TensorInfo, Unit
 from dairllm.model_files.reader import FileRange, ModelSource, ranges_of
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
-from dairllm.shard_service.weights.sources import find_local_files
+from dairllm.shard_service.weights.sources import find_local_files, have_files_of
 from tests.instruments.descriptions import spec_of
 
 UNIT = Unit(index=3, tensors=(), size_bytes=10, digest=b"")
@@ -44,6 +47,30 @@ def test_files_of_a_model_in_several_lie_beside_each_other(tmp_path: Path) -> No
     assignment = assignment_of(shared, ModelFile(name="a.gguf", size_bytes=10), ModelFile(name="b.gguf", size_bytes=20))
     found = find_local_files(assignment, [tmp_path / "models"])
     assert found == [(whole / "renamed.gguf", whole / "b.gguf"), (shared / "a.gguf", shared / "b.gguf")]
+
+
+def test_files_that_are_nowhere_together_are_taken_from_where_they_are(tmp_path: Path) -> None:
+    for path, size in ((tmp_path / "one" / "a.gguf", 10), (tmp_path / "two" / "b.gguf", 10), (tmp_path / "two" / "c.gguf", 9)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(size))
+    files = [ModelFile(name=f"{name}.gguf", size_bytes=10) for name in "abc"]
+    (found,) = find_local_files(assignment_of(tmp_path / "none", *files), [tmp_path])
+    assert found == (tmp_path / "one" / "a.gguf", tmp_path / "two" / "b.gguf", None)
+    tensors = tuple(
+        TensorInfo(name="t", role="q", block_format="F32", shape=(1,), file_index=index, offset_bytes=0, size_bytes=4) for index in range(3)
+    )
+    units = [Unit(index=0, tensors=tensors[:2], size_bytes=8, digest=b""), Unit(index=1, tensors=tensors[1:], size_bytes=8, digest=b"")]
+    assert [have_files_of(found, unit) for unit in units] == [True, False]
+    with ModelSource(found) as source, pytest.raises(CorruptModelFile, match="file 2 of the model is not here"):
+        source.read(FileRange(2, 0, 1))
+    assert find_local_files(assignment_of(tmp_path / "none", *files), [tmp_path / "none"]) == []
+
+
+def test_parts_of_one_size_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(bytes(10))
+    files = [ModelFile(name=name, size_bytes=10) for name in ("a.gguf", "b.gguf")]
+    assert find_local_files(assignment_of(tmp_path, *files), [tmp_path]) == [(tmp_path / "a.gguf", tmp_path / "b.gguf")]
 
 
 def test_a_unit_is_read_from_the_files_that_its_tensors_name(tmp_path: Path) -> None:
