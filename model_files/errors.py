@@ -14,7 +14,10 @@ Each message is one sentence that names the thing, the value and what was expect
 
 
 class ModelFileError(ValueError):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; never raised itself. The sentence may quote files and paths: what cannot be shown in it is written as in repr."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(one if one.isprintable() else repr(one)[1:-1] for one in sentence))
 
 
 class UnsupportedModel(ModelFileError):

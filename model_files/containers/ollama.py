@@ -16,7 +16,7 @@ from dairllm.model_files.containers.bounded_json import parse_json_object
 from dairllm.model_files.containers.container import Container
 from dairllm.model_files.containers.regular_files import read_whole
 from dairllm.model_files.containers.split_gguf import read_all_parts
-from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
+from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnknownModelName, UnsupportedModel
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
 ADAPTER_LAYER = "application/vnd.ollama.image.adapter"
@@ -51,7 +51,9 @@ def is_ollama_manifest(value: Mapping[str, Any]) -> bool:
 
 def read_ollama_manifest(path: Path) -> Container:
     """The model whose manifest this is. Raises CorruptModelFile, UnsupportedModel for what Ollama would compute and this would not."""
-    store = path.parents[4] if len(path.parents) > 4 else path.parent
+    if len(path.parents) < 5 or path.parents[3].name != "manifests":
+        raise UnknownModelName(f"{path} is a manifest of Ollama, but not in its store; expected …/manifests/HOST/NAMESPACE/MODEL/TAG")
+    store = path.parents[4]
     blobs = [_blob_of(path, store, layer) for layer in _layers(path, MODEL_LAYER)]
     for kind, what in {ADAPTER_LAYER: "an adapter", TENSOR_LAYER: "tensors as separate files"}.items():
         if _layers(path, kind):

@@ -30,13 +30,16 @@ values = st.recursive(
 )
 
 
+def require_sentence(error: ModelFileError) -> None:
+    assert str(error).isprintable()
+
+
 def opened(path: Path) -> Container | None:
     """None for a refusal in one sentence."""
     try:
         container = open_container(path)
     except ModelFileError as error:
-        assert str(error).isprintable()
-        return None
+        return require_sentence(error)
     for tensor in container.tensors.values():
         assert 0 < tensor.offset_bytes + tensor.size_bytes <= container.files[tensor.file_index].size_bytes
         assert all(length > 0 for length in tensor.shape)
@@ -204,6 +207,6 @@ def test_json_is_an_object_or_a_sentence(data: str) -> None:
     try:
         value = parse_json_object(data.encode(), "it")
     except ModelFileError as error:
-        assert str(error).isprintable()
+        require_sentence(error)
         return
     assert isinstance(value, dict)
