@@ -39,7 +39,8 @@ def opened(path: Path) -> Container | None:
     try:
         container = open_container(path)
     except ModelFileError as error:
-        return require_sentence(error)
+        require_sentence(error)
+        return None
     for tensor in container.tensors.values():
         assert 0 < tensor.offset_bytes + tensor.size_bytes <= container.files[tensor.file_index].size_bytes
         assert all(length > 0 for length in tensor.shape)
