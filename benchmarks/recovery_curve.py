@@ -1,7 +1,7 @@
 """How long an answer stands still when one of three shards is killed, by its context: real processes on this machine over loopback.
 
-    .venv/bin/python benchmarks/synthetic_model.py 1b /tmp/1b.gguf
-    .venv/bin/python benchmarks/recovery_curve.py /tmp/1b.gguf [--contexts 100,1000,3000] [--repeat 1] [--json]     # root for 'fetched'
+    .venv/bin/python benchmarks/synthetic_model.py 1b.gguf
+    .venv/bin/python benchmarks/recovery_curve.py 1b.gguf [--contexts 100,1000,3000] [--repeat 1] [--json]     # root for 'fetched'
 
 Three shards with one thread each answer a prompt of so many tokens. After some tokens one of them, each place in the ring in turn, is
 killed (SIGKILL). The others take over its layers, and the answer is compared with the undisturbed one: tokens and log-probabilities.
