@@ -53,7 +53,7 @@ class Inviter:
             await asyncio.gather(*self._calls, return_exceptions=True)
 
     def listed(self) -> tuple[SeenShard, ...]:
-        return self._seen.listed()
+        return self._seen.listed(self._member_ids())
 
     def _saw(self, key: str, shard: DiscoveredShard) -> None:
         self._handle(on.ShardSeen(key, shard))

@@ -9,6 +9,7 @@ Anybody can announce anything, so the number of records, of calls at the same ti
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -152,9 +153,12 @@ class SeenShards:
                 return self._due_calls()
         return []
 
-    def listed(self) -> tuple[SeenShard, ...]:
-        """Those that people may wonder about, the longest seen first: not those that have had no time to join by themselves yet."""
-        told = [self._told(seen) for seen in self._seen.values() if self._is_listed(seen)]
+    def listed(self, member_ids: Collection[str]) -> tuple[SeenShard, ...]:
+        """Those that people may wonder about, the longest seen first: not those that have had no time to join by themselves yet.
+
+        member_ids: of those that are members at this moment, which `MembersKnown` may not have told yet.
+        """
+        told = [self._told(seen) for seen in self._seen.values() if seen.shard.shard_id not in member_ids and self._is_listed(seen)]
         return tuple(sorted(told, key=lambda seen: (seen.since_s, seen.shard.name, seen.shard.shard_id)))
 
     def _see(self, key: str, shard: DiscoveredShard) -> None:

@@ -52,7 +52,7 @@ class Network:
         return self.happen(MembersKnown(frozenset(self.members)))
 
     def listed(self) -> dict[str, tuple[SeenPhase, str]]:
-        return {seen.shard.name: (seen.phase, seen.reason) for seen in self.machine.listed()}
+        return {seen.shard.name: (seen.phase, seen.reason) for seen in self.machine.listed(self.members)}
 
 
 def test_a_shard_that_looks_is_called_and_not_listed_at_once() -> None:
@@ -84,7 +84,7 @@ def test_one_that_does_not_answer_is_called_after_longer_and_longer_pauses_and_l
         assert network.wait(1000) == [], "the call is under way"
         network.happen(InviteFailed("b", "it does not answer"))
     assert network.listed() == {"b": (SeenPhase.UNREACHABLE, "it does not answer")}
-    assert network.machine.listed()[0].since_s == 100.0
+    assert network.machine.listed(network.members)[0].since_s == 100.0
 
 
 def test_one_that_accepts_and_does_not_join_is_called_again() -> None:
@@ -96,6 +96,17 @@ def test_one_that_accepts_and_does_not_join_is_called_again() -> None:
     network.happen(InviteAccepted("b"))
     assert network.wait(FIRST_PAUSE_S) == []
     assert network.listed()["b"][0] is SeenPhase.INVITED
+
+
+def test_one_that_has_just_become_a_member_is_not_listed_any_more() -> None:
+    network = Network()
+    network.see(shard())
+    network.wait(INVITE_AFTER_S)
+    network.happen(InviteFailed("b", "it does not answer"))
+    network.wait(LISTED_AFTER_S)
+    assert "b" in network.listed()
+    network.members.add("id-b")
+    assert network.listed() == {}, "though no tick has compared it with the members yet"
 
 
 def test_a_refusal_is_told_in_its_own_words() -> None:
@@ -225,4 +236,4 @@ def test_whatever_happens_calls_are_few_and_members_left_alone(history: list[tup
             under_way[call.key] = last_s[call.key] = now_s
         assert len(under_way) <= MAX_CALLS
         if isinstance(event, MembersKnown):
-            assert not {seen.shard.shard_id for seen in machine.listed()} & event.member_ids
+            assert not {seen.shard.shard_id for seen in machine.listed(())} & event.member_ids
