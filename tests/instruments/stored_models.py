@@ -67,7 +67,7 @@ def write_split(source: Path, folder: Path, num_parts: int = 3, *, stem: str = "
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", num_parts)
         writer.add_int32("split.tensors.count", len(reader.tensors))
-        for tensor in reader.tensors[number::num_parts]:
+        for tensor in reader.tensors[len(reader.tensors) * number // num_parts : len(reader.tensors) * (number + 1) // num_parts]:
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

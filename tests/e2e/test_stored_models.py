@@ -1,0 +1,59 @@
+"""A model in parts, behind links, in another program's store: the same answers as from one file, and every shard finds what it needs."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.answers import Answer, ask, assert_no_fault
+from tests.instruments.clusters import Cluster, ShardSetup, shards
+from tests.instruments.namespaces import unavailable_reason
+from tests.instruments.stored_models import write_hub_cache, write_ollama_store, write_split
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model: Path) -> Answer:
+    with Cluster(tiny_model, shards(1)) as cluster:
+        return ask(cluster)
+
+
+def second_part(model: Path, folder: Path) -> Path:
+    return write_split(model, folder)[1]
+
+
+def linked_part(model: Path, folder: Path) -> Path:
+    parts = write_split(model, folder / "parts")
+    return write_hub_cache(folder / "hub", "somebody", "tiny", parts) / parts[2].name
+
+
+def blob_of_ollama(model: Path, folder: Path) -> Path:
+    return write_ollama_store(folder, model)
+
+
+@pytest.mark.parametrize("store", [second_part, linked_part, blob_of_ollama])
+def test_two_shards_read_their_layers_from_it(
+    tiny_model: Path, expected: Answer, tmp_path: Path, store: Callable[[Path, Path], Path]
+) -> None:
+    with Cluster(store(tiny_model, tmp_path), shards(2)) as cluster:
+        assert ask(cluster) == expected
+        for shard in cluster.state()["shards"]:
+            assert shard["load"]["from_disk_bytes"] == shard["load"]["total_bytes"] > 0
+        assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.namespaces
+@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+def test_shards_without_the_folder_read_what_is_in_others_and_fetch_the_rest(tiny_model: Path, expected: Answer, tmp_path: Path) -> None:
+    parts = write_split(tiny_model, tmp_path / "served")
+    for number, part in enumerate(parts[:2]):
+        (tmp_path / f"disk{number}").mkdir()
+        shutil.copy(part, tmp_path / f"disk{number}")
+    has_some = ("--model-dir", str(tmp_path / "disk0"), "--model-dir", str(tmp_path / "disk1"))
+    members = (ShardSetup("a", cache=tmp_path / "a", arguments=has_some), ShardSetup("b", cache=tmp_path / "b"))
+    with Cluster(parts[0], members) as cluster:
+        assert ask(cluster) == expected
+        loads = {shard["name"]: shard["load"] for shard in cluster.state()["shards"]}
+        assert loads["b"]["from_network_bytes"] == loads["b"]["total_bytes"]
+        assert sum(loads["a"][f"from_{source}_bytes"] for source in ("disk", "network")) == loads["a"]["total_bytes"]
+        assert_no_fault(*cluster.processes.values())
