@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from dairllm.model_files.errors import CorruptModelFile
 
-MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = 32 << 20
 _OBJECTS_BYTES = 48 << 20
 _PER_BYTE = 3
 """So much may be taken, and so much more for each byte of the text."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from dairllm.model_files.containers.bounded_json import MAX_JSON_BYTES, parse_json_object
 from dairllm.model_files.containers.container import Container
 from dairllm.model_files.containers.distributed_llama import read_distributed_llama
-from dairllm.model_files.containers.hugging_face import CONFIG, INDEX, has_weights, read_hugging_face
+from dairllm.model_files.containers.hugging_face import COMPANIONS, CONFIG, INDEX, has_weights, read_hugging_face
 from dairllm.model_files.containers.ollama import is_ollama_manifest, name_of_blob, read_ollama_manifest
 from dairllm.model_files.containers.recognition import FileKind, recognise
 from dairllm.model_files.containers.regular_files import names_in, read_start, read_whole
@@ -41,7 +41,7 @@ def _open_file(path: Path) -> Container:
             return read_distributed_llama(path)
         case FileKind.SAFETENSORS:
             return read_hugging_face(path.parent)
-        case FileKind.JSON if path.name in (CONFIG, INDEX):
+        case FileKind.JSON if path.name in (CONFIG, INDEX, *COMPANIONS):
             return read_hugging_face(path.parent)
         case FileKind.JSON if is_ollama_manifest(parse_json_object(read_whole(path, MAX_JSON_BYTES), str(path))):
             return read_ollama_manifest(path)
