@@ -42,7 +42,7 @@ def find_in_ollama(name: str, store: Path | None = None) -> Path | None:
         return None
     host, namespace, model, tag = match.groups()
     path = (store or ollama_store()) / "manifests" / (host or _HOST) / (namespace or _NAMESPACE) / model / (tag or _TAG)
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def is_ollama_manifest(value: Mapping[str, Any]) -> bool:
@@ -95,7 +95,7 @@ def _digest_of(path: Path, layer: Mapping[str, Any]) -> str:
 def _blob_of(path: Path, store: Path, layer: Mapping[str, Any]) -> Path:
     name = _digest_of(path, layer)
     for blob in (store / "blobs" / name, store / "blobs" / name.replace("-", ":", 1)):
-        if blob.exists():
+        if os.path.exists(blob):
             return blob
     raise CorruptModelFile(f"{_name_of(path)} of Ollama lacks its file {store / 'blobs' / name}; expected it there: 'ollama pull' gets it")
 

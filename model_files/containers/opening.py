@@ -29,7 +29,7 @@ def open_container(path: Path) -> Container:
     if "\0" in str(path):
         raise UnknownModelName(f"{str(path)[:200]!r} contains a NUL character; expected a path")
     path = Path(os.path.abspath(path))
-    return _open_folder(path) if path.is_dir() else _open_file(path)
+    return _open_folder(path) if os.path.isdir(path) else _open_file(path)
 
 
 def _open_file(path: Path) -> Container:
@@ -71,9 +71,9 @@ def _models_in(folder: Path, names: Sequence[str]) -> list[str]:
 def _snapshot(repository: Path) -> Path:
     """Of a repository in a hub's cache: the revision that `main` is, else the only one."""
     main, snapshots = repository / "refs" / "main", repository / "snapshots"
-    if main.is_file():
+    if os.path.isfile(main):
         revision = read_start(main, 100)[0].strip()
-        if _REVISION.fullmatch(revision) and (snapshots / revision.decode()).is_dir():
+        if _REVISION.fullmatch(revision) and os.path.isdir(snapshots / revision.decode()):
             return snapshots / revision.decode()
     found = names_in(snapshots)
     if len(found) != 1:

@@ -53,7 +53,7 @@ def _paths_of_parts(path: Path, count: int) -> list[Path]:
         names = part_names(name)
         if len(names) == count:
             paths = [path if part == path.name else Path(folder, part) for part in names]
-            missing = [part.name for part in paths if not part.exists()]
+            missing = [part.name for part in paths if not os.path.exists(part)]
             if missing:
                 raise CorruptModelFile(
                     f"{path} is one of {count} parts, of which {', '.join(missing[:3])} is not there; expected all in {folder}"
