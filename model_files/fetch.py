@@ -36,7 +36,7 @@ def resolve_model(name_or_path: str, progress: ProgressCallback | None = None) -
     if "\0" in name_or_path:
         raise UnknownModelName(f"{name_or_path[:200]!r} contains a NUL character; expected a path or a name")
     path = Path(os.path.expanduser(name_or_path))
-    if _exists(path) or os.sep in name_or_path or path.suffix == ".gguf":
+    if name_or_path and (_exists(path) or os.sep in name_or_path or path.suffix == ".gguf"):
         return _check_path(path)
     return fetch_model(find_known_model(name_or_path), progress)
 

@@ -53,7 +53,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sound_files(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
+def sound_files(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """By name, small files of each kind, and as many of their first bytes as are changed."""
     folder = tmp_path_factory.mktemp("sound")
     shape = {
@@ -78,7 +78,7 @@ def sound_files(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapp
     }
 
 
-def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_all(folder: Path, files: dict[str, bytes]) -> None:
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -89,7 +89,7 @@ HEADER_BYTES = 1500
 
 
 @given(st.data())
-def test_changed_bytes_give_a_model_or_a_sentence(sound_files: Mapping[str, bytes], scratch: Path, data: st.DataObject) -> None:
+def test_changed_bytes_give_a_model_or_a_sentence(sound_files: dict[str, bytes], scratch: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(sound_files)))
     damaged = bytearray(sound_files[name])
     for position in data.draw(st.lists(st.integers(0, min(len(damaged), HEADER_BYTES) - 1), min_size=1, max_size=4)):
@@ -99,9 +99,7 @@ def test_changed_bytes_give_a_model_or_a_sentence(sound_files: Mapping[str, byte
 
 
 @given(st.data())
-def test_truncated_and_extended_files_give_a_model_or_a_sentence(
-    sound_files: Mapping[str, bytes], scratch: Path, data: st.DataObject
-) -> None:
+def test_truncated_and_extended_files_give_a_model_or_a_sentence(sound_files: dict[str, bytes], scratch: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(sound_files)))
     sound = sound_files[name]
     size = data.draw(st.integers(0, min(len(sound), HEADER_BYTES)) | st.integers(len(sound) - 20, len(sound)))
@@ -116,7 +114,7 @@ def test_any_bytes_are_told(scratch: Path, data: bytes) -> None:
 
 
 @given(value=values)
-def test_any_config_and_index(sound_files: Mapping[str, bytes], scratch: Path, value: Any) -> None:
+def test_any_config_and_index(sound_files: dict[str, bytes], scratch: Path, value: Any) -> None:
     text = json.dumps(value).encode()
     for name in ("config.json", INDEX):
         write_all(scratch, sound_files | {f"folder/{name}": text})
@@ -126,7 +124,7 @@ def test_any_config_and_index(sound_files: Mapping[str, bytes], scratch: Path, v
 
 
 @given(entry=values, name=st.text(max_size=10))
-def test_any_entry_of_a_safetensors_header(sound_files: Mapping[str, bytes], scratch: Path, entry: Any, name: str) -> None:
+def test_any_entry_of_a_safetensors_header(sound_files: dict[str, bytes], scratch: Path, entry: Any, name: str) -> None:
     text = json.dumps({name: entry}).encode()
     write_all(scratch, sound_files | {"folder/model.safetensors": struct.pack("<Q", len(text)) + text + bytes(64)})
     opened(scratch / "folder" / "model.safetensors")
@@ -190,7 +188,7 @@ def enumerate_m(layers: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_memory_stays_in_proportion_to_the_file(sound_files: Mapping[str, bytes], tmp_path: Path, case: str) -> None:
+def test_memory_stays_in_proportion_to_the_file(sound_files: dict[str, bytes], tmp_path: Path, case: str) -> None:
     name, content = HOSTILE[case]
     write_all(tmp_path, sound_files | {name: content()})
     size = os.path.getsize(tmp_path / name)

@@ -219,7 +219,6 @@ def test_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
         ({"llama__attention__value_length": 16}, UnsupportedModel, "16 values"),
         ({"llama__vocab_size": 255}, CorruptModelFile, "256 rows"),
         ({"llama__feed_forward_length": 64}, CorruptModelFile, "expected \\(64, 64\\)"),
-        ({"split__count": 2}, UnsupportedModel, "split"),
     ],
 )
 def test_unsupported_models_are_refused_by_name(tmp_path: Path, extra: dict[str, Any], kind: type[ModelFileError], expected: str) -> None:
