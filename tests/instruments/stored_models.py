@@ -43,7 +43,7 @@ def write_sharded_folder(source: Path, folder: Path, num_files: int = 2, dtype: 
     folder.mkdir(parents=True)
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
     tensors = read_safetensors(source / "model.safetensors")
-    names, files = list(tensors), {}
+    names, files = list(tensors), dict[str, str]()
     for number in range(num_files):
         file = f"model-{number + 1:05d}-of-{num_files:05d}.safetensors"
         part = {name: stored(tensors[name], dtype) for name in names[number::num_files]}

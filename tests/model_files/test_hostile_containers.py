@@ -56,15 +56,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sound_files(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """By name, small files of each kind, and as many of their first bytes as are changed."""
     folder = tmp_path_factory.mktemp("sound")
-    shape = {
-        "num_layers": 1,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "num_kv_heads": 1,
-        "head_dim": 16,
-        "vocab_size": 32,
-    }
+    shape: dict[str, Any] = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "num_kv_heads": 1}
+    shape |= {"head_dim": 16, "vocab_size": 32}
     whole = write_tiny_llama(folder / "whole.gguf", **shape)
     parts = write_split(whole, folder / "parts", 2)
     return {
