@@ -23,9 +23,10 @@ from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.bench.measurement import whole_model
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.kv_cache.layers import make_cache
-from dairllm.shard_service.weights.assembler import LoadedUnit, Weights
+from dairllm.shard_service.weights.assembler import LoadedUnit
 from dairllm.shard_service.weights.sources import LocalFiles
 from dairllm.shard_service.weights.store import LayerStore
+from dairllm.shard_service.weights.writers import Weights
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN_FILE = ROOT / "tests" / "data" / "smollm2.json"

@@ -14,8 +14,8 @@ import typer
 from command import run
 
 from dairllm.model_files.attention import Rope
+from dairllm.model_files.checkpoints.tensor_names import gguf_tensor_name
 from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
-from dairllm.model_files.gguf_decoder import EMBEDDING, OUTPUT_NORM, layer_tensor_name
 from dairllm.model_files.roles import unit_shapes
 from dairllm.model_files.spec import ModelSpec
 
@@ -89,12 +89,11 @@ def write(
     _write_metadata(writer, f"synthetic-{shape}-{block_format}", facts)
 
     spec = spec_of(facts)
-    outer = {"token_embedding": EMBEDDING, "output_norm": OUTPUT_NORM}
     for unit in range(spec.num_units):
         for role, dimensions in unit_shapes(spec, unit).items():
             if role == "output":
                 continue
-            name = outer.get(role) or layer_tensor_name(unit - 1, role)
+            name = gguf_tensor_name(role, unit - 1)
             if len(dimensions) == 1:
                 writer.add_tensor(name, np.ones(dimensions, np.float32))
             else:

@@ -76,9 +76,8 @@ class Coordinator:
         spec = model.manifest.spec
         self._settings = settings
         self._model = model
-        limits = SchedulerLimits(
-            settings.served_context_length(spec.context_length), max_running=settings.max_running, max_waiting=settings.max_waiting
-        )
+        longest = settings.served_context_length(spec.context_length, spec.usual_context)
+        limits = SchedulerLimits(longest, max_running=settings.max_running, max_waiting=settings.max_waiting)
         self._config = cluster_config(settings, limits)
         self._machine = ClusterMachine(self._config)
         readiness = Readiness(self._machine)

@@ -35,10 +35,11 @@ class CoordinatorSettings:
     discovery: bool
     ready_file: Path | None
 
-    def served_context_length(self, longest: int) -> int:
-        """The longest sequence that is served. longest: that the model was made for. Raises InvalidSetting for more."""
+    def served_context_length(self, longest: int, usual: int) -> int:
+        """The longest sequence that is served. longest: that the model was made for; usual: with which it computes as it was trained at
+        first. Raises InvalidSetting for more."""
         if self.context_length is None:
-            return min(longest, DEFAULT_CONTEXT_LENGTH)
+            return min(usual, DEFAULT_CONTEXT_LENGTH)
         if self.context_length > longest:
             raise InvalidSetting(f"--context-length is {self.context_length}; the model was made for at most {longest} tokens")
         return self.context_length

@@ -30,7 +30,9 @@ BLOCK_FORMATS: Mapping[str, BlockFormat] = {
     )
 }
 
-VECTOR_FORMATS = ("F32", "F16", "BF16")
+VALUE_FORMATS = ("F32", "F16", "BF16")
+"""Those of single values."""
+VECTOR_FORMATS = VALUE_FORMATS
 
 _GGML_TYPE_NAMES = (
     *("F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1"),

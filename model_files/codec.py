@@ -16,9 +16,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from dairllm.model_files.attention import LatentAttention, LinearAttention, Rope, SelfAttention
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, Router
-from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit
+from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, TensorPiece, Unit
 from dairllm.model_files.norm import Norm
-from dairllm.model_files.spec import LayerSpec, ModelSpec
+from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
 from dairllm.v1 import model_pb2
 
 MAX_MANIFEST_BYTES = 64 << 20
@@ -29,8 +29,9 @@ DESCRIPTIONS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         *(Norm, Rope, SelfAttention, LatentAttention, LinearAttention),
-        *(Activation, Router, DenseFeedForward, ExpertFeedForward, LayerSpec, ModelSpec),
-        *(ModelFile, TensorInfo, Unit, Manifest),
+        *(Activation, Router, DenseFeedForward, ExpertFeedForward),
+        *(PerLayerEmbedding, PerLayerInput, LayerSpec, ModelSpec),
+        *(ModelFile, TensorPiece, TensorInfo, Unit, Manifest),
     )
 }
 

@@ -35,6 +35,7 @@ class Activation:
 class DenseFeedForward:
     intermediate_size: int = within(1, MAX_INTERMEDIATE)
     activation: Activation
+    bias: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -43,6 +44,8 @@ class DenseFeedForward:
     def features(self) -> Iterator[str]:
         yield "feed_forward:dense"
         yield from self.activation.features
+        if self.bias:
+            yield "feed_forward:bias"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,8 @@ class Router:
 
     kind: scores are a softmax over all experts, a sigmoid of each, or a softmax over the chosen ones. normalised: the weights of the chosen
     ones are made to sum to one; then they are multiplied by `scale`. selection_bias: added to the scores to choose by, not to weigh by.
-    num_groups, num_groups_used: only experts of the best groups may be chosen.
+    num_groups, num_groups_used: only experts of the best groups may be chosen; a group is as good as the sum of its best `group_best`
+    scores.
     """
 
     kind: str = one_of("softmax", "sigmoid", "softmax_of_chosen")
@@ -61,6 +65,7 @@ class Router:
     selection_bias: bool = False
     num_groups: int = within(1, MAX_EXPERTS, default=1)
     num_groups_used: int = within(1, MAX_EXPERTS, default=1)
+    group_best: int = within(1, MAX_EXPERTS, default=2)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -96,6 +101,8 @@ class ExpertFeedForward:
             raise CorruptModelFile(f"num_experts_used is {self.num_experts_used}; expected at most num_experts, {self.num_experts}")
         if self.num_experts % self.router.num_groups:
             raise CorruptModelFile(f"num_experts is {self.num_experts}; expected a multiple of num_groups, {self.router.num_groups}")
+        if self.router.num_groups > 1 and self.router.group_best > self.num_experts // self.router.num_groups:
+            raise CorruptModelFile(f"group_best is {self.router.group_best}; expected at most the experts of one group")
         if self.shared_gate and not self.shared_intermediate_size:
             raise CorruptModelFile("shared_gate is True; expected False where there is no shared expert")
 

@@ -11,17 +11,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
+from dairllm.model_files.attention import MAX_LAYERS
+from dairllm.model_files.block_formats import BLOCK_FORMATS, VALUE_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.bounds import check_fields, text, within
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.feed_forward import ExpertFeedForward
-from dairllm.model_files.roles import unit_shapes
-from dairllm.model_files.spec import MAX_LAYERS, ModelSpec
+from dairllm.model_files.roles import is_numbers, unit_shapes
+from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.transforms import TRANSFORMS, Kind, stored_shape
 
 MAX_FILE_BYTES = 1 << 46
 MAX_FILES = 4096
+MAX_PIECES = 1 << 16
+MAX_TRANSFORMS = 4
 DIGEST_BYTES = 32
-_MATRIX_DIMENSIONS, _STACK_DIMENSIONS = 2, 3
+_MATRIX_DIMENSIONS = 2
 _NAMES_ONLY = frozenset({"architecture", "name", "context_length"})
 """Fields of a spec that no result depends on."""
 
@@ -40,13 +44,9 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorInfo:
-    """One tensor. role, shape: as in `roles`, row-major; file_index: of the model's files; offset_bytes: from the start of that file."""
+class TensorPiece:
+    """A range of the model's files. file_index: which one; offset_bytes: from its start."""
 
-    name: str = text(highest=65_535)
-    role: str = text()
-    block_format: str = text()
-    shape: tuple[int, ...]
     file_index: int = within(0, MAX_FILES - 1, default=0)
     offset_bytes: int = within(0, MAX_FILE_BYTES)
     size_bytes: int = within(1, MAX_FILE_BYTES)
@@ -54,24 +54,68 @@ class TensorInfo:
     def __post_init__(self) -> None:
         check_fields(self)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One tensor. role, shape: as in `roles`, row-major.
+
+    pieces: where its bytes lie, in order; several if it is made of several stored tensors or of some rows of one. transforms: what is done
+    with them when they are loaded (`transforms`). name: of the first stored tensor, for messages.
+    """
+
+    name: str = text(highest=65_535)
+    role: str = text()
+    block_format: str = text()
+    shape: tuple[int, ...]
+    pieces: tuple[TensorPiece, ...]
+    transforms: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 1 <= len(self.pieces) <= MAX_PIECES:
+            raise CorruptModelFile(f"tensor {self.name[:80]!r} has {len(self.pieces)} pieces; expected 1 to {MAX_PIECES}")
+        unknown = [name for name in self.transforms if name not in TRANSFORMS]
+        if unknown or len(self.transforms) > MAX_TRANSFORMS:
+            found = f"{len(self.transforms)} transforms, {str(unknown)[:80]} unknown ones"
+            raise CorruptModelFile(f"tensor {self.name[:80]!r} has {found}; expected up to {MAX_TRANSFORMS} of {', '.join(TRANSFORMS)}")
+
+    @property
+    def size_bytes(self) -> int:
+        """As it is stored."""
+        return sum(piece.size_bytes for piece in self.pieces)
+
+    @property
+    def is_numbers(self) -> bool:
+        """It is kept as float32 of its shape, not as a matrix or a stack of them."""
+        return is_numbers(self.role, self.shape)
+
     @property
     def is_matrix(self) -> bool:
-        return len(self.shape) == _MATRIX_DIMENSIONS
+        return len(self.shape) == _MATRIX_DIMENSIONS and not self.is_numbers
 
     @property
     def is_expert_stack(self) -> bool:
-        return len(self.shape) == _STACK_DIMENSIONS
+        return self.role.startswith("expert_") and not self.is_numbers
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Before the transforms."""
+        return stored_shape(self.shape, self.transforms, numbers=self.is_numbers)
 
     @property
     def row_bytes(self) -> int:
-        """Of one row of a matrix, or of a whole vector."""
-        _, block_size, block_bytes = BLOCK_FORMATS[self.block_format]
-        return self.shape[-1] // block_size * block_bytes
+        """Of one row of a matrix, or of a whole vector, in its block format."""
+        return _bytes_of(self.shape[-1], self.block_format)
 
     @property
-    def place(self) -> tuple[str, tuple[int, ...], int, int]:
+    def place(self) -> tuple[str, tuple[int, ...], tuple[str, ...], tuple[TensorPiece, ...]]:
         """Equal for two roles that one tensor of the files has, as in a tied model."""
-        return self.block_format, self.shape, self.file_index, self.offset_bytes
+        return self.block_format, self.shape, self.transforms, self.pieces
+
+
+def _bytes_of(elements: int, block_format: str) -> int:
+    _, block_size, block_bytes = BLOCK_FORMATS[block_format]
+    return elements // block_size * block_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +132,8 @@ class Unit:
 
     @property
     def places(self) -> list[tuple[int, int, int]]:
-        """Of its tensors: (index of the file, offset in it, size), in bytes."""
-        return [(tensor.file_index, tensor.offset_bytes, tensor.size_bytes) for tensor in self.tensors]
+        """Of its tensors' pieces: (index of the file, offset in it, size), in bytes."""
+        return [(piece.file_index, piece.offset_bytes, piece.size_bytes) for tensor in self.tensors for piece in tensor.pieces]
 
     @property
     def file_indexes(self) -> frozenset[int]:
@@ -142,14 +186,19 @@ class Manifest:
 def compute_model_digest(spec: ModelSpec, units: Sequence[Unit]) -> bytes:
     """SHA-256 of canonical JSON of everything that the result depends on.
 
-    That is the spec without its names, and of each unit the digest and the role, format and shape of its tensors; not offsets, files
-    and names, so that the same weights have the same digest wherever they lie. Fields at their defaults are left out, so that a field
+    That is the spec without its names, and of each unit the digest and the role, format, shape and transforms of its tensors; not pieces,
+    files and names, so that the same weights have the same digest wherever they lie. Fields at their defaults are left out, so that a field
     which a later version adds changes no digest of a model that does without.
     """
     described = {name: value for name, value in _canonical(spec).items() if name not in _NAMES_ONLY}
-    contents = [[unit.digest.hex(), [[tensor.role, tensor.block_format, list(tensor.shape)] for tensor in unit.tensors]] for unit in units]
+    contents = [[unit.digest.hex(), [_content_of(tensor) for tensor in unit.tensors]] for unit in units]
     canonical = json.dumps([described, contents], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).digest()
+
+
+def _content_of(tensor: TensorInfo) -> list[object]:
+    plain: list[object] = [tensor.role, tensor.block_format, list(tensor.shape)]
+    return [*plain, list(tensor.transforms)] if tensor.transforms else plain
 
 
 def _canonical(value: object) -> dict[str, object]:
@@ -193,17 +242,33 @@ def _validate_unit(spec: ModelSpec, unit: Unit, files: Sequence[ModelFile]) -> N
 def _validate_tensor(where: str, tensor: TensorInfo, shape: tuple[int, ...], files: Sequence[ModelFile]) -> None:
     if tensor.shape != shape:
         raise CorruptModelFile(f"{where} has shape {str(tensor.shape)[:80]}; expected {shape}")
-    rows, columns = math.prod(shape[:-1]), shape[-1]
-    formats = tuple(BLOCK_FORMATS) if len(shape) > 1 else VECTOR_FORMATS
+    stored, formats = tensor.stored_shape, _possible_formats(where, tensor)
     if tensor.block_format not in formats:
         raise CorruptModelFile(f"{where} is stored as {tensor.block_format[:40]!r}; expected one of {', '.join(formats)}")
-    if columns % BLOCK_FORMATS[tensor.block_format].block_size:
-        raise CorruptModelFile(f"{where} has rows of {columns} elements; expected whole blocks of {tensor.block_format}")
-    size_bytes = rows * tensor.row_bytes
+    if stored[-1] % BLOCK_FORMATS[tensor.block_format].block_size:
+        raise CorruptModelFile(f"{where} has rows of {stored[-1]} elements; expected whole blocks of {tensor.block_format}")
+    size_bytes = math.prod(stored[:-1]) * _bytes_of(stored[-1], tensor.block_format)
     if tensor.size_bytes != size_bytes:
         raise CorruptModelFile(f"{where} has {tensor.size_bytes} bytes; expected {size_bytes}")
-    if tensor.file_index >= len(files):
-        raise CorruptModelFile(f"{where} has file_index {tensor.file_index}; the model lies in {len(files)} files")
-    file_bytes = files[tensor.file_index].size_bytes
-    if tensor.offset_bytes + size_bytes > file_bytes:
-        raise CorruptModelFile(f"{where} has offset {tensor.offset_bytes}; expected it to end within {file_bytes} bytes")
+    for piece in tensor.pieces:
+        _validate_piece(where, piece, files)
+
+
+def _possible_formats(where: str, tensor: TensorInfo) -> Sequence[str]:
+    """Of values that the transforms can be done with."""
+    transforms = [TRANSFORMS[name] for name in tensor.transforms]
+    kinds = {transform.kind for transform in transforms}
+    only = {transform.block_format for transform in transforms} - {None}
+    if not tensor.is_numbers and Kind.CHANGES_VALUES in kinds:
+        names = ", ".join(tensor.transforms)
+        raise CorruptModelFile(f"{where} is a matrix with the transforms {names}; expected some that only move values")
+    found = VECTOR_FORMATS if tensor.is_numbers else VALUE_FORMATS if Kind.MOVES_VALUES in kinds else tuple(BLOCK_FORMATS)
+    return [name for name in found if not only or name in only] or ["none"]
+
+
+def _validate_piece(where: str, piece: TensorPiece, files: Sequence[ModelFile]) -> None:
+    if piece.file_index >= len(files):
+        raise CorruptModelFile(f"{where} has file_index {piece.file_index}; the model lies in {len(files)} files")
+    file_bytes = files[piece.file_index].size_bytes
+    if piece.offset_bytes + piece.size_bytes > file_bytes:
+        raise CorruptModelFile(f"{where} has offset {piece.offset_bytes}; expected it to end within {file_bytes} bytes")

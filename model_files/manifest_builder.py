@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dairllm.kernels_pyx import STAGE_FEATURES
-from dairllm.model_files.architectures import find_architecture
-from dairllm.model_files.block_formats import BLOCK_FORMATS
+from dairllm.model_files.architectures import architecture_of
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
-from dairllm.model_files.containers import Container, StoredTensor, open_container
-from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
+from dairllm.model_files.containers import Container, open_container
+from dairllm.model_files.errors import CorruptModelFile, ModelFileError
 from dairllm.model_files.file_identity import FileIdentity, identity_of, is_certain
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit, compute_model_digest
 from dairllm.model_files.progress import ProgressCallback
@@ -23,7 +22,7 @@ from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.model_files.spec import ModelSpec, require_features
 
 # Part of the cache key: raised whenever the same file would give another manifest.
-MANIFEST_VERSION = 5
+MANIFEST_VERSION = 6
 
 
 def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Manifest:
@@ -48,15 +47,14 @@ def build_manifest(path: Path, progress: ProgressCallback | None = None) -> Mani
 
 def read_spec(container: Container) -> ModelSpec:
     """Its description; UnsupportedModel if its architecture, or something that it asks of the kernels, is not supported."""
-    spec = find_architecture(container.text("general.architecture")).read_spec(container)
+    spec = architecture_of(container).read_spec(container)
     require_features(spec, STAGE_FEATURES)
     return spec
 
 
 def _read_manifest(container: Container, progress: ProgressCallback | None) -> Manifest:
     spec = read_spec(container)
-    names = find_architecture(spec.architecture).tensor_names(container, spec)
-    tensors = [tuple(_tensor_info(role, container.tensors[name]) for role, name in unit.items()) for unit in names]
+    tensors = architecture_of(container).unit_tensors(container, spec)
     files = tuple(ModelFile(name=_text_of(file.path.name), size_bytes=file.size_bytes) for file in container.files)
     total_bytes = sum(tensor.size_bytes for unit in tensors for tensor in unit)
     with ModelSource(container.paths) as source:
@@ -68,23 +66,6 @@ def _read_manifest(container: Container, progress: ProgressCallback | None) -> M
 def _text_of(name: str) -> str:
     """Of a file's name whatever bytes it has."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def _tensor_info(role: str, tensor: StoredTensor) -> TensorInfo:
-    if tensor.block_format.name not in BLOCK_FORMATS:
-        formats = ", ".join(BLOCK_FORMATS)
-        raise UnsupportedModel(
-            f"tensor {tensor.name!r} is stored as {tensor.block_format.name}, which is not supported; expected one of {formats}"
-        )
-    return TensorInfo(
-        name=tensor.name,
-        role=role,
-        block_format=tensor.block_format.name,
-        shape=tensor.shape,
-        file_index=tensor.file_index,
-        offset_bytes=tensor.offset_bytes,
-        size_bytes=tensor.size_bytes,
-    )
 
 
 class _Hashing:

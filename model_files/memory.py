@@ -4,6 +4,7 @@ The coordinator plans with these sums and a shard counts with them before it loa
 part needs, of weights, of KV cache and of scratch, it needs no more together with fewer other parts.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -86,11 +87,10 @@ def weights_bytes(units: Iterable[Unit]) -> int:
 
 
 def _packed_bytes(tensor: TensorInfo) -> int:
-    """Vectors become numbers of four bytes."""
-    if len(tensor.shape) == 1:
-        return _NUMBER_BYTES * tensor.shape[0]
-    rows = tensor.size_bytes // tensor.row_bytes
-    return _multiple(rows, TILE_ROWS) * tensor.row_bytes
+    """Numbers take four bytes each. Each matrix of a stack lies in whole tiles."""
+    if tensor.is_numbers:
+        return _NUMBER_BYTES * math.prod(tensor.shape)
+    return math.prod(tensor.shape[:-2]) * _multiple(tensor.shape[-2], TILE_ROWS) * tensor.row_bytes
 
 
 def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int) -> int:

@@ -81,8 +81,9 @@ class FileRange(NamedTuple):
 def ranges_of(unit: Unit) -> Iterator[FileRange]:
     """Where the bytes of a unit lie, in order, as much at a time as is read at once."""
     for tensor in unit.tensors:
-        for offset, size in chunks_of(tensor.offset_bytes, tensor.size_bytes):
-            yield FileRange(tensor.file_index, offset, size)
+        for piece in tensor.pieces:
+            for offset, size in chunks_of(piece.offset_bytes, piece.size_bytes):
+                yield FileRange(piece.file_index, offset, size)
 
 
 def digest_of(source: "ModelSource", unit: Unit) -> bytes:

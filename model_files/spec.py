@@ -7,21 +7,50 @@ refuses what is not offered. A field at its default asks for nothing, so that a 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from dairllm.model_files.attention import MAX_CONTEXT, MAX_WIDTH, Attention, SelfAttention
+from dairllm.model_files.attention import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Attention, LatentAttention, Rope, SelfAttention
 from dairllm.model_files.bounds import check_fields, text, within
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.feed_forward import FeedForward
+from dairllm.model_files.feed_forward import Activation, FeedForward
 from dairllm.model_files.norm import Norm
 
-MAX_LAYERS = 1024
 MAX_VOCABULARY = 1 << 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerSpec:
-    """x + residual_scale * attention(x), then the same with the feed-forward block.
+class PerLayerEmbedding:
+    """Each token has, beside its row of the embedding x, `width` numbers for each layer, which that layer adds as its PerLayerInput says.
 
-    …_norm: of what goes into the block; …_post_norm: of what comes out of it, before it is added. None: there is none.
+    They are scale * (norm(P x) + embedding_scale * E[token]), with matrices P and E of num_layers * width rows and columns. norm: of the
+    numbers of one layer, so that a factor of P x can be left out if eps is divided by its square. x: after the model's embedding_scale.
+    """
+
+    width: int = within(1, MAX_WIDTH)
+    norm: Norm
+    embedding_scale: float = within(1e-6, 1e6, default=1.0)
+    scale: float = within(1e-6, 1e6, default=1.0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLayerInput:
+    """x + post_norm(O (activation(G x) * e)): e are the token's numbers for this layer, of which there are `width`."""
+
+    width: int = within(1, MAX_WIDTH)
+    activation: Activation
+    post_norm: Norm
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """x + residual_scale * attention(x), then the same with the feed-forward block, then the per-layer input.
+
+    …_norm: of what goes into the block; …_post_norm: of what comes out of it, before it is added. None: there is none. output_scale: what
+    comes out of the layer is multiplied by a stored number.
     """
 
     attention_norm: Norm | None = None
@@ -31,13 +60,16 @@ class LayerSpec:
     feed_forward: FeedForward
     feed_forward_post_norm: Norm | None = None
     residual_scale: float = within(1e-6, 1e6, default=1.0)
+    per_layer_input: PerLayerInput | None = None
+    output_scale: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @property
     def norms(self) -> tuple[Norm | None, ...]:
-        return self.attention_norm, self.attention_post_norm, self.feed_forward_norm, self.feed_forward_post_norm
+        added = None if self.per_layer_input is None else self.per_layer_input.post_norm
+        return self.attention_norm, self.attention_post_norm, self.feed_forward_norm, self.feed_forward_post_norm, added
 
     @property
     def features(self) -> Iterator[str]:
@@ -51,11 +83,23 @@ class LayerSpec:
             yield "norm:after"
         if self.residual_scale != 1.0:
             yield "scale:residual"
+        if self.per_layer_input is not None:
+            yield "per_layer_input"
+            yield from self.per_layer_input.activation.features
+        if self.output_scale:
+            yield "scale:layer"
 
     @property
     def without_biases(self) -> "LayerSpec":
         """What must be equal in layers of one shape."""
         return replace(self, attention=self.attention.without_biases) if isinstance(self.attention, SelfAttention) else self
+
+    def for_context(self, context_length: int) -> "LayerSpec":
+        """As `Rope.for_context`."""
+        attention = self.attention
+        if isinstance(attention, (SelfAttention, LatentAttention)) and isinstance(attention.rope, Rope):
+            return replace(self, attention=replace(attention, rope=attention.rope.for_context(context_length)))
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +122,7 @@ class ModelSpec:
     logit_scale: float = within(1e-6, 1e6, default=1.0)
     logit_softcap: float | None = within(1e-3, 1e6, default=None)
     padding_rows: int = within(0, MAX_VOCABULARY, default=0)
+    per_layer_embedding: PerLayerEmbedding | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,6 +130,29 @@ class ModelSpec:
             raise CorruptModelFile(f"the model has {len(self.layers)} layers; expected 1 to {MAX_LAYERS}")
         if self.padding_rows >= self.vocab_size:
             raise CorruptModelFile(f"padding_rows is {self.padding_rows}; expected less than vocab_size, {self.vocab_size}")
+        self._check_per_layer_inputs()
+        for index, layer in enumerate(self.layers):
+            self._check_keys(index, layer)
+
+    def _check_per_layer_inputs(self) -> None:
+        expected = None if self.per_layer_embedding is None else self.per_layer_embedding.width
+        for index, layer in enumerate(self.layers):
+            width = None if layer.per_layer_input is None else layer.per_layer_input.width
+            if width != expected:
+                raise CorruptModelFile(
+                    f"the per-layer input of layer {index} has the width {width}; expected that of the embedding, {expected}"
+                )
+
+    def _check_keys(self, index: int, layer: LayerSpec) -> None:
+        """Keys and values of another layer are there already, and are what this layer's heads look at."""
+        attention = layer.attention
+        if not isinstance(attention, SelfAttention) or attention.keys_of is None:
+            return
+        source = self.layers[attention.keys_of].attention if attention.keys_of < index else None
+        if not isinstance(source, SelfAttention) or source.keys_of is not None or _cached(source) != _cached(attention):
+            raise CorruptModelFile(
+                f"layer {index} has the keys of layer {attention.keys_of}; expected a layer before it with heads like its own"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -114,6 +182,20 @@ class ModelSpec:
         """The layer that a unit is; None of embedding and head."""
         return self.layers[index - 1] if 0 < index < self.head_index else None
 
+    @property
+    def usual_context(self) -> int:
+        """The longest context for which nothing is stretched."""
+        ropes = (layer.attention.rope for layer in self.layers if isinstance(layer.attention, (SelfAttention, LatentAttention)))
+        return min(
+            [self.context_length, *(rope.original_context for rope in ropes if rope is not None and rope.original_context is not None)]
+        )
+
+    def for_context(self, context_length: int) -> "ModelSpec":
+        """The model where no sequence has more than so many tokens: what depends on the length is decided, so that nothing does any
+        more.
+        """
+        return replace(self, layers=tuple(layer.for_context(context_length) for layer in self.layers))
+
     def state_bytes_per_token(self, index: int, element_bytes: int) -> int:
         """What unit `index` keeps for each token of a sequence; element_bytes: of one number in the cache of keys and values."""
         layer = self.layer_of(index)
@@ -137,6 +219,8 @@ class ModelSpec:
         for layer in set(self.layers):
             yield from layer.features
         yield from self.output_norm.features
+        if self.per_layer_embedding is not None:
+            yield from self.per_layer_embedding.norm.features
         used = {
             "layers:unequal": len({layer.without_biases for layer in self.layers}) > 1,
             "norm:unequal": len(self._norms()) > 1,
@@ -145,6 +229,11 @@ class ModelSpec:
             "softcap:logits": self.logit_softcap is not None,
         }
         yield from (name for name, is_used in used.items() if is_used)
+
+
+def _cached(attention: SelfAttention) -> tuple[int, int, int, int | None]:
+    """What decides how keys and values lie, and how many of them are kept."""
+    return attention.num_kv_heads, attention.key_dim, attention.value_dim, attention.window
 
 
 def require_features(spec: ModelSpec, offered: Collection[str]) -> None:

@@ -86,7 +86,7 @@ class AssignmentFacts:
 def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
     """Raises Unsupported, by name, for what these kernels can't do, InvalidModel for a part that contradicts itself."""
     try:
-        model = spec_from_proto(message.spec)
+        model = spec_from_proto(message.spec).for_context(message.context_length)
         require_features(model, STAGE_FEATURES)
         units = tuple(unit_from_proto(unit) for unit in message.units)
         files = tuple(file_from_proto(file) for file in message.model_files)

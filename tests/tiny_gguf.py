@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dairllm.model_files.attention import Rope
+from dairllm.model_files.checkpoints.tensor_names import gguf_tensor_name
 from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
-from dairllm.model_files.gguf_decoder import EMBEDDING, OUTPUT, OUTPUT_NORM, layer_tensor_name
 from dairllm.model_files.roles import unit_shapes
 from dairllm.model_files.spec import ModelSpec
 
 FloatArray = npt.NDArray[np.float32]
+OUTPUT = gguf_tensor_name("output")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -107,11 +108,10 @@ def llama3_freq_factors(head_dim: int, rope: Mapping[str, float]) -> list[float]
 def random_weights(model: TinyLlama, seed: int) -> dict[str, FloatArray]:
     """Weights by GGUF tensor name, matrices as [outputs, inputs]."""
     random = np.random.default_rng(seed)
-    outer = {"token_embedding": EMBEDDING, "output_norm": OUTPUT_NORM, "output": OUTPUT}
     shapes: dict[str, tuple[int, ...]] = {}
     for unit in range(model.spec.num_units):
         for role, shape in unit_shapes(model.spec, unit).items():
-            shapes[outer.get(role) or layer_tensor_name(unit - 1, role)] = shape
+            shapes[gguf_tensor_name(role, unit - 1)] = shape
     return {name: _random_tensor(random, shape) for name, shape in shapes.items() if name != OUTPUT or not model.tied}
 
 
@@ -216,7 +216,8 @@ INTERLEAVED = {"llama"}
 
 
 def _gguf_names(tensors: Mapping[str, FloatArray], model: TinyLlama) -> dict[str, FloatArray]:
-    weights = {EMBEDDING: tensors["model.embed_tokens.weight"], OUTPUT_NORM: tensors["model.norm.weight"]}
+    outer = {"token_embedding": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}
+    weights = {gguf_tensor_name(role): tensors[name] for role, name in outer.items()}
     if not model.tied:
         weights[OUTPUT] = tensors["lm_head.weight"]
     heads = {"q": model.num_heads, "k": model.num_kv_heads} if model.architecture in INTERLEAVED else {}
@@ -224,7 +225,7 @@ def _gguf_names(tensors: Mapping[str, FloatArray], model: TinyLlama) -> dict[str
         for role, source in HUGGING_FACE_NAMES.items():
             values = tensors.get(f"model.layers.{layer}.{source}")
             if values is not None:
-                weights[layer_tensor_name(layer, role)] = _interleave(values, heads[role]) if role in heads else values
+                weights[gguf_tensor_name(role, layer)] = _interleave(values, heads[role]) if role in heads else values
     return weights
 
 

@@ -76,10 +76,15 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     },
     "LayerSpec": {"residual_scale": FACTOR},
     "Norm": {"kind": WORDS, "eps": FACTOR},
-    "Rope": {"theta": FACTOR, "dim": WIDTH, "freq_factors": Several(2**16, FACTOR), "magnitude": FACTOR},
+    "PerLayerEmbedding": {"width": WIDTH, "embedding_scale": FACTOR, "scale": FACTOR},
+    "PerLayerInput": {"width": WIDTH},
+    "Rope": {
+        **{"theta": FACTOR, "dim": WIDTH, "freq_factors": Several(2**16, FACTOR), "magnitude": FACTOR},
+        **{"long_freq_factors": Several(2**16, FACTOR), "original_context": Whole(2**31 - 1)},
+    },
     "SelfAttention": {
         **{"num_heads": WIDTH, "num_kv_heads": WIDTH, "key_dim": WIDTH, "value_dim": WIDTH},
-        **{"scale": FACTOR, "window": Whole(2**31 - 1), "softcap": FACTOR},
+        **{"scale": FACTOR, "window": Whole(2**31 - 1), "softcap": FACTOR, "keys_of": UNIT},
     },
     "LatentAttention": {
         **{"num_heads": WIDTH, "query_rank": WIDTH, "kv_rank": WIDTH, "key_dim": WIDTH, "value_dim": WIDTH, "scale": FACTOR},
@@ -88,11 +93,12 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "Activation": {"kind": WORDS, "alpha": FACTOR, "limit": FACTOR},
     "DenseFeedForward": {"intermediate_size": WIDTH},
     "ExpertFeedForward": dict.fromkeys(("num_experts", "num_experts_used", "intermediate_size", "shared_intermediate_size"), WIDTH),
-    "Router": {"kind": WORDS, "scale": FACTOR, "num_groups": WIDTH, "num_groups_used": WIDTH},
+    "Router": {"kind": WORDS, "scale": FACTOR, "num_groups": WIDTH, "num_groups_used": WIDTH, "group_best": WIDTH},
     "TensorInfo": {
         **{"name": FILE_NAME, "role": WORDS, "block_format": WORDS, "shape": Several(8, Whole(2**31 - 1))},
-        **{"offset_bytes": SIZE, "size_bytes": SIZE, "file_index": Whole(2**16)},
+        **{"pieces": Several(2**16), "transforms": Several(8, WORDS)},
     },
+    "TensorPiece": {"file_index": Whole(2**16), "offset_bytes": SIZE, "size_bytes": SIZE},
     "Unit": {"index": UNIT, "tensors": Several(2**16), "size_bytes": SIZE, "digest": DIGEST},
     "ModelFile": {"name": FILE_NAME, "size_bytes": SIZE},
     "Manifest": {"units": Several(MAX_UNITS), "files": Several(2**16), "model_digest": DIGEST},

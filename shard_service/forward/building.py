@@ -12,7 +12,8 @@ from dairllm.model_files.feed_forward import DenseFeedForward
 from dairllm.model_files.memory import HEAD_ROWS, scratch_of
 from dairllm.model_files.spec import ModelSpec
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.weights.assembler import LoadedUnit, Weights
+from dairllm.shard_service.weights.assembler import LoadedUnit
+from dairllm.shard_service.weights.writers import Weights
 
 
 class StageParts(NamedTuple):

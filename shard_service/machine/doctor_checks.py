@@ -11,7 +11,7 @@ import psutil
 from dairllm.mesh.diagnosis import Finding, ModelIdentity, Status, Subject
 from dairllm.mesh.settings import format_size
 from dairllm.mesh.system_memory import MIB, detect_available_bytes
-from dairllm.model_files.architectures import find_architecture
+from dairllm.model_files.architectures import architecture_of
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.model_files.containers import open_container
 from dairllm.model_files.errors import ModelFileError, NoCacheFolder
@@ -152,8 +152,8 @@ def units_size_bytes(path: Path) -> int:
     """Bytes of all weights, from the file's header alone; a tensor that two units share counts once. Raises ModelFileError."""
     container = open_container(path)
     spec = read_spec(container)
-    units = find_architecture(spec.architecture).tensor_names(container, spec)
-    return sum(container.tensors[name].size_bytes for name in {name for unit in units for name in unit.values()})
+    units = architecture_of(container).unit_tensors(container, spec)
+    return sum({tensor.place: tensor.size_bytes for unit in units for tensor in unit}.values())
 
 
 class _LimitReached(Exception):

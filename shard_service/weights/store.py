@@ -7,13 +7,15 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from dairllm.kernels_pyx import PackedMatrix
+import numpy as np
+
 from dairllm.mesh.errors import DairllmError, UnknownModel, WeightsDiffer
 from dairllm.model_files.manifest import TensorInfo, Unit
 from dairllm.model_files.memory import weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, share_matrix
 from dairllm.shard_service.weights.sources import Piece, UnitSource
+from dairllm.shard_service.weights.writers import Matrices, Weights
 
 _UNITS_FETCHED_AT_ONCE = 4
 
@@ -124,7 +126,7 @@ class LayerStore:
     def _assembler(self, unit: Unit, model_digest: bytes) -> UnitAssembler:
         same_model = [held for held in self._units.values() if held.model_digest == model_digest]
 
-        def find_shared(tensor: TensorInfo) -> PackedMatrix | None:
+        def find_shared(tensor: TensorInfo) -> Matrices | None:
             return next((matrix for held in same_model if (matrix := held.matrix_of(tensor)) is not None), None)
 
         return UnitAssembler(unit, model_digest, find_shared)
@@ -207,13 +209,13 @@ def bytes_together(*assignments: AssignmentFacts) -> int:
     return sum(weights_bytes(units.values()) for units in by_model.values())
 
 
-UnitKey = tuple[bytes, tuple[tuple[str, str, tuple[int, ...]], ...]]
+UnitKey = tuple[bytes, tuple[tuple[str, str, tuple[int, ...], tuple[str, ...]], ...]]
 
 
 def _key(unit: Unit) -> UnitKey:
     """Equal bytes in equal shapes are the same weights, whatever file they lie in."""
-    return unit.digest, tuple((tensor.role, tensor.block_format, tensor.shape) for tensor in unit.tensors)
+    return unit.digest, tuple((tensor.role, tensor.block_format, tensor.shape, tensor.transforms) for tensor in unit.tensors)
 
 
-def _size_bytes(weights: object) -> int:
-    return int(weights.size_bytes if isinstance(weights, PackedMatrix) else getattr(weights, "nbytes", 0))
+def _size_bytes(weights: Weights) -> int:
+    return weights.nbytes if isinstance(weights, np.ndarray) else weights.size_bytes

@@ -14,7 +14,7 @@ from dairllm.mesh.system_memory import MIB
 from dairllm.model_files.attention import Rope
 from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
-from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit, compute_model_digest
+from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, TensorPiece, Unit, compute_model_digest
 from dairllm.model_files.roles import unit_shapes
 from dairllm.model_files.spec import ModelSpec
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
@@ -64,11 +64,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
             block_format = formats[name] = formats.get(name) or draw(st.sampled_from(possible))
             row_bytes = shape[-1] // BLOCK_FORMATS[block_format].block_size * BLOCK_FORMATS[block_format].block_bytes
             size_bytes = row_bytes * (shape[0] if len(shape) > 1 else 1)
-            place = units[0].tensors[0].offset_bytes if name != role else offset
+            place = units[0].tensors[0].pieces[0].offset_bytes if name != role else offset
             offset = max(offset, place + size_bytes)
-            tensors.append(
-                TensorInfo(name=role, role=role, block_format=block_format, shape=shape, offset_bytes=place, size_bytes=size_bytes)
-            )
+            pieces = (TensorPiece(offset_bytes=place, size_bytes=size_bytes),)
+            tensors.append(TensorInfo(name=role, role=role, block_format=block_format, shape=shape, pieces=pieces))
         units.append(Unit(index=index, tensors=tuple(tensors), size_bytes=sum(t.size_bytes for t in tensors), digest=index.to_bytes(32)))
     return Manifest(
         spec=spec,

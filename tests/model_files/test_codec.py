@@ -22,17 +22,30 @@ from dairllm.model_files.codec import (
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.manifest_builder import build_manifest
-from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.spec import ModelSpec, PerLayerEmbedding
 from dairllm.v1 import model_pb2
-from tests.model_files.test_spec import EXPERTS, FULL, LATENT, LINEAR, NORM, layer, model
+from tests.model_files.test_spec import ADDED, EXPERTS, FULL, LATENT, LINEAR, NORM, ROPE, layer, model
 from tests.tiny_gguf import write_tiny_llama
 
+LONG = dataclasses.replace(ROPE, long_freq_factors=(2.0,) * 8, original_context=100)
 STRANGE = model(
-    layer(dataclasses.replace(FULL, window=16, q_norm=NORM, softcap=50.0, rope=None), residual_scale=0.5, attention_norm=None),
-    layer(LATENT, dataclasses.replace(EXPERTS, shared_intermediate_size=48, shared_gate=True, bias=True)),
-    layer(LINEAR, EXPERTS, feed_forward_post_norm=NORM),
+    layer(
+        dataclasses.replace(FULL, window=16, q_norm=NORM, softcap=50.0, rope=None),
+        residual_scale=0.5,
+        attention_norm=None,
+        per_layer_input=ADDED,
+    ),
+    layer(
+        dataclasses.replace(LATENT, bias=True, rope=LONG),
+        dataclasses.replace(EXPERTS, shared_intermediate_size=48, shared_gate=True, bias=True),
+        per_layer_input=ADDED,
+    ),
+    layer(dataclasses.replace(LINEAR, tiled=True), EXPERTS, feed_forward_post_norm=NORM, output_scale=True, per_layer_input=ADDED),
+    layer(dataclasses.replace(FULL, v_norm=dataclasses.replace(NORM, weighted=False), norm_spans_heads=True), per_layer_input=ADDED),
+    layer(dataclasses.replace(FULL, keys_of=3), per_layer_input=ADDED),
     embedding_scale=8.0,
     logit_softcap=30.0,
+    per_layer_embedding=PerLayerEmbedding(width=8, norm=NORM, scale=0.7),
 )
 
 
@@ -93,12 +106,17 @@ def test_fields_of_another_version_are_refused(manifest: Manifest) -> None:
         (lambda m: m.units.pop(), "units"),
         (lambda m: m.units[0].CopyFrom(m.units[1]), "contiguous"),
         (lambda m: m.units[1].tensors.pop(), "has the tensors"),
-        (lambda m: setattr(m.units[1].tensors[1], "offset_bytes", 1 << 40), "offset"),
-        (lambda m: setattr(m.units[1].tensors[1], "file_index", 1), "file_index 1"),
+        (lambda m: setattr(m.units[1].tensors[1].pieces[0], "offset_bytes", 1 << 40), "offset"),
+        (lambda m: setattr(m.units[1].tensors[1].pieces[0], "file_index", 1), "file_index 1"),
+        (lambda m: m.units[1].tensors[1].pieces.pop(), "has 0 pieces"),
+        (lambda m: m.units[1].tensors[1].pieces.append(m.units[1].tensors[1].pieces[0]), "bytes; expected"),
+        (lambda m: m.units[1].tensors[0].transforms.append("rotate"), "unknown"),
+        (lambda m: m.units[1].tensors[1].transforms.append("plus_one"), "only move values"),
+        (lambda m: m.units[1].tensors[1].transforms.append("even_rows"), "bytes; expected"),
         (lambda m: m.units[1].tensors[1].shape.append(2), "shape"),
         (lambda m: setattr(m.units[1].tensors[1], "block_format", "Q6_K"), "Q6_K"),
         (lambda m: setattr(m.units[1].tensors[0], "block_format", "Q8_0"), "Q8_0"),
-        (lambda m: setattr(m.units[1].tensors[1], "size_bytes", 1), "bytes"),
+        (lambda m: setattr(m.units[1].tensors[1].pieces[0], "size_bytes", 1), "bytes"),
         (lambda m: setattr(m.units[1], "size_bytes", 1), "size_bytes"),
         (lambda m: setattr(m.units[1], "digest", bytes(31)), "31 bytes"),
         (lambda m: setattr(m.units[1], "digest", bytes(32)), "model_digest"),

@@ -10,10 +10,10 @@ from dairllm.kernels_pyx import STAGE_FEATURES
 from dairllm.model_files.attention import Attention, LatentAttention, LinearAttention, Rope, SelfAttention
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, FeedForward, Router
-from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.model_files.norm import Norm
-from dairllm.model_files.roles import unit_shapes
-from dairllm.model_files.spec import LayerSpec, ModelSpec, require_features
+from dairllm.model_files.roles import is_numbers, unit_shapes
+from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput, require_features
 from tests.instruments.descriptions import layer_of, spec_of
 
 NORM = Norm(kind="rms", eps=1e-6)
@@ -22,6 +22,7 @@ ROPE = Rope(theta=1e4, dim=16, interleaved=False)
 FULL = SelfAttention(num_heads=4, num_kv_heads=2, key_dim=32, value_dim=32, scale=0.2, rope=ROPE)
 LATENT = LatentAttention(num_heads=4, query_rank=48, kv_rank=32, key_dim=32, value_dim=32, scale=0.1, rope=ROPE, latent_norm=NORM)
 LINEAR = LinearAttention(num_key_heads=2, num_value_heads=4, key_dim=32, value_dim=32, conv_width=4, output_norm=NORM)
+ADDED = PerLayerInput(width=8, activation=SILU, post_norm=NORM)
 DENSE = DenseFeedForward(intermediate_size=128, activation=SILU)
 EXPERTS = ExpertFeedForward(
     num_experts=8, num_experts_used=2, intermediate_size=32, activation=SILU, router=Router(kind="softmax", normalised=True)
@@ -64,6 +65,13 @@ def model(*layers: LayerSpec, **changes: Any) -> ModelSpec:
         (lambda: dataclasses.replace(ROPE, theta=float("inf")), "theta is inf"),
         (lambda: changed(ROPE, interleaved=1), "interleaved"),
         (lambda: dataclasses.replace(ROPE, freq_factors=(1.0,)), "has 1 values"),
+        (lambda: dataclasses.replace(ROPE, freq_factors=(1e31,) * 8), "contains 1e+31"),
+        (lambda: dataclasses.replace(ROPE, long_freq_factors=(2.0,) * 8), "original_context is None"),
+        (lambda: dataclasses.replace(FULL, keys_of=0, k_norm=NORM), "expected no norm"),
+        (lambda: model(layer(dataclasses.replace(FULL, keys_of=0))), "layer 0 has the keys of layer 0"),
+        (lambda: model(layer(), layer(dataclasses.replace(FULL, keys_of=0, window=16))), "heads like its own"),
+        (lambda: model(layer(per_layer_input=ADDED)), "layer 0 has the width 8"),
+        (lambda: dataclasses.replace(EXPERTS, router=Router(kind="sigmoid", num_groups=4, group_best=3)), "group_best is 3"),
         (lambda: dataclasses.replace(ROPE, freq_factors=(0.0,) * 8), "contains 0.0"),
         (lambda: Norm(kind="mean", eps=1e-6), "kind is 'mean'; expected one of rms, layer"),
         (lambda: Norm(kind="rms", eps=float("nan")), "eps is nan"),
@@ -115,6 +123,10 @@ def test_what_the_kernels_do_is_all_that_a_plain_decoder_asks_for() -> None:
         (model(layer(), embedding_scale=8.0), "scale:embedding"),
         (model(layer(), logit_scale=0.1), "scale:logits"),
         (model(layer(), logit_softcap=30.0), "softcap:logits"),
+        (model(layer(dataclasses.replace(FULL, v_norm=Norm(kind="rms", eps=1e-6, weighted=False)))), "attention:v_norm, norm:unweighted"),
+        (model(layer(), layer(dataclasses.replace(FULL, keys_of=0))), "attention:shared_keys, layers:unequal"),
+        (model(layer(per_layer_input=ADDED), per_layer_embedding=PerLayerEmbedding(width=8, norm=NORM)), "per_layer_input"),
+        (model(layer(output_scale=True)), "scale:layer"),
         (model(layer(), layer(feed_forward=DenseFeedForward(intermediate_size=64, activation=SILU))), "layers:unequal"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -139,7 +151,8 @@ def unit_of(spec: ModelSpec, index: int) -> Unit:
         size_bytes = 4
         for length in shape:
             size_bytes *= length
-        tensors.append(TensorInfo(name=role, role=role, block_format="F32", shape=shape, offset_bytes=0, size_bytes=size_bytes))
+        pieces = (TensorPiece(offset_bytes=0, size_bytes=size_bytes),)
+        tensors.append(TensorInfo(name=role, role=role, block_format="F32", shape=shape, pieces=pieces))
     return Unit(index=index, tensors=tuple(tensors), size_bytes=sum(tensor.size_bytes for tensor in tensors), digest=bytes(32))
 
 
@@ -191,5 +204,25 @@ def test_tensors_of_a_layer_are_what_the_description_asks_for() -> None:
         "expert_down_bias": (8, 64),
         "ffn_post_norm": (64,),
     }
-    with pytest.raises(UnsupportedModel, match="layer 1 needs attention:latent"):
-        unit_shapes(model(layer(), layer(LATENT)), 2)
+
+
+def test_tensors_of_other_kinds_of_attention() -> None:
+    latent, plain = unit_shapes(model(layer(LATENT)), 1), unit_shapes(model(layer(dataclasses.replace(LATENT, query_rank=None))), 1)
+    assert (latent["q_b"], latent["kv_a"], latent["k_b"], latent["v_b"]) == ((192, 48), (48, 64), (4, 32, 32), (4, 32, 32))
+    assert (plain["q"], "q_b" in plain) == ((192, 64), False)
+    linear = unit_shapes(model(layer(LINEAR)), 1)
+    assert (linear["qkv"], linear["conv"], linear["attention_output"]) == ((256, 64), (256, 4), (64, 128))
+    assert [is_numbers(role, linear[role]) for role in ("conv", "alpha", "decay")] == [True, False, True]
+
+
+def test_tensors_of_layers_that_share_and_add() -> None:
+    spec = model(
+        layer(per_layer_input=ADDED),
+        layer(dataclasses.replace(FULL, keys_of=0), per_layer_input=ADDED, output_scale=True),
+        per_layer_embedding=PerLayerEmbedding(width=8, norm=NORM),
+    )
+    assert unit_shapes(spec, 0)["per_layer_embedding"] == (256, 16)
+    shared = unit_shapes(spec, 2)
+    assert {"k", "v"}.isdisjoint(shared)
+    assert (shared["per_layer_gate"], shared["per_layer_output"], shared["layer_scale"]) == ((8, 64), (64, 8), (1,))
+    assert [spec.state_bytes_per_token(unit, 2) for unit in (1, 2)] == [256, 0]

@@ -3,59 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import gguf
 import numpy as np
 import pytest
 
-from dairllm.kernels_pyx import encode_rows, encoded_row_bytes
-from dairllm.mesh.encodings import parse_encoding
+from dairllm.kernels_pyx import encode_rows
 from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceSlice
 from dairllm.mesh.sampling import SamplingParams
-from dairllm.shard_service.assignment import assignment_from_proto
-from dairllm.shard_service.forward.building import build_stage
-from dairllm.shard_service.forward.compute_stage import ComputeStage
-from dairllm.shard_service.forward.sent_rows import SentRows
-from dairllm.shard_service.forward.sequences import SequenceTable
-from dairllm.shard_service.kv_cache.layers import KvCaches
-from dairllm.shard_service.weights.assembler import UnitAssembler
-from tests.shard_service.fake_coordinator import FakeCoordinator
+from tests.shard_service.local_ring import ring_over
 from tests.tiny_gguf import write_tiny_llama
 
 WIRES = ["F32", "F16", "Q8_0", "Q8_0_OUTLIERS"]
 PROMPT = (3, 14, 15)
-
-
-class Ring(NamedTuple):
-    first: ComputeStage
-    last: ComputeStage
-    width: int
-
-
-def stage_of(coordinator: FakeCoordinator, name: str, units: range, wire: str) -> ComputeStage:
-    assert coordinator.model is not None
-    data = coordinator.model.read_bytes()
-    assignment = assignment_from_proto(coordinator.assignment(1, units, wire=parse_encoding(wire)))
-    loaded = []
-    for unit in assignment.units:
-        assembler = UnitAssembler(unit, assignment.model_digest, lambda *_: None)
-        for tensor in unit.tensors:
-            piece = data[tensor.offset_bytes : tensor.offset_bytes + tensor.size_bytes]
-            assembler.hash(piece)
-            assembler.pack(piece)
-        loaded.append(assembler.finish())
-    sequences = SequenceTable(assignment.model, assignment.geometry)
-    sent_rows = SentRows(encoded_row_bytes(wire, assignment.model.hidden_size), 1 << 20)
-    return ComputeStage(assignment, build_stage(assignment, loaded), KvCaches().arrange(assignment), sequences, sent_rows, name)
-
-
-def ring_over(path: Path, wire: str) -> Ring:
-    coordinator = FakeCoordinator(path)
-    assert coordinator.manifest is not None
-    parts = stage_of(coordinator, "a", range(0, 2), wire), stage_of(coordinator, "b", range(2, 5), wire)
-    return Ring(*parts, coordinator.manifest.spec.hidden_size)
 
 
 def frame(wire: str, ring_ids: Sequence[int] = (1,)) -> MicroBatch:
@@ -79,7 +40,7 @@ def test_a_shard_whose_rows_are_no_numbers_says_so_and_sends_none(tmp_path: Path
     ring = ring_over(path, wire)
     passed = ring.first.compute(frame(wire), 0)
     assert isinstance(passed, MicroBatch)
-    words = "its rows are no numbers behind shard a: weights or activations are broken"
+    words = "its rows are no numbers behind shard 0: weights or activations are broken"
     assert [(piece.failure, piece.activations) for piece in passed.slices] == [(words, b"")]
     result = ring.last.compute(passed, 0)
     assert isinstance(result, MicroBatchResult)

@@ -8,7 +8,7 @@ import pytest
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.weights import pieces_of
 from dairllm.model_files.errors import CorruptModelFile
-from dairllm.model_files.manifest import ModelFile, TensorInfo, Unit
+from dairllm.model_files.manifest import ModelFile, TensorInfo, TensorPiece, Unit
 from dairllm.model_files.reader import FileRange, ModelSource, ranges_of
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.sources import find_local_files, have_files_of
@@ -57,7 +57,10 @@ def test_files_that_are_nowhere_together_are_taken_from_where_they_are(tmp_path:
     (found,) = find_local_files(assignment_of(tmp_path / "none", *files), [tmp_path])
     assert found == (tmp_path / "one" / "a.gguf", tmp_path / "two" / "b.gguf", None)
     tensors = tuple(
-        TensorInfo(name="t", role="q", block_format="F32", shape=(1,), file_index=index, offset_bytes=0, size_bytes=4) for index in range(3)
+        TensorInfo(
+            name="t", role="q", block_format="F32", shape=(1,), pieces=(TensorPiece(file_index=index, offset_bytes=0, size_bytes=4),)
+        )
+        for index in range(3)
     )
     units = [Unit(index=0, tensors=tensors[:2], size_bytes=8, digest=b""), Unit(index=1, tensors=tensors[1:], size_bytes=8, digest=b"")]
     assert [have_files_of(found, unit) for unit in units] == [True, False]
@@ -76,14 +79,14 @@ def test_parts_of_one_size_are_not_taken_for_each_other(tmp_path: Path) -> None:
 def test_a_unit_is_read_from_the_files_that_its_tensors_name(tmp_path: Path) -> None:
     for number, content in enumerate((b"0123456789", b"abcdefghij")):
         (tmp_path / str(number)).write_bytes(content)
-    tensors = tuple(
-        TensorInfo(name="t", role="q", block_format="F32", shape=(1,), file_index=file, offset_bytes=offset, size_bytes=size)
-        for file, offset, size in ((1, 2, 5), (0, 4, 3), (1, 0, 2))
-    )
+    pieces = [
+        TensorPiece(file_index=file, offset_bytes=offset, size_bytes=size) for file, offset, size in ((1, 2, 5), (0, 4, 3), (1, 0, 2))
+    ]
+    tensors = tuple(TensorInfo(name="t", role="q", block_format="F32", shape=(1,), pieces=tuple(some)) for some in (pieces[:1], pieces[1:]))
     unit = Unit(index=1, tensors=tensors, size_bytes=10, digest=b"")
     with ModelSource([tmp_path / "0", tmp_path / "1"]) as source:
         assert b"".join(source.read(place) for place in ranges_of(unit)) == b"cdefg456ab"
         for start in range(11):
-            pieces = pieces_of(unit.places, start)
-            places = [FileRange(piece.file_index, piece.file_offset_bytes, piece.size_bytes) for piece in pieces]
+            following = pieces_of(unit.places, start)
+            places = [FileRange(piece.file_index, piece.file_offset_bytes, piece.size_bytes) for piece in following]
             assert b"".join(source.read(place) for place in places) == b"cdefg456ab"[start:]

@@ -1,6 +1,7 @@
 """Units packed from pieces of any size equal units packed at once."""
 
 import asyncio
+import dataclasses
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.mesh.peers import Peer
-from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.model_files.memory import weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
@@ -28,7 +29,8 @@ MODEL = spec_of(1)
 
 
 def tensor_info(name: str, role: str, block_format: str, shape: tuple[int, ...], offset: int, size: int) -> TensorInfo:
-    return TensorInfo(name=name, role=role, block_format=block_format, shape=shape, offset_bytes=offset, size_bytes=size)
+    pieces = (TensorPiece(offset_bytes=offset, size_bytes=size),)
+    return TensorInfo(name=name, role=role, block_format=block_format, shape=shape, pieces=pieces)
 
 
 def tensor(role: str, offset: int, *shape: int) -> tuple[TensorInfo, bytes]:
@@ -217,3 +219,27 @@ async def test_a_cancelled_load_keeps_what_was_complete(store: LayerStore) -> No
     source = FakeSource(RIGHT)
     await store.load(ALL, [source], lambda counts: None)
     assert source.asked == [1, 2]
+
+
+def assembled(one: TensorInfo, data: bytes, sizes: list[int]) -> object:
+    facts = Unit(index=1, tensors=(one,), size_bytes=len(data), digest=hashlib.sha256(data).digest())
+    return assemble(facts, data, sizes).weights[one.role]
+
+
+@pytest.mark.parametrize("sizes", [[], [3, 1000, 4096]])
+def test_values_are_moved_before_they_are_packed(sizes: list[int]) -> None:
+    stored = RANDOM.standard_normal((8, 66)).astype(np.float32)
+    data = stored.tobytes()
+    facts = dataclasses.replace(tensor_info("u", "up", "F32", (33, 8), 0, len(data)), transforms=("transpose", "odd_rows"))
+    matrix = assembled(facts, data, sizes)
+    assert isinstance(matrix, PackedMatrix)
+    assert (matrix.dequantize_rows(np.arange(33)) == stored.T[1::2]).all()
+
+
+def test_numbers_are_floats_of_their_shape() -> None:
+    taps = RANDOM.standard_normal((6, 4)).astype(np.float32)
+    conv = tensor_info("c", "conv", "F32", (6, 4), 0, taps.nbytes)
+    assert np.array_equal(np.asarray(assembled(conv, taps.tobytes(), [5])), taps)
+    norm = dataclasses.replace(tensor_info("n", "ffn_norm", "BF16", (4,), 0, 8), transforms=("plus_one",))
+    halves = np.array([0x3F80, 0x4000, 0, 0xBF80], "<u2").tobytes()
+    assert np.asarray(assembled(norm, halves, [])).tolist() == [2.0, 3.0, 1.0, 0.0]

@@ -39,7 +39,8 @@ class WholeModel:
         return tokens
 
     def _bytes(self, tensor: TensorInfo) -> bytes:
-        return self._data[tensor.offset_bytes : tensor.offset_bytes + tensor.size_bytes]
+        (piece,) = tensor.pieces
+        return self._data[piece.offset_bytes : piece.offset_bytes + piece.size_bytes]
 
     def _vector_or_matrix(self, tensor: TensorInfo) -> NDArray[np.float32] | PackedMatrix:
         return self._vector(tensor) if len(tensor.shape) == 1 else self._matrix(tensor)

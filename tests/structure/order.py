@@ -19,7 +19,7 @@ MAY_IMPORT = {
 FILES = "."
 """The other files at the root of a package."""
 ROOMS = {
-    "model_files": ("errors", "block_formats", "containers", FILES, "architectures", "manifest_builder"),
+    "model_files": ("errors", "block_formats", "containers", FILES, "checkpoints", "architectures", "manifest_builder"),
     "mesh": ("errors", "sampling", "ranges", FILES, "discovery", "ring"),
     "shard_service": (
         *("settings", "assignment", "machine", "membership", "ring", "weights", "kv_cache", "forward", "epochs", "bench"),

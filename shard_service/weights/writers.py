@@ -1,0 +1,135 @@
+"""From the bytes of one tensor, in whatever pieces they come, to the weights that the kernels take."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dairllm.kernels_pyx import PackedMatrix, dequantize
+from dairllm.model_files.manifest import TensorInfo
+from dairllm.model_files.memory import TILE_ROWS
+from dairllm.model_files.transforms import transformed
+
+Matrices = PackedMatrix
+Weights = Matrices | npt.NDArray[np.float32]
+_VALUES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
+"""Single values that are only moved; of other formats there are rows of bytes."""
+
+
+class Writer(Protocol):
+    def write(self, data: memoryview, *, ends: bool) -> None:
+        """The next bytes of the tensor. ends: they are the last."""
+        ...
+
+    def result(self) -> Weights: ...
+
+
+class _Rows:
+    """Where the rows of all matrices of a tensor go, one after the other."""
+
+    def __init__(self, tensor: TensorInfo) -> None:
+        outputs, inputs = tensor.shape
+        self.outputs = outputs
+        self.matrices = PackedMatrix(tensor.block_format, outputs, inputs)
+
+    def pack(self, first_row: int, rows: memoryview | bytes) -> None:
+        """first_row: counted over all matrices; the rows are all of one of them."""
+        self.matrices.pack_rows(first_row, rows)
+
+
+class MatrixWriter:
+    """Packs whole tiles of 16 rows and keeps what is left over for the next piece."""
+
+    def __init__(self, tensor: TensorInfo) -> None:
+        self._rows = _Rows(tensor)
+        self._row_bytes = tensor.row_bytes
+        self._next_row = 0
+        self._left_over = b""
+
+    def write(self, data: memoryview, *, ends: bool) -> None:
+        if self._left_over:
+            data = memoryview(self._left_over + data)
+        while rows := self._packable(len(data) // self._row_bytes):
+            self._rows.pack(self._next_row, data[: rows * self._row_bytes])
+            self._next_row += rows
+            data = data[rows * self._row_bytes :]
+        self._left_over = bytes(data)
+
+    def _packable(self, rows: int) -> int:
+        """Of so many that are there: to the end of a matrix, else whole tiles."""
+        to_end = self._rows.outputs - self._next_row % self._rows.outputs
+        return to_end if rows >= to_end else rows - rows % TILE_ROWS
+
+    def result(self) -> Weights:
+        return self._rows.matrices
+
+
+class TransformedMatrixWriter:
+    """Takes one stored matrix at a time, since its values are moved before they are packed."""
+
+    def __init__(self, tensor: TensorInfo) -> None:
+        self._tensor = tensor
+        self._rows = _Rows(tensor)
+        self._values = _VALUES.get(tensor.block_format, np.dtype("u1"))
+        rows, columns = tensor.stored_shape[-2:]
+        self._stored = (rows, columns) if tensor.block_format in _VALUES else (rows, tensor.row_bytes)
+        self._matrix_bytes = math.prod(self._stored) * self._values.itemsize
+        self._next_row = 0
+        self._data = bytearray()
+
+    def write(self, data: memoryview, *, ends: bool) -> None:
+        while data:
+            taken = data[: self._matrix_bytes - len(self._data)]
+            self._data += taken
+            data = data[len(taken) :]
+            if len(self._data) == self._matrix_bytes:
+                self._pack()
+
+    def _pack(self) -> None:
+        stored = np.frombuffer(bytes(self._data), self._values).reshape(self._stored)
+        self._rows.pack(self._next_row, transformed(stored, self._tensor.transforms, numbers=False).tobytes())
+        self._next_row += self._rows.outputs
+        self._data.clear()
+
+    def result(self) -> Weights:
+        return self._rows.matrices
+
+
+class NumbersWriter:
+    """Keeps values as float32."""
+
+    def __init__(self, tensor: TensorInfo) -> None:
+        self._tensor = tensor
+        self._data = bytearray()
+
+    def write(self, data: memoryview, *, ends: bool) -> None:
+        self._data += data
+
+    def result(self) -> Weights:
+        shape = self._tensor.stored_shape
+        values = dequantize(self._tensor.block_format, bytes(self._data), math.prod(shape)).reshape(shape)
+        return transformed(values, self._tensor.transforms, numbers=True).astype(np.float32, copy=False)
+
+
+class SharedWriter:
+    """Stands for a tensor that is in memory already."""
+
+    def __init__(self, matrices: Matrices) -> None:
+        self._matrices = matrices
+
+    def write(self, data: memoryview, *, ends: bool) -> None:
+        pass
+
+    def result(self) -> Weights:
+        return self._matrices
+
+
+def writer_for(tensor: TensorInfo, shared: Matrices | None) -> Writer:
+    """shared: what was made of the same tensor already."""
+    if tensor.is_numbers:
+        return NumbersWriter(tensor)
+    if shared is not None:
+        return SharedWriter(shared)
+    return TransformedMatrixWriter(tensor) if tensor.transforms else MatrixWriter(tensor)

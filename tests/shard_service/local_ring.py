@@ -1,0 +1,75 @@
+"""Stages of a model in this process, one behind the other, without a network."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dairllm.kernels_pyx import encoded_row_bytes
+from dairllm.mesh.encodings import parse_encoding
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
+from dairllm.model_files.containers import open_container
+from dairllm.model_files.reader import ModelSource, ranges_of
+from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
+from dairllm.shard_service.forward.building import build_stage
+from dairllm.shard_service.forward.compute_stage import ComputeStage
+from dairllm.shard_service.forward.sent_rows import SentRows
+from dairllm.shard_service.forward.sequences import SequenceTable
+from dairllm.shard_service.kv_cache.layers import KvCaches
+from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
+from tests.shard_service.fake_coordinator import FakeCoordinator
+
+
+class LocalRing(NamedTuple):
+    """width: of the residual stream."""
+
+    stages: tuple[ComputeStage, ...]
+    width: int
+
+    @property
+    def first(self) -> ComputeStage:
+        return self.stages[0]
+
+    @property
+    def last(self) -> ComputeStage:
+        return self.stages[-1]
+
+    def compute(self, frame: MicroBatch) -> MicroBatchResult:
+        """Through all stages."""
+        passed: MicroBatch | MicroBatchResult = frame
+        for stage in self.stages:
+            assert isinstance(passed, MicroBatch)
+            passed = stage.compute(passed, 0)
+        assert isinstance(passed, MicroBatchResult)
+        return passed
+
+
+def ring_over(path: Path, wire: str, cuts: Sequence[int] = (2,), **changes: Any) -> LocalRing:
+    """cuts: the units that a stage begins with, but for the first one. changes: of the assignments."""
+    coordinator = FakeCoordinator(path)
+    assert coordinator.manifest is not None
+    spec = coordinator.manifest.spec
+    spans = [range(begin, end) for begin, end in zip((0, *cuts), (*cuts, spec.num_units), strict=True)]
+    stages = tuple(_stage(coordinator, f"{number}", units, wire, changes) for number, units in enumerate(spans))
+    return LocalRing(stages, spec.hidden_size)
+
+
+def _stage(coordinator: FakeCoordinator, name: str, units: range, wire: str, changes: Mapping[str, Any]) -> ComputeStage:
+    assignment = assignment_from_proto(coordinator.assignment(1, units, wire=parse_encoding(wire), **changes))
+    sequences = SequenceTable(assignment.model, assignment.geometry)
+    sent_rows = SentRows(encoded_row_bytes(wire, assignment.model.hidden_size), 1 << 20)
+    stage = build_stage(assignment, _loaded(coordinator, assignment))
+    return ComputeStage(assignment, stage, KvCaches().arrange(assignment), sequences, sent_rows, name)
+
+
+def _loaded(coordinator: FakeCoordinator, assignment: AssignmentFacts) -> list[LoadedUnit]:
+    assert coordinator.model is not None
+    found = []
+    with ModelSource(open_container(coordinator.model).paths) as source:
+        for unit in assignment.units:
+            assembler = UnitAssembler(unit, assignment.model_digest, lambda *_: None)
+            for place in ranges_of(unit):
+                piece = source.read(place)
+                assembler.hash(piece)
+                assembler.pack(piece)
+            found.append(assembler.finish())
+    return found

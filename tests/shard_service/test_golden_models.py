@@ -1,0 +1,77 @@
+"""Tiny models of all families through the real kernels: the logits and the tokens of transformers, on one stage and on two."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dairllm.kernels_pyx import STAGE_FEATURES
+from dairllm.mesh.cache_types import cache_type_to_proto
+from dairllm.mesh.ring.frames import MicroBatch, RingId, SequenceBegin, SequenceSlice, TokenScore
+from dairllm.mesh.sampling import SamplingParams
+from dairllm.model_files.architectures import architecture_of
+from dairllm.model_files.containers import open_container
+from dairllm.model_files.spec import ModelSpec
+from tests.instruments.golden import LARGEST_F32_ERROR, TINY
+from tests.shard_service.fake_coordinator import KV_BLOCK_TOKENS
+from tests.shard_service.local_ring import LocalRing, ring_over
+
+WIRE = "F32"
+NUM_TOP = 20
+
+
+def spec_of(path: Path) -> ModelSpec:
+    container = open_container(path)
+    return architecture_of(container).read_spec(container)
+
+
+SPECS = {folder.name: spec_of(folder) for folder in sorted(TINY.iterdir()) if (folder / "golden.npz").exists()}
+RUNNABLE = [name for name, spec in SPECS.items() if spec.needed_features() <= set(STAGE_FEATURES)]
+
+
+def frame(batch_id: int, begins: tuple[SequenceBegin, ...], rows: SequenceSlice) -> MicroBatch:
+    return MicroBatch(1, batch_id, WIRE, begins, (rows,), ())
+
+
+def blocks(first_position: int, count: int) -> tuple[int, ...]:
+    """That the rows need beside those of the positions before."""
+    begin, end = (-(-position // KV_BLOCK_TOKENS) for position in (first_position, first_position + count))
+    return tuple(range(begin, end))
+
+
+def prompt_scores(ring: LocalRing, ids: list[int]) -> tuple[tuple[TokenScore, ...], int]:
+    """Of each row the next token's, and the token after the last one."""
+    sampling = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=NUM_TOP)
+    begin = SequenceBegin(RingId(1), len(ids), sampling)
+    rows = SequenceSlice(RingId(1), 0, tuple(ids), blocks(0, len(ids)), sample=True, score_targets=(*ids[1:], 0))
+    (result,) = ring.compute(frame(1, (begin,), rows)).results
+    assert result.sampled is not None, result.failure
+    return result.scores, result.sampled.token_id
+
+
+def continued(ring: LocalRing, first: int, position: int, count: int) -> list[int]:
+    tokens = [first]
+    while len(tokens) < count:
+        rows = SequenceSlice(RingId(1), position, (tokens[-1],), blocks(position, 1), sample=True)
+        (result,) = ring.compute(frame(1 + len(tokens), (), rows)).results
+        assert result.sampled is not None, result.failure
+        tokens.append(result.sampled.token_id)
+        position += 1
+    return tokens
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_kernels_give_the_golden_logits_and_tokens(name: str, stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    golden = np.load(TINY / name / "golden.npz")
+    ids, logits = golden["input_ids"].tolist(), golden["logits"].astype(np.float64)
+    expected = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    cuts = (SPECS[name].num_units // 2,) if stages == 2 else ()
+    ring = ring_over(TINY / name, WIRE, cuts, kv_cache_type=cache_type_to_proto("F32"), context_length=len(ids) + len(golden["greedy"]))
+    scores, following = prompt_scores(ring, ids)
+    for row, (score, target) in enumerate(zip(scores, (*ids[1:], 0), strict=True)):
+        assert score.logprob == pytest.approx(expected[row, target], abs=LARGEST_F32_ERROR)
+        assert [one.logprob for one in score.top] == pytest.approx(np.sort(expected[row])[::-1][:NUM_TOP], abs=LARGEST_F32_ERROR)
+    greedy = golden["greedy"].tolist()
+    assert continued(ring, following, len(ids), len(greedy)) == greedy
