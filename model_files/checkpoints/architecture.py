@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dairllm.model_files.checkpoints.config import Config
-from dairllm.model_files.checkpoints.stored import Names, Place, Stored, find_place, names_of, part_of, tensor_of
+from dairllm.model_files.checkpoints.stored import Names, Stored, StoredPlace, find_place, names_of, part_of, tensor_of
 from dairllm.model_files.checkpoints.tensor_names import GGUF_NAMES, GGUF_UNUSED, TRANSFORMERS_NAMES, TRANSFORMERS_UNUSED
 from dairllm.model_files.containers import Container, Conventions
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
@@ -99,7 +99,7 @@ class Architecture:
             used.update(names_of(container, place, shape))
             yield tensor_of(container, place, part_of(spec, unit), role, shape)
 
-    def _place(self, container: Container, names: Names, role: str, layer: int) -> Place:
+    def _place(self, container: Container, names: Names, role: str, layer: int) -> StoredPlace:
         place = find_place(container, names.get(role, ()), layer)
         if place is None:
             name = next((one.name_in(layer) for one in names.get(role, ())), role)

@@ -44,7 +44,7 @@ Names = Mapping[str, Sequence[Stored]]
 """By role, places where its tensor may lie: the first one that is there counts."""
 
 
-class Place(NamedTuple):
+class StoredPlace(NamedTuple):
     """What of a container makes up one role's tensor. layer: of the number."""
 
     stored: Stored
@@ -54,13 +54,13 @@ class Place(NamedTuple):
         return self.stored.name_in(self.layer) in container.tensors
 
 
-def find_place(container: Container, candidates: Sequence[Stored], layer: int) -> Place | None:
+def find_place(container: Container, candidates: Sequence[Stored], layer: int) -> StoredPlace | None:
     """The first one that is there."""
-    places = (Place(stored, layer) for stored in candidates)
+    places = (StoredPlace(stored, layer) for stored in candidates)
     return next((place for place in places if place.is_in(container)), None)
 
 
-def tensor_of(container: Container, place: Place, part: Any, role: str, shape: Shape) -> TensorInfo:
+def tensor_of(container: Container, place: StoredPlace, part: Any, role: str, shape: Shape) -> TensorInfo:
     """part: of the description, which the tensor belongs to. CorruptModelFile if what is stored has another shape than the role needs."""
     expected = stored_shape(shape, place.stored.transforms, numbers=is_numbers(role, shape))
     tensors = list(_tensors(container, place, shape))
@@ -74,7 +74,7 @@ def tensor_of(container: Container, place: Place, part: Any, role: str, shape: S
     return TensorInfo(name=tensors[0].name, role=role, block_format=block_format, shape=shape, pieces=pieces, transforms=transforms)
 
 
-def names_of(container: Container, place: Place, shape: Shape) -> Iterator[str]:
+def names_of(container: Container, place: StoredPlace, shape: Shape) -> Iterator[str]:
     """Of the stored tensors."""
     return (tensor.name for tensor in _tensors(container, place, shape))
 
@@ -87,7 +87,7 @@ def _format_of(tensors: Sequence[StoredTensor]) -> str:
     return formats[0]
 
 
-def _tensors(container: Container, place: Place, shape: Shape) -> Iterator[StoredTensor]:
+def _tensors(container: Container, place: StoredPlace, shape: Shape) -> Iterator[StoredTensor]:
     names = [place.stored.name_in(place.layer, expert) for expert in range(shape[0] if EXPERT in place.stored.name else 1)]
     if place.stored.exponents:
         names.append(place.stored._replace(name=place.stored.exponents).name_in(place.layer))
@@ -112,7 +112,7 @@ def _mxfp4_pieces(container: Container, blocks: StoredTensor, exponents: StoredT
             yield TensorPiece(file_index=tensor.file_index, offset_bytes=offset, size_bytes=size_bytes)
 
 
-def _pieces(container: Container, tensor: StoredTensor, place: Place, part: Any, expected: Shape) -> Iterator[TensorPiece]:
+def _pieces(container: Container, tensor: StoredTensor, place: StoredPlace, part: Any, expected: Shape) -> Iterator[TensorPiece]:
     """The ranges of one stored tensor, whose rows times columns must be `expected` ones, and the rows of others if it is a fused one."""
     rows, columns = math.prod(tensor.shape[:-1]), (tensor.shape or (1,))[-1]
     wanted = math.prod(expected[:-1])
