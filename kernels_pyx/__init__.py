@@ -5,9 +5,18 @@ from dairllm.kernels_pyx._kernels import (
     KV_ELEMENT_TYPES,
     WIRE_ENCODINGS,
     BlockFormat,
+    DenseBlock,
     KvCache,
+    LayerBlock,
     PackedMatrix,
+    SelfAttentionBlock,
     Stage,
+    StageActivation,
+    StageLayer,
+    StageNorm,
+    StagePerLayerEmbedding,
+    StagePerLayerInput,
+    StageRope,
     StageSlice,
     StageSpec,
     decode_rows,
@@ -28,7 +37,14 @@ from dairllm.kernels_pyx._kernels import (
 ARITHMETIC_VERSION = 2
 """Of the rules by which the kernels compute: another number where equal arguments may give other bits than before."""
 
-STAGE_FEATURES = ("attention:full", "attention:bias", "rope", "norm:rms", "feed_forward:dense", "activation:silu")
+STAGE_FEATURES = (
+    *("attention:full", "attention:sliding_window", "attention:unequal_head_dims", "attention:bias", "attention:qk_norm"),
+    *("attention:v_norm", "attention:norm_spans_heads", "attention:softcap", "attention:sinks", "attention:output_gate"),
+    *("rope", "rope:none", "rope:magnitude", "norm:rms", "norm:layer", "norm:offset_by_one", "norm:unweighted", "norm:after"),
+    *("norm:none_before", "norm:unequal", "layers:unequal", "feed_forward:dense", "feed_forward:bias"),
+    *("activation:silu", "activation:gelu_tanh", "activation:silu_clamped"),
+    *("scale:embedding", "scale:residual", "scale:logits", "softcap:logits"),
+)
 """What a Stage computes, in the words of model descriptions: a model that needs anything else can't be run."""
 
 __all__ = [
@@ -38,9 +54,18 @@ __all__ = [
     "STAGE_FEATURES",
     "WIRE_ENCODINGS",
     "BlockFormat",
+    "DenseBlock",
     "KvCache",
+    "LayerBlock",
     "PackedMatrix",
+    "SelfAttentionBlock",
     "Stage",
+    "StageActivation",
+    "StageLayer",
+    "StageNorm",
+    "StagePerLayerEmbedding",
+    "StagePerLayerInput",
+    "StageRope",
     "StageSlice",
     "StageSpec",
     "decode_rows",

@@ -67,10 +67,10 @@ class PackedMatrix:
     def dequantize_rows(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Rows `ids` [n] as [n, inputs], exactly the values that their blocks stand for."""
 
-def encoded_row_bytes(encoding: str, width: int) -> int:
-    """Size of one encoded row of `width` numbers."""
+def encoded_row_bytes(encoding: str, width: int, carried: int = 0) -> int:
+    """Size of one encoded row of `width` numbers, of which the last `carried` are in F16, or in F32 where the encoding is."""
 
-def encode_rows(x: NDArray[np.float32], encoding: str) -> bytes:
+def encode_rows(x: NDArray[np.float32], encoding: str, carried: int = 0) -> bytes:
     """Activations [rows, width] for the wire, row after row.
 
     F32: as they are. F16: magnitudes over 65504 saturate. Q8_0: ceil(width / 32) GGUF blocks as quantize_q8_0 makes
@@ -78,10 +78,10 @@ def encode_rows(x: NDArray[np.float32], encoding: str) -> bytes:
     equals the lower index; index ascending; 0xFFFF where the row has fewer), then the blocks of Q8_0, in which those count as zero;
     width up to 65535. NaN stays NaN, in Q8_0 with its whole block."""
 
-def decode_rows(data: Buffer, rows: int, width: int, encoding: str) -> NDArray[np.float32]:
+def decode_rows(data: Buffer, rows: int, width: int, encoding: str, carried: int = 0) -> NDArray[np.float32]:
     """The activations [rows, width] that `data` encodes; its size and its outlier indices are checked."""
 
-def round_rows(x: NDArray[np.float32], encoding: str) -> NDArray[np.float32]:
+def round_rows(x: NDArray[np.float32], encoding: str, carried: int = 0) -> NDArray[np.float32]:
     """Activations [rows, width] as they are after encode_rows and decode_rows."""
 
 def exp_f32(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -110,33 +110,146 @@ class StageSlice(NamedTuple):
     block_table: NDArray[np.integer]
     """Ids of the KV blocks of positions 0 to first_position + num_rows - 1; more are allowed."""
 
-class StageSpec:
-    """A Llama-like architecture as data: RMS norm, rotary positions, grouped queries, SwiGLU; `num_layers` is the whole model's.
+class StageNorm(NamedTuple):
+    """kind: "rms", x / sqrt(mean(x^2) + eps) * weight, or "layer", the same of x - mean(x). offset_by_one: weights come as those less one.
+    weighted: False for a norm without weights.
+    """
 
-    `rope_interleaved`: pairs (2i, 2i+1), as in GGUF files of Llama; else (i, i + rope_dim/2). The angle of pair i at a position is
-    position * rope_theta^(-2i/rope_dim) / rope_freq_factors[i]. `attention_scale` is head_dim^-0.5 unless given. head_dim is even and
-    at most 256. `boundary_encoding`, one of WIRE_ENCODINGS, rounds the residual stream between any two units."""
+    kind: str
+    eps: float
+    offset_by_one: bool = False
+    weighted: bool = True
+
+class StageRope(NamedTuple):
+    """Rotary positions of the first `dim` numbers of a head, whose pairs are (2i, 2i+1) if interleaved, else (i, i + dim/2).
+
+    The angle of pair i at a position is position * theta^(-2i/dim) / freq_factors[i]. The rotated numbers are multiplied by magnitude.
+    """
+
+    theta: float
+    dim: int
+    interleaved: bool
+    freq_factors: Sequence[float] = ()
+    magnitude: float = 1.0
+
+class StageActivation(NamedTuple):
+    """activation(gate) * up: "silu", "gelu_tanh", or "silu_clamped", gate * sigmoid(alpha * gate) * (up + 1) with both bounded by limit."""
+
+    kind: str = "silu"
+    alpha: float = 1.0
+    limit: float | None = None
+
+class StagePerLayerEmbedding(NamedTuple):
+    """Each token has `width` numbers for each layer, which rows carry along: scale * (norm(P x) + embedding_scale * E[token]).
+
+    x: the row of the embedding. The norm is of the numbers of one layer. Weights: matrices per_layer_embedding (E, a row for each token)
+    and per_layer_projection (P), both for all layers; vector per_layer_norm [width]."""
+
+    width: int
+    norm: StageNorm
+    embedding_scale: float = 1.0
+    scale: float = 1.0
+
+class StagePerLayerInput(NamedTuple):
+    """What a layer adds to x in the end: post_norm(per_layer_output(activation(per_layer_gate x) * e)), e being the `width` carried numbers
+    from `offset` on. Weights: those two matrices, and the vector per_layer_post_norm."""
+
+    width: int
+    offset: int
+    activation: StageActivation
+    post_norm: StageNorm
+
+class LayerBlock:
+    """Attention or feed-forward of a layer, as data."""
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int] | None:
+        """kv heads, key_dim and value_dim of the KvCache that it needs."""
+
+class SelfAttentionBlock(LayerBlock):
+    """Grouped queries over keys and values of all positions, or of the last `window`. Dims are even and at most 1024.
+
+    softcap: bounds scores by tanh. q_norm, k_norm, v_norm: of each head, before the rotation; norm_spans_heads: the first two of all heads
+    together. output_gate: behind each head's queries, q has as many rows that give, by their sigmoid, what its output is multiplied by.
+    carried_keys: where, among the numbers that rows carry, keys and values are put for other layers, or taken from if has_keys is False.
+
+    Matrices q, k, v, attention_output; vectors q_norm, k_norm, v_norm where there are such norms; optional vectors q_bias, k_bias, v_bias,
+    attention_output_bias, and attention_sinks [heads], a score of each head beside those of its positions.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        key_dim: int,
+        value_dim: int,
+        scale: float,
+        rope: StageRope | None = None,
+        window: int | None = None,
+        q_norm: StageNorm | None = None,
+        k_norm: StageNorm | None = None,
+        v_norm: StageNorm | None = None,
+        norm_spans_heads: bool = False,
+        softcap: float | None = None,
+        output_gate: bool = False,
+        carried_keys: int | None = None,
+        has_keys: bool = True,
+    ) -> None: ...
+
+class DenseBlock(LayerBlock):
+    """down(activation(gate(x)) * up(x)): matrices gate, up, down; optional vectors gate_bias, up_bias, down_bias."""
+
+    def __init__(self, *, intermediate_size: int, activation: StageActivation = ...) -> None: ...
+
+class StageLayer:
+    """x + residual_scale * attention_post_norm(attention(attention_norm(x))), then the same of the feed-forward block. None: no such norm.
+
+    The norms' weights are the vectors attention_norm, attention_post_norm, ffn_norm, ffn_post_norm [hidden]. output_scale: what comes out
+    of the layer is multiplied by the vector layer_scale [1].
+    """
+
+    def __init__(
+        self,
+        *,
+        attention_norm: StageNorm | None = None,
+        attention: LayerBlock,
+        attention_post_norm: StageNorm | None = None,
+        feed_forward_norm: StageNorm | None = None,
+        feed_forward: LayerBlock,
+        feed_forward_post_norm: StageNorm | None = None,
+        residual_scale: float = 1.0,
+        per_layer_input: StagePerLayerInput | None = None,
+        output_scale: bool = False,
+    ) -> None: ...
+    @property
+    def cache_shape(self) -> tuple[int, int, int] | None: ...
+
+class StageSpec:
+    """A decoder as data, but for its layers; `num_layers` is the whole model's.
+
+    embedding_scale: of the embedding's rows. Logits are multiplied by logit_scale, then bounded by logit_softcap through tanh.
+    `boundary_encoding`, one of WIRE_ENCODINGS, rounds the residual stream between any two units. carried_width: so many numbers come behind
+    the residual stream in each row, rounded to F16 (F32 where the encoding is) when they are made, and never changed."""
 
     def __init__(
         self,
         *,
         hidden_size: int,
-        intermediate_size: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        rope_dim: int,
-        rope_theta: float,
-        rope_interleaved: bool,
-        rope_freq_factors: Sequence[float] | NDArray[np.floating] | None = None,
-        rms_norm_eps: float,
-        attention_scale: float | None = None,
         num_layers: int,
-        activation: str = "silu",
+        output_norm: StageNorm,
+        embedding_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        logit_softcap: float | None = None,
         boundary_encoding: str = "F32",
+        carried_width: int = 0,
+        per_layer_embedding: StagePerLayerEmbedding | None = None,
     ) -> None: ...
     @property
     def hidden_size(self) -> int: ...
+    @property
+    def row_width(self) -> int:
+        """Of the residual stream and what rows carry beside it."""
     @property
     def num_layers(self) -> int: ...
 
@@ -151,7 +264,8 @@ class KvCache:
         num_blocks: int,
         block_tokens: int,
         num_kv_heads: int,
-        head_dim: int,
+        key_dim: int,
+        value_dim: int,
         element_type: str = "F16",
     ) -> None: ...
     def resize(self, num_blocks: int) -> None:
@@ -160,7 +274,7 @@ class KvCache:
 
     def read_block(self, block_id: int) -> bytes:
         """Keys and values of all positions of a block, `block_bytes` long: opaque, the same on every machine, and for caches of equal
-        block_tokens, num_kv_heads, head_dim and element_type to write_block. Their layout changes with the protocol's version only."""
+        block_tokens, heads, dims and element_type to write_block. Their layout changes with the protocol's version only."""
 
     def write_block(self, block_id: int, data: Buffer) -> None:
         """What read_block gave. Attention over these positions then has the bits that it has over the cache that they were read from."""
@@ -184,7 +298,9 @@ class KvCache:
     @property
     def num_kv_heads(self) -> int: ...
     @property
-    def head_dim(self) -> int: ...
+    def key_dim(self) -> int: ...
+    @property
+    def value_dim(self) -> int: ...
 
 class Stage:
     """A contiguous run of units (embedding, layers, head) that computes micro-batches of up to `max_rows` rows, at positions below
@@ -201,17 +317,19 @@ class Stage:
     def units_held(self) -> range:
         """Unit 0 is the embedding, unit i + 1 layer i, unit num_layers + 1 the head."""
 
-    def set_embedding(self, table: PackedMatrix) -> None:
-        """Unit 0: [vocabulary, hidden]."""
+    def set_embedding(self, table: PackedMatrix, per_layer: Mapping[str, PackedMatrix | NDArray[np.float32]] | None = None) -> None:
+        """Unit 0: [vocabulary, hidden], and the weights of the per-layer embedding if there is one."""
 
-    def add_layer(self, index: int, weights: Mapping[str, PackedMatrix | NDArray[np.float32]]) -> None:
-        """The layer after the last one, by its index in the whole model; or one that is there, to replace its weights.
+    def check_layer(self, layer: StageLayer) -> None:
+        """ValueError for a layer that can't be added, whatever its weights."""
 
-        Matrices q, k, v, attention_output, gate, up, down; vectors attention_norm, ffn_norm; optional vectors q_bias, k_bias, v_bias,
-        attention_output_bias. Matrices are kept, not copied."""
+    def add_layer(self, index: int, layer: StageLayer, weights: Mapping[str, PackedMatrix | NDArray[np.float32]]) -> None:
+        """The layer after the last one, by its index in the whole model; or one that is there, to replace it.
+
+        `weights`: those of its norms and blocks, by role. Matrices are kept, not copied."""
 
     def set_head(self, norm: NDArray[np.float32], output: PackedMatrix) -> None:
-        """The last unit: the final norm [hidden] and the output projection [vocabulary, hidden]."""
+        """The last unit: weights of the final norm [hidden] and the output projection [vocabulary, hidden]."""
 
     def run(
         self,
@@ -224,14 +342,14 @@ class Stage:
         """All units, or those of `units` (a part of units_held), over one micro-batch, in one call without the GIL. A second call on the
         same stage waits.
 
-        `kv`: one cache per layer that the stage holds, in order, whichever of them are computed, all of one geometry; not looked at if no
+        `kv`: one cache per layer that the stage holds, in order, whichever of them are computed, with equal blocks; not looked at if no
         layer is computed. They can't be resized during the call: RuntimeError there, and here while one is being resized.
-        `inputs`: token ids [n] if unit 0 is computed, else the residual stream [n, hidden]; the rows of the slices follow one another.
-        Returns the residual stream [n, hidden], or, if the head is computed, the logits [m, vocabulary] of `logits_rows` (m may be 0).
+        `inputs`: token ids [n] if unit 0 is computed, else rows [n, row_width]; the rows of the slices follow one another.
+        Returns rows [n, row_width], or, if the head is computed, the logits [m, vocabulary] of `logits_rows` (m may be 0).
         Keys and values of all rows are stored before any row attends, so slices may be consecutive chunks of one sequence; slices that
-        write the same block at the same positions are the caller's mistake. Between two units of the run
-        the residual stream is rounded by the spec's boundary_encoding, as round_rows does it; inputs [n, hidden] come rounded, and what is
-        returned is not rounded yet. A row's bits depend on its sequence only."""
+        write the same block at the same positions are the caller's mistake. Between two units of the run rows are rounded by the spec's
+        boundary_encoding, as round_rows does it; inputs [n, row_width] come rounded, and what is returned is not rounded yet. A row's bits
+        depend on its sequence only."""
 
 def memory_read_bandwidth(size_bytes: int, passes: int = 5) -> float:
     """Bytes per second at which all threads of the pool together read a buffer: the median of some passes over it. The limit of decoding.

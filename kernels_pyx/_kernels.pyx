@@ -5,6 +5,8 @@ include "matrix.pxi"
 include "encodings.pxi"
 include "elementwise.pxi"
 include "pool.pxi"
+include "kv_cache.pxi"
+include "stage_layers.pxi"
 include "stage.pxi"
 include "bandwidth.pxi"
 

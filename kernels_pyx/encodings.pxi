@@ -71,50 +71,69 @@ cdef int encoding_index(str encoding, Py_ssize_t width) except -1:
     return index
 
 
-def encoded_row_bytes(encoding: str, width: int) -> int:
-    return c_encoded_row_bytes(encoding_index(encoding, width), width)
+cdef class RowEncoding:
+    """Of rows of `width` numbers, the last `carried` of which are in F16, or in F32 where all are."""
+
+    cdef int index, width, carried_index, carried
+    cdef size_t own_bytes, row_bytes
+
+    def __init__(self, str encoding, Py_ssize_t width, Py_ssize_t carried):
+        if not 0 <= carried <= max(width - 1, 0):
+            raise ValueError(f"carried is {carried}, expected 0 to {max(width - 1, 0)}, less than the width")
+        self.index = encoding_index(encoding, width - carried)
+        self.width, self.carried = <int>(width - carried), <int>carried
+        self.carried_index = WIRE_ENCODINGS.index("F32" if encoding == "F32" else "F16")
+        self.own_bytes = c_encoded_row_bytes(self.index, self.width)
+        self.row_bytes = self.own_bytes + c_encoded_row_bytes(self.carried_index, self.carried)
 
 
-def encode_rows(x, encoding: str) -> bytes:
+def encoded_row_bytes(encoding: str, width: int, carried: int = 0) -> int:
+    return RowEncoding(encoding, width, carried).row_bytes
+
+
+def encode_rows(x, encoding: str, carried: int = 0) -> bytes:
     cdef const float[:, ::1] rows = f32_array(x, 2, "x")
-    cdef int width = <int>rows.shape[1]
-    cdef int index = encoding_index(encoding, rows.shape[1])
-    cdef size_t row_bytes = c_encoded_row_bytes(index, width)
-    result = bytearray(rows.shape[0] * row_bytes)
+    cdef RowEncoding how = RowEncoding(encoding, rows.shape[1], carried)
+    result = bytearray(rows.shape[0] * how.row_bytes)
     cdef uint8_t[::1] out = result
     cdef Py_ssize_t i
     with nogil:
         for i in range(rows.shape[0]):
-            active_kernels().encode_row(index, &rows[i, 0], width, &out[i * row_bytes])
+            active_kernels().encode_row(how.index, &rows[i, 0], how.width, &out[i * how.row_bytes])
+            if how.carried:
+                active_kernels().encode_row(how.carried_index, &rows[i, how.width], how.carried, &out[i * how.row_bytes + how.own_bytes])
     return bytes(result)
 
 
-def decode_rows(data, rows: int, width: int, encoding: str):
-    cdef int index = encoding_index(encoding, width)
+def decode_rows(data, rows: int, width: int, encoding: str, carried: int = 0):
+    cdef RowEncoding how = RowEncoding(encoding, width, carried)
     cdef const uint8_t[::1] source = byte_view(data, "data")
-    cdef size_t row_bytes = c_encoded_row_bytes(index, width)
-    if rows < 0 or source.shape[0] != rows * row_bytes:
-        raise ValueError(f"data has {source.shape[0]} bytes, expected {rows} rows of {row_bytes}, width {width} in {encoding}")
+    if rows < 0 or source.shape[0] != rows * how.row_bytes:
+        raise ValueError(f"data has {source.shape[0]} bytes, expected {rows} rows of {how.row_bytes}, width {width} in {encoding}")
     result = np.empty((rows, width), np.float32)
     cdef float[:, ::1] out = result
-    cdef int c_width = width
     cdef Py_ssize_t i
-    for i in range(source.shape[0] // <Py_ssize_t>row_bytes):
-        if not encoded_row_is_valid(index, &source[i * row_bytes], c_width):
-            raise ValueError(f"row {i} of {rows} has outlier indices that are not ascending within its width of {width}")
+    for i in range(source.shape[0] // <Py_ssize_t>how.row_bytes):
+        if not encoded_row_is_valid(how.index, &source[i * how.row_bytes], how.width):
+            raise ValueError(f"row {i} of {rows} has outlier indices that are not ascending within its width of {how.width}")
     with nogil:
         for i in range(out.shape[0]):
-            active_kernels().decode_row(index, &source[i * row_bytes], c_width, &out[i, 0])
+            active_kernels().decode_row(how.index, &source[i * how.row_bytes], how.width, &out[i, 0])
+            if how.carried:
+                active_kernels().decode_row(
+                    how.carried_index, &source[i * how.row_bytes + how.own_bytes], how.carried, &out[i, how.width]
+                )
     return result
 
 
-def round_rows(x, encoding: str):
+def round_rows(x, encoding: str, carried: int = 0):
     result = f32_array(x, 2, "x").copy()
     cdef float[:, ::1] rows = result
-    cdef int width = <int>rows.shape[1]
-    cdef int index = encoding_index(encoding, rows.shape[1])
+    cdef RowEncoding how = RowEncoding(encoding, rows.shape[1], carried)
     cdef Py_ssize_t i
     with nogil:
         for i in range(rows.shape[0]):
-            active_kernels().round_row(index, &rows[i, 0], width)
+            active_kernels().round_row(how.index, &rows[i, 0], how.width)
+            if how.carried:
+                active_kernels().round_row(how.carried_index, &rows[i, how.width], how.carried)
     return result

@@ -1,60 +1,16 @@
-# Stages and their KV caches. Included by _kernels.pyx.
-import math
-from libc.stdint cimport int64_t
-from libc.string cimport memcpy, memset
+# Stages. Included by _kernels.pyx.
+from libc.string cimport memset
 
-
-cdef extern from "c/kv_cache.h" nogil:
-    enum: KEY_GROUP
-    ctypedef enum kv_type:
-        KV_F16
-        KV_F32
-    ctypedef struct kv_cache:
-        kv_type type
-        int num_blocks
-        int block_tokens
-        int num_kv_heads
-        int head_dim
-        size_t block_bytes
-        size_t size_bytes
-    int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int head_dim)
-    int kv_cache_resize(kv_cache* cache, int num_blocks)
-    void kv_cache_free(kv_cache* cache)
-    size_t kv_cache_resident_bytes(const kv_cache* cache)
-    uint8_t* kv_cache_block(const kv_cache* cache, int block)
-
-cdef extern from "c/attention.h" nogil:
-    enum: MAX_HEAD_DIM
 
 cdef extern from "c/stage.h" nogil:
     ctypedef struct stage_spec:
         int hidden_size
-        int intermediate_size
-        int num_heads
-        int num_kv_heads
-        int head_dim
-        int rope_dim
-        int rope_interleaved
+        int carried_width
         int num_layers
         int boundary_encoding
-        float rms_norm_eps
-        float attention_scale
-        const double* rope_frequencies
-
-    ctypedef struct stage_layer:
-        const float* attention_norm
-        const float* ffn_norm
-        const float* q_bias
-        const float* k_bias
-        const float* v_bias
-        const float* attention_output_bias
-        const packed_matrix* q
-        const packed_matrix* k
-        const packed_matrix* v
-        const packed_matrix* attention_output
-        const packed_matrix* gate
-        const packed_matrix* up
-        const packed_matrix* down
+        float embedding_scale
+        float logit_scale
+        float logit_softcap
 
     ctypedef struct stage_slice:
         int num_rows
@@ -79,27 +35,11 @@ cdef extern from "c/stage.h" nogil:
 
     c_stage* stage_create(const stage_spec* spec, int max_rows, int max_context)
     void stage_free(c_stage* s)
-    void stage_set_embedding(c_stage* s, const packed_matrix* table)
-    void stage_add_layer(c_stage* s, int index, const stage_layer* layer)
-    void stage_set_head(c_stage* s, const float* norm, const packed_matrix* output)
+    void stage_set_embedding(c_stage* s, const packed_matrix* table, const per_layer_embedding* per_layer)
+    int stage_add_layer(c_stage* s, int index, const stage_layer* layer)
+    void stage_set_head(c_stage* s, const norm_spec* norm, const packed_matrix* output)
     size_t stage_scratch_bytes(const c_stage* s)
     int stage_run(c_stage* s, const stage_batch* batch)
-    void rope_frequencies(double theta, int rope_dim, const double* factors, double* out)
-
-# The range in which positions times frequencies keep their full precision (deterministic_math.h).
-cdef double LARGEST_ANGLE = 1e6
-
-
-cdef int require_within(str name, object value, int64_t least, int64_t most) except -1:
-    if not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}, expected an integer from {least} to {most}")
-    return 0
-
-
-cdef int require_positive(str name, double value) except -1:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} is {value!r}, expected a positive finite number")
-    return 0
 
 
 class StageSlice(NamedTuple):
@@ -112,54 +52,33 @@ class StageSlice(NamedTuple):
 
 cdef class StageSpec:
     cdef stage_spec spec
-    cdef object frequencies
-    cdef readonly double largest_frequency
+    cdef readonly object output_norm, per_layer_embedding
 
     def __init__(
-        self, *, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, rope_dim, rope_theta, rope_interleaved,
-        rope_freq_factors=None, rms_norm_eps, attention_scale=None, num_layers, activation="silu",
-        boundary_encoding="F32",
+        self, *, hidden_size, num_layers, output_norm, embedding_scale=1.0, logit_scale=1.0, logit_softcap=None, boundary_encoding="F32",
+        carried_width=0, per_layer_embedding=None,
     ):
-        for name, value in (
-            ("hidden_size", hidden_size), ("intermediate_size", intermediate_size), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads),
-            ("num_layers", num_layers),
-        ):
+        for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers)):
             require_within(name, value, 1, 1 << 24)
-        require_within("head_dim", head_dim, 2, MAX_HEAD_DIM)
-        require_within("rope_dim", rope_dim, 0, head_dim)
-        for name, value in (("head_dim", head_dim), ("rope_dim", rope_dim)):
-            if value % 2:
-                raise ValueError(f"{name} is {value}, expected an even number")
-        if num_heads % num_kv_heads:
-            raise ValueError(f"num_heads is {num_heads}, expected a multiple of num_kv_heads, which is {num_kv_heads}")
-        if num_heads * head_dim > LARGEST_DIMENSION:
-            raise ValueError(f"num_heads x head_dim is {num_heads * head_dim}, expected at most {LARGEST_DIMENSION}")
-        if activation != "silu":
-            raise ValueError(f"activation is {activation!r}, expected 'silu'")
-        require_positive("rope_theta", rope_theta)
-        require_positive("rms_norm_eps", rms_norm_eps)
-        scale = head_dim ** -0.5 if attention_scale is None else attention_scale
-        require_positive("attention_scale", scale)
-        self.set_frequencies(rope_theta, rope_dim, rope_freq_factors)
+        require_positive("embedding_scale", embedding_scale)
+        require_positive("logit_scale", logit_scale)
+        check_norm("output_norm", output_norm)
+        if not output_norm.weighted:
+            raise ValueError("output_norm has no weights, expected a norm that has")
+        require_within("carried_width", carried_width, 0, LARGEST_DIMENSION - hidden_size)
+        if per_layer_embedding is not None:
+            self.check_per_layer(per_layer_embedding, carried_width, num_layers)
+        self.output_norm, self.per_layer_embedding = output_norm, per_layer_embedding
         self.spec = stage_spec(
-            hidden_size=hidden_size, intermediate_size=intermediate_size, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
-            rope_dim=rope_dim, rope_interleaved=bool(rope_interleaved), num_layers=num_layers,
-            boundary_encoding=encoding_index(boundary_encoding, hidden_size), rms_norm_eps=rms_norm_eps, attention_scale=scale,
-            rope_frequencies=self.spec.rope_frequencies,
+            hidden_size=hidden_size, carried_width=carried_width, num_layers=num_layers, boundary_encoding=encoding_index(boundary_encoding, hidden_size),
+            embedding_scale=embedding_scale, logit_scale=logit_scale, logit_softcap=softcap_number("logit_softcap", logit_softcap),
         )
 
-    cdef int set_frequencies(self, double theta, int rope_dim, object freq_factors) except -1:
-        factors = np.ones(rope_dim // 2) if freq_factors is None else np.array(freq_factors, np.float64)
-        if factors.shape != (rope_dim // 2,):
-            raise ValueError(f"rope_freq_factors has shape {factors.shape}, expected ({rope_dim // 2},), half of rope_dim")
-        if not (np.isfinite(factors).all() and (factors > 0).all()):
-            raise ValueError("rope_freq_factors must be positive finite numbers")
-        self.frequencies = np.empty(rope_dim // 2 + 1)
-        cdef double[::1] out = self.frequencies
-        cdef const double[::1] divisors = np.append(factors, 1.0)
-        rope_frequencies(theta, rope_dim, &divisors[0], &out[0])
-        self.spec.rope_frequencies = &out[0]
-        self.largest_frequency = self.frequencies[: rope_dim // 2].max(initial=0.0)
+    cdef int check_per_layer(self, object per_layer, object carried_width, object num_layers) except -1:
+        require_within("width of the per-layer embedding", per_layer.width, 1, carried_width // num_layers)
+        check_norm("norm of the per-layer embedding", per_layer.norm)
+        require_positive("embedding_scale of the per-layer embedding", per_layer.embedding_scale)
+        require_positive("scale of the per-layer embedding", per_layer.scale)
         return 0
 
     @property
@@ -167,98 +86,12 @@ cdef class StageSpec:
         return self.spec.hidden_size
 
     @property
+    def row_width(self) -> int:
+        return self.spec.hidden_size + self.spec.carried_width
+
+    @property
     def num_layers(self) -> int:
         return self.spec.num_layers
-
-
-# The place of a name is its kv_type.
-KV_ELEMENT_TYPES = ("F16", "F32")
-
-
-cdef class KvCache:
-    cdef kv_cache cache
-    cdef int num_users  # runs in progress, under the GIL; -1 while it is resized
-
-    def __cinit__(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int, element_type: str = "F16"):
-        if element_type not in KV_ELEMENT_TYPES:
-            raise ValueError(f"element_type is {element_type!r}, expected one of {', '.join(KV_ELEMENT_TYPES)}")
-        for name, value in (("num_blocks", num_blocks), ("block_tokens", block_tokens), ("num_kv_heads", num_kv_heads)):
-            require_within(name, value, 1, 1 << 24)
-        require_within("head_dim", head_dim, 2, MAX_HEAD_DIM)
-        if block_tokens % KEY_GROUP:
-            raise ValueError(f"block_tokens is {block_tokens}, expected a multiple of {KEY_GROUP}")
-        cdef kv_type c_type = <kv_type><int>KV_ELEMENT_TYPES.index(element_type)
-        if kv_cache_create(&self.cache, c_type, num_blocks, block_tokens, num_kv_heads, head_dim) != 0:
-            raise MemoryError(f"no memory for a KV cache of {num_blocks} blocks of {block_tokens} tokens")
-
-    def __dealloc__(self):
-        kv_cache_free(&self.cache)
-
-    def resize(self, num_blocks: int) -> None:
-        require_within("num_blocks", num_blocks, 1, 1 << 24)
-        self.require_settled()
-        if self.num_users > 0:
-            raise RuntimeError("the KV cache is used by a run in progress and can't be resized until that has ended")
-        cdef int c_blocks = num_blocks, status
-        self.num_users = -1
-        with nogil:
-            status = kv_cache_resize(&self.cache, c_blocks)
-        self.num_users = 0
-        if status != 0:
-            raise MemoryError(f"no memory for a KV cache of {num_blocks} blocks of {self.cache.block_tokens} tokens")
-
-    def read_block(self, block_id: int) -> bytes:
-        return (<char*>self.block(block_id))[: self.cache.block_bytes]
-
-    def write_block(self, block_id: int, const uint8_t[::1] data not None) -> None:
-        cdef uint8_t* block = self.block(block_id)
-        if <size_t>data.shape[0] != self.cache.block_bytes:
-            raise ValueError(f"data has {data.shape[0]} bytes, expected {self.cache.block_bytes}, the size of a block")
-        memcpy(block, &data[0], self.cache.block_bytes)
-
-    cdef uint8_t* block(self, object block_id) except NULL:
-        """Its memory, which stays where it is for as long as the GIL is held."""
-        self.require_settled()
-        require_within("block_id", block_id, 0, self.cache.num_blocks - 1)
-        return kv_cache_block(&self.cache, block_id)
-
-    cdef int require_settled(self) except -1:
-        if self.num_users < 0:
-            raise RuntimeError("the KV cache is being resized by another thread and can't be used until that has ended")
-        return 0
-
-    @property
-    def resident_bytes(self) -> int:
-        self.require_settled()
-        return kv_cache_resident_bytes(&self.cache)
-
-    @property
-    def size_bytes(self) -> int:
-        return self.cache.size_bytes
-
-    @property
-    def block_bytes(self) -> int:
-        return self.cache.block_bytes
-
-    @property
-    def num_blocks(self) -> int:
-        return self.cache.num_blocks
-
-    @property
-    def block_tokens(self) -> int:
-        return self.cache.block_tokens
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.cache.num_kv_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.cache.head_dim
-
-    @property
-    def element_type(self) -> str:
-        return KV_ELEMENT_TYPES[self.cache.type]
 
 
 cdef bint same_geometry(const kv_cache* a, const kv_cache* b) noexcept:
@@ -281,22 +114,23 @@ cdef void release_caches(tuple caches) noexcept:
         cache.num_users -= 1
 
 
-cdef dict LAYER_BIASES = {"q_bias": "q", "k_bias": "k", "v_bias": "v", "attention_output_bias": "attention_output"}
+# The range in which positions times frequencies keep their full precision (deterministic_math.h).
+cdef double LARGEST_ANGLE = 1e6
 
 
 cdef class Stage:
     cdef c_stage* stage
     cdef stage_spec spec
-    cdef object owned_spec, embedding, head_norm, head
-    cdef dict layers  # global index -> weights; keeps them alive
+    cdef StageSpec owned_spec
+    cdef object embedding, head
+    cdef dict layers   # global index -> (StageLayer, its LayerWeights), which are kept alive
+    cdef LayerWeights head_norm, per_layer_weights
     cdef readonly object layers_held
     cdef int max_rows, max_context
 
     def __cinit__(self, StageSpec spec not None, *, max_rows: int, max_context: int):
         require_within("max_rows", max_rows, 1, 1 << 20)
         require_within("max_context", max_context, 1, 1 << 24)
-        if max_context * spec.largest_frequency > LARGEST_ANGLE:
-            raise ValueError(f"max_context is {max_context}, expected at most {int(LARGEST_ANGLE / spec.largest_frequency)} for these rope frequencies")
         self.max_rows, self.max_context = max_rows, max_context
         self.spec = spec.spec
         self.owned_spec = spec
@@ -324,83 +158,61 @@ cdef class Stage:
 
     # ---- weights ----
 
-    cdef const packed_matrix* matrix_of(self, str name, object weight, int outputs, int inputs) except NULL:
-        if not isinstance(weight, PackedMatrix):
-            raise ValueError(f"{name} is a {type(weight).__name__}, expected a PackedMatrix")
-        cdef PackedMatrix packed = weight
-        if packed.matrix.inputs != inputs or (outputs and packed.matrix.outputs != outputs):
-            raise ValueError(
-                f"{name} is a matrix of {packed.matrix.outputs} x {packed.matrix.inputs}, expected {outputs or 'any number of outputs'} x {inputs}"
-            )
-        return &packed.matrix
+    def set_embedding(self, table, per_layer=None) -> None:
+        cdef const packed_matrix* matrix = matrix_pointer("the embedding", table, 0, self.spec.hidden_size)
+        weights = self.checked_per_layer(table, {} if per_layer is None else per_layer)
+        cdef per_layer_embedding filled
+        if self.owned_spec.per_layer_embedding is not None:
+            self.fill_per_layer(&filled, weights)
+        stage_set_embedding(self.stage, matrix, NULL if self.owned_spec.per_layer_embedding is None else &filled)
+        self.embedding, self.per_layer_weights = table, weights
 
-    cdef object vector_of(self, str name, object weight, int width):
-        vector = f32_array(weight, 1, name).copy()
-        if vector.shape[0] != width:
-            raise ValueError(f"{name} has {vector.shape[0]} numbers, expected {width}")
-        return vector
+    cdef LayerWeights checked_per_layer(self, object table, object weights):
+        per_layer, shapes = self.owned_spec.per_layer_embedding, {}
+        if per_layer is not None:
+            width = per_layer.width * self.spec.num_layers
+            shapes = {"per_layer_embedding": (table.outputs, width), "per_layer_projection": (width, self.spec.hidden_size)}
+            if per_layer.norm.weighted:
+                shapes["per_layer_norm"] = (per_layer.width,)
+        return LayerWeights("the embedding", weights, shapes, set())
 
-    def set_embedding(self, table) -> None:
-        stage_set_embedding(self.stage, self.matrix_of("the embedding", table, 0, self.spec.hidden_size))
-        self.embedding = table
+    cdef int fill_per_layer(self, per_layer_embedding* out, LayerWeights weights) except -1:
+        per_layer = self.owned_spec.per_layer_embedding
+        out.width, out.embedding_scale, out.scale = per_layer.width, per_layer.embedding_scale, per_layer.scale
+        weights.fill_norm(&out.norm, "per_layer_norm", per_layer.norm)
+        out.table, out.projection = weights.matrix("per_layer_embedding"), weights.matrix("per_layer_projection")
+        return 0
 
     def set_head(self, norm, output) -> None:
-        cdef const packed_matrix* matrix = self.matrix_of("the output projection", output, 0, self.spec.hidden_size)
-        vector = self.vector_of("the output norm", norm, self.spec.hidden_size)
-        cdef const float[::1] view = vector
-        stage_set_head(self.stage, &view[0], matrix)
-        self.head_norm, self.head = vector, output
+        cdef const packed_matrix* matrix = matrix_pointer("the output projection", output, 0, self.spec.hidden_size)
+        weights = LayerWeights("the head", {"output_norm": norm}, {"output_norm": (self.spec.hidden_size,)}, set())
+        cdef norm_spec head_norm
+        (<LayerWeights>weights).fill_norm(&head_norm, "output_norm", self.owned_spec.output_norm)
+        stage_set_head(self.stage, &head_norm, matrix)
+        self.head_norm, self.head = weights, output
 
-    def add_layer(self, index: int, weights) -> None:
+    def check_layer(self, StageLayer layer not None) -> None:
+        if self.max_context * layer.largest_frequency > LARGEST_ANGLE:
+            most = int(LARGEST_ANGLE / layer.largest_frequency)
+            raise ValueError(f"max_context is {self.max_context}, expected at most {most} for these rope frequencies")
+        if layer.end_of_carried > self.spec.carried_width:
+            raise ValueError(f"the layer needs {layer.end_of_carried} carried numbers, expected at most {self.spec.carried_width}, the carried_width")
+
+    def add_layer(self, index: int, StageLayer layer not None, weights) -> None:
         require_within("index", index, 0, self.spec.num_layers - 1)
         if self.layers and index not in self.layers and index != max(self.layers) + 1:
             raise ValueError(f"layer {index} does not follow layer {max(self.layers)}: the layers of a stage are contiguous and added in order")
-        q, k, hidden, ffn = self.spec.num_heads * self.spec.head_dim, self.spec.num_kv_heads * self.spec.head_dim, self.spec.hidden_size, self.spec.intermediate_size
-        shapes = {
-            "q": (q, hidden), "k": (k, hidden), "v": (k, hidden), "attention_output": (hidden, q),
-            "gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn),
-        }
-        vectors = {"attention_norm": hidden, "ffn_norm": hidden}
-        vectors |= {name: shapes[matrix][0] for name, matrix in LAYER_BIASES.items() if name in weights}
-        missing = sorted((shapes.keys() | vectors.keys()) - set(weights))
-        unknown = sorted(set(weights) - shapes.keys() - vectors.keys())
-        if missing or unknown:
-            raise ValueError(f"layer {index} lacks the weights {missing} and has the unknown weights {unknown}, expected neither")
-        kept = {name: self.vector_of(f"{name} of layer {index}", weights[name], width) for name, width in vectors.items()}
-        cdef stage_layer layer
-        memset(&layer, 0, sizeof(layer))
-        self.point_at_matrices(index, weights, shapes, &layer)
-        layer.attention_norm = vector_pointer(kept, "attention_norm")
-        layer.ffn_norm = vector_pointer(kept, "ffn_norm")
-        layer.q_bias = vector_pointer(kept, "q_bias")
-        layer.k_bias = vector_pointer(kept, "k_bias")
-        layer.v_bias = vector_pointer(kept, "v_bias")
-        layer.attention_output_bias = vector_pointer(kept, "attention_output_bias")
-        cdef int c_index = index
+        self.check_layer(layer)
+        kept = layer.weights_of(index, weights, self.spec.hidden_size)
+        cdef stage_layer filled
+        layer.fill(&filled, kept)
+        cdef int c_index = index, status
         with nogil:
-            stage_add_layer(self.stage, c_index, &layer)
-        self.layers[index] = kept | {name: weights[name] for name in shapes}
+            status = stage_add_layer(self.stage, c_index, &filled)
+        if status != 0:
+            raise MemoryError(f"no memory for layer {index}")
+        self.layers[index] = (layer, kept)
         self.layers_held = range(min(self.layers), max(self.layers) + 1)
-
-    cdef int point_at_matrices(self, int index, object weights, dict shapes, stage_layer* layer) except -1:
-        cdef const packed_matrix* matrix
-        for name, (outputs, inputs) in shapes.items():
-            matrix = self.matrix_of(f"{name} of layer {index}", weights[name], outputs, inputs)
-            if name == "q":
-                layer.q = matrix
-            elif name == "k":
-                layer.k = matrix
-            elif name == "v":
-                layer.v = matrix
-            elif name == "attention_output":
-                layer.attention_output = matrix
-            elif name == "gate":
-                layer.gate = matrix
-            elif name == "up":
-                layer.up = matrix
-            else:
-                layer.down = matrix
-        return 0
 
     # ---- running ----
 
@@ -436,12 +248,11 @@ cdef class Stage:
         if len(caches) != len(self.layers) or len(set(caches)) != len(caches):
             raise ValueError(f"kv has {len(set(caches))} different caches of {len(caches)}, expected {len(self.layers)}, one for each layer of the stage")
         first = caches[0]
-        for cache in caches:
-            if cache.cache.num_kv_heads != self.spec.num_kv_heads or cache.cache.head_dim != self.spec.head_dim:
-                raise ValueError(
-                    f"a cache is for {cache.cache.num_kv_heads} kv heads of {cache.cache.head_dim} numbers, "
-                    f"expected {self.spec.num_kv_heads} of {self.spec.head_dim}"
-                )
+        for index, cache in zip(self.layers_held, caches):
+            layer, _ = self.layers[index]
+            shape = (cache.cache.num_kv_heads, cache.cache.key_dim, cache.cache.value_dim)
+            if shape != layer.cache_shape:
+                raise ValueError(f"the cache of layer {index} is for {described_heads(shape)}, expected {described_heads(layer.cache_shape)}")
             if not same_geometry(&cache.cache, &first.cache):
                 raise ValueError(
                     f"a cache has {cache.num_blocks} blocks of {cache.block_tokens} tokens in {cache.element_type}, "
@@ -452,8 +263,8 @@ cdef class Stage:
     cdef object checked_inputs(self, object inputs, const stage_batch* batch):
         if batch.first_unit > 0:
             array = f32_array(inputs, 2, "inputs")
-            if array.shape[1] != self.spec.hidden_size:
-                raise ValueError(f"inputs have {array.shape[1]} columns, expected {self.spec.hidden_size}, the hidden size")
+            if array.shape[1] != self.owned_spec.row_width:
+                raise ValueError(f"inputs have {array.shape[1]} columns, expected {self.owned_spec.row_width}, the width of a row")
         else:
             array = index_array(inputs, "inputs", self.embedding.outputs)
         if not 1 <= array.shape[0] <= self.max_rows:
@@ -536,7 +347,7 @@ cdef class Stage:
         else:
             tokens = inputs
             batch.token_ids = &tokens[0]
-        shape = (inputs.shape[0], self.spec.hidden_size)
+        shape = (inputs.shape[0], self.owned_spec.row_width)
         if logits_rows is not None:
             shape = (logits_rows.shape[0], self.head.outputs)
             wanted = logits_rows
@@ -555,11 +366,9 @@ cdef class Stage:
         return result
 
 
-cdef const float* vector_pointer(dict vectors, str name):
-    if name not in vectors:
-        return NULL
-    cdef const float[::1] view = vectors[name]
-    return &view[0]
+cdef str described_heads(tuple shape):
+    num_kv_heads, key_dim, value_dim = shape
+    return f"{num_kv_heads} kv heads of {key_dim} keys and {value_dim} values"
 
 
 cdef object index_array(object values, str what, int64_t bound):

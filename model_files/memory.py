@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dairllm.model_files.attention import SelfAttention
+from dairllm.model_files.attention import LatentAttention, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS
 from dairllm.model_files.manifest import TensorInfo, Unit
 from dairllm.model_files.spec import ModelSpec
@@ -119,13 +119,17 @@ def scratch_of(spec: ModelSpec, units: Sequence[Unit], *, max_rows: int, context
 def _block_numbers(unit: Unit) -> int:
     """Numbers of a row between the matrices of a layer: attention and feed-forward share their memory."""
     outputs = {tensor.role: tensor.shape[-2] for tensor in unit.tensors if len(tensor.shape) > 1}
-    attention = 2 * outputs.get("q", 0) + outputs.get("k", 0) + outputs.get("v", 0)
+    attended = sum(tensor.shape[-1] for tensor in unit.tensors if tensor.role == "attention_output")
+    attention = sum(outputs.get(role, 0) for role in ("q", "k", "v")) + attended
     return max(attention, outputs.get("gate", 0) + outputs.get("up", 0))
 
 
 def _rope_numbers(spec: ModelSpec) -> int:
-    attentions = [layer.attention for layer in spec.layers if isinstance(layer.attention, SelfAttention)]
-    return max((attention.rope.dim for attention in attentions if attention.rope is not None), default=0)
+    """Cosines and sines of a row: once for all layers with the same angles."""
+    attentions = (layer.attention for layer in spec.layers)
+    ropes = {attention.rope for attention in attentions if isinstance(attention, SelfAttention | LatentAttention)}
+    angles = {(rope.theta, rope.dim, rope.freq_factors, rope.magnitude) for rope in ropes if rope is not None}
+    return sum(dim for _, dim, _, _ in angles)
 
 
 def _activation_bytes(units: Iterable[Unit]) -> int:

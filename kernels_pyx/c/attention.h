@@ -7,17 +7,19 @@
 
 #include "kv_cache.h"
 
-enum { MAX_HEAD_DIM = 256, MAX_QUERIES_AT_ONCE = 8 };
+enum { MAX_HEAD_DIM = 1024, MAX_QUERIES_AT_ONCE = 8 };
 
 typedef struct attention_task {
     const kv_cache* cache;
     const int32_t* block_table;
     int kv_head;
-    int num_rows, num_heads, first_position; /* row r is at first_position + r and sees positions 0 to its own */
-    float scale;
-    const float* queries; /* of (row, head) at row * ld + head * head_dim; `out` alike */
-    float* out;
-    size_t ld;
+    int num_rows, num_heads, first_position; /* row r is at first_position + r and sees positions up to its own */
+    int window;           /* so many of them, 0: all */
+    float scale, softcap; /* softcap 0: none */
+    const float* sinks;   /* of each head, or NULL */
+    const float* queries; /* of (row, head) at row * ld_queries + head * query_stride */
+    float* out;           /* of (row, head) at row * ld_out + head * value_dim */
+    size_t query_stride, ld_queries, ld_out;
     float* scores;        /* scratch: MAX_QUERIES_AT_ONCE rows of ld_scores, the positions rounded up to 16 */
     size_t ld_scores;
 } attention_task;

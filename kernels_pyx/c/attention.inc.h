@@ -1,9 +1,11 @@
 /* Causal attention over the KV cache, several queries at a time, over the lanes of the file that includes this.
 
-   The arithmetic of one query (row, head) at position p, whatever is computed beside it:
+   The arithmetic of one query (row, head) that sees the positions s to p, whatever is computed beside it:
      score[j] = sum over d, in order, of fma(query[d] * scale, key[j][d], sum)             positions j lie across lanes
-     weight[j] = exp(score[j] - max), their sum in 16 partial sums (position j in partial j % 16) and the fixed tree
-     out[d] = (sum over j = 0..p, in order, of fma(weight[j], value[j][d], sum)) * (1 / sum of weights)
+     with a softcap, softcap * tanh(score[j] / softcap) instead
+     weight[j] = exp(score[j] - max), their sum in 16 partial sums (position j in partial j % 16) and the fixed tree; a sink counts for the
+     max, and exp(sink - max) is added to the sum
+     out[d] = (sum over j = s..p, in order, of fma(weight[j], value[j][d], sum)) * (1 / sum of weights)
    A block holds positions of one sequence in order, so neither chunks nor block size matter. The type of the cache's elements is a constant
    wherever it is passed on, so each type has its own copy of the loops. */
 #include "attention.h"
@@ -18,7 +20,7 @@ LANES f32x16 load_elements(kv_type type, const uint8_t* base, size_t index) {
 }
 
 LANES void score_groups(
-    kv_type type, int num_queries, int num_vectors, const float* queries, const uint8_t* const* keys, int head_dim, float* scores, size_t ld
+    kv_type type, int num_queries, int num_vectors, const float* queries, const uint8_t* const* keys, int key_dim, float* scores, size_t ld
 ) {
     f32x16 sums[MAX_QUERIES][MAX_VECTORS];
     UNROLL_ROWS
@@ -28,7 +30,7 @@ LANES void score_groups(
             sums[q][v] = f32x16_zero();
         }
     }
-    for (int d = 0; d < head_dim; d++) {
+    for (int d = 0; d < key_dim; d++) {
         f32x16 key[MAX_VECTORS];
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
@@ -36,7 +38,7 @@ LANES void score_groups(
         }
         UNROLL_ROWS
         for (int q = 0; q < num_queries; q++) {
-            const f32x16 query = f32x16_set1(queries[q * MAX_HEAD_DIM + d]);
+            const f32x16 query = f32x16_set1(queries[d * num_queries + q]);
             UNROLL_ROWS
             for (int v = 0; v < num_vectors; v++) {
                 sums[q][v] = f32x16_fma(query, key[v], sums[q][v]);
@@ -54,9 +56,10 @@ LANES void score_groups(
 
 typedef struct {
     const attention_task* task;
-    float queries[MAX_QUERIES * MAX_HEAD_DIM]; /* scaled */
+    float queries[MAX_HEAD_DIM * MAX_QUERIES]; /* scaled; [key_dim][queries] */
     float* out[MAX_QUERIES];
-    int num_positions[MAX_QUERIES];            /* ascending */
+    const float* sinks[MAX_QUERIES];           /* or NULL */
+    int begins[MAX_QUERIES], ends[MAX_QUERIES]; /* of the positions that each sees; both ascend */
     float inverse_sum[MAX_QUERIES];
 } query_batch;
 
@@ -66,13 +69,13 @@ LANES const uint8_t* head_of_position(const attention_task* task, int position) 
 
 LANES const uint8_t* keys_of_group(kv_type type, const attention_task* task, int group) {
     const int position = group * KEY_GROUP, within = position % task->cache->block_tokens;
-    return head_of_position(task, position) + (size_t)within * (size_t)task->cache->head_dim * kv_element_bytes(type);
+    return head_of_position(task, position) + (size_t)within * (size_t)task->cache->key_dim * kv_element_bytes(type);
 }
 
 LANES void score_batch(kv_type type, int num_queries, int max_vectors, const query_batch* batch) {
     const attention_task* task = batch->task;
-    const int num_groups = (batch->num_positions[num_queries - 1] + KEY_GROUP - 1) / KEY_GROUP;
-    for (int group = 0; group < num_groups;) {
+    const int num_groups = (batch->ends[num_queries - 1] + KEY_GROUP - 1) / KEY_GROUP;
+    for (int group = batch->begins[0] / KEY_GROUP; group < num_groups;) {
         const int left = num_groups - group, num_vectors = left < max_vectors ? 1 : max_vectors;
         const uint8_t* keys[MAX_VECTORS];
         for (int v = 0; v < num_vectors; v++) {
@@ -80,41 +83,67 @@ LANES void score_batch(kv_type type, int num_queries, int max_vectors, const que
         }
         float* scores = task->scores + (size_t)group * KEY_GROUP;
         if (num_vectors == 1) {
-            score_groups(type, num_queries, 1, batch->queries, keys, task->cache->head_dim, scores, task->ld_scores);
+            score_groups(type, num_queries, 1, batch->queries, keys, task->cache->key_dim, scores, task->ld_scores);
         } else {
-            score_groups(type, num_queries, max_vectors, batch->queries, keys, task->cache->head_dim, scores, task->ld_scores);
+            score_groups(type, num_queries, max_vectors, batch->queries, keys, task->cache->key_dim, scores, task->ld_scores);
         }
         group += num_vectors;
     }
 }
 
-/* scores[0..count) become exp(score - max), filled up to 16 with zeros; returns 1 / their sum. */
-static float exponentiate_scores(float* scores, int count) {
-    const int padded = (count + 15) / 16 * 16;
-    for (int i = count; i < padded; i++) {
+static float exp_of(float x) { return f32x16_reduce_max(f32x16_exp(f32x16_set1(x))); }
+
+/* scores[begin..end) become exp(score - max), filled up with zeros to whole groups; returns 1 / their sum. */
+static float exponentiate_scores(const attention_task* task, float* scores, int begin, int end, const float* sink) {
+    const int first = begin / 16 * 16, padded = (end + 15) / 16 * 16;
+    for (int i = first; i < padded && task->softcap != 0.0f; i += 16) {
+        f32x16_store(scores + i, f32x16_softcap(f32x16_load(scores + i), task->softcap));
+    }
+    for (int i = first; i < begin; i++) {
         scores[i] = -INFINITY;
     }
-    f32x16 largest = f32x16_load(scores);
-    for (int i = 16; i < padded; i += 16) {
+    for (int i = end; i < padded; i++) {
+        scores[i] = -INFINITY;
+    }
+    f32x16 largest = f32x16_set1(sink ? *sink : -INFINITY);
+    for (int i = first; i < padded; i += 16) {
         largest = f32x16_max(largest, f32x16_load(scores + i));
     }
-    const f32x16 shift = f32x16_set1(f32x16_reduce_max(largest));
+    const float maximum = f32x16_reduce_max(largest);
+    const f32x16 shift = f32x16_set1(maximum);
     f32x16 sum = f32x16_zero();
-    for (int i = 0; i < padded; i += 16) {
+    for (int i = first; i < padded; i += 16) {
         const f32x16 weight = f32x16_exp(f32x16_sub(f32x16_load(scores + i), shift));
         f32x16_store(scores + i, weight);
         sum = f32x16_add(sum, weight);
     }
-    return 1.0f / f32x16_reduce_add(sum);
+    return 1.0f / (f32x16_reduce_add(sum) + (sink ? exp_of(*sink - maximum) : 0.0f));
 }
 
-/* Dimensions [16 * first, 16 * (first + num_vectors)) of all queries. The positions that all queries see are shared; each query then goes on
-   alone, since a position that it does not see may hold anything, NaN too. */
+/* Positions [begin, end) of one query; `offset`: of the dimensions, in the values of a head. */
+LANES void mix_alone(
+    kv_type type, int num_vectors, const query_batch* batch, int query, int begin, int end, size_t offset, f32x16 sums[MAX_VECTORS]
+) {
+    const attention_task* task = batch->task;
+    for (int position = begin; position < end; position++) {
+        const uint8_t* head = head_of_position(task, position);
+        const size_t row = offset + (size_t)(position % task->cache->block_tokens) * (size_t)task->cache->value_stride;
+        const f32x16 weight = f32x16_set1(task->scores[(size_t)query * task->ld_scores + (size_t)position]);
+        UNROLL_ROWS
+        for (int v = 0; v < num_vectors; v++) {
+            sums[v] = f32x16_fma(weight, load_elements(type, head, row + (size_t)v * 16), sums[v]);
+        }
+    }
+}
+
+/* Dimensions [16 * first, 16 * (first + num_vectors)) of all queries. The positions that all queries see are shared; each query has those
+   before and behind them alone, since a position that it does not see may hold anything, NaN too. */
 LANES void mix_values(kv_type type, int num_queries, int num_vectors, const query_batch* batch, int first) {
     const attention_task* task = batch->task;
     const int block_tokens = task->cache->block_tokens;
     const size_t stride = (size_t)task->cache->value_stride, offset = kv_cache_value_offset(task->cache) + (size_t)first * 16;
-    const int shared = batch->num_positions[0];
+    const int first_shared = batch->begins[num_queries - 1];
+    const int end_shared = batch->ends[0] > first_shared ? batch->ends[0] : first_shared;
     f32x16 sums[MAX_QUERIES][MAX_VECTORS];
     UNROLL_ROWS
     for (int q = 0; q < num_queries; q++) {
@@ -122,11 +151,14 @@ LANES void mix_values(kv_type type, int num_queries, int num_vectors, const quer
         for (int v = 0; v < num_vectors; v++) {
             sums[q][v] = f32x16_zero();
         }
+        const int end = batch->ends[q] < first_shared ? batch->ends[q] : first_shared;
+        mix_alone(type, num_vectors, batch, q, batch->begins[q], end, offset, sums[q]);
     }
-    for (int begin = 0; begin < shared; begin += block_tokens) {
+    for (int begin = first_shared, end; begin < end_shared; begin = end) {
         const uint8_t* head = head_of_position(task, begin);
-        const int end = begin + block_tokens < shared ? begin + block_tokens : shared;
-        size_t row = offset;
+        const int within = begin % block_tokens, rest = end_shared - begin;
+        size_t row = offset + (size_t)within * stride;
+        end = begin + (rest < block_tokens - within ? rest : block_tokens - within);
         for (int position = begin; position < end; position++, row += stride) {
             f32x16 value[MAX_VECTORS];
             UNROLL_ROWS
@@ -145,19 +177,11 @@ LANES void mix_values(kv_type type, int num_queries, int num_vectors, const quer
     }
     UNROLL_ROWS
     for (int q = 0; q < num_queries; q++) {
-        for (int position = shared; position < batch->num_positions[q]; position++) {
-            const uint8_t* head = head_of_position(task, position);
-            const size_t row = offset + (size_t)(position % block_tokens) * stride;
-            const f32x16 weight = f32x16_set1(task->scores[(size_t)q * task->ld_scores + (size_t)position]);
-            UNROLL_ROWS
-            for (int v = 0; v < num_vectors; v++) {
-                sums[q][v] = f32x16_fma(weight, load_elements(type, head, row + (size_t)v * 16), sums[q][v]);
-            }
-        }
+        mix_alone(type, num_vectors, batch, q, end_shared, batch->ends[q], offset, sums[q]);
         const f32x16 inverse = f32x16_set1(batch->inverse_sum[q]);
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            const int dimension = (first + v) * 16, rest = task->cache->head_dim - dimension;
+            const int dimension = (first + v) * 16, rest = task->cache->value_dim - dimension;
             f32x16_store_partial(batch->out[q] + dimension, f32x16_mul(sums[q][v], inverse), rest < 16 ? rest : 16);
         }
     }
@@ -178,7 +202,8 @@ LANES void attend_batch(kv_type type, int num_queries, query_batch* batch) {
     const int max_vectors = num_queries * MAX_VECTORS <= FLOAT_ROWS ? MAX_VECTORS : MAX_VECTORS / 2;
     score_batch(type, num_queries, max_vectors, batch);
     for (int q = 0; q < num_queries; q++) {
-        batch->inverse_sum[q] = exponentiate_scores(batch->task->scores + (size_t)q * batch->task->ld_scores, batch->num_positions[q]);
+        float* scores = batch->task->scores + (size_t)q * batch->task->ld_scores;
+        batch->inverse_sum[q] = exponentiate_scores(batch->task, scores, batch->begins[q], batch->ends[q], batch->sinks[q]);
     }
     mix_batch(type, num_queries, max_vectors, batch);
 }
@@ -208,19 +233,27 @@ static void attend_f16(int num_queries, query_batch* batch) { attend_any_batch(K
 
 static void attend_f32(int num_queries, query_batch* batch) { attend_any_batch(KV_F32, num_queries, batch); }
 
+/* Query `q` of `count`. */
+static void describe_query(query_batch* batch, int q, int count, int row, int head) {
+    const attention_task* task = batch->task;
+    const float* query = task->queries + (size_t)row * task->ld_queries + (size_t)head * task->query_stride;
+    for (int d = 0; d < task->cache->key_dim; d++) {
+        batch->queries[d * count + q] = query[d] * task->scale;
+    }
+    batch->out[q] = task->out + (size_t)row * task->ld_out + (size_t)head * (size_t)task->cache->value_dim;
+    batch->sinks[q] = task->sinks ? task->sinks + head : NULL;
+    batch->ends[q] = task->first_position + row + 1;
+    batch->begins[q] = task->window && task->window < batch->ends[q] ? batch->ends[q] - task->window : 0;
+}
+
 static void attention(const attention_task* task) {
-    query_batch batch = {.task = task};
-    const int head_dim = task->cache->head_dim, num_queries = task->num_rows * task->num_heads;
+    query_batch batch;
+    batch.task = task;
+    const int num_queries = task->num_rows * task->num_heads;
     for (int begin = 0; begin < num_queries; begin += MAX_QUERIES) {
         const int count = num_queries - begin < MAX_QUERIES ? num_queries - begin : MAX_QUERIES;
         for (int q = 0; q < count; q++) {
-            const int row = (begin + q) / task->num_heads, head = (begin + q) % task->num_heads;
-            const size_t offset = (size_t)row * task->ld + (size_t)head * (size_t)head_dim;
-            for (int d = 0; d < head_dim; d++) {
-                batch.queries[q * MAX_HEAD_DIM + d] = task->queries[offset + (size_t)d] * task->scale;
-            }
-            batch.out[q] = task->out + offset;
-            batch.num_positions[q] = task->first_position + row + 1;
+            describe_query(&batch, q, count, (begin + q) / task->num_heads, (begin + q) % task->num_heads);
         }
         if (task->cache->type == KV_F32) {
             attend_f32(count, &batch);
@@ -236,38 +269,50 @@ LANES void convert_to_f16(const float* from, int n, uint16_t* to) {
     f32x16_to_f16(to, f32x16_max(least, f32x16_min(most, f32x16_load_partial(from, n))));
 }
 
-/* Up to 16 keys go to every KEY_GROUP-th element from `key` on; as many values side by side, filled up to 16 with zeros. */
-LANES void store_f16(uint16_t* head, size_t key, size_t value, const float* keys, const float* values, int n) {
+/* Up to 16 keys go to every KEY_GROUP-th element from `index` on. */
+LANES void store_keys(kv_type type, uint8_t* head, size_t index, const float* keys, int n) {
     uint16_t converted[16];
-    convert_to_f16(keys, n, converted);
-    for (int i = 0; i < n; i++) {
-        head[key + (size_t)i * KEY_GROUP] = converted[i];
+    if (type == KV_F16) {
+        convert_to_f16(keys, n, converted);
     }
-    convert_to_f16(values, n, head + value);
+    for (int i = 0; i < n; i++, index += KEY_GROUP) {
+        if (type == KV_F32) {
+            ((float*)head)[index] = keys[i];
+        } else {
+            ((uint16_t*)head)[index] = converted[i];
+        }
+    }
 }
 
-LANES void store_f32(float* head, size_t key, size_t value, const float* keys, const float* values, int n) {
-    for (int i = 0; i < n; i++) {
-        head[key + (size_t)i * KEY_GROUP] = keys[i];
+/* Up to 16 values side by side, filled up to 16 with zeros. */
+LANES void store_values(kv_type type, uint8_t* head, size_t index, const float* values, int n) {
+    if (type == KV_F32) {
+        f32x16_store((float*)head + index, f32x16_load_partial(values, n));
+    } else {
+        convert_to_f16(values, n, (uint16_t*)head + index);
     }
-    f32x16_store(head + value, f32x16_load_partial(values, n));
+}
+
+LANES void store_heads(kv_type type, const kv_cache* cache, int block, int within, const float* keys, const float* values) {
+    const int key_dim = cache->key_dim, value_dim = cache->value_dim;
+    const size_t first_key = (size_t)(within / KEY_GROUP) * KEY_GROUP * (size_t)key_dim + (size_t)(within % KEY_GROUP);
+    const size_t first_value = kv_cache_value_offset(cache) + (size_t)within * (size_t)cache->value_stride;
+    for (int head = 0; head < cache->num_kv_heads; head++, keys += key_dim, values += value_dim) {
+        uint8_t* memory = kv_cache_head(cache, block, head);
+        for (int d = 0; d < key_dim; d += 16) {
+            store_keys(type, memory, first_key + (size_t)d * KEY_GROUP, keys + d, key_dim - d < 16 ? key_dim - d : 16);
+        }
+        for (int d = 0; d < value_dim; d += 16) {
+            store_values(type, memory, first_value + (size_t)d, values + d, value_dim - d < 16 ? value_dim - d : 16);
+        }
+    }
 }
 
 /* One position's keys and values into the cache of their layer. */
 static void store_position(const kv_cache* cache, int block, int within, const float* keys, const float* values) {
-    const int head_dim = cache->head_dim;
-    const size_t first_key = (size_t)(within / KEY_GROUP) * KEY_GROUP * (size_t)head_dim + (size_t)(within % KEY_GROUP);
-    const size_t first_value = kv_cache_value_offset(cache) + (size_t)within * (size_t)cache->value_stride;
-    for (int head = 0; head < cache->num_kv_heads; head++, keys += head_dim, values += head_dim) {
-        uint8_t* memory = kv_cache_head(cache, block, head);
-        for (int d = 0; d < head_dim; d += 16) {
-            const int n = head_dim - d < 16 ? head_dim - d : 16;
-            const size_t key = first_key + (size_t)d * KEY_GROUP, value = first_value + (size_t)d;
-            if (cache->type == KV_F32) {
-                store_f32((float*)memory, key, value, keys + d, values + d, n);
-            } else {
-                store_f16((uint16_t*)memory, key, value, keys + d, values + d, n);
-            }
-        }
+    if (cache->type == KV_F32) {
+        store_heads(KV_F32, cache, block, within, keys, values);
+    } else {
+        store_heads(KV_F16, cache, block, within, keys, values);
     }
 }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "block_formats.h"
+#include "elementwise.h"
 
 /* A matrix [outputs, inputs] in tiles of 16 outputs (packing.h tells the layout); bits past the last output are zero. */
 typedef struct packed_matrix {
@@ -41,10 +42,13 @@ typedef struct kernel_table {
 
     /* elementwise.inc.h, attention.inc.h */
     void (*exp_row)(const float* x, int width, float* out);
-    void (*rms_norm_row)(const float* x, const float* weight, int width, float epsilon, float* out);
+    void (*norm_row)(const norm_spec* norm, const float* x, int width, float* out);
     void (*add_row)(float* x, const float* y, int width);
-    void (*swiglu_row)(float* gate, const float* up, int width);
-    void (*rope_row)(float* x, int num_heads, int head_dim, int rope_dim, int interleaved, const float* cosines, const float* sines);
+    void (*add_scaled_row)(float* x, const float* y, float scale, int width);
+    void (*scale_row)(float* x, float scale, float softcap, int width);
+    void (*activate_row)(const activation_spec* activation, float* gate, const float* up, int width);
+    void (*sigmoid_gate_row)(float* x, const float* gate, int width);
+    void (*rope_row)(float* x, int num_heads, int stride, int rope_dim, int interleaved, const float* cosines, const float* sines);
     void (*log_softmax_row)(const float* x, int width, float* out);
     void (*store_position)(const struct kv_cache* cache, int block, int within, const float* keys, const float* values);
     void (*attention)(const struct attention_task* task);

@@ -54,16 +54,17 @@ static void* grow_pages(void* memory, size_t before, size_t after) {
 
 #endif
 
-int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int head_dim) {
+int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int key_dim, int value_dim) {
     *cache = (kv_cache){
         .type = type,
         .num_blocks = num_blocks,
         .block_tokens = block_tokens,
         .num_kv_heads = num_kv_heads,
-        .head_dim = head_dim,
-        .value_stride = (head_dim + 15) / 16 * 16,
+        .key_dim = key_dim,
+        .value_dim = value_dim,
+        .value_stride = (value_dim + 15) / 16 * 16,
     };
-    cache->head_bytes = (size_t)block_tokens * (size_t)(head_dim + cache->value_stride) * kv_element_bytes(type);
+    cache->head_bytes = (size_t)block_tokens * (size_t)(key_dim + cache->value_stride) * kv_element_bytes(type);
     cache->block_bytes = cache->head_bytes * (size_t)num_kv_heads;
     if (find_size(cache, num_blocks, &cache->size_bytes) != 0) {
         return -1;

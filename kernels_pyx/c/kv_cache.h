@@ -1,8 +1,8 @@
 /* Keys and values of past positions of one layer, f16 or f32, in blocks of `block_tokens` positions that a sequence's block table names.
 
-   Block after block, in each head after head: first the keys, in groups of 16 positions [head_dim][16], so that positions lie across lanes;
-   then the values, [block_tokens][value_stride], so that the head's numbers lie across lanes (value_stride is head_dim rounded up to 16; what
-   is past head_dim counts for nothing). Blocks travel between machines in this form: whoever changes it changes the protocol's version. */
+   Block after block, in each head after head: first the keys, in groups of 16 positions [key_dim][16], so that positions lie across lanes;
+   then the values, [block_tokens][value_stride], so that the head's numbers lie across lanes (value_stride is value_dim rounded up to 16; what
+   is past value_dim counts for nothing). Blocks travel between machines in this form: whoever changes it changes the protocol's version. */
 #ifndef DAIRLLM_KV_CACHE_H
 #define DAIRLLM_KV_CACHE_H
 
@@ -17,13 +17,13 @@ static inline size_t kv_element_bytes(kv_type type) { return type == KV_F32 ? si
 
 typedef struct kv_cache {
     kv_type type;
-    int num_blocks, block_tokens, num_kv_heads, head_dim, value_stride;
+    int num_blocks, block_tokens, num_kv_heads, key_dim, value_dim, value_stride;
     size_t head_bytes, block_bytes, size_bytes;
     uint8_t* memory;
 } kv_cache;
 
 /* 0, or -1 if there is no memory. block_tokens is a multiple of 16. Pages are zero and cost no memory until they are written. */
-int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int head_dim);
+int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int key_dim, int value_dim);
 /* 0, or -1 if there is no memory, the cache being as before. Blocks below both sizes keep their content, new ones are zero; `memory` may move. */
 int kv_cache_resize(kv_cache* cache, int num_blocks);
 void kv_cache_free(kv_cache* cache);
@@ -31,7 +31,7 @@ void kv_cache_free(kv_cache* cache);
 size_t kv_cache_resident_bytes(const kv_cache* cache);
 
 /* In elements. */
-static inline size_t kv_cache_value_offset(const kv_cache* cache) { return (size_t)cache->block_tokens * (size_t)cache->head_dim; }
+static inline size_t kv_cache_value_offset(const kv_cache* cache) { return (size_t)cache->block_tokens * (size_t)cache->key_dim; }
 
 static inline uint8_t* kv_cache_block(const kv_cache* cache, int block) { return cache->memory + (size_t)block * cache->block_bytes; }
 

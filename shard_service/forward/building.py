@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dairllm.kernels_pyx import PackedMatrix, Stage, StageSpec, get_num_threads
+from dairllm.kernels_pyx import PackedMatrix, Stage, get_num_threads
 from dairllm.mesh.errors import InvalidModel
-from dairllm.model_files.attention import SelfAttention
-from dairllm.model_files.feed_forward import DenseFeedForward
 from dairllm.model_files.memory import HEAD_ROWS, scratch_of
 from dairllm.model_files.spec import ModelSpec
 from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.forward.stage_layers import stage_layer, stage_spec
 from dairllm.shard_service.weights.assembler import LoadedUnit
 from dairllm.shard_service.weights.writers import Weights
 
@@ -45,6 +44,9 @@ def _empty_stage(assignment: AssignmentFacts) -> StageParts:
         spec = stage_spec(assignment.model, assignment.wire)
         body = Stage(spec, max_rows=geometry.max_batch_rows, max_context=geometry.context_length) if assignment.has_body else None
         output = Stage(spec, max_rows=HEAD_ROWS, max_context=HEAD_ROWS) if assignment.has_head else None
+        for unit in assignment.layer_units:
+            assert body is not None
+            body.check_layer(stage_layer(assignment.model, unit - 1))
     except ValueError as error:
         raise InvalidModel(f"the model can't be run: {error}") from error
     return StageParts(body, output)
@@ -55,35 +57,6 @@ def scratch_bytes(assignment: AssignmentFacts) -> int:
     geometry = assignment.geometry
     scratch = scratch_of(assignment.model, assignment.units, max_rows=geometry.max_batch_rows, context_length=geometry.context_length)
     return scratch.size_bytes(has_body=assignment.has_body, has_head=assignment.has_head, num_threads=get_num_threads())
-
-
-def stage_spec(model: ModelSpec, wire: str) -> StageSpec:
-    """For the kernels, whose layers are all alike but for biases: the model needs no more than STAGE_FEATURES.
-
-    Raises ValueError for sizes that they can't do.
-    """
-    layer = model.layers[0]
-    attention, feed_forward, norm = layer.attention, layer.feed_forward, layer.attention_norm
-    assert isinstance(attention, SelfAttention)
-    assert attention.rope is not None
-    assert isinstance(feed_forward, DenseFeedForward)
-    assert norm is not None
-    return StageSpec(
-        hidden_size=model.hidden_size,
-        intermediate_size=feed_forward.intermediate_size,
-        num_heads=attention.num_heads,
-        num_kv_heads=attention.num_kv_heads,
-        head_dim=attention.key_dim,
-        rope_dim=attention.rope.dim,
-        rope_theta=attention.rope.theta,
-        rope_interleaved=attention.rope.interleaved,
-        rope_freq_factors=attention.rope.freq_factors or None,
-        rms_norm_eps=norm.eps,
-        attention_scale=attention.scale,
-        num_layers=model.num_layers,
-        activation=feed_forward.activation.kind,
-        boundary_encoding=wire,
-    )
 
 
 def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], model: ModelSpec) -> None:
@@ -102,7 +75,7 @@ def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], mod
         _require_outputs(table, model, "token_embedding")
         parts.body.set_embedding(table)
     else:
-        parts.body.add_layer(index - 1, weights)
+        parts.body.add_layer(index - 1, stage_layer(model, index - 1), weights)
 
 
 def _require_outputs(matrix: PackedMatrix, model: ModelSpec, role: str) -> None:

@@ -75,4 +75,6 @@ def make_cache(layer: LayerSpec, geometry: CacheGeometry) -> KvCache:
     """Raises MemoryError."""
     attention = layer.attention
     assert isinstance(attention, SelfAttention), "the features of the model were checked when it was assigned"
-    return KvCache(geometry.num_blocks, geometry.block_tokens, attention.num_kv_heads, attention.key_dim, geometry.element_type)
+    return KvCache(
+        geometry.num_blocks, geometry.block_tokens, attention.num_kv_heads, attention.key_dim, attention.value_dim, geometry.element_type
+    )

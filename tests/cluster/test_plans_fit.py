@@ -11,12 +11,14 @@ from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer,
 from dairllm.kernels_pyx import PackedMatrix, get_num_threads
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.system_memory import MIB
-from dairllm.model_files.attention import Rope
+from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
-from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
+from dairllm.model_files.dense_decoder import dense_decoder
+from dairllm.model_files.feed_forward import Activation, DenseFeedForward
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, TensorPiece, Unit, compute_model_digest
+from dairllm.model_files.norm import Norm
 from dairllm.model_files.roles import unit_shapes
-from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.spec import LayerSpec, ModelSpec
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.epochs.preparer import demand_of as demand_of_assignment
 from dairllm.shard_service.forward.building import build_stage
@@ -24,23 +26,32 @@ from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.weights.assembler import LoadedUnit
 
 BLOCK_TOKENS = 32
+HEAD_DIMS = st.sampled_from([2, 20, 64, 128, 512])
+NORM = Norm(kind="rms", eps=1e-5)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> LayerSpec:
+    key_dim, value_dim, num_kv_heads = draw(HEAD_DIMS), draw(HEAD_DIMS), draw(st.integers(1, 8))
+    attention = SelfAttention(
+        num_heads=num_kv_heads * draw(st.integers(1, 8)),
+        num_kv_heads=num_kv_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        scale=1.0,
+        rope=draw(st.sampled_from([None, *(Rope(theta=theta, dim=dim, interleaved=True) for theta in (1e4, 1e6) for dim in (2, key_dim))])),
+        window=draw(st.none() | st.integers(1, 5000)),
+    )
+    feed_forward = DenseFeedForward(intermediate_size=32 * draw(st.integers(1, 900)), activation=Activation(kind="silu"))
+    return LayerSpec(attention_norm=NORM, attention=attention, feed_forward_norm=NORM, feed_forward=feed_forward)
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
-    head_dim, num_kv_heads = draw(st.sampled_from([2, 20, 64, 128])), draw(st.integers(1, 8))
-    num_heads = num_kv_heads * draw(st.integers(1, 8))
-    rope = Rope(theta=10_000.0, dim=head_dim, interleaved=True)
-    layer = dense_layer(
-        intermediate_size=32 * draw(st.integers(1, 900)),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=1e-5,
-        rope=rope,
-    )
+    """Models whose layers differ, in any order."""
+    kinds = st.sampled_from(draw(st.lists(layers(), min_size=1, max_size=3)))
     return dense_decoder(
-        (layer,) * draw(st.integers(1, 12)),
+        tuple(draw(st.lists(kinds, min_size=1, max_size=8))),
         architecture="llama",
         name="any",
         hidden_size=32 * draw(st.integers(1, 256)),
@@ -51,9 +62,9 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    """Matrices of each role have any one format; embedding and head may be one tensor."""
+    """Matrices of one role and shape have any one format; embedding and head may be one tensor."""
     spec, tied = draw(specs()), draw(st.booleans())
-    formats: dict[str, str] = {}
+    formats: dict[tuple[str, tuple[int, ...]], str] = {}
     units: list[Unit] = []
     offset = 0
     for index in range(spec.num_units):
@@ -61,7 +72,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         for role, shape in unit_shapes(spec, index).items():
             possible = VECTOR_FORMATS if len(shape) == 1 else tuple(n for n, f in BLOCK_FORMATS.items() if shape[-1] % f.block_size == 0)
             name = "token_embedding" if tied and role == "output" else role
-            block_format = formats[name] = formats.get(name) or draw(st.sampled_from(possible))
+            block_format = formats[name, shape] = formats.get((name, shape)) or draw(st.sampled_from(possible))
             row_bytes = shape[-1] // BLOCK_FORMATS[block_format].block_size * BLOCK_FORMATS[block_format].block_bytes
             size_bytes = row_bytes * (shape[0] if len(shape) > 1 else 1)
             place = units[0].tensors[0].pieces[0].offset_bytes if name != role else offset

@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dairllm.kernels_pyx import KV_ELEMENT_TYPES, KvCache, PackedMatrix, Stage, StageSlice, StageSpec
+from dairllm.kernels_pyx import (
+    KV_ELEMENT_TYPES,
+    DenseBlock,
+    KvCache,
+    PackedMatrix,
+    SelfAttentionBlock,
+    Stage,
+    StageLayer,
+    StageNorm,
+    StageRope,
+    StageSlice,
+    StageSpec,
+)
 
 MIB = 1 << 20
 HIDDEN, INTERMEDIATE, VOCABULARY = 32, 48, 40
@@ -16,10 +28,15 @@ HIDDEN, INTERMEDIATE, VOCABULARY = 32, 48, 40
 
 def random_stage(num_kv_heads: int, head_dim: int, num_layers: int = 2, max_rows: int = 64, max_context: int = 512) -> Stage:
     numbers, width = np.random.default_rng(3), 2 * num_kv_heads * head_dim
-    spec = StageSpec(
-        hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_heads=2 * num_kv_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
-        rope_dim=head_dim, rope_theta=1e4, rope_interleaved=True, rms_norm_eps=1e-5, num_layers=num_layers,
+    norm = StageNorm("rms", 1e-5)
+    spec = StageSpec(hidden_size=HIDDEN, num_layers=num_layers, output_norm=norm)
+    attention = SelfAttentionBlock(
+        num_heads=2 * num_kv_heads, num_kv_heads=num_kv_heads, key_dim=head_dim, value_dim=head_dim, scale=head_dim**-0.5,
+        rope=StageRope(1e4, head_dim, interleaved=True),
     )  # fmt: skip
+    layer = StageLayer(
+        attention_norm=norm, attention=attention, feed_forward_norm=norm, feed_forward=DenseBlock(intermediate_size=INTERMEDIATE)
+    )
 
     def matrix(outputs: int, inputs: int) -> PackedMatrix:
         packed = PackedMatrix("F32", outputs, inputs)
@@ -32,7 +49,8 @@ def random_stage(num_kv_heads: int, head_dim: int, num_layers: int = 2, max_rows
     for index in range(num_layers):
         weights = {"q": (width, HIDDEN), "k": (width // 2, HIDDEN), "v": (width // 2, HIDDEN), "attention_output": (HIDDEN, width)}
         weights |= {"gate": (INTERMEDIATE, HIDDEN), "up": (INTERMEDIATE, HIDDEN), "down": (HIDDEN, INTERMEDIATE)}
-        stage.add_layer(index, {name: matrix(*shape) for name, shape in weights.items()} | {"attention_norm": ones, "ffn_norm": ones})
+        norms = {"attention_norm": ones, "ffn_norm": ones}
+        stage.add_layer(index, layer, {**{name: matrix(*shape) for name, shape in weights.items()}, **norms})
     stage.set_head(ones, matrix(VOCABULARY, HIDDEN))
     return stage
 
@@ -48,6 +66,11 @@ GEOMETRIES = st.tuples(
 )
 
 
+def cache_of(num_blocks: int, geometry: tuple[int, int, int, str]) -> KvCache:
+    block_tokens, num_kv_heads, head_dim, element_type = geometry
+    return KvCache(num_blocks, block_tokens, num_kv_heads, head_dim, head_dim, element_type)
+
+
 @given(geometry=GEOMETRIES, data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_sequence_moves_to_another_cache_bit_for_bit(geometry: tuple[int, int, int, str], data: st.DataObject) -> None:
@@ -56,7 +79,7 @@ def test_a_sequence_moves_to_another_cache_bit_for_bit(geometry: tuple[int, int,
     stage = random_stage(num_kv_heads, head_dim)
     ids = np.random.default_rng(4).integers(0, VOCABULARY, 60).astype(np.int32)
     cut, num_blocks = data.draw(st.integers(1, 59)), -(-60 // block_tokens)
-    old, new = ([KvCache(9, *geometry) for _ in range(2)] for _ in range(2))
+    old, new = ([cache_of(9, geometry) for _ in range(2)] for _ in range(2))
     from_blocks, to_blocks = (np.array(data.draw(st.permutations(range(9)))[:num_blocks], np.int32) for _ in range(2))
     logits_of(stage, new, ids[::-1].copy(), 0, np.arange(9, dtype=np.int32))
     logits_of(stage, old, ids[:cut], 0, from_blocks)
@@ -72,7 +95,7 @@ def test_a_sequence_moves_to_another_cache_bit_for_bit(geometry: tuple[int, int,
 
 def test_blocks_hold_each_number_in_one_place() -> None:
     """A block of another id is untouched, and a block's bytes are those that were written."""
-    cache = KvCache(5, 16, 3, 10)
+    cache = KvCache(5, 16, 3, 10, 10)
     written = np.random.default_rng(1).integers(0, 256, cache.block_bytes).astype(np.uint8).tobytes()
     cache.write_block(3, written)
     assert [cache.read_block(i) for i in range(5)] == [bytes(cache.block_bytes)] * 3 + [written, bytes(cache.block_bytes)]
@@ -81,7 +104,7 @@ def test_blocks_hold_each_number_in_one_place() -> None:
 @given(geometry=GEOMETRIES, sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_resizing_keeps_the_blocks_that_remain(geometry: tuple[int, int, int, str], sizes: list[int]) -> None:
-    cache, numbers = KvCache(7, *geometry), np.random.default_rng(2)
+    cache, numbers = cache_of(7, geometry), np.random.default_rng(2)
     blocks: list[bytes] = []
     for num_blocks in (7, *sizes):
         cache.resize(num_blocks)
@@ -95,9 +118,9 @@ def test_resizing_keeps_the_blocks_that_remain(geometry: tuple[int, int, int, st
 
 def test_a_sequence_goes_on_after_resizing() -> None:
     """It grows into a block that is new, which moves to a lower place before the cache shrinks again."""
-    stage, kv = random_stage(2, 16), [KvCache(4, 16, 2, 16) for _ in range(2)]
+    stage, kv = random_stage(2, 16), [KvCache(4, 16, 2, 16, 16) for _ in range(2)]
     ids, in_order = np.random.default_rng(4).integers(0, VOCABULARY, 64).astype(np.int32), np.arange(4, dtype=np.int32)
-    expected = logits_of(stage, [KvCache(4, 16, 2, 16) for _ in range(2)], ids, 0, in_order)
+    expected = logits_of(stage, [KvCache(4, 16, 2, 16, 16) for _ in range(2)], ids, 0, in_order)
     got = [logits_of(stage, kv, ids[:30], 0, in_order)]
     for cache in kv:
         cache.resize(3000)
@@ -111,7 +134,7 @@ def test_a_sequence_goes_on_after_resizing() -> None:
 
 def test_memory_is_taken_when_written_and_given_back() -> None:
     """16 MiB are written of a GiB; growing costs nothing, and shrinking leaves only what remains."""
-    cache = KvCache(1024, 256, 8, 128)
+    cache = KvCache(1024, 256, 8, 128, 128)
     assert cache.block_bytes == MIB
     assert cache.resident_bytes < MIB
     for block in range(16):
@@ -126,7 +149,7 @@ def test_no_cache_in_use_is_resized() -> None:
     """While a run of many rows goes on in another thread; it gives the bits that it gives alone."""
     stage = random_stage(4, 128, num_layers=4, max_rows=4096, max_context=4096)
     ids, part = np.arange(4096, dtype=np.int32) % VOCABULARY, StageSlice(4096, 0, np.arange(256, dtype=np.int32))
-    kv = [KvCache(256, 16, 4, 128) for _ in range(4)]
+    kv = [KvCache(256, 16, 4, 128, 128) for _ in range(4)]
     results: list[NDArray[np.float32]] = []
     run = threading.Thread(target=lambda: results.append(stage.run(kv, ids, [part], np.array([4095]))))
     run.start()
@@ -136,11 +159,11 @@ def test_no_cache_in_use_is_resized() -> None:
         kv[2].resize(300)
     run.join()
     kv[2].resize(300)
-    assert np.array_equal(results[0], stage.run([KvCache(256, 16, 4, 128) for _ in range(4)], ids, [part], np.array([4095])))
+    assert np.array_equal(results[0], stage.run([KvCache(256, 16, 4, 128, 128) for _ in range(4)], ids, [part], np.array([4095])))
 
 
 def test_a_failed_run_lets_go_of_its_caches() -> None:
-    stage, kv = random_stage(2, 16), [KvCache(4, 16, 2, 16) for _ in range(2)]
+    stage, kv = random_stage(2, 16), [KvCache(4, 16, 2, 16, 16) for _ in range(2)]
     with pytest.raises(ValueError, match="block_table holds numbers from 4 to 4, expected 0 to 3"):
         logits_of(stage, kv, np.zeros(3, np.int32), 0, np.array([4], np.int32))
     for cache in kv:
@@ -149,7 +172,7 @@ def test_a_failed_run_lets_go_of_its_caches() -> None:
 
 
 def test_mistakes() -> None:
-    cache = KvCache(3, 16, 2, 16)
+    cache = KvCache(3, 16, 2, 16, 16)
     for block_id in (-1, 3):
         with pytest.raises(ValueError, match=f"block_id is {block_id}, expected an integer from 0 to 2"):
             cache.read_block(block_id)
@@ -163,7 +186,7 @@ def test_mistakes() -> None:
 
 
 def test_resizing_that_fails_changes_nothing() -> None:
-    cache = KvCache(2, 4096, 64, 256)
+    cache = KvCache(2, 4096, 64, 256, 256)
     cache.write_block(1, bytes([7]) * cache.block_bytes)
     with pytest.raises(MemoryError, match="no memory for a KV cache of 16777216 blocks of 4096 tokens"):
         cache.resize(1 << 24)

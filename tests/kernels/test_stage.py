@@ -20,9 +20,14 @@ from dairllm.kernels_pyx import (
     ARITHMETIC_VERSION,
     KV_ELEMENT_TYPES,
     WIRE_ENCODINGS,
+    DenseBlock,
     KvCache,
     PackedMatrix,
+    SelfAttentionBlock,
     Stage,
+    StageLayer,
+    StageNorm,
+    StageRope,
     StageSlice,
     StageSpec,
     _kernels,
@@ -62,13 +67,21 @@ class Shape:
     rope_theta: float = 10000.0
     epsilon: float = 1e-5
 
+    @property
+    def norm(self) -> StageNorm:
+        return StageNorm("rms", self.epsilon)
+
     def spec(self, encoding: str = "F32") -> StageSpec:
-        return StageSpec(
-            hidden_size=self.hidden, intermediate_size=self.intermediate, num_heads=self.heads, num_kv_heads=self.kv_heads,
-            head_dim=self.head_dim, rope_dim=self.rope_dim, rope_theta=self.rope_theta, rope_interleaved=self.interleaved,
-            rope_freq_factors=self.freq_factors, rms_norm_eps=self.epsilon, num_layers=self.num_layers,
-            boundary_encoding=encoding,
+        return StageSpec(hidden_size=self.hidden, num_layers=self.num_layers, output_norm=self.norm, boundary_encoding=encoding)
+
+    def layer(self) -> StageLayer:
+        rope = StageRope(self.rope_theta, self.rope_dim, self.interleaved, self.freq_factors or ()) if self.rope_dim else None
+        attention = SelfAttentionBlock(
+            num_heads=self.heads, num_kv_heads=self.kv_heads, key_dim=self.head_dim, value_dim=self.head_dim,
+            scale=self.head_dim**-0.5, rope=rope,
         )  # fmt: skip
+        feed_forward = DenseBlock(intermediate_size=self.intermediate)
+        return StageLayer(attention_norm=self.norm, attention=attention, feed_forward_norm=self.norm, feed_forward=feed_forward)
 
 
 ODD_SHAPES = {
@@ -103,7 +116,7 @@ class Model:
             if unit == 0:
                 stage.set_embedding(self.packed["embedding"])
             elif unit <= num_layers:
-                stage.add_layer(unit - 1, self.layer(unit - 1))
+                stage.add_layer(unit - 1, self.shape.layer(), self.layer(unit - 1))
             else:
                 stage.set_head(self.dense["norm"], self.packed["output"])
         return stage
@@ -111,7 +124,7 @@ class Model:
     def caches(self, num_layers: int | None = None, num_blocks: int = 24, element_type: str = "F16") -> list[KvCache]:
         shape = self.shape
         layers = range(shape.num_layers if num_layers is None else num_layers)
-        return [KvCache(num_blocks, BLOCK_TOKENS, shape.kv_heads, shape.head_dim, element_type) for _ in layers]
+        return [KvCache(num_blocks, BLOCK_TOKENS, shape.kv_heads, shape.head_dim, shape.head_dim, element_type) for _ in layers]
 
 
 def quantise(weights: Floats, block_format: str) -> bytes:
@@ -486,9 +499,9 @@ def test_replaced_weights_are_used() -> None:
     model, other = RULE_3_MODELS[0], random_model(RULE_3_MODELS[0].shape, seed=9)
     stage = model.stage()
     for index in range(model.shape.num_layers):
-        stage.add_layer(index, other.layer(index))
+        stage.add_layer(index, model.shape.layer(), other.layer(index))
     for index in range(model.shape.num_layers):
-        stage.add_layer(index, model.layer(index))
+        stage.add_layer(index, model.shape.layer(), model.layer(index))
     ids = RULE_3_IDS[0]
     assert np.array_equal(stage.run(model.caches(), ids, [whole_slice(len(ids))], every_row(len(ids))), RULE_3_LOGITS[0])
 
@@ -554,8 +567,8 @@ def test_mistakes_in_units() -> None:
         MODEL.stage().run(MODEL.caches(1), IDS, part, TABLE)
     with pytest.raises(ValueError, match="kv has 1 different caches of 2, expected 2"):
         MODEL.stage().run(MODEL.caches(1) * 2, IDS, part, TABLE)
-    with pytest.raises(ValueError, match="a cache is for 3 kv heads of 20 numbers, expected 2 of 20"):
-        MODEL.stage().run([KvCache(24, BLOCK_TOKENS, 3, 20) for _ in range(2)], IDS, part, TABLE)
+    with pytest.raises(ValueError, match="the cache of layer 1 is for 2 kv heads of 20 keys and 22 values, expected 2 kv heads of 20 keys"):
+        MODEL.stage().run([*MODEL.caches(1), KvCache(24, BLOCK_TOKENS, 2, 20, 22)], IDS, part, TABLE)
     with pytest.raises(ValueError, match="a cache has 9 blocks of 16 tokens in F16, expected 24 of 16 in F16"):
         MODEL.stage().run([*MODEL.caches(1), *MODEL.caches(1, 9)], IDS, part, TABLE)
     for units in (range(0), range(1, 5), range(-1, 2), range(0, 4, 2), range(3, 1)):
@@ -563,24 +576,25 @@ def test_mistakes_in_units() -> None:
             MODEL.stage().run(MODEL.caches(), IDS, part, TABLE, units)
     with pytest.raises(ValueError, match="logits_rows is given, expected None, since no head is computed"):
         MODEL.stage().run(MODEL.caches(), IDS, part, TABLE, range(0, 3))
+    renamed = {("qq" if name == "q" else name): weight for name, weight in MODEL.layer(0).items()}
     with pytest.raises(ValueError, match="layer 0 lacks the weights \\['q'\\] and has the unknown weights \\['qq'\\]"):
-        MODEL.stage(range(0)).add_layer(0, {("qq" if name == "q" else name): weight for name, weight in MODEL.layer(0).items()})
+        MODEL.stage(range(0)).add_layer(0, MODEL.shape.layer(), renamed)
     with pytest.raises(ValueError, match="k of layer 0 is a matrix of 160 x 96, expected 40 x 96"):
-        MODEL.stage(range(0)).add_layer(0, MODEL.layer(0) | {"k": MODEL.packed["0.q"]})
+        MODEL.stage(range(0)).add_layer(0, MODEL.shape.layer(), MODEL.layer(0) | {"k": MODEL.packed["0.q"]})
     with pytest.raises(ValueError, match="contiguous"):
-        MODEL.stage(range(2, 3)).add_layer(0, MODEL.layer(0))
+        MODEL.stage(range(2, 3)).add_layer(0, MODEL.shape.layer(), MODEL.layer(0))
 
 
 def test_mistakes_in_a_cache() -> None:
     with pytest.raises(ValueError, match="block_tokens is 24, expected a multiple of 16"):
-        KvCache(1, 24, 1, 16)
+        KvCache(1, 24, 1, 16, 16)
     with pytest.raises(MemoryError, match="no memory for a KV cache"):
-        KvCache(1 << 24, 1 << 24, 1 << 20, 256)
+        KvCache(1 << 24, 1 << 24, 1 << 20, 256, 256)
     with pytest.raises(ValueError, match="element_type is 'Q8_0', expected one of F16, F32"):
-        KvCache(1, 16, 1, 16, "Q8_0")
+        KvCache(1, 16, 1, 16, 16, "Q8_0")
 
 
 def test_cache_says_its_size_and_type() -> None:
-    half, single = KvCache(3, 16, 5, 64), KvCache(3, 16, 5, 64, "F32")
+    half, single = KvCache(3, 16, 5, 64, 64), KvCache(3, 16, 5, 64, 64, "F32")
     assert (half.element_type, half.size_bytes) == ("F16", 3 * 16 * 5 * 64 * 2 * 2)
     assert (single.element_type, single.size_bytes) == ("F32", 3 * 16 * 5 * 64 * 2 * 4)

@@ -9,10 +9,10 @@ from dairllm.kernels_pyx import PackedMatrix, Stage
 from dairllm.mesh.ring.frames import RingId, SequenceBegin, SequenceSlice
 from dairllm.mesh.sampling import SamplingParams
 from dairllm.model_files.memory import HEAD_ROWS
-from dairllm.shard_service.forward.building import stage_spec
 from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.forward.sampler import TokenHistory
 from dairllm.shard_service.forward.sequences import CheckedSlice, RunningSequence
+from dairllm.shard_service.forward.stage_layers import stage_spec
 from tests.instruments.descriptions import layer_of, spec_of
 
 NUM_TOKENS, PADDING_ROWS, WIDTH = 50, 14, 64

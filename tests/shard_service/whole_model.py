@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from dairllm.kernels_pyx import PackedMatrix, Stage, StageSlice, dequantize
 from dairllm.model_files.manifest import TensorInfo
 from dairllm.shard_service.assignment import CacheGeometry
-from dairllm.shard_service.forward.building import stage_spec
+from dairllm.shard_service.forward.stage_layers import stage_layer, stage_spec
 from dairllm.shard_service.kv_cache.layers import make_cache
 from tests.shard_service.fake_coordinator import CONTEXT, KV_BLOCK_TOKENS, KV_BLOCKS, WIRE, FakeCoordinator
 
@@ -21,7 +21,8 @@ class WholeModel:
         embedding, *layers, head = ({tensor.role: tensor for tensor in unit.tensors} for unit in units)
         self._stage.set_embedding(self._matrix(embedding["token_embedding"]))
         for index, layer in enumerate(layers):
-            self._stage.add_layer(index, {role: self._vector_or_matrix(tensor) for role, tensor in layer.items()})
+            weights = {role: self._vector_or_matrix(tensor) for role, tensor in layer.items()}
+            self._stage.add_layer(index, stage_layer(spec, index), weights)
         self._stage.set_head(self._vector(head["output_norm"]), self._matrix(head["output"]))
         geometry = CacheGeometry(KV_BLOCKS, KV_BLOCK_TOKENS, CONTEXT, CONTEXT)
         self._kv = [make_cache(layer, geometry) for layer in spec.layers]
