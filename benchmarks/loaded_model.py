@@ -18,7 +18,7 @@ from dairllm.model_files.fetch import resolve_model
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.progress import progress_bar
 from dairllm.model_files.spec import ModelSpec
-from dairllm.model_files.tokenizer import load_tokenizer
+from dairllm.model_files.tokenizer_sources import load_tokenizer
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.bench.measurement import whole_model
 from dairllm.shard_service.forward.building import StageParts, build_stage

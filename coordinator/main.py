@@ -16,11 +16,13 @@ from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from dairllm.mesh.cache_types import parse_cache_type
 from dairllm.mesh.cluster_name import DEFAULT_CLUSTER_NAME
 from dairllm.mesh.encodings import encoding_name, parse_encoding
+from dairllm.mesh.errors import InvalidSetting
 from dairllm.mesh.process import run_until_signal
 from dairllm.mesh.settings import ConfigFile, Version, parse_size, settings_command
 from dairllm.mesh.system_memory import require_budget
 from dairllm.mesh.telemetry import configure_logging
 from dairllm.mesh.terminal import run_program
+from dairllm.model_files.pretokenizers import PRETOKENIZERS
 
 DEFAULT_HTTP_PORT = 8080
 MAX_RECOVERY_LIMIT_S = 86400
@@ -34,6 +36,12 @@ app = typer.Typer(
 def coordinator(
     model: Annotated[str, typer.Option(metavar="PATH|NAME", help="A GGUF file, or the name of a known model such as smollm2:135m.")],
     model_name: Annotated[str | None, typer.Option(help="What clients call the model. Default: its name, or its file's name.")] = None,
+    assume_pretokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="How text is cut into words where a GGUF file names no pre-tokenizer, or one that is not known, as qwen2."
+        ),
+    ] = None,
     wire: Annotated[
         str,
         typer.Option(help=f"What rounds activations between any two layers, and carries them: {', '.join(WIRE_ENCODINGS)}. F32 is exact."),
@@ -96,6 +104,7 @@ def coordinator(
     settings = CoordinatorSettings(
         model=model,
         model_name=model_name,
+        assumed_pretokenizer=None if assume_pretokenizer is None else _known_pretokenizer(assume_pretokenizer),
         arithmetic=Arithmetic(encoding_name(parse_encoding(wire)), parse_cache_type(kv_cache)),
         http_host=http_host,
         http_port=http_port,
@@ -119,6 +128,12 @@ def coordinator(
         await run_coordinator(settings, stop)
 
     raise typer.Exit(run_until_signal(run))
+
+
+def _known_pretokenizer(name: str) -> str:
+    if name not in PRETOKENIZERS:
+        raise InvalidSetting(f"--assume-pretokenizer is {name[:60]!r}; expected one of {', '.join(PRETOKENIZERS)}")
+    return name
 
 
 def _local_shard_arguments(memory: str | None, threads: int | None, log_level: str, log_json: bool) -> tuple[str, ...]:

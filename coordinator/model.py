@@ -11,7 +11,7 @@ from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
 from dairllm.mesh.errors import InvalidModel
 from dairllm.mesh.foreign_text import on_one_line
-from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
+from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.containers import Container, open_container
 from dairllm.model_files.errors import InvalidTemplate, ModelFileError, UnsupportedModel
 from dairllm.model_files.fetch import resolve_model
@@ -21,7 +21,9 @@ from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, weight
 from dairllm.model_files.progress import ProgressCallback
 from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.template_process import TemplateProcesses
-from dairllm.model_files.tokenizer import Tokenizer, load_tokenizer
+from dairllm.model_files.template_sources import load_chat_template
+from dairllm.model_files.tokenizer import Tokenizer
+from dairllm.model_files.tokenizer_sources import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +63,23 @@ def demand_of(manifest: Manifest, name: str, context_length: int, kv_cache: str,
     )
 
 
-def load_model(name_or_path: str, served_name: str | None, arithmetic: str, progress: ProgressCallback | None) -> LoadedModel:
+def load_model(
+    name_or_path: str,
+    served_name: str | None,
+    arithmetic: str,
+    progress: ProgressCallback | None,
+    assumed_pretokenizer: str | None = None,
+) -> LoadedModel:
     """Find or fetch the file, check it whole and read what people talk to the model with.
 
     served_name: what clients call it; None for the name that it was asked for by, or its file's name. arithmetic: as in ServedModel.
-    Blocks. Raises InvalidModel.
+    assumed_pretokenizer: as in `load_tokenizer`. Blocks. Raises InvalidModel.
     """
     try:
         path = resolve_model(name_or_path, progress)
         container = open_container(path)
         manifest = build_manifest(path, progress)
-        tokenizer = _tokenizer_of(container)
+        tokenizer = _tokenizer_of(container, assumed_pretokenizer)
         template = _template_of(container, tokenizer)
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
@@ -86,10 +94,10 @@ def names_of(name_or_path: str, path: Path, served_name: str | None) -> tuple[st
     return name, frozenset({name_or_path, path.name, path.stem, str(path)})
 
 
-def _tokenizer_of(container: Container) -> Tokenizer | None:
+def _tokenizer_of(container: Container, assumed_pretokenizer: str | None) -> Tokenizer | None:
     """A model without a tokenizer that is known exactly is served for token ids: better than with one that is nearly right."""
     try:
-        tokenizer = load_tokenizer(container)
+        tokenizer = load_tokenizer(container, assumed_pretokenizer)
     except UnsupportedModel as error:
         logger.warning("the model is served for token ids only: %s", error)
         return None

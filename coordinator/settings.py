@@ -17,6 +17,7 @@ class CoordinatorSettings:
 
     model: str
     model_name: str | None
+    assumed_pretokenizer: str | None
     arithmetic: Arithmetic
     http_host: str
     http_port: int

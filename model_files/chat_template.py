@@ -1,7 +1,8 @@
-"""From chat messages to the text of a prompt, by the Jinja template in the model file.
+"""From chat messages to the text of a prompt, by the Jinja template that comes with the model.
 
 The interface of templates is that of transformers' `apply_chat_template`: messages, tools, add_generation_prompt, bos_token, eos_token,
-raise_exception, strftime_now and a `tojson` that does not escape HTML.
+raise_exception, strftime_now and a `tojson` that does not escape HTML. Which of several templates is used is as there, too: `tool_use`
+where there are tools, else `default`.
 """
 
 import datetime
@@ -9,20 +10,21 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from dairllm.model_files.containers import Container
-from dairllm.model_files.errors import InvalidTemplate, UnsupportedModel
+from dairllm.model_files.errors import InvalidTemplate
 from dairllm.model_files.template_process import Template, TemplateProcesses
-from dairllm.model_files.tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 RENDER_DEADLINE_S = 2.0
 COMPILE_DEADLINE_S = 10.0
 KNOWN_ROLES = ("system", "user", "assistant", "tool")
 """What templates may write a special token around, like `<|user|>`."""
+DEFAULT, TOOL_USE = "default", "tool_use"
+_GIVEN = frozenset(("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"))
+"""Variables that are no matter of a request's."""
 
 
 class ChatTemplate:
-    """A compiled template; safe to use from several threads.
+    """A compiled template, maybe with another one for conversations with tools; safe to use from several threads.
 
     Rendering takes up to RENDER_DEADLINE_S in another process, and may have to wait for that: keep it off the event loop.
     """
@@ -31,26 +33,25 @@ class ChatTemplate:
         self,
         source: str,
         *,
-        bos_token: str,
-        eos_token: str,
+        special_texts: Mapping[str, str],
         processes: TemplateProcesses,
+        tool_source: str | None = None,
         control_texts: Iterable[str] = (),
         now: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
-        """control_texts: those of control tokens. processes: where it is compiled and rendered; whoever made them closes them.
+        """special_texts: `Tokenizer.template_texts`. control_texts: those of control tokens. processes: where it is compiled and rendered;
+        whoever made them closes them.
 
-        InvalidTemplate if the source is too long or does not compile.
+        InvalidTemplate if a source is too long or does not compile.
         """
-        if len(source) > MAX_TEMPLATE_CHARACTERS:
-            raise InvalidTemplate(f"the chat template has {len(source)} characters; expected at most {MAX_TEMPLATE_CHARACTERS}")
-        self.source = source
         self._now = now
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        control = tuple(sorted(control_texts))
-        digest = hashlib.sha256("\0".join((source, *control)).encode(errors="surrogatepass"))
-        self._template = Template(digest.hexdigest(), source, control)
+        self._tokens = special_texts
         self._processes = processes
-        processes.compile(self._template, COMPILE_DEADLINE_S)
+        control = tuple(sorted(control_texts))
+        self._template, names = _compile(source, control, processes)
+        self._tool_template, tool_names = (self._template, names) if tool_source is None else _compile(tool_source, control, processes)
+        self.takes_tools = "tools" in tool_names
+        self.variables = (names | tool_names) - _GIVEN - special_texts.keys()
 
     def render(
         self,
@@ -73,22 +74,17 @@ class ChatTemplate:
             "roles": KNOWN_ROLES,
             "now": self._now().isoformat(),
         }
-        return self._processes.render(self._template, request, deadline_s)
+        return self._processes.render(self._tool_template if tools else self._template, request, deadline_s)
 
     def close(self) -> None:
         """Ends the processes; they begin again if need be."""
         self._processes.close()
 
 
-def load_chat_template(gguf: Container, tokenizer: Tokenizer, processes: TemplateProcesses) -> ChatTemplate:
-    """The template of a file; UnsupportedModel if it has none, InvalidTemplate if it does not compile."""
-    source = gguf.text("tokenizer.chat_template", "")
-    if not source:
-        raise UnsupportedModel(f"the model {gguf.path.name} has no chat template; use /v1/completions, which needs none")
-    return ChatTemplate(
-        source,
-        bos_token=tokenizer.special_text(tokenizer.bos_id),
-        eos_token=tokenizer.special_text(tokenizer.eos_id),
-        processes=processes,
-        control_texts=tokenizer.control_texts,
-    )
+def _compile(source: str, control_texts: tuple[str, ...], processes: TemplateProcesses) -> tuple[Template, frozenset[str]]:
+    """With the names of the variables that it reads."""
+    if len(source) > MAX_TEMPLATE_CHARACTERS:
+        raise InvalidTemplate(f"the chat template has {len(source)} characters; expected at most {MAX_TEMPLATE_CHARACTERS}")
+    digest = hashlib.sha256("\0".join((source, *control_texts)).encode(errors="surrogatepass"))
+    template = Template(digest.hexdigest(), source, control_texts)
+    return template, frozenset(processes.compile(template, COMPILE_DEADLINE_S))

@@ -6,6 +6,7 @@ ModelFileError(ValueError)
 ├── UnknownModelName    neither a readable file nor a name that can be fetched
 ├── ModelFetchError     a known model that could not be downloaded, verified or stored
 ├── NoCacheFolder       there is no place to keep files in
+├── UnencodableText     a text on which the model's tokenizer fails
 ├── InvalidTemplate     a chat template that does not compile, fails on these messages, or asks for too much work
 └── RendererUnavailable the process that renders chat templates cannot be started
 
@@ -38,6 +39,10 @@ class ModelFetchError(ModelFileError):
 
 class NoCacheFolder(ModelFileError):
     """The user has no home, and no other folder is named."""
+
+
+class UnencodableText(ModelFileError):
+    """The model's tokenizer fails on this text."""
 
 
 class InvalidTemplate(ModelFileError):

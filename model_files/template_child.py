@@ -49,15 +49,16 @@ _templates: dict[str, _Compiled] = {}
 
 
 def compile_template(request: Mapping[str, Any]) -> str:
+    """Names of the variables that it reads, one a line."""
     environment = TemplateEnvironment(request["control_texts"])
     try:
-        code = environment.compile_template(request["source"])
+        code, names = environment.compile_template(request["source"]), environment.variables_of(request["source"])
     except jinja2.TemplateSyntaxError as error:
         raise _Failed(f"the chat template does not compile: {error.message} in line {error.lineno}") from error
     except _TEMPLATE_FAILURES as error:
         raise _Failed(f"the chat template does not compile: {_in_one_line(error)}") from error
     _templates[request["template"]] = _Compiled(environment, code)
-    return ""
+    return "\n".join(sorted(names))
 
 
 def render(request: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ class _Deadline:
 
 
 class TemplateProcess:
-    """One child, for one thread at a time. templates: names of those that it knows; is_sound: it can be asked again.
+    """One child, for one thread at a time. templates: of those that it knows, by name, the variables; is_sound: it can be asked again.
 
     Everything raises InvalidTemplate, in one sentence.
     """
@@ -69,7 +69,7 @@ class TemplateProcess:
         self._requests, self._answers = (pipe.fileno() for pipe in self._pipes)
         os.set_blocking(self._requests, False)
         os.set_blocking(self._answers, False)
-        self.templates: set[str] = set()
+        self.templates: dict[str, list[str]] = {}
         self.is_sound = True
         try:
             self._answer(_Deadline(START_DEADLINE_S))
@@ -137,10 +137,10 @@ class TemplateProcesses:
         self._idle: list[TemplateProcess] = []
         self._busy: set[TemplateProcess] = set()
 
-    def compile(self, template: Template, deadline_s: float) -> None:
-        """InvalidTemplate, in one sentence, if it does not compile."""
-        with self._child(template, deadline_s):
-            pass
+    def compile(self, template: Template, deadline_s: float) -> list[str]:
+        """Names of the variables that it reads. InvalidTemplate, in one sentence, if it does not compile."""
+        with self._child(template, deadline_s) as child:
+            return child.templates[template.name]
 
     def render(self, template: Template, request: Mapping[str, Any], deadline_s: float) -> str:
         """What a template makes of a request, with the marks of `special_texts`. InvalidTemplate, in one sentence, if it cannot be had."""
@@ -168,8 +168,7 @@ class TemplateProcesses:
             self._busy.add(child)
             try:
                 if template.name not in child.templates:
-                    child.ask(template.preparation(deadline_s), deadline_s)
-                    child.templates.add(template.name)
+                    child.templates[template.name] = child.ask(template.preparation(deadline_s), deadline_s).splitlines()
                 yield child
             finally:
                 self._busy.remove(child)

@@ -18,6 +18,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.filters import FILTERS
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -117,6 +118,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def compile_template(self, source: str) -> CodeType:
         tree = _ConcatenationCalls().visit(self.parse(source))
         return self.compile(tree)
+
+    def variables_of(self, source: str) -> set[str]:
+        """Names of the variables that it reads and does not set."""
+        return find_undeclared_variables(self.parse(source)) - self.globals.keys()
 
     def render_chunks(self, code: CodeType, variables: Mapping[str, object]) -> Iterable[str]:
         """The output, piece by piece, with the marks of `special_texts`. Raises whatever expressions on plain values can raise."""

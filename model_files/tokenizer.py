@@ -1,36 +1,51 @@
-"""Text to token ids and back, from the vocabulary in a GGUF file.
+"""Text to token ids and back, whatever file the vocabulary comes from.
 
-Text is first cut at the special tokens that may be recognised, then each piece goes through the vocabulary's model: byte-level BPE
-(`gpt2`) or SentencePiece BPE (`llama`). Control tokens are kept out of that model, so that text can
-never become a control token by merging: only `parse_special` makes one.
+Text is first cut at the special tokens that may be recognised, then each stretch goes through the vocabulary's model. Control tokens are
+kept out of that model, so that text can never become a control token by merging: only `parse_special` makes one.
 """
 
 import codecs
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from dairllm.model_files.byte_level_bpe import ByteLevelBpe
-from dairllm.model_files.containers import Container
-from dairllm.model_files.control_texts import END_OF_GENERATION_TEXTS
-from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.pretokenizers import find_word_rules
-from dairllm.model_files.sentencepiece_bpe import SPACE_MARK, read_sentencepiece
 from dairllm.model_files.special_texts import SpecialTexts
 from dairllm.model_files.text_cuts import TextCuts
-from dairllm.model_files.vocabulary import TokenKind, Vocabulary, read_vocabulary
+from dairllm.model_files.text_pieces import TextModel, TextPiece, TextPlace
+from dairllm.model_files.vocabulary import CONTROL_KINDS, TokenKind, Vocabulary
 
-_HIDDEN_KINDS = frozenset((TokenKind.UNKNOWN, TokenKind.CONTROL))
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 STEP_CHARACTERS = 64 << 10
 
 
-class _TextModel(Protocol):
-    """Ids of text without special tokens, piece after piece, found without the GIL. prefix: belongs before each stretch of such text."""
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """`bos_id` and `eos_id` are None where the file names none; `ends` are all tokens that end an answer.
 
-    prefix: str
+    `before` and `behind`: what the file wants around a text. `eats_left` and `eats_right`: texts of tokens that take the white space on
+    that side with them. `shown`: control tokens that people see. `texts`: of those that a chat template may ask for, by its name for
+    them, such as `unk_token`.
+    """
 
-    def encode(self, pieces: Sequence[str]) -> list[int]: ...
+    bos_id: int | None
+    eos_id: int | None
+    ends: frozenset[int]
+    before: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+    eats_left: frozenset[str] = frozenset()
+    eats_right: frozenset[str] = frozenset()
+    shown: frozenset[str] = frozenset()
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerParts:
+    """What a tokenizer is made of. token_bytes: by id. doubts: what is odd about the file, as sentences."""
+
+    vocabulary: Vocabulary
+    token_bytes: Sequence[bytes]
+    text_model: TextModel
+    cuts: TextCuts
+    special: SpecialTokens
+    doubts: tuple[str, ...] = ()
 
 
 class _Recognised:
@@ -42,27 +57,34 @@ class _Recognised:
 
 
 class Tokenizer:
-    """Encodes and decodes; made with `load_tokenizer`. Immutable, safe to use from several threads.
+    """Encodes and decodes. Immutable, safe to use from several threads.
 
-    `bos_id` and `eos_id` are None where the file names none; `end_of_generation_ids` are all tokens that end an answer;
-    `longest_token_bytes` bounds what one token can stand for. doubts: what is odd about the file, as sentences.
+    `end_of_generation_ids` are all tokens that end an answer; `longest_token_bytes` bounds what one token can stand for.
     """
 
-    def __init__(self, gguf: Container) -> None:
-        self._vocabulary = vocabulary = read_vocabulary(gguf)
+    def __init__(self, parts: TokenizerParts) -> None:
+        self._vocabulary = vocabulary = parts.vocabulary
+        self._text_model, self._cuts, self._special_tokens = parts.text_model, parts.cuts, parts.special
+        self._token_bytes = parts.token_bytes
         self.vocab_size = len(vocabulary.texts)
-        kind, pre = gguf.text("tokenizer.ggml.model"), gguf.text("tokenizer.ggml.pre", "default")
-        self._text_model = _make_text_model(gguf, vocabulary, kind, pre)
-        self._cuts = TextCuts(text.replace(SPACE_MARK, " ") for text in (vocabulary.texts if kind == "llama" else ()))
-        self._token_bytes = _spm_token_bytes(vocabulary) if kind == "llama" else _bpe_token_bytes(vocabulary)
         self.longest_token_bytes = max(map(len, self._token_bytes))
-        self.bos_id, self.eos_id = self._special_id(gguf, "bos"), self._special_id(gguf, "eos")
-        self.add_bos = gguf.boolean("tokenizer.ggml.add_bos_token", kind == "llama" or find_word_rules(pre).add_bos)
-        self.add_eos = gguf.boolean("tokenizer.ggml.add_eos_token", False)
-        self.end_of_generation_ids = self._find_end_of_generation_ids(gguf)
+        self.bos_id, self.eos_id = parts.special.bos_id, parts.special.eos_id
+        self.before, self.behind = parts.special.before, parts.special.behind
+        self.end_of_generation_ids = parts.special.ends
         self._always = _Recognised(vocabulary.ids_of_kind(TokenKind.USER_DEFINED))
         self._special = _Recognised(vocabulary.ids_of_kind(TokenKind.USER_DEFINED, TokenKind.CONTROL, TokenKind.UNKNOWN))
-        self.doubts = tuple(_doubts(gguf, vocabulary, kind))
+        self._hidden = frozenset(
+            token_id
+            for token_id, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.kinds, strict=True))
+            if kind in CONTROL_KINDS and text not in parts.special.shown
+        )
+        self.doubts = parts.doubts
+
+    @property
+    def template_texts(self) -> Mapping[str, str]:
+        """Texts of special tokens by the names that chat templates have for them, such as `bos_token`."""
+        ids = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        return {**{name: self._special_text(token_id) for name, token_id in ids.items()}, **self._special_tokens.texts}
 
     @property
     def control_texts(self) -> frozenset[str]:
@@ -70,48 +92,63 @@ class Tokenizer:
         return self._special.texts.texts - self._always.texts.texts
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Ids of `text`. Lone surrogates, which are not characters, count as U+FFFD. TextTooLong: see `text_cuts`.
+        """Ids of `text`. Lone surrogates, which are not characters, count as U+FFFD. TextTooLong: see `text_cuts`; UnencodableText.
 
-        `add_special` adds the begin and end tokens that the file asks for, the begin token unless the text begins with it. `parse_special`
+        `add_special` adds the begin and end tokens that the file asks for, the former unless the text begins with them. `parse_special`
         turns the texts of control tokens into these tokens; without it they are ordinary text.
         """
         return [token_id for ids in self.encode_in_steps(text, add_special=add_special, parse_special=parse_special) for token_id in ids]
 
     def encode_in_steps(self, text: str, *, add_special: bool, parse_special: bool) -> Iterator[list[int]]:
         """`encode`, of about STEP_CHARACTERS at a time: memory grows with the ids only, and who has had enough of them stops."""
-        return self._encode(_without_surrogates(text), self._special if parse_special else self._always, add_special, add_special)
+        recognised = self._special if parse_special else self._always
+        around = (self.before, self.behind) if add_special else ((), ())
+        return self._encode(_without_surrogates(text), recognised, *around)
 
     def encode_prompt(self, rendered: str) -> list[int]:
-        """Ids of what a chat template rendered with marks: special tokens parsed, the begin token added unless the template wrote it."""
+        """Ids of what a chat template rendered with marks: special tokens parsed, begin tokens added unless the template wrote them."""
         return [token_id for ids in self.encode_prompt_in_steps(rendered) for token_id in ids]
 
     def encode_prompt_in_steps(self, rendered: str) -> Iterator[list[int]]:
         """`encode_prompt`, as `encode_in_steps`."""
-        return self._encode(rendered, self._special, add_bos=True, add_eos=False)
+        return self._encode(rendered, self._special, self.before, ())
 
-    def _encode(self, text: str, recognised: _Recognised, add_bos: bool, add_eos: bool) -> Iterator[list[int]]:
+    def _encode(self, text: str, recognised: _Recognised, before: tuple[int, ...], behind: tuple[int, ...]) -> Iterator[list[int]]:
         steps = self._encode_pieces(recognised.texts.split(text), recognised.ids)
         first = next(steps, [])
-        begin = [self.bos_id] if add_bos and self.add_bos and self.bos_id is not None else []
-        yield first if first[:1] == begin else [*begin, *first]
+        yield first if first[: len(before)] == list(before) else [*before, *first]
         yield from steps
-        if add_eos and self.add_eos and self.eos_id is not None:
-            yield [self.eos_id]
+        if behind:
+            yield list(behind)
 
     def _encode_pieces(self, pieces: Iterable[str], special_ids: dict[str, int]) -> Iterator[list[int]]:
         """pieces: plain ones and special texts by turns."""
         step = _Step(self._text_model)
-        for index, piece in enumerate(pieces):
+        for index, piece in enumerate(self._without_eaten_space(pieces)):
             if index % 2:
                 step.add_special(special_ids[piece])
-            elif piece:
-                for part in self._cuts.pieces(self._text_model.prefix + _without_surrogates(piece)):
-                    step.add_text(part)
+            else:
+                place = TextPlace.BEHIND_SPECIAL if index else TextPlace.BEGIN
+                for part in self._cuts.pieces(_without_surrogates(piece)):
+                    step.add_text(TextPiece(part, place))
+                    place = TextPlace.WITHIN
                     if step.is_full:
                         yield step.take()
             if step.is_full:
                 yield step.take()
         yield step.take()
+
+    def _without_eaten_space(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Without the white space that special tokens take with them."""
+        turns = iter(pieces)
+        plain = next(turns)
+        for special in turns:
+            yield plain.rstrip() if special in self._special_tokens.eats_left else plain
+            yield special
+            plain = next(turns)
+            if special in self._special_tokens.eats_right:
+                plain = plain.lstrip()
+        yield plain
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """Text of the ids, nothing stripped; bytes that are not UTF-8 become U+FFFD. ValueError for an id outside the vocabulary."""
@@ -126,27 +163,10 @@ class Tokenizer:
     def shown_bytes(self, token_id: int, skip_special: bool) -> bytes:
         """`token_text`, or nothing for a control token that is to be skipped."""
         data = self.token_text(token_id)
-        return b"" if skip_special and self._vocabulary.kinds[token_id] in _HIDDEN_KINDS else data
+        return b"" if skip_special and token_id in self._hidden else data
 
-    def special_text(self, token_id: int | None) -> str:
-        """Text of a begin or end token for a chat template; empty for None."""
+    def _special_text(self, token_id: int | None) -> str:
         return "" if token_id is None else self._vocabulary.texts[token_id]
-
-    def _special_id(self, gguf: Container, name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        if key not in gguf.metadata:
-            return None
-        token_id = gguf.integer(key)
-        if not 0 <= token_id < self.vocab_size:
-            raise CorruptModelFile(f"{gguf.path} has {key} {token_id}; expected an id from 0 to {self.vocab_size - 1}")
-        return token_id
-
-    def _find_end_of_generation_ids(self, gguf: Container) -> frozenset[int]:
-        named = {self._special_id(gguf, name) for name in ("eos", "eot", "eom")}
-        special = self._vocabulary.ids_of_kind(TokenKind.CONTROL, TokenKind.USER_DEFINED)
-        return frozenset(token_id for token_id in named if token_id is not None) | {
-            special[text] for text in END_OF_GENERATION_TEXTS if text in special
-        }
 
 
 class StreamDecoder:
@@ -171,25 +191,18 @@ class StreamDecoder:
         return text
 
 
-def load_tokenizer(gguf: Container) -> Tokenizer:
-    """The tokenizer of a file; UnsupportedModel if it has none or its kind is not known exactly, CorruptModelFile if it is damaged."""
-    if "tokenizer.ggml.tokens" not in gguf.metadata:
-        raise UnsupportedModel(f"{gguf.path.name} has no tokenizer; the model takes and gives token ids")
-    return Tokenizer(gguf)
-
-
 class _Step:
     """Collects what is encoded together."""
 
-    def __init__(self, model: _TextModel) -> None:
+    def __init__(self, model: TextModel) -> None:
         self._model = model
         self._ids: list[int] = []
-        self._pieces: list[str] = []
+        self._pieces: list[TextPiece] = []
         self._size = 0
 
-    def add_text(self, piece: str) -> None:
+    def add_text(self, piece: TextPiece) -> None:
         self._pieces.append(piece)
-        self._size += len(piece)
+        self._size += len(piece.text)
 
     def add_special(self, token_id: int) -> None:
         self._encode()
@@ -209,49 +222,6 @@ class _Step:
         if self._pieces:
             self._ids += self._model.encode(self._pieces)
             self._pieces = []
-
-
-def _make_text_model(gguf: Container, vocabulary: Vocabulary, kind: str, pre: str) -> _TextModel:
-    if kind == "gpt2":
-        return ByteLevelBpe(gguf, vocabulary, pre)
-    if kind == "llama":
-        return read_sentencepiece(gguf, vocabulary)
-    raise UnsupportedModel(f"tokenizer model {kind[:60]!r} is not supported; expected 'gpt2' or 'llama'")
-
-
-def _doubts(gguf: Container, vocabulary: Vocabulary, kind: str) -> Iterator[str]:
-    if vocabulary.retyped:
-        texts = ", ".join(sorted(set(vocabulary.retyped)))
-        yield f"{gguf.path.name} types {texts} as ordinary text; control tokens in the chat formats of published models, they count as such"
-    if kind == "gpt2" and "tokenizer.ggml.pre" not in gguf.metadata:
-        yield f"{gguf.path.name} does not name its pre-tokenizer; words are cut by the rules of 'default', and answers may be worse for it"
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's mapping of bytes to printable characters (openai/gpt-2, encoder.py), inverted."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-def _bpe_token_bytes(vocabulary: Vocabulary) -> list[bytes]:
-    byte_of = _byte_of_character()
-
-    def token_bytes(text: str, kind: TokenKind) -> bytes:
-        if kind is not TokenKind.NORMAL or not all(character in byte_of for character in text):
-            return text.encode()
-        return bytes(byte_of[character] for character in text)
-
-    return [token_bytes(text, kind) for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True)]
-
-
-def _spm_token_bytes(vocabulary: Vocabulary) -> list[bytes]:
-    def token_bytes(text: str, kind: TokenKind) -> bytes:
-        if kind is TokenKind.BYTE and (match := _BYTE_TOKEN.fullmatch(text)):
-            return bytes([int(match[1], 16)])
-        return text.encode() if kind in _HIDDEN_KINDS else text.replace(SPACE_MARK, " ").encode()
-
-    return [token_bytes(text, kind) for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True)]
 
 
 def _without_surrogates(text: str) -> str:

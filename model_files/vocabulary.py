@@ -1,11 +1,10 @@
-"""The token table of a GGUF file: texts and kinds."""
+"""The token table of a model: texts and kinds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from dairllm.model_files.containers import Container
-from dairllm.model_files.control_texts import CONTROL_TEXTS
+from dairllm.model_files.control_texts import CONTROL_TEXTS, END_OF_GENERATION_TEXTS, MESSAGE_TEXTS, NO_END_BESIDE
 from dairllm.model_files.errors import CorruptModelFile
 
 MAX_TOKEN_BYTES = 65_536
@@ -22,12 +21,15 @@ class TokenKind(IntEnum):
     BYTE = 6
 
 
+CONTROL_KINDS = frozenset((TokenKind.UNKNOWN, TokenKind.CONTROL))
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """`kinds` and `texts` by id. retyped: texts that count as control tokens although the file types them otherwise."""
 
-    texts: list[str]
-    kinds: list[TokenKind]
+    texts: Sequence[str]
+    kinds: Sequence[TokenKind]
     retyped: tuple[str, ...] = ()
 
     def ids_of_kind(self, *kinds: TokenKind) -> dict[str, int]:
@@ -38,39 +40,30 @@ class Vocabulary:
                 found.setdefault(text, token_id)
         return found
 
+    def ends_of_generation(self, named: Iterable[int | None]) -> frozenset[int]:
+        """The tokens that end an answer: those that the file names, and those that do in the formats of published models."""
+        special = self.ids_of_kind(TokenKind.CONTROL, TokenKind.USER_DEFINED)
+        ends = {text for text in END_OF_GENERATION_TEXTS if text in special}
+        ends -= {text for text, others in NO_END_BESIDE.items() if others <= special.keys()}
+        return frozenset(token_id for token_id in named if token_id is not None) | {special[text] for text in ends}
 
-def read_vocabulary(gguf: Container) -> Vocabulary:
-    """CorruptModelFile if the table is damaged."""
-    texts = gguf.texts("tokenizer.ggml.tokens")
-    numbers = gguf.array("tokenizer.ggml.token_type")
-    kinds = [TokenKind.NORMAL] * len(texts) if numbers is None else _token_kinds(gguf, numbers.tolist())
+    def shown_texts(self) -> frozenset[str]:
+        """Control tokens without which an answer could not be read: they stand between the messages that it consists of."""
+        return MESSAGE_TEXTS if NO_END_BESIDE["<|end|>"] <= self.ids_of_kind(TokenKind.CONTROL).keys() else frozenset()
+
+
+def checked_vocabulary(name: object, texts: Sequence[str], kinds: list[TokenKind], merged: Collection[str]) -> Vocabulary:
+    """name: of the file, for errors. merged: what merges make. CorruptModelFile if the table is damaged."""
     if not texts or len(kinds) != len(texts):
-        raise CorruptModelFile(f"{gguf.path} has {len(texts)} tokens and {len(kinds)} token types; expected as many, and at least one")
+        raise CorruptModelFile(f"{name} has {len(texts)} tokens and {len(kinds)} token types; expected as many, and at least one")
     if max(map(len, texts)) > MAX_TOKEN_BYTES:
-        raise CorruptModelFile(f"{gguf.path} has a token of {max(map(len, texts))} characters; expected at most {MAX_TOKEN_BYTES}")
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is not None and len(texts) > embedding.shape[0]:
-        raise CorruptModelFile(f"{gguf.path} has {len(texts)} tokens, but token_embd.weight has only {embedding.shape[0]} rows")
-    mistyped = _mistyped_ids(gguf, texts, kinds)
+        raise CorruptModelFile(f"{name} has a token of {max(map(len, texts))} characters; expected at most {MAX_TOKEN_BYTES}")
+    mistyped = [
+        token_id
+        for token_id, (text, kind) in enumerate(zip(texts, kinds, strict=True))
+        # What merges make out of letters is text: the strike-through tags of HTML, say.
+        if text in CONTROL_TEXTS and kind not in CONTROL_KINDS and text not in merged
+    ]
     for token_id in mistyped:
         kinds[token_id] = TokenKind.CONTROL
     return Vocabulary(texts, kinds, tuple(texts[token_id] for token_id in mistyped))
-
-
-def _token_kinds(gguf: Container, numbers: Sequence[int]) -> list[TokenKind]:
-    by_number = {int(kind): kind for kind in TokenKind}
-    unknown = set(numbers) - by_number.keys()
-    if unknown:
-        raise CorruptModelFile(f"{gguf.path} has the token type {min(unknown)}; expected 1 to 6")
-    return [by_number[number] for number in numbers]
-
-
-def _mistyped_ids(gguf: Container, texts: Sequence[str], kinds: Sequence[TokenKind]) -> list[int]:
-    """Control tokens that the file types as text. What merges make out of letters is text: the strike-through tags of HTML, say."""
-    ids = [
-        index for index, text in enumerate(texts) if text in CONTROL_TEXTS and kinds[index] not in (TokenKind.CONTROL, TokenKind.UNKNOWN)
-    ]
-    if not ids:
-        return []
-    merged = {merge.replace(" ", "", 1) for merge in gguf.texts("tokenizer.ggml.merges", [])}
-    return [token_id for token_id in ids if texts[token_id] not in merged]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from typing_extensions import TypeIs
 
@@ -14,7 +15,7 @@ from dairllm.coordinator.http.bodies.models import (
 )
 from dairllm.coordinator.http.bodies.refusals import refuse
 from dairllm.coordinator.http.limits import HttpLimits
-from dairllm.coordinator.text import ChatMessage, TextRequest, TextService, random_seed
+from dairllm.coordinator.text import ChatContext, ChatMessage, TextRequest, TextService, random_seed
 from dairllm.mesh.errors import InvalidRequest, Unsupported
 from dairllm.mesh.sampling import MAX_SEED, SamplingParams
 
@@ -47,7 +48,8 @@ async def chat_call(body: ChatCompletionBody, text: TextService, limits: HttpLim
         raise InvalidRequest(f"top_logprobs is {body.top_logprobs} without logprobs; expected logprobs to be true", "top_logprobs")
     sampling = _sampling(body, logprobs, body.top_logprobs or 0)
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    prompt_ids = await text.encode_chat([ChatMessage(_role(message), _content(message)) for message in body.messages])
+    context = ChatContext([tool.as_json() for tool in body.tools or ()], body.chat_template_kwargs or {})
+    prompt_ids = await text.encode_chat([_message(message) for message in body.messages], context)
     request = TextRequest(prompt_ids, sampling, max_tokens, _stop(body), bool(body.ignore_eos))
     n = body.n or 1
     return Call(True, tuple(request.choices(n)), n, bool(body.stream), _include_usage(body), logprobs, bool(body.return_token_ids))
@@ -69,6 +71,13 @@ async def completion_call(body: CompletionBody, text: TextService, limits: HttpL
         requests += request.choices(n)
     wants_token_ids = bool(body.return_token_ids) or text.served.tokenizer is None
     return Call(False, tuple(requests), n, bool(body.stream), _include_usage(body), wants_logprobs, wants_token_ids)
+
+
+def _message(message: Message) -> ChatMessage:
+    more: dict[str, Any] = message.model_dump(include={"name", "tool_call_id", "reasoning_content"}, exclude_none=True)
+    if message.tool_calls:
+        more["tool_calls"] = [call.as_json() for call in message.tool_calls]
+    return ChatMessage(_role(message), _content(message), more)
 
 
 def _role(message: Message) -> str:

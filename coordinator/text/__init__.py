@@ -7,7 +7,15 @@ from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stop_filter import StopFilter
 from dairllm.coordinator.text.stopwatch import LatencyObserver
 from dairllm.coordinator.text.text_events import TextDelta, TextEvent, TextFinished, TextToken, TopToken
-from dairllm.coordinator.text.text_request import MAX_STOP_LENGTH, MAX_STOP_STRINGS, ROLES, ChatMessage, TextRequest, random_seed
+from dairllm.coordinator.text.text_request import (
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    ROLES,
+    ChatContext,
+    ChatMessage,
+    TextRequest,
+    random_seed,
+)
 from dairllm.coordinator.text.text_service import TextService
 
 __all__ = [
@@ -15,6 +23,7 @@ __all__ = [
     "MAX_STOP_STRINGS",
     "ROLES",
     "AnswerText",
+    "ChatContext",
     "ChatMessage",
     "ChoiceEvent",
     "Choices",

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from dairllm.coordinator.engine.context_length import too_long
 from dairllm.coordinator.text.served_model import ServedModel
-from dairllm.coordinator.text.text_request import ChatMessage
+from dairllm.coordinator.text.text_request import ChatContext, ChatMessage
 from dairllm.coordinator.text.threads import in_rendering_thread, next_step
 from dairllm.mesh.errors import Busy, InvalidRequest, NotReady, PromptTemplateFailed, Unsupported
-from dairllm.model_files.errors import InvalidTemplate, RendererUnavailable
+from dairllm.model_files.chat_template import ChatTemplate
+from dairllm.model_files.errors import InvalidTemplate, RendererUnavailable, UnencodableText
 from dairllm.model_files.text_cuts import TextTooLong
 
 RENDER_WAIT_S = 10.0
@@ -54,19 +55,26 @@ class PromptEncoder:
         limit = _Limit(MAX_COUNTED_TOKENS, MAX_COUNTED_TOKENS, exceeded)
         return await self._encode(text, limit, add_special=add_special, parse_special=parse_special)
 
-    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """Token ids of the rendered chat template. Unsupported without one, PromptTemplateFailed if it refuses, ContextExceeded."""
+    async def encode_chat(self, messages: Sequence[ChatMessage], context: ChatContext) -> tuple[int, ...]:
+        """Token ids of the rendered chat template. Unsupported without one, or if it does not know what it is given;
+        PromptTemplateFailed if it refuses, ContextExceeded.
+        """
         tokenizer, template = self._served.text_tokenizer(), self._served.chat_template
         if template is None:
             raise Unsupported(f"model {self._served.name!r} has no chat template; expected a plain completion", "messages")
+        _check_known(template, context)
         if not messages:
             raise InvalidRequest("messages is empty; expected at least one message", "messages")
         limit = self._limit("messages")
         self._check_characters(sum(len(message.content) for message in messages), limit)
-        plain = [{"role": message.role, "content": message.content} for message in messages]
+        plain = [message.as_json() for message in messages]
+
+        def render() -> str:
+            return template.render(plain, tools=context.tools or None, variables=context.variables)
+
         try:
             async with asyncio.timeout(RENDER_WAIT_S):
-                rendered = await in_rendering_thread(template.render, plain)
+                rendered = await in_rendering_thread(render)
         except TimeoutError as error:
             raise Busy(f"other chats are rendered, and this one waited {RENDER_WAIT_S:g} s for them; expected fewer at a time") from error
         except InvalidTemplate as error:
@@ -97,6 +105,17 @@ class PromptEncoder:
                 ids += step
                 if len(ids) > limit.known:
                     raise limit.exceeded(len(ids))
-        except TextTooLong as error:
+        except (TextTooLong, UnencodableText) as error:
             raise InvalidRequest(str(error)) from error
         return tuple(ids)
+
+
+def _check_known(template: ChatTemplate, context: ChatContext) -> None:
+    """Unsupported for what would have no effect."""
+    if context.tools and not template.takes_tools:
+        raise Unsupported("tools are given, but the model's chat template takes none; expected none", "tools")
+    unknown = sorted(context.variables.keys() - template.variables)
+    if unknown:
+        name = f"chat_template_kwargs.{unknown[0][:80]}"
+        known = ", ".join(sorted(template.variables))[:400] or "none"
+        raise Unsupported(f"{name} is no variable of the model's chat template; expected one of those it has: {known}", name)

@@ -1,7 +1,9 @@
 """What is asked for: a prompt and how it is to be continued."""
 
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dairllm.mesh.errors import InvalidRequest
 from dairllm.mesh.sampling import MAX_SEED, SamplingParams
@@ -17,14 +19,26 @@ def random_seed() -> int:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """role: one of ROLES."""
+    """role: one of ROLES. more: what else templates may look at, JSON-like: tool_calls, tool_call_id, name, reasoning_content."""
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InvalidRequest(f"the role of a message is {self.role[:40]!r}; expected one of {', '.join(ROLES)}", "messages")
+
+    def as_json(self) -> dict[str, Any]:
+        return {"role": self.role, "content": self.content, **self.more}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatContext:
+    """What a chat template is told beside the messages. tools: functions that the model may call. variables: the template's own."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dairllm.coordinator.text.prompt_encoder import MAX_COUNTED_TOKENS, PromptEn
 from dairllm.coordinator.text.served_model import ServedModel
 from dairllm.coordinator.text.stopwatch import LatencyObserver, Stopwatch
 from dairllm.coordinator.text.text_events import TextEvent
-from dairllm.coordinator.text.text_request import ChatMessage, TextRequest
+from dairllm.coordinator.text.text_request import ChatContext, ChatMessage, TextRequest
 from dairllm.coordinator.text.threads import beside_loop, next_step
 from dairllm.mesh.errors import InvalidRequest, UnknownModel, Unsupported
 
@@ -39,9 +39,9 @@ class TextService:
         """See PromptEncoder."""
         return await self._prompts.count_text(text, add_special=add_special, parse_special=parse_special)
 
-    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[ChatMessage], context: ChatContext | None = None) -> tuple[int, ...]:
         """See PromptEncoder."""
-        return await self._prompts.encode_chat(messages)
+        return await self._prompts.encode_chat(messages, context or ChatContext())
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens written out. Unsupported without a tokenizer; InvalidRequest for wrong or too many ids."""

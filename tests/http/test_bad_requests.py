@@ -32,6 +32,11 @@ BAD_BODIES = [
     (b"[" * 60_000, "nested too deeply"),
 ]
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+NESTED: object = 1
+for _ in range(70):
+    NESTED = [NESTED]
+
 BAD_CHATS = [
     ({}, "messages", "messages is missing"),
     ({"messages": "Hi"}, "messages", 'messages is "Hi"; expected a list'),
@@ -41,7 +46,14 @@ BAD_CHATS = [
     ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role", '"robot"; expected one of system, user'),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing; expected a string or a list"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "is missing; expected a string or a list"),
-    ({"messages": USER, "tools": [{}], "tool_choice": "auto"}, "tools", "tools is a list of 1, but it is not supported"),
+    ({"messages": USER, "tools": [{}], "tool_choice": "auto"}, "tools[0].type", "tools[0].type is missing"),
+    ({"messages": USER, "tools": [{"type": "function", "function": {}}]}, "tools[0].function", "an object with a name"),
+    ({"messages": USER, "tools": 5}, "tools", "tools is 5; expected a list of at most 128 functions"),
+    ({"messages": USER, "tools": [TOOL], "tool_choice": "required"}, "tool_choice", "not supported"),
+    ({"messages": USER, "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs.x", "no variable of the model's chat template"),
+    ({"messages": USER, "chat_template_kwargs": [1]}, "chat_template_kwargs", "expected an object of at most 64 variables"),
+    ({"messages": USER, "chat_template_kwargs": {"x": "y" * 20_000}}, "chat_template_kwargs", "16384 characters"),
+    ({"messages": USER, "chat_template_kwargs": {"x": NESTED}}, "chat_template_kwargs", "expected an object"),
     ({"messages": USER, "functions": [{}], "tool_choice": "none"}, "functions", "not supported"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "messages[0].content is 5"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "half a surrogate pair at character 0"),
@@ -72,12 +84,13 @@ BAD_CHATS = [
     ({"messages": USER, "logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias", f"token id {VOCAB_SIZE}"),
     ({"messages": USER, "logit_bias": [1]}, "logit_bias", "expected an object"),
     ({"messages": USER, "seed": 2**64}, "seed", "seed is 18446744073709551616"),
-    ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "tools is a list of 1, but it is not supported"),
+    ({"messages": USER, "tools": [TOOL]}, "tools", "the model's chat template takes none"),
     ({"messages": USER, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"messages": USER, "modalities": ["audio"]}, "modalities", "not supported"),
-    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls", "not supported"),
-    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages[0].tool_calls", "not supported"),
-    ({"messages": [{"role": 5}], "tools": [{}]}, "tools", "not supported"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function", "is missing"),
+    ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls", "expected a list of at most 128 calls"),
+    ({"messages": [{"role": "assistant", "reasoning_content": 5}]}, "messages[0].reasoning_content", "expected a string"),
+    ({"messages": [{"role": 5}], "functions": [{}]}, "functions", "not supported"),
     ({"messages": None}, "messages", "messages is missing; expected a list of at least one message"),
     ({"messages": [None]}, "messages[0]", "messages[0] is null; expected an object with role and content"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "is missing; expected a string"),

@@ -13,4 +13,6 @@ PROCESSES = TemplateProcesses()
 def make_template(
     source: str, *, control_texts: Iterable[str] = (), now: Callable[[], datetime.datetime] = datetime.datetime.now
 ) -> ChatTemplate:
-    return ChatTemplate(source, bos_token="<s>", eos_token="</s>", processes=PROCESSES, control_texts=control_texts, now=now)
+    return ChatTemplate(
+        source, special_texts={"bos_token": "<s>", "eos_token": "</s>"}, processes=PROCESSES, control_texts=control_texts, now=now
+    )

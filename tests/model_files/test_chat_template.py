@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.model_files.chat_template import ChatTemplate, load_chat_template
+from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import InvalidTemplate, UnsupportedModel
 from dairllm.model_files.special_texts import without_marks
 from dairllm.model_files.template_process import TemplateProcesses
-from dairllm.model_files.tokenizer import load_tokenizer
+from dairllm.model_files.template_sources import load_chat_template
+from dairllm.model_files.tokenizer_sources import load_tokenizer
 from tests.instruments.templates import PROCESSES, make_template
 from tests.tiny_gguf import TinyLlama, add_tokenizer, random_weights, write_llama
 
@@ -134,7 +135,7 @@ def test_costly_templates_are_stopped(source: str, expected: str) -> None:
 def test_a_child_that_died_is_replaced() -> None:
     processes, before = TemplateProcesses(most=1), set(children_of(os.getpid()))
     with contextlib.closing(processes):
-        one = ChatTemplate("{{ messages|length }}", bos_token="", eos_token="", processes=processes)
+        one = ChatTemplate("{{ messages|length }}", special_texts={}, processes=processes)
         (child,) = set(children_of(os.getpid())) - before
         child.kill()
         child.wait(10)
@@ -152,7 +153,7 @@ import sys
 from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.special_texts import without_marks
 from dairllm.model_files.template_process import TemplateProcesses
-one = ChatTemplate({source!r}, bos_token="", eos_token="", processes=TemplateProcesses())
+one = ChatTemplate({source!r}, special_texts={{}}, processes=TemplateProcesses())
 print(flush=True)
 one.render([], deadline_s=1)
 sys.stdin.read()

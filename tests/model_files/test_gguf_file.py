@@ -14,7 +14,7 @@ from dairllm.model_files.block_formats import BLOCK_FORMATS, block_format_of_ggm
 from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from dairllm.model_files.manifest_builder import build_manifest
-from dairllm.model_files.tokenizer import load_tokenizer
+from dairllm.model_files.tokenizer_sources import load_tokenizer
 from tests.tiny_gguf import write_tiny_llama
 
 U32, STRING, ARRAY = 4, 8, 9

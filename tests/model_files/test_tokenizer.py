@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.model_files.chat_template import load_chat_template
 from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.sentencepiece_bpe import SentencePieceBpe
+from dairllm.model_files.pretokenizers import PRETOKENIZERS, ends_of_words, find_word_rules, make_pre_tokenizer
+from dairllm.model_files.sentencepiece_model import SentencePieceModel
+from dairllm.model_files.template_sources import load_chat_template
 from dairllm.model_files.text_cuts import TextCuts, TextTooLong
-from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from dairllm.model_files.text_pieces import TextPiece, TextPlace
+from dairllm.model_files.tokenizer import StreamDecoder, Tokenizer
+from dairllm.model_files.tokenizer_sources import load_tokenizer
 from tests.instruments.templates import PROCESSES
 from tests.tiny_gguf import CONTROL_TOKENS, MERGES, byte_characters
 
@@ -80,7 +83,7 @@ def test_golden_prompts(smollm2: Tokenizer, smollm2_path: Path, case: dict[str, 
 
 
 def test_special_tokens_of_smollm2(smollm2: Tokenizer) -> None:
-    assert (smollm2.vocab_size, smollm2.bos_id, smollm2.eos_id, smollm2.add_bos) == (49152, 1, 2, False)
+    assert (smollm2.vocab_size, smollm2.bos_id, smollm2.eos_id, smollm2.before) == (49152, 1, 2, ())
     assert smollm2.end_of_generation_ids == {0, 2}
     assert smollm2.token_text(2) == b"<|im_end|>"
     assert is_control(smollm2, 2)
@@ -162,9 +165,27 @@ def test_user_defined_tokens_are_always_recognised(tmp_path: Path) -> None:
     assert tokenizer.decode(ids, skip_special=True) == "a<tool call>"
 
 
+RULES = ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "kimi-k2", "jais-2", "laguna", "seed-coder"]
+RULES += ["minicpm5", "bailingmoe", "deepseek-llm", "deepseek-coder", "deepseek-v3", "falcon", "bloom", "viking"]
+"""One name of each set of rules."""
+
+
 @pytest.mark.parametrize(
     ("pre", "text", "expected"),
     [
+        ("qwen35", "ne\u0301e 12", ["ne\u0301e", " ", "1", "2"]),
+        ("gpt-4o", "helloWorld's 1234//\n", ["hello", "World's", " ", "123", "4", "//\n"]),
+        ("kimi-k2", "hello\u4e2d\u6587World 1234", ["hello", "\u4e2d\u6587", "World", " ", "123", "4"]),
+        ("deepseek-v3", "a.b 1234\u4e2d\u6587", ["a", ".b", " ", "123", "4", "\u4e2d\u6587"]),
+        ("deepseek-coder", "a1\nb, c", ["a", "1", "\n", "b", ",", " c"]),
+        ("falcon", "a`b 12345", ["a", "`", "b", " ", "123", "45"]),
+        ("bloom", "well-known, yes", ["well-known", ",", " yes"]),
+        ("viking", "a12", ["a", "1", "2"]),
+        ("bailingmoe", "it'LL a\n\nb", ["it", "'LL", " a", "\n\n", "b"]),
+        ("seed-coder", "a!\n12", ["a", "!", "\n", "1", "2"]),
+        ("minicpm5", "ab 12345", ["ab", " ", "123", "45"]),
+        ("jais-2", "a       b", ["a", "    ", "  ", " b"]),
+        ("laguna", "a!\n\nb", ["a", "!", "\n\n", "b"]),
         ("llama-bpe", "I'LL pay 12345 now\r\n\n x", ["I", "'LL", " pay", " ", "123", "45", " now", "\r\n\n", " x"]),
         ("qwen2", "a 123!\n", ["a", " ", "1", "2", "3", "!\n"]),
         ("gpt-2", "I'LL  pay 123!", ["I", "'", "LL", " ", " pay", " 123", "!"]),
@@ -174,16 +195,14 @@ def test_user_defined_tokens_are_always_recognised(tmp_path: Path) -> None:
     ],
 )
 def test_words_of_each_pre_tokenizer(pre: str, text: str, expected: list[str]) -> None:
-    from dairllm.model_files.pretokenizers import find_word_rules, make_pre_tokenizer
-
     pieces = make_pre_tokenizer(find_word_rules(pre)).pre_tokenize_str(text)
     assert [text[first:last] for _, (first, last) in pieces] == expected
 
 
 def test_unknown_kinds_are_refused_by_name(tmp_path: Path) -> None:
     merges = list(MERGES)
-    with pytest.raises(UnsupportedModel, match="'deepseek-llm'"):
-        load_tokenizer(read_gguf(write_vocabulary(tmp_path / "a", "gpt2", bpe_tokens(), tokenizer_pre="deepseek-llm", token_merges=merges)))
+    with pytest.raises(UnsupportedModel, match=r"pre-tokenizer 'invented'.*--assume-pretokenizer"):
+        load_tokenizer(read_gguf(write_vocabulary(tmp_path / "a", "gpt2", bpe_tokens(), tokenizer_pre="invented", token_merges=merges)))
     with pytest.raises(UnsupportedModel, match="'rwkv'"):
         load_tokenizer(read_gguf(write_vocabulary(tmp_path / "b", "rwkv", bpe_tokens())))
     with pytest.raises(CorruptModelFile, match="'x y'"):
@@ -192,6 +211,51 @@ def test_unknown_kinds_are_refused_by_name(tmp_path: Path) -> None:
         load_tokenizer(read_gguf(write_vocabulary(tmp_path / "d", "gpt2", bpe_tokens(), token_merges=merges, bos_token_id=9999)))
     with pytest.raises(CorruptModelFile, match="one score per token"):
         load_tokenizer(read_gguf(write_vocabulary(tmp_path / "e", "llama", bpe_tokens())))
+
+
+def test_rules_can_be_assumed_where_none_are_known(tmp_path: Path) -> None:
+    texts = {"smollm": ["a", "1", "2"], "gpt-2": ["a", "12"]}
+    tokens = [*bpe_tokens(), ("12", NORMAL)]
+    keys: dict[str, Any] = {"token_merges": [*MERGES, "1 2"]}
+    for name, more in {"a": {"tokenizer_pre": "invented"}, "b": {}, "c": {"tokenizer_pre": "smollm"}}.items():
+        container = read_gguf(write_vocabulary(tmp_path / name, "gpt2", tokens, **keys, **more))
+        for assumed, words in texts.items():
+            tokenizer = load_tokenizer(container, assumed)
+            ids = tokenizer.encode("a12", add_special=False, parse_special=False)
+            used = "smollm" if name == "c" else assumed
+            assert [tokenizer.decode([token_id], skip_special=False) for token_id in ids] == texts[used], words
+            assert len(tokenizer.doubts) == (name != "c")
+            assert all(f"by the rules of {assumed!r}" in doubt for doubt in tokenizer.doubts)
+
+
+def test_each_set_of_rules_has_a_name_that_is_tried() -> None:
+    assert {find_word_rules(name) for name in RULES} >= {
+        find_word_rules(name) for name in PRETOKENIZERS if name not in ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe")
+    }
+
+
+def test_spaced_bpe(tmp_path: Path) -> None:
+    """As Gemma 4 has it: merges across words, bytes for what is no token, lines too."""
+    words = ["\u2581", "t", "h", "e", "\n", "th", "the", "\u2581the", "\n\n", "<0x41>"]
+    tokens = [("<unk>", UNKNOWN), ("<bos>", CONTROL), ("<turn|>", CONTROL), *((f"<0x{byte:02X}>", BYTE) for byte in range(256))]
+    tokens += [(word, NORMAL) for word in words[:-1]]
+    merges = ["t h", "th e", "\u2581 the", "\n \n"]
+    path = write_vocabulary(tmp_path / "a", "gemma4", tokens, token_merges=merges, bos_token_id=1)
+    tokenizer = load_tokenizer(read_gguf(path))
+    ids = tokenizer.encode("the the\n\n\u20acA", add_special=True, parse_special=False)
+    assert [tokenizer.token_text(token_id) for token_id in ids] == [b"<bos>", b"the", b" the", b"\n\n", b"\xe2", b"\x82", b"\xac", b"A"]
+    assert tokenizer.decode(ids, skip_special=True) == "the the\n\n\u20acA"
+    assert tokenizer.end_of_generation_ids == {2}
+
+
+def test_an_answer_of_several_messages_ends_with_the_last(tmp_path: Path) -> None:
+    control = ["<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>"]
+    tokens = [*((text, CONTROL) for text in control), *bpe_tokens()]
+    path = write_vocabulary(tmp_path / "a", "gpt2", tokens, tokenizer_pre="gpt-4o", token_merges=list(MERGES), eos_token_id=4)
+    tokenizer = load_tokenizer(read_gguf(path))
+    assert {0, 1, 4, 5} & tokenizer.end_of_generation_ids == {4, 5}
+    assert tokenizer.decode([2, 3, 1, 4], skip_special=True) == "<|channel|><|message|><|end|>"
+    assert set(control) <= tokenizer.control_texts
 
 
 def naive_sentencepiece(text: str, pieces: dict[str, int], scores: list[float]) -> list[str]:
@@ -218,7 +282,7 @@ def test_sentencepiece_equals_its_definition(text: str, seed: int) -> None:
         for part in naive_sentencepiece(text, pieces, scores)
         for token_id in ([pieces[part]] if part in pieces else [1000 + byte for byte in part.encode()])
     ]
-    assert SentencePieceBpe(pieces, scores, byte_ids).encode([text]) == expected
+    assert SentencePieceModel(pieces, scores, byte_ids).encode([TextPiece(text, TextPlace.BEGIN)]) == expected
 
 
 def spm_file(path: Path) -> Path:
@@ -256,15 +320,16 @@ def test_cuts_change_no_ids_of_sentencepiece(spm: Tokenizer, text: str, size: in
         assert spm.encode(text, add_special=True, parse_special=True) == whole
 
 
-@pytest.mark.parametrize("pre", ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
-@given(st.text(max_size=60) | st.text(alphabet="aB1'sS ,.\r\n\u3002\u4e2d\u0301$=", max_size=60))
+@pytest.mark.parametrize("pre", RULES)
+@given(st.text(max_size=60) | st.text(alphabet="aB1'sS ,.-|(\r\n\u3002\u4e2d\u0301$=", max_size=60))
 def test_cuts_are_between_words(pre: str, text: str) -> None:
-    from dairllm.model_files.pretokenizers import find_word_rules, make_pre_tokenizer
-
-    pre_tokenizer = make_pre_tokenizer(find_word_rules(pre))
+    rules = find_word_rules(pre)
+    pre_tokenizer, cuts = make_pre_tokenizer(rules), TextCuts(ends_of_words(rules))
+    assert " " in ends_of_words(rules).behind_ascii
+    assert pre == "deepseek-llm" or " " in ends_of_words(rules).behind_others
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dairllm.model_files.text_cuts.PIECE_CHARACTERS", 1)
-        pieces = list(TextCuts(()).pieces(text))
+        pieces = list(cuts.pieces(text))
     assert "".join(pieces) == text
     assert [word for piece in pieces for word, _ in pre_tokenizer.pre_tokenize_str(piece)] == [
         word for word, _ in pre_tokenizer.pre_tokenize_str(text)
@@ -336,3 +401,19 @@ def test_many_control_tokens_load_and_are_found(tmp_path: Path) -> None:
     assert time.process_time() - begin < 25
     first = len(bpe_tokens())
     assert ids[:20_000] == [first + 7, first + 77] * 10_000
+
+
+def test_markers_of_phi_3_take_the_white_space_behind_them(tmp_path: Path) -> None:
+    tokens = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("<|user|>", CONTROL), *((f"<0x{byte:02X}>", BYTE) for byte in range(256))]
+    writer = gguf.GGUFWriter(tmp_path / "a", "phi3")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_add_space_prefix(False)
+    writer.add_bos_token_id(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    tokenizer = load_tokenizer(read_gguf(tmp_path / "a"))
+    assert tokenizer.encode("<|user|>\n a<s>\nb", add_special=False, parse_special=True) == [2, 3 + ord("a"), 1, 3 + 10, 3 + ord("b")]

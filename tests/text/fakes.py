@@ -31,7 +31,7 @@ class ByteTokenizer(Tokenizer):
         self.vocab_size = VOCAB_SIZE
         self.end_of_generation_ids = frozenset({END_ID})
         self.longest_token_bytes = max(map(len, SPECIAL_TEXTS.values()))
-        self.add_bos, self.bos_id = True, BEGIN_ID
+        self.before, self.bos_id = (BEGIN_ID,), BEGIN_ID
 
     def encode_in_steps(self, text: str, *, add_special: bool, parse_special: bool) -> Iterator[list[int]]:
         ids = {text: token_id for token_id, text in SPECIAL_TEXTS.items()} if parse_special else {}

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from dairllm.coordinator.text import ChatMessage, ServedModel, TextService
+from dairllm.coordinator.text import ChatContext, ChatMessage, ServedModel, TextService
 from dairllm.coordinator.text.choices import MAX_PROMPT_SCORES, Choices
 from dairllm.coordinator.text.prompt_encoder import MAX_COUNTED_TOKENS
 from dairllm.coordinator.text.text_request import TextRequest
-from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, NotReady
+from dairllm.mesh.errors import Busy, ContextExceeded, InvalidRequest, NotReady, Unsupported
 from dairllm.mesh.sampling import MAX_LOGIT_BIAS, SamplingParams
 from dairllm.model_files.containers.gguf import read_gguf
 from dairllm.model_files.errors import RendererUnavailable
-from dairllm.model_files.tokenizer import load_tokenizer
+from dairllm.model_files.tokenizer_sources import load_tokenizer
 from tests.instruments.loop_delay import watching_the_loop
 from tests.instruments.templates import make_template
 from tests.text.fakes import CONTEXT_LENGTH, START_ID, TEMPLATE, ByteTokenizer, FakeEngine, make_served
@@ -109,12 +109,23 @@ async def test_a_chat_waits_only_so_long_for_others(monkeypatch: pytest.MonkeyPa
 async def test_a_renderer_that_cannot_be_had_is_no_fault_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     served = make_served()
 
-    def fail(*_: object) -> str:
+    def fail(*_: object, **__: object) -> str:
         raise RendererUnavailable("the process that renders chat templates cannot be started: out of memory")
 
     monkeypatch.setattr(served.chat_template, "render", fail)
     with pytest.raises(NotReady, match="cannot be started"):
         await TextService(served, FakeEngine()).encode_chat([ChatMessage("user", "a")])
+
+
+async def test_what_the_template_does_not_know_is_refused_by_name() -> None:
+    template = make_template("{% if think %}t{% endif %}{{ messages[0].content }}", control_texts=())
+    service = TextService(dataclasses.replace(make_served(), chat_template=template), FakeEngine())
+    messages = [ChatMessage("user", "a")]
+    assert bytes((await service.encode_chat(messages, ChatContext(variables={"think": True})))[1:]) == b"ta"
+    with pytest.raises(Unsupported, match=r"chat_template_kwargs\.other is no variable .* those it has: think"):
+        await service.encode_chat(messages, ChatContext(variables={"other": 1}))
+    with pytest.raises(Unsupported, match="the model's chat template takes none"):
+        await service.encode_chat(messages, ChatContext([{"type": "function", "function": {"name": "f"}}]))
 
 
 async def test_scores_of_prompts_have_a_limit() -> None:

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from dairllm.coordinator.http.bodies.chat_template import TemplateVariables, ToolCalls, Tools
 from dairllm.coordinator.http.bodies.fields import (
     EMPTY,
     REFUSED,
@@ -145,7 +146,10 @@ class Message(JsonObject):
     expected: ClassVar[str] = "an object with role and content"
 
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], Expected(f"one of {', '.join(ROLES)}")]
-    tool_calls: Annotated[Any, EMPTY] = None
+    name: Text | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: Text | None = None
+    reasoning_content: Text | None = Field(None, description="What the assistant thought before it answered.")
     function_call: Annotated[Any, EMPTY] = None
     content: Annotated[Content | None, Field(None, validate_default=True)]
 
@@ -198,7 +202,10 @@ class ChatCompletionBody(GenerationBody):
     max_completion_tokens: Annotated[int, WholeNumber(1, MAX_TOKENS)] | None = Field(None, description="Where max_tokens is absent.")
     logprobs: Flag | None = None
     top_logprobs: Annotated[int, WholeNumber(0, MAX_TOP_LOGPROBS)] | None = Field(None, description="Only together with logprobs.")
-    tools: Annotated[Any, UNCALLED] = None
+    tools: Tools | None = Field(None, description="Told to the model by its template. Calls come as the model writes them, as text.")
+    chat_template_kwargs: TemplateVariables | None = Field(
+        None, description="Variables of the model's chat template, such as enable_thinking; only those that it has."
+    )
     tool_choice: Annotated[Any, only("none", "auto")] = None
     functions: Annotated[Any, UNCALLED] = None
     function_call: Annotated[Any, only("none", "auto")] = None
@@ -216,6 +223,7 @@ class ChatCompletionBody(GenerationBody):
             return value
         choices = {"tools": "tool_choice", "functions": "function_call"}
         uncalled = {name for name, choice in choices.items() if value.get(choice) == "none" and isinstance(value.get(name), list)}
+        uncalled |= {"tools"} if value.get("tools") in ({}, "") else set()
         return {name: held for name, held in value.items() if name not in uncalled}
 
 

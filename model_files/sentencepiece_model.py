@@ -1,4 +1,4 @@
-"""SentencePiece's BPE, the tokenizer of Llama 1 and 2, Mistral 7B and TinyLlama, by the `sentencepiece` library.
+"""SentencePiece's BPE, the tokenizer of Llama 1 and 2, Mistral 7B, Gemma and TinyLlama, by the `sentencepiece` library.
 
 Not by the `tokenizers` library: its BPE orders merges by pair, SentencePiece by the score of the result and then by position, and no
 list of pairs gives the latter when a token can be made from two different pairs (Kudo and Richardson 2018, `bpe_model.cc`).
@@ -10,17 +10,14 @@ version of protobuf, so the few fields are written here.
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from dairllm.model_files.containers import Container
-from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
-from dairllm.model_files.vocabulary import TokenKind, Vocabulary
+from dairllm.model_files.text_pieces import TextPiece, TextPlace
+from dairllm.model_files.token_bytes import NUM_BYTES, SPACE_MARK, byte_token
 
-SPACE_MARK = "\u2581"
 _NORMAL, _UNKNOWN, _BYTE = 1, 2, 6
 _BPE = 2
-NUM_BYTES = 256
 
 
-class SentencePieceBpe:
+class SentencePieceModel:
     """Merges characters into the pieces of a scored vocabulary; characters without a piece become byte tokens.
 
     prefix: what a text begins with, also behind a special token.
@@ -30,7 +27,7 @@ class SentencePieceBpe:
         """`scores` by token id; `byte_ids` the 256 byte tokens in order."""
         from sentencepiece import SentencePieceProcessor  # few models need it
 
-        byte_texts = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]
+        byte_texts = [byte_token(byte) for byte in range(NUM_BYTES)]
         pieces = {text: token_id for text, token_id in piece_ids.items() if text and text not in byte_texts}
         unknown = "<unk>"
         while unknown in pieces:
@@ -39,24 +36,15 @@ class SentencePieceBpe:
         model += [_piece(text, scores[token_id], _NORMAL) for text, token_id in pieces.items()]
         self._ids = [-1, *byte_ids, *pieces.values()]
         self._processor = SentencePieceProcessor(model_proto=b"".join([*model, _trainer_spec(unknown), _normalizer_spec()]))
-        self.prefix = prefix
+        self._prefix = prefix
 
-    def encode(self, pieces: Sequence[str]) -> list[int]:
-        marked = [piece.replace(" ", SPACE_MARK) for piece in pieces]
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        marked = [self._marked(piece) for piece in pieces]
         return [self._ids[index] for ids in self._processor.encode(marked, out_type=int, num_threads=1) for index in ids]
 
-
-def read_sentencepiece(gguf: Container, vocabulary: Vocabulary) -> SentencePieceBpe:
-    scores = gguf.array("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(vocabulary.texts):
-        raise CorruptModelFile(f"{gguf.path} needs one score per token in tokenizer.ggml.scores, {len(vocabulary.texts)} of them")
-    bytes_by_text = vocabulary.ids_of_kind(TokenKind.BYTE)
-    byte_ids = [bytes_by_text[text] for byte in range(NUM_BYTES) if (text := f"<0x{byte:02X}>") in bytes_by_text]
-    if len(byte_ids) < NUM_BYTES:
-        raise UnsupportedModel(f"{gguf.path} has a SentencePiece vocabulary without all 256 byte tokens, which is not supported")
-    pieces = vocabulary.ids_of_kind(TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED)
-    prefix = " " if gguf.boolean("tokenizer.ggml.add_space_prefix", True) else ""
-    return SentencePieceBpe(pieces, scores.astype(float).tolist(), byte_ids, prefix)
+    def _marked(self, piece: TextPiece) -> str:
+        text = piece.text if piece.place is TextPlace.WITHIN else self._prefix + piece.text
+        return text.replace(" ", SPACE_MARK)
 
 
 def _piece(text: str, score: float, kind: int) -> bytes:
