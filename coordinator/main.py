@@ -22,6 +22,7 @@ from dairllm.mesh.settings import ConfigFile, Version, parse_size, settings_comm
 from dairllm.mesh.system_memory import require_budget
 from dairllm.mesh.telemetry import configure_logging
 from dairllm.mesh.terminal import run_program
+from dairllm.model_files.block_formats import QUANTIZED_FORMATS
 from dairllm.model_files.pretokenizers import PRETOKENIZERS
 
 DEFAULT_HTTP_PORT = 8080
@@ -40,6 +41,13 @@ def coordinator(
         str | None,
         typer.Option(
             metavar="NAME", help="How text is cut into words where a GGUF file names no pre-tokenizer, or one that is not known, as qwen2."
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help=f"Matrices in F32, F16 or BF16 are made {' or '.join(QUANTIZED_FORMATS)} while they are loaded. Default: no.",
         ),
     ] = None,
     wire: Annotated[
@@ -105,6 +113,7 @@ def coordinator(
         model=model,
         model_name=model_name,
         assumed_pretokenizer=None if assume_pretokenizer is None else _known_pretokenizer(assume_pretokenizer),
+        quantize=None if quantize is None else quantize.upper(),
         arithmetic=Arithmetic(encoding_name(parse_encoding(wire)), parse_cache_type(kv_cache)),
         http_host=http_host,
         http_port=http_port,

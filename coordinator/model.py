@@ -19,6 +19,7 @@ from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, weights_bytes
 from dairllm.model_files.progress import ProgressCallback
+from dairllm.model_files.quantizing import quantized_manifest
 from dairllm.model_files.spec import ModelSpec
 from dairllm.model_files.template_process import TemplateProcesses
 from dairllm.model_files.template_sources import load_chat_template
@@ -55,7 +56,7 @@ def demand_of(manifest: Manifest, name: str, context_length: int, kv_cache: str,
         units=tuple(_unit_demand(spec, unit, element_bytes) for unit in units),
         tied_bytes=_tied_bytes(units),
         features=spec.needed_features() | {ARITHMETIC_FEATURE},
-        block_formats=frozenset(tensor.block_format for unit in units for tensor in unit.tensors),
+        block_formats=frozenset(tensor.packed_format for unit in units for tensor in unit.tensors),
         context_length=context_length,
         scratch=scratch_of(spec, units, max_rows=max_batch_rows, context_length=context_length),
         kv_cache=kv_cache,
@@ -69,16 +70,20 @@ def load_model(
     arithmetic: str,
     progress: ProgressCallback | None,
     assumed_pretokenizer: str | None = None,
+    quantize: str | None = None,
 ) -> LoadedModel:
     """Find or fetch the file, check it whole and read what people talk to the model with.
 
     served_name: what clients call it; None for the name that it was asked for by, or its file's name. arithmetic: as in ServedModel.
-    assumed_pretokenizer: as in `load_tokenizer`. Blocks. Raises InvalidModel.
+    quantize: what matrices are made while they are loaded; None for what they are stored as. assumed_pretokenizer: as in `load_tokenizer`.
+    Blocks. Raises InvalidModel.
     """
     try:
         path = resolve_model(name_or_path, progress)
         container = open_container(path)
         manifest = build_manifest(path, progress)
+        if quantize is not None:
+            manifest = quantized_manifest(manifest, quantize)
         tokenizer = _tokenizer_of(container, assumed_pretokenizer)
         template = _template_of(container, tokenizer)
     except ModelFileError as error:

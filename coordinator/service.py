@@ -209,7 +209,9 @@ async def run_coordinator(settings: CoordinatorSettings, stop: asyncio.Event) ->
         progress = bars.enter_context(progress_bar()) if sys.stderr.isatty() else progress_lines(logger.info)
         arithmetic = str(settings.arithmetic)
         loading = asyncio.create_task(
-            asyncio.to_thread(load_model, settings.model, settings.model_name, arithmetic, progress, settings.assumed_pretokenizer)
+            asyncio.to_thread(
+                load_model, settings.model, settings.model_name, arithmetic, progress, settings.assumed_pretokenizer, settings.quantize
+            )
         )
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)

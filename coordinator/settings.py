@@ -18,6 +18,7 @@ class CoordinatorSettings:
     model: str
     model_name: str | None
     assumed_pretokenizer: str | None
+    quantize: str | None
     arithmetic: Arithmetic
     http_host: str
     http_port: int

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dairllm.model_files.attention import MAX_LAYERS
-from dairllm.model_files.block_formats import BLOCK_FORMATS, VALUE_FORMATS, VECTOR_FORMATS
-from dairllm.model_files.bounds import check_fields, text, within
+from dairllm.model_files.block_formats import BLOCK_FORMATS, QUANTIZED_FORMATS, VALUE_FORMATS, VECTOR_FORMATS
+from dairllm.model_files.bounds import check_fields, one_of, text, within
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.roles import is_numbers, unit_shapes
@@ -60,7 +60,8 @@ class TensorInfo:
     """One tensor. role, shape: as in `roles`, row-major.
 
     pieces: where its bytes lie, in order; several if it is made of several stored tensors or of some rows of one. transforms: what is done
-    with them when they are loaded (`transforms`). name: of the first stored tensor, for messages.
+    with them when they are loaded (`transforms`). quantized_to: what rows are rounded to then; None if they stay as they are stored.
+    name: of the first stored tensor, for messages.
     """
 
     name: str = text(highest=65_535)
@@ -69,6 +70,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     pieces: tuple[TensorPiece, ...]
     transforms: tuple[str, ...] = ()
+    quantized_to: str | None = one_of(*QUANTIZED_FORMATS, default=None)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,9 +110,24 @@ class TensorInfo:
         return _bytes_of(self.shape[-1], self.block_format)
 
     @property
-    def place(self) -> tuple[str, tuple[int, ...], tuple[str, ...], tuple[TensorPiece, ...]]:
+    def packed_format(self) -> str:
+        """What matrices are computed from."""
+        return self.quantized_to or self.block_format
+
+    @property
+    def packed_row_bytes(self) -> int:
+        """As `row_bytes`, in the packed format."""
+        return _bytes_of(self.shape[-1], self.packed_format)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of all rows in the packed format."""
+        return math.prod(self.shape[:-1]) * self.packed_row_bytes
+
+    @property
+    def place(self) -> tuple[str, str, tuple[int, ...], tuple[str, ...], tuple[TensorPiece, ...]]:
         """Equal for two roles that one tensor of the files has, as in a tied model."""
-        return self.block_format, self.shape, self.transforms, self.pieces
+        return self.block_format, self.packed_format, self.shape, self.transforms, self.pieces
 
 
 def _bytes_of(elements: int, block_format: str) -> int:
@@ -146,9 +163,9 @@ class Unit:
             return 0
         layer = spec.layer_of(self.index)
         if layer is None or not isinstance(layer.feed_forward, ExpertFeedForward):
-            return self.size_bytes
+            return sum(tensor.packed_bytes for tensor in self.tensors)
         used, of = layer.feed_forward.num_experts_used, layer.feed_forward.num_experts
-        return sum(tensor.size_bytes * used // of if tensor.is_expert_stack else tensor.size_bytes for tensor in self.tensors)
+        return sum(tensor.packed_bytes * used // of if tensor.is_expert_stack else tensor.packed_bytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +203,7 @@ class Manifest:
 def compute_model_digest(spec: ModelSpec, units: Sequence[Unit]) -> bytes:
     """SHA-256 of canonical JSON of everything that the result depends on.
 
-    That is the spec without its names, and of each unit the digest and the role, format, shape and transforms of its tensors; not pieces,
+    That is the spec without its names, and of each unit the digest and the role, formats, shape and transforms of its tensors; not pieces,
     files and names, so that the same weights have the same digest wherever they lie. Fields at their defaults are left out, so that a field
     which a later version adds changes no digest of a model that does without.
     """
@@ -198,7 +215,8 @@ def compute_model_digest(spec: ModelSpec, units: Sequence[Unit]) -> bytes:
 
 def _content_of(tensor: TensorInfo) -> list[object]:
     plain: list[object] = [tensor.role, tensor.block_format, list(tensor.shape)]
-    return [*plain, list(tensor.transforms)] if tensor.transforms else plain
+    moved = [*plain, list(tensor.transforms)] if tensor.transforms else plain
+    return [*moved, tensor.quantized_to] if tensor.quantized_to else moved
 
 
 def _canonical(value: object) -> dict[str, object]:
@@ -250,6 +268,8 @@ def _validate_tensor(where: str, tensor: TensorInfo, shape: tuple[int, ...], fil
     size_bytes = math.prod(stored[:-1]) * _bytes_of(stored[-1], tensor.block_format)
     if tensor.size_bytes != size_bytes:
         raise CorruptModelFile(f"{where} has {tensor.size_bytes} bytes; expected {size_bytes}")
+    if tensor.quantized_to is not None:
+        _validate_quantized(where, tensor)
     for piece in tensor.pieces:
         _validate_piece(where, piece, files)
 
@@ -264,6 +284,13 @@ def _possible_formats(where: str, tensor: TensorInfo) -> Sequence[str]:
         raise CorruptModelFile(f"{where} is a matrix with the transforms {names}; expected some that only move values")
     found = VECTOR_FORMATS if tensor.is_numbers else VALUE_FORMATS if Kind.MOVES_VALUES in kinds else tuple(BLOCK_FORMATS)
     return [name for name in found if not only or name in only] or ["none"]
+
+
+def _validate_quantized(where: str, tensor: TensorInfo) -> None:
+    block_size = BLOCK_FORMATS[tensor.packed_format].block_size
+    if tensor.is_numbers or tensor.block_format not in VALUE_FORMATS or tensor.shape[-1] % block_size:
+        stored = f"{where} has rows of {tensor.shape[-1]} {tensor.block_format} and is quantised to {tensor.quantized_to}"
+        raise CorruptModelFile(f"{stored}; expected a matrix in one of {', '.join(VALUE_FORMATS)} with whole blocks of {block_size}")
 
 
 def _validate_piece(where: str, piece: TensorPiece, files: Sequence[ModelFile]) -> None:

@@ -90,7 +90,7 @@ def _packed_bytes(tensor: TensorInfo) -> int:
     """Numbers take four bytes each. Each matrix of a stack lies in whole tiles."""
     if tensor.is_numbers:
         return _NUMBER_BYTES * math.prod(tensor.shape)
-    return math.prod(tensor.shape[:-2]) * _multiple(tensor.shape[-2], TILE_ROWS) * tensor.row_bytes
+    return math.prod(tensor.shape[:-2]) * _multiple(tensor.shape[-2], TILE_ROWS) * tensor.packed_row_bytes
 
 
 def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int) -> int:
@@ -136,7 +136,7 @@ def _activation_bytes(units: Iterable[Unit]) -> int:
     """Of a row as the matrices take it: once for each format of matrices with one input."""
     matrices = [[tensor for tensor in unit.tensors if len(tensor.shape) > 1] for unit in units]
     most = max((_activation_row_bytes(tensor) for unit in matrices for tensor in unit), default=0)
-    return most * max((_formats_at_once({tensor.role: tensor.block_format for tensor in unit}) for unit in matrices), default=0)
+    return most * max((_formats_at_once({tensor.role: tensor.packed_format for tensor in unit}) for unit in matrices), default=0)
 
 
 def _formats_at_once(formats: dict[str, str]) -> int:
@@ -146,7 +146,7 @@ def _formats_at_once(formats: dict[str, str]) -> int:
 
 def _activation_row_bytes(tensor: TensorInfo) -> int:
     inputs = tensor.shape[-1]
-    if BLOCK_FORMATS[tensor.block_format].block_size == 1:
+    if BLOCK_FORMATS[tensor.packed_format].block_size == 1:
         return _NUMBER_BYTES * inputs
     return -(-inputs // _QUANTISED_BLOCK) * _QUANTISED_BLOCK_BYTES
 

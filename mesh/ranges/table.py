@@ -96,7 +96,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "Router": {"kind": WORDS, "scale": FACTOR, "num_groups": WIDTH, "num_groups_used": WIDTH, "group_best": WIDTH},
     "TensorInfo": {
         **{"name": FILE_NAME, "role": WORDS, "block_format": WORDS, "shape": Several(8, Whole(2**31 - 1))},
-        **{"pieces": Several(2**16), "transforms": Several(8, WORDS)},
+        **{"pieces": Several(2**16), "transforms": Several(8, WORDS), "quantized_to": WORDS},
     },
     "TensorPiece": {"file_index": Whole(2**16), "offset_bytes": SIZE, "size_bytes": SIZE},
     "Unit": {"index": UNIT, "tensors": Several(2**16), "size_bytes": SIZE, "digest": DIGEST},

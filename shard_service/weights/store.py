@@ -209,12 +209,13 @@ def bytes_together(*assignments: AssignmentFacts) -> int:
     return sum(weights_bytes(units.values()) for units in by_model.values())
 
 
-UnitKey = tuple[bytes, tuple[tuple[str, str, tuple[int, ...], tuple[str, ...]], ...]]
+UnitKey = tuple[bytes, tuple[tuple[str, str, str, tuple[int, ...], tuple[str, ...]], ...]]
 
 
 def _key(unit: Unit) -> UnitKey:
     """Equal bytes in equal shapes are the same weights, whatever file they lie in."""
-    return unit.digest, tuple((tensor.role, tensor.block_format, tensor.shape, tensor.transforms) for tensor in unit.tensors)
+    contents = [(one.role, one.block_format, one.packed_format, one.shape, one.transforms) for one in unit.tensors]
+    return unit.digest, tuple(contents)
 
 
 def _size_bytes(weights: Weights) -> int:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dairllm.kernels_pyx import PackedMatrix, dequantize
 from dairllm.model_files.manifest import TensorInfo
 from dairllm.model_files.memory import TILE_ROWS
+from dairllm.model_files.quantizing import quantize_rows
 from dairllm.model_files.transforms import transformed
 
 Matrices = PackedMatrix
@@ -32,10 +33,14 @@ class _Rows:
     def __init__(self, tensor: TensorInfo) -> None:
         outputs, inputs = tensor.shape
         self.outputs = outputs
-        self.matrices = PackedMatrix(tensor.block_format, outputs, inputs)
+        self._tensor = tensor
+        self.matrices = PackedMatrix(tensor.packed_format, outputs, inputs)
 
     def pack(self, first_row: int, rows: memoryview | bytes) -> None:
-        """first_row: counted over all matrices; the rows are all of one of them."""
+        """first_row: counted over all matrices; the rows are all of one of them, as they are stored."""
+        if self._tensor.quantized_to is not None:
+            values = dequantize(self._tensor.block_format, rows, len(rows) // self._tensor.row_bytes * self._tensor.shape[-1])
+            rows = quantize_rows(self._tensor.quantized_to, values.reshape(-1, self._tensor.shape[-1]))
         self.matrices.pack_rows(first_row, rows)
 
 

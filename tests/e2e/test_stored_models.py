@@ -3,13 +3,15 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
-from tests.e2e.answers import Answer, ask, assert_no_fault
+from tests.e2e.answers import PROMPTS, Answer, ask, assert_no_fault
 from tests.instruments.clusters import Cluster, ShardSetup, shards
+from tests.instruments.golden import TINY
 from tests.instruments.namespaces import unavailable_reason
-from tests.instruments.stored_models import write_hub_cache, write_ollama_store, write_split
+from tests.instruments.stored_models import write_hub_cache, write_ollama_store, write_sharded_folder, write_split
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,24 @@ def test_two_shards_read_their_layers_from_it(
         for shard in cluster.state()["shards"]:
             assert shard["load"]["from_disk_bytes"] == shard["load"]["total_bytes"] > 0
         assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.parametrize(("block_format", "tolerated"), [("q8_0", 0.1), ("q4_0", 0.5)])
+def test_matrices_are_quantised_while_they_are_loaded(tmp_path: Path, block_format: str, tolerated: float) -> None:
+    """The same bits however the layers are shared out, and not far from what the float model says."""
+    folder = write_sharded_folder(TINY / "llama", tmp_path / "folder")
+    quantised = ("--quantize", block_format)
+    answers, digests = [], set()
+    for count, arguments in ((1, ()), (1, quantised), (2, quantised)):
+        with Cluster(folder, shards(count), arguments=arguments) as cluster:
+            answers.append(
+                cluster.complete(PROMPTS[3], echo=True, logprobs=1, max_tokens=0)["choices"][0]["logprobs"]["token_logprobs"][1:]
+            )
+            digests.add(cluster.state()["model_digest"])
+            assert_no_fault(*cluster.processes.values())
+    assert answers[1] == answers[2]
+    assert 0 < fmean(abs(one - other) for one, other in zip(answers[0], answers[1], strict=True)) < tolerated
+    assert len(digests) == 2
 
 
 @pytest.mark.namespaces

@@ -18,6 +18,7 @@ from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, Wei
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.model_files.memory import weights_bytes
+from dairllm.model_files.quantizing import quantize_rows
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
 from dairllm.shard_service.weights.sources import LocalFiles, Piece
@@ -243,3 +244,22 @@ def test_numbers_are_floats_of_their_shape() -> None:
     norm = dataclasses.replace(tensor_info("n", "ffn_norm", "BF16", (4,), 0, 8), transforms=("plus_one",))
     halves = np.array([0x3F80, 0x4000, 0, 0xBF80], "<u2").tobytes()
     assert np.asarray(assembled(norm, halves, [])).tolist() == [2.0, 3.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("block_format", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("stored", ["F32", "F16"])
+@given(sizes=st.lists(st.integers(1, 900), max_size=20))
+def test_rows_are_quantised_as_they_come(block_format: str, stored: str, sizes: list[int]) -> None:
+    """As all of them at once, whatever the pieces; the digest is that of what came."""
+    rows = RANDOM.standard_normal((33, 64)).astype({"F32": np.float32, "F16": np.float16}[stored])
+    data = rows.tobytes()
+    plain = dataclasses.replace(tensor_info("q", "q", stored, rows.shape, 0, len(data)), quantized_to=block_format)
+    facts = Unit(index=1, tensors=(plain,), size_bytes=len(data), digest=hashlib.sha256(data).digest())
+    expected = PackedMatrix(block_format, *rows.shape)
+    expected.pack_rows(0, quantize_rows(block_format, rows.astype(np.float32)))
+    found = assemble(facts, data, sizes).weights["q"]
+    assert isinstance(found, PackedMatrix)
+    assert found.block_format == block_format
+    ids = np.arange(33)
+    assert (found.dequantize_rows(ids) == expected.dequantize_rows(ids)).all()
+    assert found.size_bytes == weights_bytes([facts])

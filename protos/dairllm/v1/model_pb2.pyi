@@ -270,20 +270,22 @@ class Router(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., normalised: bool = ..., scale: _Optional[float] = ..., bias: bool = ..., selection_bias: bool = ..., num_groups: _Optional[int] = ..., num_groups_used: _Optional[int] = ..., group_best: _Optional[int] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
-    __slots__ = ("name", "role", "block_format", "shape", "pieces", "transforms")
+    __slots__ = ("name", "role", "block_format", "shape", "pieces", "transforms", "quantized_to")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FORMAT_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     PIECES_FIELD_NUMBER: _ClassVar[int]
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZED_TO_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: str
     block_format: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     pieces: _containers.RepeatedCompositeFieldContainer[TensorPiece]
     transforms: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., block_format: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[_Union[TensorPiece, _Mapping]]] = ..., transforms: _Optional[_Iterable[str]] = ...) -> None: ...
+    quantized_to: str
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., block_format: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[_Union[TensorPiece, _Mapping]]] = ..., transforms: _Optional[_Iterable[str]] = ..., quantized_to: _Optional[str] = ...) -> None: ...
 
 class TensorPiece(_message.Message):
     __slots__ = ("file_index", "offset_bytes", "size_bytes")
