@@ -29,7 +29,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("use_parallel_residual", "parallel_attn", "is_encoder_decoder", "add_cross_attention"), ()),
     **dict.fromkeys(("rope_scaling", "rope_local_base_freq", "quantization_config", "no_rope_layers", "per_layer_config"), ()),
     **dict.fromkeys(("mlp_only_layers", "swiglu_limit", "attn_output_gate"), ()),
-    **{"decoder_sparse_step": (1,), "moe_layer_freq": (1,), "layer_types": (), "is_causal": (True,), "pretraining_tp": (0, 1)},
+    **{"decoder_sparse_step": (1,), "moe_layer_freq": (1,), "layer_types": (), "is_causal": (True,)},
 }
 """Keys of config.json that change the arithmetic, and values that ask for nothing, beside null, false, 0 and an empty list."""
 
@@ -78,8 +78,9 @@ class Config:
         return self._section.section(self._note(key))
 
     def window(self) -> int | None:
-        """Of layers that have one."""
-        return self.integer("sliding_window", 0) or None
+        """Of layers that have one: it is none if no sequence is longer."""
+        window = self.integer("sliding_window", 0)
+        return None if window == 0 or window >= self.integer("max_position_embeddings") else window
 
     def windows_of_last_layers(self) -> list[int | None]:
         """Of each layer, where config.json may give one to the layers from max_window_layers on, or to those that it lists."""
