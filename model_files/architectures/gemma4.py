@@ -27,6 +27,7 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
         raise CorruptModelFile(f"{checkpoint.container.path} shares keys of {len(types) - first_shared} layers; expected 0 to {len(types)}")
     ropes = {SLIDING: rotation(checkpoint, layer_type=SLIDING), FULL: rotation(checkpoint, layer_type=FULL, default_theta=1e6)}
     window = checkpoint.window()
+    checkpoint.boolean("attention_k_eq_v", False)  # told by the tensors
     widens = checkpoint.boolean("use_double_wide_mlp", False)
 
     def layer(index: int) -> LayerSpec:

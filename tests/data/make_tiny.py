@@ -2,9 +2,9 @@
 
     python tests/data/make_tiny.py FOLDER [NAME …]
 
-in an environment with torch and transformers, which the tests do not need. Weights are random: nobody's model, under this project's
-licence. Each FOLDER/NAME gets config.json, model.safetensors and golden.npz: input_ids [rows], logits [rows, vocabulary], greedy [tokens
-after them].
+in an environment with torch and transformers (5.24), which the tests do not need. Weights are random: nobody's model, under this project's
+licence. They are numbers of BF16, and are stored as such: what is computed in float32 is exact. Each FOLDER/NAME gets config.json,
+model.safetensors and golden.npz: input_ids [rows], logits [rows, vocabulary], greedy [tokens after them].
 """
 
 import sys
@@ -41,7 +41,7 @@ GEMMA4 = {
 }
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-odd-heads": ("Llama", {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}),
+    "llama-odd-heads": ("Llama", {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}),
     "llama-biases": ("Llama", {"attention_bias": True, "tie_word_embeddings": True}),
     "llama-mlp-bias": ("Llama", {"mlp_bias": True}),
     "llama-linear": ("Llama", {"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 2.0}}),
@@ -51,7 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "mixtral-top3": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 9}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
-    "qwen3-untied": ("Qwen3", {"head_dim": 16, "num_attention_heads": 6, "num_key_value_heads": 3}),
+    "qwen3-untied": ("Qwen3", {"head_dim": 16, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3}),
     "qwen3-moe": ("Qwen3Moe", {"num_experts": 8, "head_dim": 16, "norm_topk_prob": True, **MIXTURE}),
     "qwen3-moe-unnormalised": (
         "Qwen3Moe",
@@ -97,7 +97,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss-top3": (
         "GptOss",
         {
-            **{"num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 16, "sliding_window": 8, "num_attention_heads": 6},
+            **{
+                "num_local_experts": 5,
+                "num_experts_per_tok": 3,
+                "head_dim": 16,
+                "sliding_window": 8,
+                "num_attention_heads": 6,
+                "hidden_size": 48,
+            },
             **{"layer_types": ["full_attention", "sliding_attention"], "rope_parameters": ROPE},
         },
     ),
@@ -150,11 +157,11 @@ def make(folder: Path, family: str, changes: dict[str, Any], seed: int) -> None:
             randomise(name, values)
         for name, values in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
-                values.copy_(0.1 * torch.rand_like(values))
+                values.copy_((0.1 * torch.rand_like(values)).bfloat16())
         ids = torch.randint(3, config.vocab_size, (1, NUM_ROWS))
         found = model(ids).logits[0].numpy()
         greedy = model.generate(ids, max_new_tokens=NUM_GREEDY, min_new_tokens=NUM_GREEDY, do_sample=False)[0, NUM_ROWS:].numpy()
-    model.save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     np.savez_compressed(folder / "golden.npz", input_ids=ids[0].numpy(), logits=found, greedy=greedy)
 
@@ -163,9 +170,9 @@ def randomise(name: str, values: torch.Tensor) -> None:
     """Vectors near one, or near nothing where they are biases or such as are stored less one; matrices that keep the size of rows."""
     if values.ndim == 1:
         is_factor = ("norm" in name and values.mean() > 0.5) or name.endswith(("layer_scalar",))
-        values.copy_(0.2 * torch.randn_like(values) + (1.0 if is_factor else 0.0))
+        values.copy_((0.2 * torch.randn_like(values) + (1.0 if is_factor else 0.0)).bfloat16())
     else:
-        values.copy_(1.2 * torch.randn_like(values) / values.shape[-1] ** 0.5)
+        values.copy_((1.2 * torch.randn_like(values) / values.shape[-1] ** 0.5).bfloat16())
 
 
 def main() -> None:
