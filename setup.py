@@ -75,7 +75,7 @@ PACKAGE_DIRS = find_package_dirs()
 setup(
     packages=list(PACKAGE_DIRS),
     package_dir=PACKAGE_DIRS,
-    package_data={"": ["*.pyi", "*.proto", "py.typed", "*.html", "*.css", "*.js", "*.svg"]},
+    package_data={"": ["*.pyi", "*.proto", "py.typed", "*.html", "*.css", "*.js", "*.svg", "*.json"]},
     include_package_data=False,
     ext_modules=cythonize([kernels_extension()]),
     cmdclass={"build_ext": BuildKernels},

@@ -14,7 +14,7 @@ from rich.console import Console
 from dairllm.kernels_pyx import KvCache, PackedMatrix
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.model_files.containers import open_container
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.resolve import resolve_model
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.progress import progress_bar
 from dairllm.model_files.spec import ModelSpec

@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dairllm.coordinator.event_loop import DelaySummary, EventLoopDelay
 from dairllm.mesh.errors import DairllmError, InvalidSetting
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.resolve import resolve_model
 from dairllm.model_files.manifest_builder import build_manifest
 from tests.instruments.clusters import Cluster
 from tests.instruments.light_shards import LightFleet

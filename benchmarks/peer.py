@@ -16,7 +16,7 @@ from command import run, show
 from rich.table import Table
 
 from dairllm.mesh.errors import PeerUnreachable
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.resolve import resolve_model
 
 RUN_TIMEOUT_S = 600.0
 SPEEDS = ("prefill_tok_s", "decode_tok_s")

@@ -34,7 +34,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dairllm.mesh.errors import DairllmError
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.resolve import resolve_model
 from dairllm.model_files.manifest_builder import build_manifest
 from tests.instruments.clusters import Cluster, ShardSetup
 from tests.instruments.streamed_answers import StreamedAnswer, Token

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dairllm.coordinator.engine.facts import SchedulerLimits
 from dairllm.coordinator.engine.requests import Asker, SequenceId
 from dairllm.mesh.errors import DairllmError
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.resolve import resolve_model
 from tests.engine.simulated_clients import SimulatedClients
 from tests.instruments.clusters import Cluster, ShardSetup
 

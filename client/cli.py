@@ -1,4 +1,5 @@
-"""The `dairllm` command. Packages add commands to it by entry points of the group `dairllm.commands`, as `bench` does."""
+"""The `dairllm` command. Packages add commands to it by entry points of the group `dairllm.commands`, as `bench` does, and to
+`dairllm models` by those of the group `dairllm.models`."""
 
 import json
 import os
@@ -6,18 +7,17 @@ from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dairllm.client.chat import chat
 from dairllm.client.doctor.command import doctor
 from dairllm.client.events import events
+from dairllm.client.models import served
 from dairllm.client.operate import configure, cordon, drain, uncordon
 from dairllm.client.options import DEFAULT_CLUSTER, ClusterOption, CoordinatorOption, JsonOption, connect
 from dairllm.client.status import status
-from dairllm.mesh.foreign_text import on_one_line
 from dairllm.mesh.process import report_line
-from dairllm.mesh.settings import ConfigFile, Version, settings_command
-from dairllm.mesh.terminal import console, run_program
+from dairllm.mesh.settings import ConfigFile, GroupWithDefault, Version, settings_command
+from dairllm.mesh.terminal import run_program
 
 EXIT_DEFECT = 70
 
@@ -29,27 +29,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-def models(
-    as_json: JsonOption = False,
-    coordinator: CoordinatorOption = None,
-    cluster: ClusterOption = DEFAULT_CLUSTER,
-    config: ConfigFile = None,
-) -> None:
-    """List the models that the cluster serves."""
-    with connect(coordinator, cluster) as client:
-        served = client.models()
-    if as_json:
-        names = ("name", "architecture", "context_length", "vocab_size", "has_tokenizer", "has_chat_template", "ready")
-        print(json.dumps({"models": [{name: getattr(model, name) for name in names} for model in served]}))
-        return
-    table = Table("model", "architecture", "context", "vocabulary", "chat", "state", box=None, header_style="bold", pad_edge=False)
-    for model in served:
-        abilities = "yes" if model.has_chat_template else "no"
-        state = "ready" if model.ready else "not ready"
-        name, architecture = on_one_line(model.name), on_one_line(model.architecture)
-        table.add_row(name, architecture, str(model.context_length), str(model.vocab_size), abilities, state)
-    console().print(table if served else "no model is served")
+models = typer.Typer(
+    cls=GroupWithDefault.of("served"),
+    help="The models that the cluster serves (`served`, which may be left out), and those on this machine's disk.",
+    rich_markup_mode=None,
+)
 
 
 def tokenize(
@@ -74,11 +58,18 @@ def dairllm(
 
 
 def add_commands() -> None:
-    for command in (chat, status, events, models, tokenize, drain, cordon, uncordon, doctor):
+    for command in (chat, status, events, tokenize, drain, cordon, uncordon, doctor):
         app.command(cls=settings_command("client"))(command)
     app.command("set", cls=settings_command("client"))(configure)
-    for entry in sorted(entry_points(group="dairllm.commands"), key=lambda entry: entry.name):
-        app.command(entry.name, cls=settings_command("client"))(entry.load())
+    _add_entry_points(app, "dairllm.commands")
+    models.command(cls=settings_command("client"))(served)
+    _add_entry_points(models, "dairllm.models")
+    app.add_typer(models, name="models")
+
+
+def _add_entry_points(group: typer.Typer, name: str) -> None:
+    for entry in sorted(entry_points(group=name), key=lambda entry: entry.name):
+        group.command(entry.name, cls=settings_command("client"))(entry.load())
 
 
 def main() -> None:

@@ -35,7 +35,13 @@ app = typer.Typer(
 
 @app.command(cls=settings_command("coordinator"))
 def coordinator(
-    model: Annotated[str, typer.Option(metavar="PATH|NAME", help="A GGUF file, or the name of a known model such as smollm2:135m.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|NAME|URL",
+            help="A model's file or folder, a short name such as smollm2:135m, hf:OWNER/NAME[:FILE or type], or https://HOST/FILE.gguf.",
+        ),
+    ],
     model_name: Annotated[str | None, typer.Option(help="What clients call the model. Default: its name, or its file's name.")] = None,
     assume_pretokenizer: Annotated[
         str | None,
@@ -90,6 +96,10 @@ def coordinator(
             min=1, max=MAX_RECOVERY_LIMIT_S, metavar="SECONDS", help="How long answers wait when too few shards are left, before they fail."
         ),
     ] = 60,
+    direct_weights: Annotated[
+        bool,
+        typer.Option("--direct-weights", help="Shards may fetch their part from where the model was fetched: the hub, or its URL."),
+    ] = False,
     local_shard: Annotated[bool, typer.Option("--local-shard/--no-local-shard", help="Compute on this machine, too.")] = True,
     memory: Annotated[str | None, typer.Option(help="Memory for the local shard, like 4GiB. Default: 80 % of what is free.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the local shard. Default: all cores.")] = None,
@@ -128,6 +138,7 @@ def coordinator(
         max_running=max_running,
         max_waiting=max_waiting,
         recovery_limit_s=recovery_limit,
+        direct_weights=direct_weights,
         local_shard=_local_shard_arguments(memory, threads, log_level, log_json) if local_shard else None,
         discovery=discovery,
         ready_file=ready_file,

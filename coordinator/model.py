@@ -14,7 +14,9 @@ from dairllm.mesh.foreign_text import on_one_line
 from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.containers import Container, open_container
 from dairllm.model_files.errors import InvalidTemplate, ModelFileError, UnsupportedModel
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.locating import urls_of
+from dairllm.model_files.getting.references import HubModel, WebFile, parse_reference
+from dairllm.model_files.getting.resolve import resolve_model
 from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.model_files.manifest_builder import build_manifest
 from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, weights_bytes
@@ -31,11 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """paths: of its files with weights, in the order of the manifest."""
+    """paths: of its files with weights, in the order of the manifest. urls: where shards may fetch these, too; none if they may not."""
 
     paths: tuple[Path, ...]
     manifest: Manifest
     served: ServedModel
+    urls: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Ends the processes that render its chat template."""
@@ -71,12 +74,14 @@ def load_model(
     progress: ProgressCallback | None,
     assumed_pretokenizer: str | None = None,
     quantize: str | None = None,
+    *,
+    direct: bool = False,
 ) -> LoadedModel:
     """Find or fetch the file, check it whole and read what people talk to the model with.
 
     served_name: what clients call it; None for the name that it was asked for by, or its file's name. arithmetic: as in ServedModel.
     quantize: what matrices are made while they are loaded; None for what they are stored as. assumed_pretokenizer: as in `load_tokenizer`.
-    Blocks. Raises InvalidModel.
+    direct: whether shards may fetch it from where it is from. Blocks. Raises InvalidModel.
     """
     try:
         path = resolve_model(name_or_path, progress)
@@ -86,17 +91,27 @@ def load_model(
             manifest = quantized_manifest(manifest, quantize)
         tokenizer = _tokenizer_of(container, assumed_pretokenizer)
         template = _template_of(container, tokenizer)
+        urls = urls_of(name_or_path, container.paths) if direct else ()
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
     name, aliases = names_of(name_or_path, path, served_name)
     served = ServedModel(name, manifest.model_digest.hex(), arithmetic, manifest.spec, tokenizer, template, aliases=aliases)
-    return LoadedModel(container.paths, manifest, served)
+    if direct and not urls:
+        logger.warning("--direct-weights has no effect: %s is a file of this machine, and nobody knows where else it is", path)
+    return LoadedModel(container.paths, manifest, served, urls)
 
 
 def names_of(name_or_path: str, path: Path, served_name: str | None) -> tuple[str, frozenset[str]]:
-    """What clients call the model, and what else they may: as it was asked for, the file's name with or without ending, its path."""
+    """What clients call the model, and what else they may: as it was asked for, the file's name with or without ending, its path. Of a
+    hub's also OWNER/NAME; URLs are told to nobody, since some have a secret in them."""
+    of_file = frozenset({path.name, path.stem, str(path)})
+    match parse_reference(name_or_path):
+        case WebFile():
+            return served_name or on_one_line(path.stem), of_file
+        case HubModel() as model:
+            return served_name or on_one_line(name_or_path), of_file | {name_or_path, model.repository}
     name = served_name or on_one_line(path.stem if Path(name_or_path).name == path.name else name_or_path)
-    return name, frozenset({name_or_path, path.name, path.stem, str(path)})
+    return name, of_file | {name_or_path}
 
 
 def _tokenizer_of(container: Container, assumed_pretokenizer: str | None) -> Tokenizer | None:

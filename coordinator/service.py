@@ -51,7 +51,7 @@ from dairllm.mesh.interfaces import announced_addresses
 from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
-from dairllm.model_files.progress import progress_bar, progress_lines
+from dairllm.model_files.progress import progress_bar, progress_lines, until
 from dairllm.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -208,11 +208,11 @@ async def run_coordinator(settings: CoordinatorSettings, stop: asyncio.Event) ->
     with contextlib.ExitStack() as bars:
         progress = bars.enter_context(progress_bar()) if sys.stderr.isatty() else progress_lines(logger.info)
         arithmetic = str(settings.arithmetic)
-        loading = asyncio.create_task(
-            asyncio.to_thread(
-                load_model, settings.model, settings.model_name, arithmetic, progress, settings.assumed_pretokenizer, settings.quantize
-            )
+        telling, assumed, quantize = until(stop.is_set, progress), settings.assumed_pretokenizer, settings.quantize
+        load = asyncio.to_thread(
+            load_model, settings.model, settings.model_name, arithmetic, telling, assumed, quantize, direct=settings.direct_weights
         )
+        loading = asyncio.create_task(load)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -13,7 +13,8 @@ DEFAULT_CONTEXT_LENGTH = 8192
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorSettings:
-    """local_shard: the local shard's own arguments, None for no such shard."""
+    """local_shard: the local shard's own arguments, None for no such shard. direct_weights: whether shards
+    are told where the model was fetched."""
 
     model: str
     model_name: str | None
@@ -33,6 +34,7 @@ class CoordinatorSettings:
     max_running: int
     max_waiting: int
     recovery_limit_s: float
+    direct_weights: bool
     local_shard: tuple[str, ...] | None
     discovery: bool
     ready_file: Path | None

@@ -26,7 +26,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from dairllm.model_files.errors import ModelFileError
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.resolve import resolve_model
 from dairllm.model_files.progress import progress_bar
 
 START_TIMEOUT_S = 60.0

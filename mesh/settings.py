@@ -14,13 +14,13 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from dairllm.mesh.errors import DairllmError, InvalidSetting
 from dairllm.mesh.foreign_text import is_text, on_one_line
@@ -153,6 +153,21 @@ def settings_command(section: str) -> type[TyperCommand]:
     return type(f"{section.capitalize()}Command", (SettingsCommand,), {"section": section})
 
 
+class GroupWithDefault(TyperGroup):
+    """A group of commands, one of which is meant where none is named."""
+
+    default: str
+
+    @classmethod
+    def of(cls, default: str) -> "type[GroupWithDefault]":
+        """Class for `typer.Typer(cls=...)`."""
+        return type(cls.__name__, (cls,), {"default": default})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names_none = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        return super().parse_args(ctx, [self.default, *args] if names_none else args)
+
+
 def _check_text(param: Any, value: object) -> None:
     """All but paths is sent, or shown to others."""
     if isinstance(value, str) and not is_text(value) and "PATH" not in (param.metavar or ""):
@@ -187,10 +202,15 @@ def _take_defaults_from_file(ctx: typer.Context, path: Path | None) -> Path | No
 
 def _keys_of_section(ctx: typer.Context) -> tuple[str, ...]:
     """Keys that any command of this section knows: `dairllm chat` must accept the keys of `dairllm bench`."""
-    siblings = getattr(ctx.parent.command, "commands", {}).values() if ctx.parent else ()
     section = getattr(ctx.command, "section", None)
-    commands = [ctx.command, *(sibling for sibling in siblings if getattr(sibling, "section", None) == section)]
+    commands = [command for command in _commands_under(ctx.find_root().command) if getattr(command, "section", None) == section]
     return tuple(sorted({key for command in commands for key, option in _options(command).items() if not option.is_eager}))
+
+
+def _commands_under(command: Any) -> Iterator[Any]:
+    yield command
+    for child in getattr(command, "commands", {}).values():
+        yield from _commands_under(child)
 
 
 def _checked_values(

@@ -52,14 +52,21 @@ def read_spec(container: Container) -> ModelSpec:
     return spec
 
 
-def _read_manifest(container: Container, progress: ProgressCallback | None) -> Manifest:
+def outline(container: Container) -> tuple[ModelSpec, tuple[Unit, ...]]:
+    """What would run, as far as headers tell: the units have no digests yet. Raises as `read_spec`."""
     spec = read_spec(container)
     tensors = architecture_of(container).unit_tensors(container, spec)
+    sizes = [sum(tensor.size_bytes for tensor in unit) for unit in tensors]
+    return spec, tuple(Unit(index=index, tensors=unit, size_bytes=sizes[index], digest=b"") for index, unit in enumerate(tensors))
+
+
+def _read_manifest(container: Container, progress: ProgressCallback | None) -> Manifest:
+    spec, outlines = outline(container)
     files = tuple(ModelFile(name=_text_of(file.path.name), size_bytes=file.size_bytes) for file in container.files)
-    total_bytes = sum(tensor.size_bytes for unit in tensors for tensor in unit)
+    total_bytes = sum(unit.size_bytes for unit in outlines)
     with ModelSource(container.paths) as source:
         hashing = _Hashing(source, progress, f"Hashing {_text_of(container.path.name)}", total_bytes)
-        units = tuple(hashing.unit(index, unit) for index, unit in enumerate(tensors))
+        units = tuple(hashing.unit(unit) for unit in outlines)
     return Manifest(spec=spec, units=units, files=files, model_digest=compute_model_digest(spec, units))
 
 
@@ -75,9 +82,9 @@ class _Hashing:
         self._source, self._progress, self._description, self._total_bytes = source, progress, description, total_bytes
         self._done_bytes = 0
 
-    def unit(self, index: int, tensors: tuple[TensorInfo, ...]) -> Unit:
+    def unit(self, unit: Unit) -> Unit:
+        """With its digest."""
         digest = hashlib.sha256()
-        unit = Unit(index=index, tensors=tensors, size_bytes=sum(tensor.size_bytes for tensor in tensors), digest=b"")
         for place in ranges_of(unit):
             digest.update(self._source.read(place))
             self._done_bytes += place.size_bytes

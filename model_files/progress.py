@@ -11,6 +11,10 @@ ProgressCallback = Callable[[str, int, int], None]
 """Called as (what is being done, bytes done, bytes in total), from the thread that does it."""
 
 
+class Stopped(Exception):
+    """Nobody wants the result any more."""
+
+
 LINES_EVERY_S = 3.0
 _GIB = 2**30
 
@@ -26,6 +30,17 @@ def progress_lines(say: Callable[[str], None], now_s: Callable[[], float] = time
         if now_s() - told_s >= LINES_EVERY_S:
             told_s = now_s()
             say(f"{description}: {done_bytes / _GIB:.2f} of {total_bytes / _GIB:.2f} GiB, {done_bytes / max(total_bytes, 1):.0%}")
+
+    return report
+
+
+def until(is_stopped: Callable[[], bool], progress: ProgressCallback) -> ProgressCallback:
+    """The same, but it raises Stopped as soon as it should be."""
+
+    def report(description: str, done_bytes: int, total_bytes: int) -> None:
+        if is_stopped():
+            raise Stopped
+        progress(description, done_bytes, total_bytes)
 
     return report
 

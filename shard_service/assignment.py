@@ -27,7 +27,7 @@ class CacheGeometry:
 @dataclass(frozen=True, slots=True)
 class AssignmentFacts:
     """units: contiguous, ascending, at least one. model_folder: where the files lie on the coordinator. wire: name of the encoding that
-    rounds between any two units. exclusive, weight_sources: as in cluster.proto.
+    rounds between any two units. exclusive, weight_sources, model_urls: as in cluster.proto.
     """
 
     epoch: int
@@ -43,6 +43,7 @@ class AssignmentFacts:
     ring_key: bytes = field(default=b"", repr=False)
     weight_sources: tuple[Peer, ...] = ()
     kv_key: bytes = field(default=b"", repr=False)
+    model_urls: tuple[str, ...] = ()
 
     @property
     def span(self) -> range:
@@ -109,6 +110,7 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         ring_key=message.ring_key,
         weight_sources=tuple(Peer(peer.name, tuple(peer.addresses)) for peer in message.weight_sources),
         kv_key=message.kv_key,
+        model_urls=tuple(message.model_urls) if len(message.model_urls) == len(files) else (),
     )
 
 

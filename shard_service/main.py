@@ -49,6 +49,13 @@ def shard(
     weights_cache: Annotated[
         str, typer.Option(metavar="SIZE", help="Most disk space for fetched weights, never over half of what is free; 0 keeps none.")
     ] = "20GiB",
+    direct_weights: Annotated[
+        bool,
+        typer.Option(
+            "--direct-weights/--no-direct-weights",
+            help="Fetch weights also from where the model is from (its hub, or https://), if the coordinator says so.",
+        ),
+    ] = True,
     discovery: Annotated[
         bool,
         typer.Option("--discovery/--no-discovery", help="Find the coordinator and be found by mDNS; without it --coordinator is needed."),
@@ -92,6 +99,7 @@ def shard(
         threads=threads,
         model_dirs=tuple(model_dir or ()),
         weights_cache_bytes=parse_size(weights_cache),
+        direct_weights=direct_weights,
         ready_file=ready_file,
     )
     raise typer.Exit(run_until_signal(lambda stop: run_shard(settings, stop), parent_pid=parent_pid, stop_timeout_s=_STOP_DEADLINE_S))

@@ -113,7 +113,13 @@ class Shard:
         self.leaving = Leaving()
         self._cache = WeightsCache(cache_folder() / "units", settings.weights_cache_bytes) if settings.weights_cache_bytes else None
         self.host = StageHost(
-            self._identity, self._budget, settings.model_dirs, self._send, lambda: self.joiner.coordinator_addresses, self._cache
+            self._identity,
+            self._budget,
+            settings.model_dirs,
+            self._send,
+            lambda: self.joiner.coordinator_addresses,
+            self._cache,
+            direct_weights=settings.direct_weights,
         )
         self._browser = None if settings.coordinator else Browser(self._identity.cluster_hash)
         self._told = str(parse_address(settings.coordinator)) if settings.coordinator else None

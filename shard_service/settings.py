@@ -10,6 +10,7 @@ class ShardSettings:
 
     is_named: whether a person chose the name; else another is taken where a living shard has it.
     discovery: whether mDNS is used at all. weights_cache_bytes: most that fetched weights may take on disk; 0 keeps none.
+    direct_weights: whether the URLs are asked that the coordinator names.
     """
 
     cluster: str
@@ -23,4 +24,5 @@ class ShardSettings:
     threads: int | None = None
     model_dirs: tuple[Path, ...] = ()
     weights_cache_bytes: int = 0
+    direct_weights: bool = True
     ready_file: Path | None = None

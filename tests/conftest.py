@@ -51,7 +51,7 @@ def dairllm(clean_environment: dict[str, str]) -> "RunDairllm":
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct Q4_1: the file that DAIRLLM_TEST_MODEL names, else the one in the user's cache folder, fetched if need be."""
-    from dairllm.model_files.fetch import resolve_model
+    from dairllm.model_files.getting.resolve import resolve_model
 
     return resolve_model(os.environ.get("DAIRLLM_TEST_MODEL", "smollm2:135m"))
 

@@ -157,7 +157,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "Assignment": {
         **{"epoch": EPOCH, "model_digest": DIGEST, "units": Several(MAX_UNITS), "model_folder": FILE_NAME, "model_files": Several(2**16)},
         **{"num_kv_blocks": BLOCK, "kv_block_tokens": Whole(2**16), "context_length": POSITION, "max_batch_rows": Whole(ROWS)},
-        **{"ring_key": KEY, "weight_sources": Several(64), "kv_key": KEY},
+        **{"ring_key": KEY, "weight_sources": Several(64), "kv_key": KEY, "model_urls": Several(2**16, FILE_NAME)},
     },
     "ActivateStage": {"epoch": EPOCH, "transfers": Several(MAX_UNITS), "alive_sequences": Several(2**20, IDENTITY)},
     "KvTransfer": {"first_unit": UNIT, "end_unit": UNIT, "block_ids": BLOCKS, "kv_key": KEY},

@@ -100,9 +100,13 @@ _LAST = (_Sign(_is_onnx, f"an ONNX model, which is not read: {_GET_GGUF}"),)
 def recognise(path: Path) -> FileKind:
     """UnknownModelName, with what it is and what to do, for a file that no model can be opened from; CorruptModelFile if
     it cannot be read."""
-    start = Start(path, *read_start(path, START_BYTES))
+    return kind_of(Start(path, *read_start(path, START_BYTES)))
+
+
+def kind_of(start: Start) -> FileKind:
+    """As `recognise`, of a file that begins so."""
     if not start.size_bytes:
-        raise UnknownModelName(f"{path} is empty; expected a model file")
+        raise UnknownModelName(f"{start.path} is empty; expected a model file")
     if start.data.startswith(b"GGUF"):
         return FileKind.GGUF
     if start.data.startswith(b"\xcd\xab\x00\x0a"):

@@ -16,7 +16,7 @@ from dairllm.mesh.words import counted
 
 
 def bench(
-    model: Annotated[str, typer.Option(metavar="PATH|NAME", help="Path of a GGUF file, or a known name.")] = "smollm2:135m",
+    model: Annotated[str, typer.Option(metavar="PATH|NAME|URL", help="As of dairllm-coordinator.")] = "smollm2:135m",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute. Default: the cores that this process may use.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     generate: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
@@ -30,7 +30,7 @@ def bench(
     # Imported here so that `dairllm chat` does not load the kernels.
     from dairllm.model_files.containers import open_container
     from dairllm.model_files.errors import ModelFileError
-    from dairllm.model_files.fetch import resolve_model
+    from dairllm.model_files.getting.resolve import resolve_model
     from dairllm.model_files.manifest_builder import build_manifest
     from dairllm.model_files.progress import progress_bar
     from dairllm.shard_service.bench.measurement import StageSpeed, Workload, measure_stage

@@ -5,6 +5,7 @@ Threads that load have a lower priority than those that compute, so that running
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -14,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from dairllm.mesh.errors import NotEnoughMemory
+from dairllm.mesh.errors import InvalidModel, NotEnoughMemory
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.epochs.compute_thread import name_thread
@@ -22,6 +23,7 @@ from dairllm.shard_service.forward.building import StageParts, build_stage, chec
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
 from dairllm.shard_service.weights.assembler import LoadedUnit
+from dairllm.shard_service.weights.direct import require_allowed
 from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
@@ -31,6 +33,8 @@ T = TypeVar("T")
 
 LOADER_THREADS = 3
 _LOADER_NICENESS = 10
+
+log = logging.getLogger(__name__)
 
 
 class LoadReport(Protocol):
@@ -64,7 +68,8 @@ def _give_way() -> None:
 
 
 class Preparer:
-    """coordinator_addresses: where weights are fetched that no file here has. cache: where they are kept, if they are."""
+    """coordinator_addresses: where weights are fetched that no file here has. cache: where they are kept, if they are. direct: whether the
+    URLs are asked that a coordinator names."""
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class Preparer:
         model_dirs: Sequence[Path],
         coordinator_addresses: Callable[[], Sequence[str]],
         cache: WeightsCache | None,
+        direct: bool = False,
     ) -> None:
         self._store = store
         self._caches = caches
@@ -81,6 +87,7 @@ class Preparer:
         self._model_dirs = model_dirs
         self._coordinator_addresses = coordinator_addresses
         self._cache = cache
+        self._direct = direct
 
     async def prepare(
         self, assignment: AssignmentFacts, active: AssignmentFacts | None, budget: MemoryBudget, report: LoadReport
@@ -118,7 +125,8 @@ class Preparer:
     async def _load(self, assignment: AssignmentFacts, report: LoadReport) -> tuple[LoadedUnit, ...]:
         found = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
         peers = weight_peers(assignment.weight_sources, self._coordinator_addresses())
-        members = WeightMembers(peers, assignment.model_digest, on_trouble=report.trouble)
+        urls = await self._in_loader(lambda: self._direct_urls(assignment))
+        members = WeightMembers(peers, assignment.model_digest, urls=urls, on_trouble=report.trouble)
         keep = frozenset(unit.digest for unit in assignment.units)
         fetched = FetchedUnits(members, self._cache, self._threads, keep)
         sources: list[UnitSource] = [*(LocalFiles(paths, self._threads) for paths in found), fetched]
@@ -126,6 +134,19 @@ class Preparer:
             return await self._store.load(assignment, sources, report)
         finally:
             await members.close()
+
+    def _direct_urls(self, assignment: AssignmentFacts) -> tuple[str, ...]:
+        """Where the coordinator's model was fetched, if that may be asked from here."""
+        if not self._direct or not assignment.model_urls:
+            return ()
+        from dairllm.model_files.getting.hub import endpoint  # takes a while
+
+        try:
+            require_allowed(assignment.model_urls, endpoint())
+        except InvalidModel as error:
+            log.warning("%s", error)
+            return ()
+        return assignment.model_urls
 
     async def _in_loader(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -64,7 +64,7 @@ class _Memory:
 
 class StageHost:
     """send: to the coordinator, if there is one. coordinator_addresses: where weights are fetched that no file here has. weights_cache:
-    where they are kept, if they are.
+    where they are kept, if they are. direct_weights: whether URLs are asked, too, that the coordinator names.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class StageHost:
         send: Send,
         coordinator_addresses: Callable[[], Sequence[str]],
         weights_cache: WeightsCache | None = None,
+        direct_weights: bool = False,
     ) -> None:
         self._identity = identity
         self._budget = budget
@@ -84,7 +85,9 @@ class StageHost:
         self.loader_threads = make_loader_threads()
         self._store = LayerStore(self.loader_threads)
         self._caches = KvCaches()
-        self._preparer = Preparer(self._store, self._caches, self.loader_threads, model_dirs, coordinator_addresses, weights_cache)
+        self._preparer = Preparer(
+            self._store, self._caches, self.loader_threads, model_dirs, coordinator_addresses, weights_cache, direct_weights
+        )
         self._memory: _Memory | None = None
         self._prepared: Prepared | None = None
         self._run: EpochRun | None = None

@@ -15,8 +15,8 @@ from dairllm.model_files.architectures import architecture_of
 from dairllm.model_files.cache_folder import cache_folder
 from dairllm.model_files.containers import open_container
 from dairllm.model_files.errors import ModelFileError, NoCacheFolder
+from dairllm.model_files.getting.known_models import known_models
 from dairllm.model_files.manifest_builder import build_manifest, read_spec
-from dairllm.model_files.names import KNOWN_MODELS
 from dairllm.shard_service.machine.memory import default_budget_bytes
 
 MACHINE, MODELS = "This machine", "Model files"
@@ -94,7 +94,7 @@ def _files_under(folder: Path) -> Iterator[Path]:
 
 def has_name(path: Path, model: str) -> bool:
     """Whether a file is what people would take for the model, by its name."""
-    known = KNOWN_MODELS.get(model.lower())
+    known = known_models().get(model.lower())
     names = {model.lower(), known.file_name.lower()} if known else {model.lower()}
     return path.name.lower() in names or path.stem.lower() in names
 

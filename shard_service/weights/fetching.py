@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
+from typing import Protocol
 
 import grpc
 
@@ -16,6 +17,7 @@ from dairllm.mesh.streams import next_message
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.manifest import Unit
 from dairllm.model_files.reader import chunks_of
+from dairllm.shard_service.weights.direct import DirectMember
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, PartialUnit, WeightsCache
 from dairllm.shard_service.weights.senders import WeightSenders
 from dairllm.shard_service.weights.sources import Piece
@@ -30,6 +32,16 @@ _LOCK_POLL_S = 0.05
 _LOCK_PATIENCE_S = 10.0
 
 log = logging.getLogger(__name__)
+
+
+class WeightMember(Protocol):
+    name: str
+
+    async def close(self) -> None: ...
+
+    def pieces(self, unit: Unit, offset: int) -> AsyncGenerator[bytes, None]:
+        """From this offset to the end. Raises UnknownModel if it lacks the unit, PeerUnreachable, WeightsDiffer, or what it answered."""
+        ...
 
 
 class RemoteMember:
@@ -49,7 +61,6 @@ class RemoteMember:
             await channel.close()
 
     async def pieces(self, unit: Unit, offset: int) -> AsyncGenerator[bytes, None]:
-        """From this offset to the end. Raises UnknownModel if it lacks the unit, PeerUnreachable, WeightsDiffer, or what it answered."""
         request = weights_pb2.FetchUnitRequest(
             model_digest=self._model_digest, unit_index=unit.index, offset_bytes=offset, unit_digest=unit.digest
         )
@@ -134,7 +145,8 @@ class Transfer:
 
 
 class WeightMembers:
-    """Members that may have units of one model: at least one, best first, the last resort last. Close it.
+    """Members that may have units of one model: at least one, best first, the last resort last. urls: where the model was fetched, which is
+    asked as well (`direct`). Close it.
 
     on_trouble: is told whenever one has failed and another, or the same, is to be asked.
     """
@@ -144,13 +156,15 @@ class WeightMembers:
         peers: Sequence[Peer],
         model_digest: bytes,
         *,
+        urls: Sequence[str] = (),
         give_up_s: float = _GIVE_UP_S,
         on_trouble: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.on_trouble = on_trouble
-        silences_s = [_SILENCE_S] * (len(peers) - 1) + [_SILENCE_OF_LAST_S]
-        pairs = zip(peers, silences_s, strict=True)
-        self.by_name = {peer.name: RemoteMember(peer, model_digest, silence_s) for peer, silence_s in pairs}
+        members: list[WeightMember] = [RemoteMember(peer, model_digest, _SILENCE_S) for peer in peers[:-1]]
+        members += [DirectMember(urls, _SILENCE_S)] if urls else []
+        members.append(RemoteMember(peers[-1], model_digest, _SILENCE_OF_LAST_S))
+        self.by_name = {member.name: member for member in members}
         self.senders = WeightSenders(list(self.by_name))
         self.give_up_s = give_up_s
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 
 from dairllm.mesh.settings import parse_size
-from dairllm.model_files.fetch import resolve_model
+from dairllm.model_files.getting.resolve import resolve_model
 from tests.endurance.memory import MemoryWatch
 from tests.endurance.questions import Question, Receipt, ask, questions
 from tests.endurance.tables import memory_table, percentile, table

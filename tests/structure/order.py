@@ -19,7 +19,9 @@ MAY_IMPORT = {
 FILES = "."
 """The other files at the root of a package."""
 ROOMS = {
-    "model_files": ("errors", "block_formats", "containers", FILES, "checkpoints", "architectures", "manifest_builder"),
+    "model_files": (
+        *("errors", "block_formats", "containers", FILES, "getting", "checkpoints", "architectures", "manifest_builder", "inspection"),
+    ),
     "mesh": ("errors", "sampling", "ranges", FILES, "discovery", "ring"),
     "shard_service": (
         *("settings", "assignment", "machine", "membership", "ring", "weights", "kv_cache", "forward", "epochs", "bench"),
@@ -27,7 +29,7 @@ ROOMS = {
     ),
     "coordinator": (
         *("settings", "dashboard", "assignments", "planner", "cluster", "engine", "ring", "text"),
-        *("model", "membership", "invitations", "services", "http"),
+        *("model", "model_commands", "membership", "invitations", "services", "http"),
         FILES,
     ),
     "client": ("client", "options", FILES, "doctor", "cli"),

@@ -1,0 +1,1 @@
+"""From what people write behind `--model` to files on this machine."""
