@@ -16,7 +16,7 @@ from dairllm.model_files.codec import manifest_from_bytes, manifest_to_bytes
 from dairllm.model_files.containers import Container, open_container
 from dairllm.model_files.errors import CorruptModelFile, ModelFileError
 from dairllm.model_files.file_identity import FileIdentity, identity_of, is_certain
-from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, Unit, compute_model_digest
+from dairllm.model_files.manifest import Manifest, ModelFile, Unit, compute_model_digest
 from dairllm.model_files.progress import ProgressCallback
 from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.model_files.spec import ModelSpec, require_features
