@@ -29,7 +29,7 @@ class StoredShare:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredModel:
     """What the files say. kind: of container. licence: None if it is not known. by_type: the largest first. tokenizer: in words."""
 
     kind: str
@@ -76,7 +76,7 @@ class Inspection:
 
     path: Path
     is_here: bool
-    stored: Stored
+    stored: StoredModel
     running: Running | None
     problem: str = ""
     notes: tuple[str, ...] = ()
@@ -120,13 +120,13 @@ def _open_headers(headers: RemoteHeaders, entry: str) -> Container:
     raise problem or ModelFetchError(f"nothing of {entry or 'the model'} could be fetched")
 
 
-def _stored(container: Container, licence: str | None) -> Stored:
+def _stored(container: Container, licence: str | None) -> StoredModel:
     by_type: dict[str, StoredShare] = {}
     for tensor in container.tensors.values():
         so_far = by_type.get(tensor.block_format.name, StoredShare(0, 0))
         share = StoredShare(so_far.parameters + math.prod(tensor.shape), so_far.size_bytes + tensor.size_bytes)
         by_type[tensor.block_format.name] = share
-    return Stored(
+    return StoredModel(
         kind=container.kind,
         name=_text_at(container, "general.name") or container.name,
         architecture=next((found for key in _ARCHITECTURE_KEYS if (found := _text_at(container, key))), "not known"),

@@ -40,7 +40,7 @@ class HubFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenFiles:
     """files: in order. entry: which of them is opened, '' for their folder. label: how this one is asked for behind the last ':'. note:
     what was chosen without having been said, '' if nothing was."""
 
@@ -71,7 +71,7 @@ def ggufs_of(files: Iterable[HubFile]) -> dict[str, tuple[HubFile, ...]]:
     return {stem: tuple(parts) for stem, parts in found.items()}
 
 
-def choose(repository: str, files: Sequence[HubFile], wanted: str | None) -> Choice:
+def choose(repository: str, files: Sequence[HubFile], wanted: str | None) -> ChosenFiles:
     """What is meant by `wanted`, a file, a type or 'safetensors', or by nothing. Raises UnknownModelName, with what there is."""
     ggufs = ggufs_of(files)
     if wanted is None:
@@ -101,17 +101,17 @@ def describe(files: Sequence[HubFile], stems: Collection[str] = ()) -> str:
     return ", ".join(found[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def labels_of(files: Sequence[HubFile]) -> dict[str, Choice]:
+def labels_of(files: Sequence[HubFile]) -> dict[str, ChosenFiles]:
     """Every model of a repository by how it is asked for behind the last ':'. Of split ones all parts must be there."""
     ggufs = ggufs_of(files)
     labels = _labels(ggufs)
-    found = {labels[stem]: Choice(parts, parts[0].name, labels[stem]) for stem, parts in ggufs.items() if not _missing_parts(parts)}
+    found = {labels[stem]: ChosenFiles(parts, parts[0].name, labels[stem]) for stem, parts in ggufs.items() if not _missing_parts(parts)}
     if _has_folder(files):
         found[SAFETENSORS] = _folder("", files)
     return found
 
 
-def _default(repository: str, files: Sequence[HubFile], ggufs: Mapping[str, tuple[HubFile, ...]]) -> Choice:
+def _default(repository: str, files: Sequence[HubFile], ggufs: Mapping[str, tuple[HubFile, ...]]) -> ChosenFiles:
     if len(ggufs) == 1:
         (parts,) = ggufs.values()
         return _gguf(repository, parts, _labels(ggufs)[next(iter(ggufs))])
@@ -120,7 +120,7 @@ def _default(repository: str, files: Sequence[HubFile], ggufs: Mapping[str, tupl
         if len(stems) == 1:
             chosen = _gguf(repository, ggufs[stems[0]], element_type)
             note = f"of {len(ggufs)} in {repository}, {element_type} is taken ({_size_of(chosen.files)}); there are {describe(files)}"
-            return Choice(chosen.files, chosen.entry, chosen.label, note)
+            return ChosenFiles(chosen.files, chosen.entry, chosen.label, note)
         if stems:
             break
     if ggufs:
@@ -128,7 +128,7 @@ def _default(repository: str, files: Sequence[HubFile], ggufs: Mapping[str, tupl
     return _folder(repository, files)
 
 
-def _named(repository: str, files: Sequence[HubFile], ggufs: Mapping[str, tuple[HubFile, ...]], named: HubFile) -> Choice:
+def _named(repository: str, files: Sequence[HubFile], ggufs: Mapping[str, tuple[HubFile, ...]], named: HubFile) -> ChosenFiles:
     parts = ggufs.get(_stem(named.name), (named,))
     if named in parts and named.name.lower().endswith(".gguf"):
         return _gguf(repository, parts, named.name)
@@ -142,11 +142,11 @@ def _named(repository: str, files: Sequence[HubFile], ggufs: Mapping[str, tuple[
 _PICKLE_PROBLEM = "is a PyTorch file, which can run code when it is opened; expected GGUF or safetensors"
 
 
-def _gguf(repository: str, parts: tuple[HubFile, ...], label: str) -> Choice:
+def _gguf(repository: str, parts: tuple[HubFile, ...], label: str) -> ChosenFiles:
     missing = _missing_parts(parts)
     if missing:
         raise UnknownModelName(f"{repository} lacks {missing}; a split model needs all of its parts")
-    return Choice(parts, parts[0].name, label)
+    return ChosenFiles(parts, parts[0].name, label)
 
 
 def _missing_parts(parts: Sequence[HubFile]) -> str:
@@ -156,7 +156,7 @@ def _missing_parts(parts: Sequence[HubFile]) -> str:
     return f"{lacking[0]}{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}" if lacking else ""
 
 
-def _folder(repository: str, files: Sequence[HubFile]) -> Choice:
+def _folder(repository: str, files: Sequence[HubFile]) -> ChosenFiles:
     weights = _weights(files)
     if not weights or _CONFIG not in {file.name for file in files}:
         pickles = [file.name for file in files if file.name.lower().endswith(_PICKLES)]
@@ -164,7 +164,7 @@ def _folder(repository: str, files: Sequence[HubFile]) -> Choice:
             raise UnknownModelName(f"{pickles[0]} of {repository} {_PICKLE_PROBLEM}, which {repository} does not have")
         raise UnknownModelName(f"{repository} has no GGUF file, and no config.json with safetensors; there is {describe_names(files)}")
     beside = [file for file in files if file.name in _BESIDE_SAFETENSORS]
-    return Choice((*beside, *weights), "", SAFETENSORS)
+    return ChosenFiles((*beside, *weights), "", SAFETENSORS)
 
 
 def describe_names(files: Sequence[HubFile]) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from huggingface_hub.hf_api import ModelInfo
 
 from dairllm.model_files.errors import ModelFetchError, UnknownModelName
-from dairllm.model_files.getting.choosing import Choice, HubFile, choose
+from dairllm.model_files.getting.choosing import ChosenFiles, HubFile, choose
 from dairllm.model_files.getting.disk_space import require_space
 from dairllm.model_files.getting.references import HubModel
 from dairllm.model_files.getting.transfer import RemoteFile, download, locked
@@ -63,7 +63,7 @@ class HubChoice:
     """What is meant by a reference: some files of a listing."""
 
     listing: Listing
-    choice: Choice
+    choice: ChosenFiles
 
     @property
     def name(self) -> str:
@@ -283,7 +283,8 @@ def _pause_s(error: HfHubHTTPError, attempt: int) -> float | None:
     if error.response.status_code not in _LATER:
         return None
     asked_for = str(error.response.headers.get("Retry-After", ""))
-    return min(max(float(asked_for) if asked_for.isdecimal() else 0.0, _FIRST_PAUSE_S * 2**attempt), _LONGEST_PAUSE_S)
+    least_s = float(asked_for) if asked_for.isdecimal() else 0.0
+    return min(max(least_s, _FIRST_PAUSE_S * 2.0**attempt), _LONGEST_PAUSE_S)
 
 
 def _describe_refusal(repository: str, error: HfHubHTTPError) -> str:

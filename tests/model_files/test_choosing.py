@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.model_files.errors import UnknownModelName
-from dairllm.model_files.getting.choosing import Choice, HubFile, choose, describe_size, ggufs_of, labels_of, type_of
+from dairllm.model_files.getting.choosing import ChosenFiles, HubFile, choose, describe_size, ggufs_of, labels_of, type_of
 
 REPOSITORY = "o/n"
 
@@ -16,11 +16,11 @@ def files(*names: str) -> list[HubFile]:
     return [HubFile(name, 1_000_000 * (number + 1)) for number, name in enumerate(names)]
 
 
-def chosen(names: tuple[str, ...], wanted: str | None = None) -> Choice:
+def chosen(names: tuple[str, ...], wanted: str | None = None) -> ChosenFiles:
     return choose(REPOSITORY, files(*names), wanted)
 
 
-def names_of(choice: Choice) -> list[str]:
+def names_of(choice: ChosenFiles) -> list[str]:
     return [file.name for file in choice.files]
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.mesh.errors import InvalidModel, PeerUnreachable
-from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.shard_service.weights.direct import DirectMember, ranges_from, require_allowed
+from dairllm.v1 import cluster_pb2
 from tests.instruments.hub import Fault, Hub
 from tests.shard_service.fake_coordinator import FakeCoordinator, Frames, RingEdge, greedy_tokens
 from tests.shard_service.shard_processes import joined, process_of
@@ -23,10 +24,8 @@ PROMPT = [3, 14, 15, 92, 65]
 
 def unit_of(places: Sequence[tuple[int, int, int]]) -> Unit:
     """places: (file, offset, size)."""
-    tensors = tuple(
-        TensorInfo(name=f"t{index}", role="q", block_format="F32", shape=(1,), file_index=file, offset_bytes=offset, size_bytes=size)
-        for index, (file, offset, size) in enumerate(places)
-    )
+    pieces = [TensorPiece(file_index=file, offset_bytes=offset, size_bytes=size) for file, offset, size in places]
+    tensors = tuple(TensorInfo(name="t", role="q", block_format="F32", shape=(1,), pieces=(piece,)) for piece in pieces)
     size_bytes = sum(size for _, _, size in places)
     return Unit(index=1, tensors=tensors, size_bytes=size_bytes, digest=hashlib.sha256(content_of(places)).digest())
 
@@ -112,6 +111,13 @@ def test_a_shard_asks_its_own_hub_and_the_world_and_nobody_near(url: str, is_all
             require_allowed(["https://example.com/1.gguf", url], "http://hub:1")
 
 
+def from_hub(coordinator: FakeCoordinator, hub: Hub) -> cluster_pb2.Assignment:
+    """Of a model that is on no disk here."""
+    assignment = coordinator.assignment(1, model_folder="/nowhere")
+    assignment.model_urls.append(f"{hub.url}/files/model.gguf")
+    return assignment
+
+
 @pytest.mark.parametrize("arguments", [(), ("--no-direct-weights",)])
 async def test_a_shard_process_takes_its_units_from_there_unless_told_not_to(
     coordinator: FakeCoordinator, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
@@ -122,7 +128,7 @@ async def test_a_shard_process_takes_its_units_from_there_unless_told_not_to(
     hub.web["model.gguf"] = (coordinator.model.read_bytes(), {"ETag": '"one"'})
     hub.content_faults.append(Fault(after_bytes=100))
     async with joined(coordinator, *arguments) as shard:
-        await shard.assign(coordinator.assignment(1, model_folder="/nowhere", model_urls=[f"{hub.url}/files/model.gguf"]))
+        await shard.assign(from_hub(coordinator, hub))
         async with await RingEdge.open(shard, epoch=1) as edge:
             assert await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 4) == WholeModel(coordinator).greedy(PROMPT, 4)
     assert bool(hub.asked) == (not arguments)
@@ -139,7 +145,7 @@ async def test_wrong_bytes_are_noticed_and_the_unit_comes_from_elsewhere(
     content[-1000:] = bytes(1000)
     hub.web["model.gguf"] = (bytes(content), {"ETag": '"one"'})
     async with joined(coordinator) as shard:
-        await shard.assign(coordinator.assignment(1, model_folder="/nowhere", model_urls=[f"{hub.url}/files/model.gguf"]))
+        await shard.assign(from_hub(coordinator, hub))
         async with await RingEdge.open(shard, epoch=1) as edge:
             assert await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 4) == WholeModel(coordinator).greedy(PROMPT, 4)
         assert "has the digest" in process_of(shard).output()
