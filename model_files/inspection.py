@@ -15,7 +15,7 @@ from dairllm.model_files.manifest import Unit
 from dairllm.model_files.manifest_builder import outline
 from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, weights_bytes
 from dairllm.model_files.spec import ModelSpec
-from dairllm.model_files.tokenizer import load_tokenizer
+from dairllm.model_files.tokenizer_sources import load_tokenizer
 
 _ARCHITECTURE_KEYS = ("general.architecture", "model_type")
 

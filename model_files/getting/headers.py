@@ -11,7 +11,9 @@ from dairllm.model_files.getting.http_stream import HttpProblem, HttpStream
 from dairllm.model_files.getting.transfer import CHUNK_BYTES, RemoteFile
 
 _FIRST_BYTES, _OTHERS_BYTES = 8 << 20, 1 << 20
-"""Of the first file, which holds the vocabulary of a model in GGUF, and of each other one."""
+"""Of the first file with weights, which holds the vocabulary of a model in GGUF, and of each other one."""
+_DESCRIPTION_BYTES = 64 << 20
+"""Of what says something about the model, such as tokenizer.json: all of it."""
 _GROW_BY = 4
 _MOST_BYTES = 512 << 20
 
@@ -23,14 +25,14 @@ class RemoteHeaders:
     def __init__(self, files: Sequence[RemoteFile]) -> None:
         self._files = files
         self._bytes_here = [0] * len(files)
-        self._wanted_bytes = [_FIRST_BYTES, *(_OTHERS_BYTES for _ in files[1:])]
+        self._wanted_bytes = [_wanted_bytes(file.name, index) for index, file in enumerate(files)]
         self._folder = tempfile.TemporaryDirectory(prefix="dairllm-headers-")
         self.folder = Path(self._folder.name)
 
     def fetch_more(self) -> bool:
         """The beginnings, and with every further call more of them; False if nothing came that could be a header. Raises
         ModelFetchError."""
-        if max(self._wanted_bytes) > _MOST_BYTES:
+        if min(self._wanted_bytes) > _MOST_BYTES:
             return False
         before = list(self._bytes_here)
         for index, file in enumerate(self._files):
@@ -60,3 +62,9 @@ class RemoteHeaders:
             raise ModelFetchError(f"the beginning of {file.name} cannot be fetched: {problem}") from problem
         except OSError as error:
             raise ModelFetchError(f"the beginning of {file.name} cannot be stored in {path.parent}: {error.strerror or error}") from error
+
+
+def _wanted_bytes(name: str, index: int) -> int:
+    if not name.endswith((".gguf", ".safetensors")):
+        return _DESCRIPTION_BYTES
+    return _OTHERS_BYTES if index else _FIRST_BYTES
