@@ -43,7 +43,8 @@ STAGE_FEATURES = (
     *("rope", "rope:none", "rope:magnitude", "norm:rms", "norm:layer", "norm:offset_by_one", "norm:unweighted", "norm:after"),
     *("norm:none_before", "norm:unequal", "layers:unequal", "feed_forward:dense", "feed_forward:bias"),
     *("activation:silu", "activation:gelu_tanh", "activation:silu_clamped"),
-    *("scale:embedding", "scale:residual", "scale:logits", "softcap:logits"),
+    *("scale:embedding", "scale:residual", "scale:layer", "scale:logits", "softcap:logits"),
+    *("attention:shared_keys", "per_layer_input"),
 )
 """What a Stage computes, in the words of model descriptions: a model that needs anything else can't be run."""
 

@@ -136,7 +136,7 @@ class SelfAttention:
 
     def state_bytes_per_token(self, element_bytes: int) -> int:
         """element_bytes: of one number in the cache of keys and values."""
-        return (self.k_width + self.v_width) * element_bytes if self.keys_of is None else 0
+        return (self.k_width + self.v_width) * element_bytes
 
     @property
     def state_bytes_per_sequence(self) -> int:

@@ -33,6 +33,9 @@ _SCORES_MULTIPLE = 16
 _QUANTISED_BLOCK, _QUANTISED_BLOCK_BYTES = 32, 40
 _ROW_FACTS_BYTES = 6 * 4
 _ALIGNMENT_BYTES = 20 * 64
+_TABLES = frozenset({"token_embedding", "per_layer_embedding"})
+"""Matrices that nothing is multiplied with."""
+_PER_LAYER_ROLES = ("per_layer_projection", "per_layer_gate")
 _ROWS_OUTSIDE = 3
 """What a frame's rows take outside the kernels: as they came, as numbers, as they go."""
 
@@ -104,12 +107,12 @@ def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int) -> int
 
 def scratch_of(spec: ModelSpec, units: Sequence[Unit], *, max_rows: int, context_length: int) -> Scratch:
     """Of these units or any run of them, for frames of at most max_rows. No less than the kernels take (c/stage.c)."""
-    layers = [unit for unit in units if spec.layer_of(unit.index) is not None]
     heads = [unit for unit in units if unit.index == spec.head_index]
-    residual = 2 * spec.hidden_size
-    widest = max((_block_numbers(unit) for unit in layers), default=0)
-    numbers = residual + _ROWS_OUTSIDE * spec.hidden_size + _rope_numbers(spec) + widest
-    body_bytes = max_rows * (_NUMBER_BYTES * numbers + _activation_bytes(layers) + _ROW_FACTS_BYTES) + _ALIGNMENT_BYTES
+    body = [unit for unit in units if unit.index != spec.head_index]
+    residual = 2 * spec.hidden_size + spec.carried_width
+    widest = max((_block_numbers(unit) for unit in body), default=0)
+    numbers = residual + _ROWS_OUTSIDE * spec.row_width + _rope_numbers(spec) + widest
+    body_bytes = max_rows * (_NUMBER_BYTES * numbers + _activation_bytes(body) + _ROW_FACTS_BYTES) + _ALIGNMENT_BYTES
     scores = _QUERIES_AT_ONCE * _multiple(context_length, _SCORES_MULTIPLE)
     head_row_bytes = _NUMBER_BYTES * (residual + spec.vocab_size) + _activation_bytes(heads) + _ROW_FACTS_BYTES
     head_bytes = HEAD_ROWS * head_row_bytes + _SAMPLER_ROWS * _NUMBER_BYTES * spec.vocab_size + _ALIGNMENT_BYTES
@@ -117,11 +120,11 @@ def scratch_of(spec: ModelSpec, units: Sequence[Unit], *, max_rows: int, context
 
 
 def _block_numbers(unit: Unit) -> int:
-    """Numbers of a row between the matrices of a layer: attention and feed-forward share their memory."""
+    """Numbers of a row between the matrices of a unit: its blocks share their memory."""
     outputs = {tensor.role: tensor.shape[-2] for tensor in unit.tensors if len(tensor.shape) > 1}
     attended = sum(tensor.shape[-1] for tensor in unit.tensors if tensor.role == "attention_output")
     attention = sum(outputs.get(role, 0) for role in ("q", "k", "v")) + attended
-    return max(attention, outputs.get("gate", 0) + outputs.get("up", 0))
+    return max(attention, outputs.get("gate", 0) + outputs.get("up", 0), *(outputs.get(role, 0) for role in _PER_LAYER_ROLES))
 
 
 def _rope_numbers(spec: ModelSpec) -> int:
@@ -134,7 +137,7 @@ def _rope_numbers(spec: ModelSpec) -> int:
 
 def _activation_bytes(units: Iterable[Unit]) -> int:
     """Of a row as the matrices take it: once for each format of matrices with one input."""
-    matrices = [[tensor for tensor in unit.tensors if len(tensor.shape) > 1] for unit in units]
+    matrices = [[tensor for tensor in unit.tensors if len(tensor.shape) > 1 and tensor.role not in _TABLES] for unit in units]
     most = max((_activation_row_bytes(tensor) for unit in matrices for tensor in unit), default=0)
     return most * max((_formats_at_once({tensor.role: tensor.packed_format for tensor in unit}) for unit in matrices), default=0)
 

@@ -172,6 +172,40 @@ class ModelSpec:
     def head_index(self) -> int:
         return self.num_layers + 1
 
+    @property
+    def carried_width(self) -> int:
+        """How many numbers rows carry along beside the residual stream: per-layer inputs of all layers, then keys and values of each layer
+        that others look at. They are rounded once, where they are made, so that every machine reads the same ones."""
+        return self._per_layer_width + sum(self._width_of_keys(source) for source in self._key_sources)
+
+    @property
+    def row_width(self) -> int:
+        """Numbers that go from unit to unit for each token."""
+        return self.hidden_size + self.carried_width
+
+    def carried_keys(self, layer: int) -> int | None:
+        """Where, among the carried numbers, the keys and values lie that a layer makes for others, or has from another one."""
+        attention = self.layers[layer].attention
+        source = layer if not isinstance(attention, SelfAttention) or attention.keys_of is None else attention.keys_of
+        if source not in self._key_sources:
+            return None
+        return self._per_layer_width + sum(self._width_of_keys(other) for other in self._key_sources if other < source)
+
+    @property
+    def _per_layer_width(self) -> int:
+        return 0 if self.per_layer_embedding is None else self.num_layers * self.per_layer_embedding.width
+
+    @property
+    def _key_sources(self) -> list[int]:
+        attentions = (layer.attention for layer in self.layers)
+        keys_of = {attention.keys_of for attention in attentions if isinstance(attention, SelfAttention)}
+        return sorted(layer for layer in keys_of if layer is not None)
+
+    def _width_of_keys(self, layer: int) -> int:
+        attention = self.layers[layer].attention
+        assert isinstance(attention, SelfAttention)
+        return attention.k_width + attention.v_width
+
     def unit_name(self, index: int) -> str:
         """'embedding', 'layer 3' or 'head'."""
         if index == 0:

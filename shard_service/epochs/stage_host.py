@@ -59,7 +59,8 @@ class _Memory:
     def __init__(self, assignment: AssignmentFacts, sent_rows_bytes: int) -> None:
         self.model_digest, self.wire = assignment.model_digest, assignment.wire
         self.sequences = SequenceTable(assignment.model, assignment.geometry)
-        self.sent_rows = SentRows(encoded_row_bytes(assignment.wire, assignment.model.hidden_size), sent_rows_bytes)
+        model = assignment.model
+        self.sent_rows = SentRows(encoded_row_bytes(assignment.wire, model.row_width, model.carried_width), sent_rows_bytes)
 
 
 class StageHost:

@@ -73,7 +73,7 @@ def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], mod
         table = weights["token_embedding"]
         assert isinstance(table, PackedMatrix)
         _require_outputs(table, model, "token_embedding")
-        parts.body.set_embedding(table)
+        parts.body.set_embedding(table, {role: part for role, part in weights.items() if role != "token_embedding"})
     else:
         parts.body.add_layer(index - 1, stage_layer(model, index - 1), weights)
 

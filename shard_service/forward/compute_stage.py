@@ -61,14 +61,14 @@ class ComputeStage:
         sent_rows: SentRows,
         shard_name: str,
     ) -> None:
-        self._width = assignment.model.hidden_size
-        self._row_bytes = encoded_row_bytes(assignment.wire, self._width)
+        self._width, self._carried = assignment.model.row_width, assignment.model.carried_width
+        self._row_bytes = encoded_row_bytes(assignment.wire, self._width, self._carried)
         self._boundary = assignment.outgoing_boundary
         self._body = parts.body
         self._body_units = range(assignment.span.start, min(assignment.span.stop, assignment.model.num_layers + 1))
         self._encoding = assignment.wire
         num_tokens = assignment.model.num_tokens
-        self._head = Head(parts.head, num_tokens, self._encoding if parts.body else None) if parts.head else None
+        self._head = Head(parts.head, num_tokens, self._encoding if parts.body else None, self._carried) if parts.head else None
         self._planner = SubRunPlanner(assignment.span, assignment.model.num_layers + 2, shard_name)
         self._kv = kv
         self._shard_name = shard_name
@@ -147,7 +147,7 @@ class ComputeStage:
     def _decode(self, run: _SliceRun) -> Rows:
         slice_ = run.checked.slice
         try:
-            rows = decode_rows(run.encoded, slice_.num_rows, self._width, self._encoding)
+            rows = decode_rows(run.encoded, slice_.num_rows, self._width, self._encoding, self._carried)
         except ValueError as error:
             raise MalformedFrame(f"sequence {slice_.sequence_id}: {error}") from error
         if not np.isfinite(rows).all():
@@ -199,7 +199,7 @@ class ComputeStage:
         slice_ = run.checked.slice
         if not run.sub_run.keeps:
             return slice_.without_activations()
-        activations = encode_rows(rows, self._encoding)
+        activations = encode_rows(rows, self._encoding, self._carried)
         if not self._are_numbers(rows, activations):
             return slice_.with_failure(f"its rows are no numbers behind shard {self._shard_name}: weights or activations are broken")
         self.sent_rows.put(slice_.sequence_id, self._boundary, slice_.first_position, activations)
@@ -211,7 +211,7 @@ class ComputeStage:
         """As the next member reads them: an encoding may hold less than a float."""
         if np.abs(rows).max() < ANY_ENCODING_HOLDS:
             return True
-        return bool(np.isfinite(decode_rows(activations, len(rows), self._width, self._encoding)).all())
+        return bool(np.isfinite(decode_rows(activations, len(rows), self._width, self._encoding, self._carried)).all())
 
     def _drop(self, checked: CheckedFrame) -> None:
         self.sequences.drop(checked.ends)

@@ -48,12 +48,14 @@ class Head:
     """num_tokens: of the vocabulary; the output may have more rows, which are no tokens.
 
     encoding: how rows are rounded in front of the head, where the layer before it is on this shard; None if they came over the wire.
+    carried: how many of their last numbers they only carry along.
     """
 
-    def __init__(self, stage: Stage, num_tokens: int, encoding: str | None) -> None:
+    def __init__(self, stage: Stage, num_tokens: int, encoding: str | None, carried: int = 0) -> None:
         self._stage = stage
         self._num_tokens = num_tokens
         self._encoding = encoding
+        self._carried = carried
 
     def results(self, slices: Sequence[CheckedSlice], hidden: Rows) -> tuple[SequenceResult, ...]:
         """One result per slice that asks for one. hidden [rows, width]: the rows of all slices.
@@ -71,7 +73,7 @@ class Head:
     def logits(self, rows: Rows) -> Rows:
         """[n, num_tokens] of rows [n, width], at most HEAD_ROWS."""
         if self._encoding is not None:
-            rows = round_rows(rows, self._encoding)
+            rows = round_rows(rows, self._encoding, self._carried)
         whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
         return self._stage.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))[:, : self._num_tokens]
 

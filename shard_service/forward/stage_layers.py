@@ -9,13 +9,15 @@ from dairllm.kernels_pyx import (
     StageActivation,
     StageLayer,
     StageNorm,
+    StagePerLayerEmbedding,
+    StagePerLayerInput,
     StageRope,
     StageSpec,
 )
 from dairllm.model_files.attention import Rope, SelfAttention
-from dairllm.model_files.feed_forward import DenseFeedForward
+from dairllm.model_files.feed_forward import Activation, DenseFeedForward
 from dairllm.model_files.norm import Norm
-from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.spec import ModelSpec, PerLayerEmbedding, PerLayerInput
 
 
 def stage_spec(model: ModelSpec, wire: str) -> StageSpec:
@@ -28,6 +30,8 @@ def stage_spec(model: ModelSpec, wire: str) -> StageSpec:
         logit_scale=model.logit_scale,
         logit_softcap=model.logit_softcap,
         boundary_encoding=wire,
+        carried_width=model.carried_width,
+        per_layer_embedding=_per_layer_embedding(model.per_layer_embedding),
     )
 
 
@@ -36,23 +40,25 @@ def stage_layer(model: ModelSpec, index: int) -> StageLayer:
     layer = model.layers[index]
     return StageLayer(
         attention_norm=_norm_or_none(layer.attention_norm),
-        attention=_block(layer.attention),
+        attention=_attention(layer.attention, model.carried_keys(index)),
         attention_post_norm=_norm_or_none(layer.attention_post_norm),
         feed_forward_norm=_norm_or_none(layer.feed_forward_norm),
-        feed_forward=_block(layer.feed_forward),
+        feed_forward=_feed_forward(layer.feed_forward),
         feed_forward_post_norm=_norm_or_none(layer.feed_forward_post_norm),
         residual_scale=layer.residual_scale,
+        per_layer_input=_per_layer_input(layer.per_layer_input, index),
+        output_scale=layer.output_scale,
     )
 
 
 @singledispatch
-def _block(part: object) -> LayerBlock:
-    """Of a kind that the kernels have; a further kind is registered here."""
+def _attention(part: object, carried_keys: int | None) -> LayerBlock:
+    """Of a kind that the kernels have; a further kind is registered here. carried_keys: see ModelSpec."""
     raise AssertionError(f"the features of the model were checked when it was assigned, and yet it has a {type(part).__name__}")
 
 
-@_block.register
-def _self_attention(attention: SelfAttention) -> LayerBlock:
+@_attention.register
+def _self_attention(attention: SelfAttention, carried_keys: int | None) -> LayerBlock:
     return SelfAttentionBlock(
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
@@ -67,15 +73,36 @@ def _self_attention(attention: SelfAttention) -> LayerBlock:
         norm_spans_heads=attention.norm_spans_heads,
         softcap=attention.softcap,
         output_gate=attention.output_gate,
+        carried_keys=carried_keys,
+        has_keys=attention.keys_of is None,
     )
 
 
-@_block.register
+@singledispatch
+def _feed_forward(part: object) -> LayerBlock:
+    """As _attention."""
+    raise AssertionError(f"the features of the model were checked when it was assigned, and yet it has a {type(part).__name__}")
+
+
+@_feed_forward.register
 def _dense(feed_forward: DenseFeedForward) -> LayerBlock:
-    activation = feed_forward.activation
-    return DenseBlock(
-        intermediate_size=feed_forward.intermediate_size, activation=StageActivation(activation.kind, activation.alpha, activation.limit)
-    )
+    return DenseBlock(intermediate_size=feed_forward.intermediate_size, activation=_activation(feed_forward.activation))
+
+
+def _per_layer_embedding(embedding: PerLayerEmbedding | None) -> StagePerLayerEmbedding | None:
+    if embedding is None:
+        return None
+    return StagePerLayerEmbedding(embedding.width, _norm(embedding.norm), embedding.embedding_scale, embedding.scale)
+
+
+def _per_layer_input(added: PerLayerInput | None, index: int) -> StagePerLayerInput | None:
+    if added is None:
+        return None
+    return StagePerLayerInput(added.width, index * added.width, _activation(added.activation), _norm(added.post_norm))
+
+
+def _activation(activation: Activation) -> StageActivation:
+    return StageActivation(activation.kind, activation.alpha, activation.limit)
 
 
 def _rope(rope: Rope) -> StageRope:

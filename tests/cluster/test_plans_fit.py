@@ -1,5 +1,6 @@
 """What the planner gives to a shard, that shard can load: both count memory alike, for any model and any budgets."""
 
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -18,7 +19,7 @@ from dairllm.model_files.feed_forward import Activation, DenseFeedForward
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, TensorPiece, Unit, compute_model_digest
 from dairllm.model_files.norm import Norm
 from dairllm.model_files.roles import unit_shapes
-from dairllm.model_files.spec import LayerSpec, ModelSpec
+from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.epochs.preparer import demand_of as demand_of_assignment
 from dairllm.shard_service.forward.building import build_stage
@@ -48,16 +49,27 @@ def layers(draw: st.DrawFn) -> LayerSpec:
 
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
-    """Models whose layers differ, in any order."""
+    """Models whose layers differ, in any order, with numbers that rows carry along or without."""
     kinds = st.sampled_from(draw(st.lists(layers(), min_size=1, max_size=3)))
-    return dense_decoder(
-        tuple(draw(st.lists(kinds, min_size=1, max_size=8))),
+    found = draw(st.lists(kinds, min_size=1, max_size=8))
+    if draw(st.booleans()):
+        attention = found[0].attention
+        assert isinstance(attention, SelfAttention)
+        found.append(replace(found[0], attention=replace(attention, keys_of=0)))
+    width = draw(st.sampled_from([0, 0, 32, 256]))
+    added = PerLayerInput(width=width, activation=Activation(kind="silu"), post_norm=NORM) if width else None
+    spec = dense_decoder(
+        tuple(found),
         architecture="llama",
         name="any",
         hidden_size=32 * draw(st.integers(1, 256)),
         vocab_size=draw(st.integers(1, 200_000)),
         context_length=1 << 17,
     )
+    if added is None:
+        return spec
+    own = tuple(replace(layer, per_layer_input=added) for layer in spec.layers)
+    return replace(spec, layers=own, per_layer_embedding=PerLayerEmbedding(width=width, norm=NORM))
 
 
 @st.composite

@@ -34,7 +34,7 @@ class Decoder:
         for unit in range(self.spec.num_units) if units is None else units:
             weights = {role: self._packed(numbers) for role, numbers in self.weights[unit].items()}
             if unit == 0:
-                stage.set_embedding(weights["token_embedding"])
+                stage.set_embedding(weights.pop("token_embedding"), weights)
             elif unit < self.spec.head_index:
                 stage.add_layer(unit - 1, stage_layer(self.spec, unit - 1), weights)
             else:
@@ -80,14 +80,20 @@ def random_decoder(spec: ModelSpec, block_format: str = "F32", seed: int = 0) ->
 def logits64(decoder: Decoder, ids: NDArray[np.int32], element_type: str = "F16") -> Doubles:
     spec = decoder.spec
     x = decoder.weights[0]["token_embedding"][ids].astype(np.float64) * spec.embedding_scale
+    added = _Block64(decoder.weights[0], decoder.block_format, element_type).per_layer(spec, ids, x)
+    keys: dict[int, tuple[Doubles, Doubles]] = {}
     for index, layer in enumerate(spec.layers):
         block = _Block64(decoder.weights[index + 1], decoder.block_format, element_type)
         assert isinstance(layer.attention, SelfAttention)
         assert isinstance(layer.feed_forward, DenseFeedForward)
-        attended = block.attention(layer.attention, block.norm(layer.attention_norm, x, "attention_norm"))
+        attended, keys[index] = block.attention(layer.attention, block.norm(layer.attention_norm, x, "attention_norm"), keys)
         x = x + layer.residual_scale * block.norm(layer.attention_post_norm, attended, "attention_post_norm")
         fed = block.feed_forward(layer.feed_forward, block.norm(layer.feed_forward_norm, x, "ffn_norm"))
         x = x + layer.residual_scale * block.norm(layer.feed_forward_post_norm, fed, "ffn_post_norm")
+        if layer.per_layer_input is not None:
+            gated = activate64(layer.per_layer_input.activation, block.multiply(x, "per_layer_gate"), added[:, index])
+            x = x + block.norm(layer.per_layer_input.post_norm, block.multiply(gated, "per_layer_output"), "per_layer_post_norm")
+        x = x * block.weights["layer_scale"] if layer.output_scale else x
     head = _Block64(decoder.weights[-1], decoder.block_format, element_type)
     logits = head.multiply(head.norm(spec.output_norm, x, "output_norm"), "output") * spec.logit_scale
     return logits if spec.logit_softcap is None else spec.logit_softcap * np.tanh(logits / spec.logit_softcap)
@@ -115,21 +121,38 @@ class _Block64:
             x = (np.round(blocks / scale) * scale).reshape(x.shape)
         return np.asarray(x @ self.weights[role].astype(np.float64).T + self.weights.get(f"{role}_bias", np.float32(0)))
 
-    def attention(self, a: SelfAttention, x: Doubles) -> Doubles:
+    def per_layer(self, spec: ModelSpec, ids: NDArray[np.int32], x: Doubles) -> Doubles:
+        """[rows, layers, width]"""
+        embedding = spec.per_layer_embedding
+        if embedding is None:
+            return np.empty((len(ids), spec.num_layers, 0))
+        shape = len(ids), spec.num_layers, embedding.width
+        projected = self.norm(embedding.norm, self.multiply(x, "per_layer_projection").reshape(shape), "per_layer_norm")
+        own = self.weights["per_layer_embedding"][ids].astype(np.float64).reshape(shape)
+        return np.asarray(embedding.scale * (projected + embedding.embedding_scale * own))
+
+    def _keys(self, a: SelfAttention, x: Doubles) -> tuple[Doubles, Doubles]:
+        """Keys and values as a cache holds them, [positions, kv heads, …]."""
+        k = self.multiply(x, "k").reshape(x.shape[0], a.num_kv_heads, a.key_dim)
+        v = self.multiply(x, "v").reshape(x.shape[0], a.num_kv_heads, a.value_dim)
+        k, v = rotate64(self._head_norm(a, a.k_norm, k, "k_norm"), a.rope), self.norm(a.v_norm, v, "v_norm")
+        kind = KV_NUMPY_TYPES[self.element_type]
+        return k.astype(kind).astype(np.float64), v.astype(kind).astype(np.float64)
+
+    def attention(
+        self, a: SelfAttention, x: Doubles, keys: Mapping[int, tuple[Doubles, Doubles]]
+    ) -> tuple[Doubles, tuple[Doubles, Doubles]]:
+        """keys: of the layers before. Also returns what this layer has looked at."""
         rows = x.shape[0]
         q = self.multiply(x, "q").reshape(rows, a.num_heads, -1)
         q, gate = q[..., : a.key_dim], q[..., a.key_dim :]
-        k = self.multiply(x, "k").reshape(rows, a.num_kv_heads, a.key_dim)
-        v = self.multiply(x, "v").reshape(rows, a.num_kv_heads, a.value_dim)
-        q, k, v = self._head_norm(a, a.q_norm, q, "q_norm"), self._head_norm(a, a.k_norm, k, "k_norm"), self.norm(a.v_norm, v, "v_norm")
-        q, k = rotate64(q, a.rope), rotate64(k, a.rope)
-        k, v = (
-            np.repeat(y.astype(KV_NUMPY_TYPES[self.element_type]).astype(np.float64), a.num_heads // a.num_kv_heads, axis=1) for y in (k, v)
-        )
+        q = rotate64(self._head_norm(a, a.q_norm, q, "q_norm"), a.rope)
+        seen = self._keys(a, x) if a.keys_of is None else keys[a.keys_of]
+        k, v = (np.repeat(y, a.num_heads // a.num_kv_heads, axis=1) for y in seen)
         mixed = np.einsum("hij,jhd->ihd", self._weights(a, np.einsum("ihd,jhd->hij", q, k) * a.scale), v)
         if a.output_gate:
             mixed = mixed / (1 + np.exp(-gate))
-        return self.multiply(mixed.reshape(rows, -1), "attention_output")
+        return self.multiply(mixed.reshape(rows, -1), "attention_output"), seen
 
     def _head_norm(self, a: SelfAttention, norm: Norm | None, x: Doubles, role: str) -> Doubles:
         """x [positions, heads, key_dim]"""

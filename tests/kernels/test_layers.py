@@ -30,7 +30,7 @@ from dairllm.kernels_pyx import (
 from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward
 from dairllm.model_files.norm import Norm
-from dairllm.model_files.spec import LayerSpec, ModelSpec
+from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
 from tests.kernels.decoder64 import Decoder, Floats, logits64, random_decoder
 
 AVAILABLE_ISAS = [str(name) for name in _kernels.optimization_info()["isa_available"]]  # type: ignore[attr-defined]
@@ -59,6 +59,7 @@ def model(*layers: LayerSpec, **changes: Any) -> ModelSpec:
 
 
 WINDOWED = attention(window=16)
+ADDED = PerLayerInput(width=8, activation=Activation(kind="gelu_tanh"), post_norm=RMS)
 GEMMA_NORMS = {
     "attention_norm": OFFSET,
     "attention_post_norm": OFFSET,
@@ -115,6 +116,27 @@ MODELS = {
     "biases": model(
         layer(attention(q_bias=True, k_bias=True, v_bias=True, output_bias=True)), layer(feed_forward=replace(DENSE, bias=True))
     ),
+    "shared keys": model(
+        layer(WINDOWED),
+        layer(),
+        layer(attention(keys_of=1)),
+        layer(attention(keys_of=0, window=16)),
+        layer(attention(keys_of=1, q_norm=RMS)),
+    ),
+    "per-layer inputs": model(
+        layer(per_layer_input=ADDED),
+        layer(per_layer_input=ADDED, output_scale=True, residual_scale=0.5),
+        per_layer_embedding=PerLayerEmbedding(width=8, norm=OTHER_RMS, embedding_scale=2.8, scale=0.7),
+        embedding_scale=8.0,
+    ),
+    "gemma4": model(
+        layer(WINDOWED, GELU, per_layer_input=ADDED, output_scale=True, **GEMMA_NORMS),
+        layer(attention(key_dim=32, value_dim=32, v_norm=replace(RMS, weighted=False)), GELU, per_layer_input=ADDED, **GEMMA_NORMS),
+        layer(attention(keys_of=0, window=16), GELU, per_layer_input=ADDED, **GEMMA_NORMS),
+        layer(attention(key_dim=32, value_dim=32, keys_of=1), GELU, per_layer_input=ADDED, output_scale=True, **GEMMA_NORMS),
+        per_layer_embedding=PerLayerEmbedding(width=8, norm=RMS, embedding_scale=2.8, scale=0.7),
+        logit_softcap=30.0,
+    ),
     "heads of 512": model(layer(attention(key_dim=512, value_dim=512, scale=0.04)), layer(attention(key_dim=16, value_dim=300))),
 }
 DECODERS = {name: random_decoder(spec) for name, spec in MODELS.items()}
@@ -140,7 +162,7 @@ def computed_by(isa: str, num_threads: int) -> Iterator[None]:
 @pytest.mark.parametrize("element_type", KV_ELEMENT_TYPES)
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_agree_with_float64(name: str, element_type: str, isa: str) -> None:
-    tolerance = 2e-3 if element_type == "F16" else 1e-4
+    tolerance = 5e-3 if element_type == "F16" else 1e-4  # keys and values next to a half may round the other way
     logits = DECODERS[name].run(IDS, element_type=element_type)
     np.testing.assert_allclose(logits, logits64(DECODERS[name], IDS, element_type), rtol=0, atol=tolerance)
 
@@ -216,15 +238,15 @@ def test_bits_depend_on_the_sequence_alone(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("encoding", WIRE_ENCODINGS)
-@pytest.mark.parametrize("name", ["gemma2", "norms behind blocks alone"])
+@pytest.mark.parametrize("name", ["gemma2", "norms behind blocks alone", "gemma4"])
 def test_boundaries_are_rounded_whatever_the_norms(name: str, encoding: str) -> None:
-    """A layer without a norm in front takes up rounded rows like any other."""
+    """A layer without a norm in front takes up rounded rows like any other. What rows carry along is the same behind every rounding."""
     decoder, part, head = DECODERS[name], [StageSlice(NUM_IDS, 0, np.arange(8, dtype=np.int32))], MODELS[name].head_index
-    stage, kv = decoder.stage(encoding=encoding), decoder.caches()
+    stage, kv, carried = decoder.stage(encoding=encoding), decoder.caches(), MODELS[name].carried_width
     rows = stage.run(kv, IDS, part, units=range(1))
     for unit in range(1, head):
-        rows = stage.run(kv, round_rows(rows, encoding), part, units=range(unit, unit + 1))
-    logits = stage.run(kv, round_rows(rows, encoding), part, np.arange(NUM_IDS), range(head, head + 1))
+        rows = stage.run(kv, round_rows(rows, encoding, carried), part, units=range(unit, unit + 1))
+    logits = stage.run(kv, round_rows(rows, encoding, carried), part, np.arange(NUM_IDS), range(head, head + 1))
     assert np.array_equal(logits, decoder.run(IDS, encoding))
 
 

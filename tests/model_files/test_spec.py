@@ -228,4 +228,6 @@ def test_tensors_of_layers_that_share_and_add() -> None:
     shared = unit_shapes(spec, 2)
     assert {"k", "v"}.isdisjoint(shared)
     assert (shared["per_layer_gate"], shared["per_layer_output"], shared["layer_scale"]) == ((8, 64), (64, 8), (1,))
-    assert [spec.state_bytes_per_token(unit, 2) for unit in (1, 2)] == [256, 0]
+    assert [spec.state_bytes_per_token(unit, 2) for unit in (1, 2)] == [256, 256], "each layer keeps what it looks at"
+    assert (spec.carried_width, spec.row_width) == (2 * 8 + 128, 64 + 144)
+    assert [spec.carried_keys(layer) for layer in (0, 1)] == [16, 16]

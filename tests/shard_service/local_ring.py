@@ -56,7 +56,7 @@ def ring_over(path: Path, wire: str, cuts: Sequence[int] = (2,), **changes: Any)
 def _stage(coordinator: FakeCoordinator, name: str, units: range, wire: str, changes: Mapping[str, Any]) -> ComputeStage:
     assignment = assignment_from_proto(coordinator.assignment(1, units, wire=parse_encoding(wire), **changes))
     sequences = SequenceTable(assignment.model, assignment.geometry)
-    sent_rows = SentRows(encoded_row_bytes(wire, assignment.model.hidden_size), 1 << 20)
+    sent_rows = SentRows(encoded_row_bytes(wire, assignment.model.row_width, assignment.model.carried_width), 1 << 20)
     stage = build_stage(assignment, _loaded(coordinator, assignment))
     return ComputeStage(assignment, stage, KvCaches().arrange(assignment), sequences, sent_rows, name)
 
