@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.instruments.clusters import Cluster, shards
-from tests.instruments.golden import require_golden_logits
+from tests.instruments.golden import TINY, require_golden_logits
+from tests.tiny_gguf import write_safetensors_model
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "data" / "smollm2.json").read_text())
 CLEAR_MARGIN = 0.5
@@ -59,4 +60,10 @@ def test_a_chat_answer_is_the_golden_one(smollm2_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "llama3-rope"])
 def test_float32_logits_are_the_golden_ones(name: str, tmp_path: Path) -> None:
-    require_golden_logits(name, tmp_path)
+    require_golden_logits(name, write_safetensors_model(tmp_path / "tiny.gguf", TINY / name))
+
+
+@pytest.mark.parametrize("name", ["gemma3-scaled", "phi3-short", "mistral-window"])
+def test_folders_are_served_as_they_are(name: str) -> None:
+    """Norms with one added, fused matrices, windows, BF16."""
+    require_golden_logits(name, TINY / name)

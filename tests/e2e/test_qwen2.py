@@ -12,7 +12,7 @@ from tests.tiny_gguf import TinyLlama, random_weights, write_llama, write_safete
 
 
 def test_float32_logits_are_the_golden_ones(tmp_path: Path) -> None:
-    require_golden_logits("qwen2", tmp_path)
+    require_golden_logits("qwen2", write_safetensors_model(tmp_path / "tiny.gguf", TINY / "qwen2"))
 
 
 def test_the_description_is_that_of_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 
 from tests.instruments.clusters import Cluster, shards
-from tests.tiny_gguf import write_safetensors_model
 
 TINY = Path(__file__).parent.parent / "data" / "tiny"
 LARGEST_F32_ERROR = 2e-3
 NUM_TOP = 5
 
 
-def require_golden_logits(name: str, folder: Path) -> None:
-    """Weights, wire and KV cache in F32: what is left is the order of additions. Two shards, token ids for a model without a tokenizer.
+def require_golden_logits(name: str, model: Path) -> None:
+    """Wire and KV cache in F32: what is left is the order of additions. Two shards, token ids for a model without a tokenizer.
 
-    name: of a folder in tests/data/tiny. folder: where its GGUF file may be written.
+    name: of a folder in tests/data/tiny. model: that folder, or another file of the same weights.
     """
     golden = np.load(TINY / name / "golden.npz")
     ids, logits = golden["input_ids"].tolist(), golden["logits"].astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    model = write_safetensors_model(folder / "tiny.gguf", TINY / name)
     with Cluster(model, shards(2), wire="F32", arguments=("--kv-cache", "F32")) as cluster:
         answer = cluster.complete(ids, echo=True, logprobs=NUM_TOP, max_tokens=0)
     scores = answer["choices"][0]["logprobs"]
