@@ -23,9 +23,10 @@ from dairllm.model_files.vocabulary import MAX_TOKEN_BYTES, TokenKind, Vocabular
 MAGIC, OLD_MAGIC = 0x567124, 0x567123
 MAX_FILE_BYTES = 128 << 20
 MAX_HEADER_BYTES = 4096
-_TOKEN_BYTES = 500
+_TOKEN_BYTES = 600
 """What a token takes, with all that is made of it."""
-_SPARE_BYTES = 64 << 20
+MOST_BYTES_PER_BYTE, SPARE_BYTES = 8, 128 << 20
+"""As in `tokenizer_json`."""
 _KEYS = ("version", "tokens", "longest", "bos", "eos", "pad", "chat_eos", "template", "chat_stop", "ends", "add_bos")
 """By number."""
 _CHARACTERS = str.maketrans({chr(byte): character for byte, character in enumerate(byte_characters())})
@@ -131,7 +132,7 @@ class _Reader:
     def _check(self, numbers: Mapping[str, int]) -> None:
         if numbers["version"] != 1:
             raise UnsupportedModel(f"{self._path} has version {numbers['version']}; expected 1")
-        most = min(len(self._data) // 9, (4 * len(self._data) + _SPARE_BYTES) // _TOKEN_BYTES)
+        most = min(len(self._data) // 9, (MOST_BYTES_PER_BYTE * len(self._data) + SPARE_BYTES) // _TOKEN_BYTES)
         ranges = {"tokens": (1, most), "bos": (0, numbers["tokens"] - 1), "add_bos": (0, 1)}
         ranges |= dict.fromkeys(("template", "chat_stop", "ends"), (0, len(self._data)))
         for name, (lowest, highest) in ranges.items():

@@ -60,11 +60,10 @@ class _Neighbours:
         self._container, self._found = container, found
         self._config = read_companion(container, TOKENIZER_CONFIG)
         self._map = read_companion(container, SPECIAL_TOKENS_MAP)
-        self._ids = {text: token_id for token_id, text in reversed([*enumerate(found.vocabulary.texts)]) if text}
 
     def special_tokens(self) -> SpecialTokens:
         texts = {name: text for name in _SPECIAL_NAMES if (text := self._text(name)) is not None}
-        bos_id, eos_id = (self._ids.get(texts.get(name, "")) for name in ("bos_token", "eos_token"))
+        bos_id, eos_id = (self._id_of(texts.get(name, "")) for name in ("bos_token", "eos_token"))
         found = self._found
         return SpecialTokens(
             bos_id=bos_id,
@@ -77,6 +76,10 @@ class _Neighbours:
             shown=found.vocabulary.shown_texts(),
             texts=texts,
         )
+
+    def _id_of(self, text: str) -> int | None:
+        texts = self._found.vocabulary.texts
+        return texts.index(text) if text and text in texts else None
 
     def _text(self, name: str) -> str | None:
         value = self._config.get(name) or self._map.get(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tokenizers
 
-from dairllm.model_files.errors import UnencodableText
+from dairllm.model_files.errors import ModelFileError, UnencodableText
 from dairllm.model_files.text_pieces import TextPiece, TextPlace
 
 # The other cores compute layers.
@@ -41,6 +41,8 @@ def library_failures(what: str) -> Iterator[None]:
     """UnencodableText, in one sentence, for whatever the library raises: panics too, which are no `Exception`."""
     try:
         yield
+    except ModelFileError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

@@ -29,9 +29,12 @@ from dairllm.model_files.vocabulary import MAX_TOKEN_BYTES, TokenKind, Vocabular
 
 SPARE_IDS = 1 << 20
 """How many ids may lie between those of tokens."""
-SPARE_BYTES = 64 << 20
-_TOKEN_BYTES, _ADDED_BYTES, _MERGE_BYTES, _NODE_BYTES = 300, 900, 170, 110
-"""What the library and the way there take for a token, an added one, a merge, and a node of unigram's tree."""
+MOST_BYTES_PER_BYTE, SPARE_BYTES = 8, 128 << 20
+"""So much may the library and the way there take for each byte of the file, and so much more. Published files need it: 128,000 tokens and
+280,000 merges in 6 to 17 MB take 144 MiB for a moment, of which the library's own part is 90.
+"""
+_TOKEN_BYTES, _ADDED_BYTES, _MERGE_BYTES, _NODE_BYTES = 400, 900, 300, 110
+"""For a token, an added one, a merge, and a node of unigram's tree."""
 _BPE_TEXTS = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix")
 PROBES = ("a", "1", " ", "\n", "'", "aB", "a b", "a1", ".", "\u4e2d", "\u0301")
 PROBE_LENGTHS = (4, 16, 28, 40, 400, 4000)
@@ -71,6 +74,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._root, self._size_bytes = read_large_json(path)
+        self._most_bytes = MOST_BYTES_PER_BYTE * self._size_bytes + SPARE_BYTES
         model = self._root.get("model")
         if not isinstance(model, dict):
             raise self._corrupt("has no model")
@@ -158,7 +162,7 @@ class _Reader:
         merges = self._model.get("merges")
         num_merges = len(merges) if isinstance(merges, list) else 0
         weight = num_tokens * _TOKEN_BYTES + num_added * _ADDED_BYTES + num_merges * _MERGE_BYTES
-        if weight > 4 * self._size_bytes + SPARE_BYTES:
+        if weight > self._most_bytes:
             what = f"{num_tokens} tokens, {num_added} added ones and {num_merges} merges"
             raise self._corrupt(f"has {what} in {self._size_bytes} bytes; expected fewer")
 
@@ -212,8 +216,9 @@ class _Reader:
         if left_out:
             prefix = len(texts.get("continuing_subword_prefix", ""))
             merges = [(a, b) for a, b in merges if not {a, b, a + b[prefix:]} & left_out]
+        vocab = {name(text): token_id for text, token_id in self._model["vocab"].items()} if left_out else self._model["vocab"]
         return BPE(
-            vocab={name(text): token_id for text, token_id in self._model["vocab"].items()},
+            vocab=vocab,
             merges=merges,
             **texts,
             fuse_unk=self._flag("fuse_unk"),
@@ -226,7 +231,7 @@ class _Reader:
         if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(scored)):
             raise self._corrupt(f"has the unknown id {_shown(unknown)}; expected one of its {len(scored)} tokens")
         nodes = _tree_nodes([text for text, _ in scored])
-        if nodes * _NODE_BYTES > 4 * self._size_bytes + SPARE_BYTES:
+        if nodes * _NODE_BYTES > self._most_bytes:
             raise self._corrupt(f"has tokens of {nodes} characters in {self._size_bytes} bytes; expected fewer")
         return Unigram(vocab=[(name(text), score) for text, score in scored], unk_id=unknown, byte_fallback=self._flag("byte_fallback"))
 
