@@ -20,7 +20,8 @@ FILES = "."
 """The other files at the root of a package."""
 ROOMS = {
     "model_files": (
-        *("errors", "block_formats", "containers", FILES, "getting", "checkpoints", "architectures", "manifest_builder", "inspection"),
+        *("errors", "block_formats", "containers", FILES, "getting", "checkpoints", "architectures", "manifest_builder"),
+        *("inspection", "converting"),
     ),
     "mesh": ("errors", "sampling", "ranges", FILES, "discovery", "ring"),
     "shard_service": (
