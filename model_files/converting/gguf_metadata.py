@@ -46,6 +46,8 @@ def details(spec: ModelSpec) -> Iterator[Keys]:
     """Keys that say in full what llama.cpp takes for granted of an architecture: each is added only if a file would be read otherwise
     without it."""
     attentions = _of_kind(spec, SelfAttention)
+    if not attentions:
+        return
     yield {"attention.sliding_window_pattern": [attention.window is not None for attention in attentions]}
     yield {"no_rope_layers": [int(attention.rope is not None) for attention in attentions]}
 

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from dairllm.model_files.converting.gguf_layout import IN_F32, Output, RolePart,
 from dairllm.model_files.converting.gguf_metadata import ROPE_TENSORS, Keys, Value, details, gguf_metadata, rope_tensors
 from dairllm.model_files.converting.tokenizer_keys import tokenizer_keys
 from dairllm.model_files.converting.values import FloatArray, encoded, rows_of, values_of
-from dairllm.model_files.errors import UnsupportedModel
+from dairllm.model_files.errors import ModelFileError, UnsupportedModel
 from dairllm.model_files.manifest import TensorInfo
 from dairllm.model_files.progress import ProgressCallback
 from dairllm.model_files.quantizing import quantized_format
@@ -63,6 +63,11 @@ class _Planned(NamedTuple):
     name: str
     shape: tuple[int, ...]
     block_format: str
+
+    @property
+    def in_f32(self) -> "_Planned":
+        """What values are written in that are not the stored ones any more, unless they are quantised anyway."""
+        return self._replace(block_format="F32") if self.block_format in VALUE_FORMATS else self
 
     @property
     def size_bytes(self) -> int:
@@ -101,8 +106,11 @@ def _write_checkpoint(container: Container, partial: Path, asked: str | None, pr
     factors = rope_tensors(spec, container)
     tensors = [*(_Planned(name, values.shape, "F32") for name, values in factors.items()), *(_stored(output, asked) for output in outputs)]
     tokenizer, notes = _tokenizer_of(container, spec)
-    written = _write_header(_Header(container, spec, target, tensors, tokenizer), factors, partial)
-    read_as = target.read_spec(written)
+    header = _Header(container, spec, target, tensors, tokenizer)
+    read_as = target.read_spec(_write_header(header, factors, partial))
+    exact = {output.name for output in outputs if _is_scaled(output, spec, read_as)}
+    tensors = [tensor.in_f32 if tensor.name in exact else tensor for tensor in tensors]
+    written = _write_header(header._replace(tensors=tensors), factors, partial)
     with ModelSource(container.paths) as source, _TensorWriting(written, progress) as writing:
         for output in outputs:
             block_format = written.tensors[output.name].block_format.name
@@ -185,20 +193,22 @@ def _write_header(header: _Header, factors: Mapping[str, FloatArray], partial: P
         with _TensorWriting(written, None) as writing:
             for name, values in factors.items():
                 writing.write(name, [values.tobytes()])
-        before, found = found, list(differences(spec, _read_back(header, written)))
+        before, found = found, list(_read_back(header, written))
         if not found:
             return written
         if more and found == before:
             keys = {key: value for key, value in keys.items() if key not in more}
-    raise UnsupportedModel(f"{header.container.path} cannot be written as GGUF, which has no keys for {', '.join(found)[:200]}")
+    raise UnsupportedModel(f"{header.container.path} cannot be written as GGUF, where it would have {', '.join(found)[:300]}")
 
 
-def _read_back(header: _Header, written: Container) -> ModelSpec:
+def _read_back(header: _Header, written: Container) -> Iterator[str]:
+    """What is wrong with the description that the file gives."""
     try:
-        return header.target.read_spec(written)
-    except UnsupportedModel as error:
-        reason = str(error).replace(f"{written.path} ", "")
-        raise UnsupportedModel(f"{header.container.path} cannot be written as GGUF: what would be read back {reason}") from error
+        names = list(differences(header.spec, header.target.read_spec(written)))
+    except ModelFileError as error:
+        yield str(error).replace(f"{written.path} ", "a header that ")
+    else:
+        yield from (f"another {name}" for name in names)
 
 
 def _entries(header: _Header, keys: Keys) -> dict[str, _Entry]:
@@ -269,6 +279,10 @@ class _TensorWriting:
                 self._progress("Writing", self._done_bytes, self._total_bytes)
 
 
+def _is_scaled(output: Output, spec: ModelSpec, read_as: ModelSpec) -> bool:
+    return any(_Ordered(part, spec, read_as).factor != 1.0 for part in output.parts)
+
+
 def _bytes_of(output: Output, source: ModelSource, block_format: str, spec: ModelSpec, read_as: ModelSpec) -> bytes:
     """read_as: what the file's header says."""
     parts = [_Ordered(part, spec, read_as) for part in output.parts]
@@ -279,20 +293,20 @@ def _bytes_of(output: Output, source: ModelSource, block_format: str, spec: Mode
 
 
 class _Ordered:
-    """One role's part of a tensor, in GGUF's order."""
+    """One role's part of a tensor, in GGUF's order. factor: by which its values are multiplied."""
 
     def __init__(self, part: RolePart, spec: ModelSpec, read_as: ModelSpec) -> None:
         self._tensor = part.tensor
         self._rows = self._columns = None
-        self._factor = 1.0
+        self.factor = 1.0
         if part.layer is not None:
             asked = part.tensor.role, spec.layers[part.layer], read_as.layers[part.layer]
-            self._rows, self._columns, self._factor = row_order(*asked), column_order(*asked), factor_of(*asked)
+            self._rows, self._columns, self.factor = row_order(*asked), column_order(*asked), factor_of(*asked)
 
     def is_as_stored(self, block_format: str) -> bool:
         """Whether its bytes can be taken row by row."""
         tensor = self._tensor
-        is_moved_only = not tensor.is_numbers and not tensor.transforms and self._columns is None and self._factor == 1.0
+        is_moved_only = not tensor.is_numbers and not tensor.transforms and self._columns is None and self.factor == 1.0
         return tensor.block_format == block_format and is_moved_only
 
     def rows(self, source: ModelSource) -> Array:
@@ -303,7 +317,7 @@ class _Ordered:
         found = values_of(source, self._tensor)
         found = found if self._rows is None else found[self._rows]
         found = found if self._columns is None else found[..., self._columns]
-        return found if self._factor == 1.0 else found * np.float32(self._factor)
+        return found if self.factor == 1.0 else found * np.float32(self.factor)
 
 
 def _fused(output: Output, parts: Sequence[Array]) -> Array:

@@ -28,7 +28,14 @@ def require_golden(path: Path, name: str) -> None:
     assert np.abs(logits(spec, units, golden["input_ids"].tolist()) - golden["logits"]).max() < LARGEST_F32_ERROR
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+UNSAYABLE = {
+    "qwen2-window": r"where it would have a header that sets qwen2\.attention\.sliding_window",
+    "deepseek-v3-plain-queries": r"where it would have another layers\[0\]\.attention\.rope\.magnitude",
+}
+"""What GGUF has no key for, or what its reader refuses."""
+
+
+@pytest.mark.parametrize("name", sorted(set(FOLDERS) - UNSAYABLE.keys()))
 def test_a_folder_as_gguf_gives_the_golden_logits(tmp_path: Path, name: str) -> None:
     convert_model(TINY / name, tmp_path / "m.gguf")
     require_golden(tmp_path / "m.gguf", name)
@@ -83,12 +90,10 @@ def test_what_a_config_says_is_said_in_gguf(tmp_path: Path, name: str, change: d
     assert np.abs(expected - found).max() < 1e-5
 
 
-def test_what_gguf_cannot_say_is_refused(tmp_path: Path) -> None:
-    change = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1, "layer_types": [FULL, SLIDING, SLIDING]}
-    with pytest.raises(
-        UnsupportedModel, match=r"cannot be written as GGUF: what would be read back sets qwen2\.attention\.sliding_window to 9"
-    ):
-        convert_model(changed("qwen2", tmp_path / "changed", change), tmp_path / "m.gguf")
+@pytest.mark.parametrize("name", sorted(UNSAYABLE))
+def test_what_gguf_cannot_say_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedModel, match=UNSAYABLE[name]):
+        convert_model(TINY / name, tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3-rope"])
