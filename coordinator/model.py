@@ -94,23 +94,24 @@ def load_model(
         urls = urls_of(name_or_path, container.paths) if direct else ()
     except ModelFileError as error:
         raise InvalidModel(str(error)) from error
-    name, aliases = names_of(name_or_path, path, served_name)
+    name, aliases = names_of(name_or_path, path, served_name, container.name)
     served = ServedModel(name, manifest.model_digest.hex(), arithmetic, manifest.spec, tokenizer, template, aliases=aliases)
     if direct and not urls:
         logger.warning("--direct-weights has no effect: %s is a file of this machine, and nobody knows where else it is", path)
     return LoadedModel(container.paths, manifest, served, urls)
 
 
-def names_of(name_or_path: str, path: Path, served_name: str | None) -> tuple[str, frozenset[str]]:
+def names_of(name_or_path: str, path: Path, served_name: str | None, own_name: str | None = None) -> tuple[str, frozenset[str]]:
     """What clients call the model, and what else they may: as it was asked for, the file's name with or without ending, its path. Of a
-    hub's also OWNER/NAME; URLs are told to nobody, since some have a secret in them."""
-    of_file = frozenset({path.name, path.stem, str(path)})
+    hub's also OWNER/NAME; URLs are told to nobody, since some have a secret in them. own_name: what a folder, or a store, calls it."""
+    own_name = own_name or path.stem
+    of_file = frozenset({path.name, path.stem, str(path), own_name})
     match parse_reference(name_or_path):
         case WebFile():
             return served_name or on_one_line(path.stem), of_file
         case HubModel() as model:
             return served_name or on_one_line(name_or_path), of_file | {name_or_path, model.repository}
-    name = served_name or on_one_line(path.stem if Path(name_or_path).name == path.name else name_or_path)
+    name = served_name or on_one_line(own_name if Path(name_or_path).name == path.name else name_or_path)
     return name, of_file | {name_or_path}
 
 

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 
@@ -44,7 +43,7 @@ def test_two_shards_read_their_layers_from_it(
         assert_no_fault(*cluster.processes.values())
 
 
-@pytest.mark.parametrize(("block_format", "tolerated"), [("q8_0", 0.1), ("q4_0", 0.5)])
+@pytest.mark.parametrize(("block_format", "tolerated"), [("q8_0", 0.5), ("q4_0", 2.0)])
 def test_matrices_are_quantised_while_they_are_loaded(tmp_path: Path, block_format: str, tolerated: float) -> None:
     """The same bits however the layers are shared out, and not far from what the float model says."""
     folder = write_sharded_folder(TINY / "llama", tmp_path / "folder")
@@ -58,7 +57,7 @@ def test_matrices_are_quantised_while_they_are_loaded(tmp_path: Path, block_form
             digests.add(cluster.state()["model_digest"])
             assert_no_fault(*cluster.processes.values())
     assert answers[1] == answers[2]
-    assert 0 < fmean(abs(one - other) for one, other in zip(answers[0], answers[1], strict=True)) < tolerated
+    assert 0 < max(abs(one - other) for one, other in zip(answers[0], answers[1], strict=True)) < tolerated
     assert len(digests) == 2
 
 
