@@ -29,7 +29,7 @@ async def test_the_model_has_the_names_of_its_file() -> None:
     assert names_of("smollm2:135m", Path("/cache/SmolLM2.gguf"), None)[0] == "smollm2:135m"
     blob = names_of("/store/blobs/sha256-ab", Path("/store/blobs/sha256-ab"), None, "tiny:1b")
     assert (blob[0], "sha256-ab" in blob[1]) == ("tiny:1b", True)
-    assert names_of("models/Llama-3.2-1B", Path("/models/Llama-3.2-1B"), None, "Llama-3.2-1B")[0] == "Llama-3.2-1B"
+    assert names_of("/models/Llama-3.2-1B", Path("/models/Llama-3.2-1B"), None, "Llama-3.2-1B")[0] == "Llama-3.2-1B"
     assert names_of("x.gguf", Path("/a/x.gguf"), "mine") == ("mine", frozenset({"x", "x.gguf", "/a/x.gguf"}))
 
 
