@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +64,14 @@ def quantised(numbers: Floats, block_format: str) -> bytes:
     return numbers.tobytes() if block_format == "F32" else quantize_q8_0(numbers.reshape(-1))
 
 
-def random_decoder(spec: ModelSpec, block_format: str = "F32", seed: int = 0) -> Decoder:
-    numbers = np.random.default_rng(seed)
+class Numbers(Protocol):
+    """Where random weights come from."""
+
+    def standard_normal(self, size: tuple[int, ...], /) -> Doubles: ...
+
+
+def random_decoder(spec: ModelSpec, block_format: str = "F32", numbers: Numbers | None = None) -> Decoder:
+    numbers = numbers or np.random.default_rng(0)
 
     def weights(role: str, shape: tuple[int, ...]) -> Floats:
         if len(shape) == 1:

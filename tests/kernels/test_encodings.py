@@ -46,6 +46,28 @@ def test_every_isa_gives_the_bytes_of_scalar(x: NDArray[np.float32], encoding: s
     assert len(encoded) == x.shape[0] * encoded_row_bytes(encoding, x.shape[1])
 
 
+@given(FINITE, st.sampled_from(WIRE_ENCODINGS), st.data())
+def test_what_rows_carry_along_is_rounded_once(x: NDArray[np.float32], encoding: str, data: st.DataObject) -> None:
+    """It takes nothing from the row's own numbers, and the second rounding finds it as the first has left it."""
+    width = x.shape[1]
+    carried = data.draw(st.integers(0, width - 1))
+    own = width - carried
+    encoded = encode_rows(x, encoding, carried)
+    assert len(encoded) == len(x) * encoded_row_bytes(encoding, width, carried)
+    decoded = decode_rows(encoded, len(x), width, encoding, carried)
+    exact = x[:, own:] if encoding == "F32" else x[:, own:].astype(np.float16).astype(np.float32)
+    assert np.array_equal(decoded[:, own:], exact)
+    assert np.array_equal(decoded[:, :own], round_trip(np.ascontiguousarray(x[:, :own]), encoding))
+    assert round_rows(x, encoding, carried).tobytes() == decoded.tobytes()
+    again = decode_rows(encode_rows(decoded, encoding, carried), len(x), width, encoding, carried)
+    assert np.array_equal(again[:, own:], decoded[:, own:])
+
+
+def test_carrying_everything_is_refused() -> None:
+    with pytest.raises(ValueError, match="carried is 4, expected 0 to 3, less than the width"):
+        encode_rows(np.zeros((1, 4), np.float32), "F16", 4)
+
+
 @given(ANYTHING)
 def test_f32_is_lossless(x: NDArray[np.float32]) -> None:
     assert round_trip(x, "F32").tobytes() == x.tobytes()

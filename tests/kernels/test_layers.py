@@ -1,5 +1,6 @@
 """Layers of every kind: right against float64, and the same bits however a sequence is cut, batched, spread over stages or computed."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dairllm.kernels_pyx import (
+    ARITHMETIC_VERSION,
     KV_ELEMENT_TYPES,
     WIRE_ENCODINGS,
     DenseBlock,
@@ -32,6 +34,7 @@ from dairllm.model_files.feed_forward import Activation, DenseFeedForward
 from dairllm.model_files.norm import Norm
 from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
 from tests.kernels.decoder64 import Decoder, Floats, logits64, random_decoder
+from tests.kernels.fixed_numbers import FixedNumbers
 
 AVAILABLE_ISAS = [str(name) for name in _kernels.optimization_info()["isa_available"]]  # type: ignore[attr-defined]
 VOCABULARY, NUM_IDS = 50, 61
@@ -235,6 +238,19 @@ def test_bits_depend_on_the_sequence_alone(data: st.DataObject) -> None:
             got.append(stages[1].run(kv[1], hidden, slices, np.arange(other, other + count)))
             done += count
     assert np.array_equal(np.concatenate(got), LOGITS[name, kind])
+
+
+DIGESTS_OF_THE_ARITHMETIC = {
+    2: "9c839284accda4477b46e6e63cfd02eee2de90890a7b55706949539822bc60f1",
+}
+
+
+def test_the_arithmetic_is_that_of_its_version() -> None:
+    """As in test_stage, of layers of every kind."""
+    digest = hashlib.sha256()
+    for spec in MODELS.values():
+        digest.update(random_decoder(spec, numbers=FixedNumbers()).run(np.arange(40, dtype=np.int32), "Q8_0").tobytes())
+    assert DIGESTS_OF_THE_ARITHMETIC.get(ARITHMETIC_VERSION) == digest.hexdigest()
 
 
 @pytest.mark.parametrize("encoding", WIRE_ENCODINGS)

@@ -40,6 +40,7 @@ from dairllm.kernels_pyx import (
     round_rows,
     set_num_threads,
 )
+from tests.kernels.fixed_numbers import FixedNumbers
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -131,17 +132,6 @@ def quantise(weights: Floats, block_format: str) -> bytes:
     if block_format == "F32":
         return weights.tobytes()
     return (quantize_q8_0 if block_format == "Q8_0" else quantize_q4_0)(weights.reshape(-1))
-
-
-class FixedNumbers:
-    """Numbers that no version of numpy changes: a linear congruential generator's high bits, between -1 and 1."""
-
-    def standard_normal(self, shape: tuple[int, ...] | int) -> Doubles:
-        with np.errstate(over="ignore"):
-            state = np.arange(np.prod(shape), dtype=np.uint64) * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-            state ^= state >> np.uint64(29)
-            state *= np.uint64(0xBF58476D1CE4E5B9)
-        return ((state >> np.uint64(40)).astype(np.float64) / 2.0**23 - 1.0).reshape(shape)
 
 
 def random_model(shape: Shape, seed: int = 0, generator: np.random.Generator | FixedNumbers | None = None) -> Model:

@@ -16,7 +16,7 @@ from tests.instruments.golden import LARGEST_F32_ERROR, TINY
 from tests.shard_service.fake_coordinator import KV_BLOCK_TOKENS
 from tests.shard_service.local_ring import LocalRing, ring_over
 
-WIRE = "F32"
+WIRE, DEFAULT_WIRE = "F32", "Q8_0_OUTLIERS"
 NUM_TOP = 20
 
 
@@ -29,8 +29,8 @@ SPECS = {folder.name: spec_of(folder) for folder in sorted(TINY.iterdir()) if (f
 RUNNABLE = [name for name, spec in SPECS.items() if spec.needed_features() <= set(STAGE_FEATURES)]
 
 
-def frame(batch_id: int, begins: tuple[SequenceBegin, ...], rows: SequenceSlice) -> MicroBatch:
-    return MicroBatch(1, batch_id, WIRE, begins, (rows,), ())
+def frame(batch_id: int, begins: tuple[SequenceBegin, ...], rows: SequenceSlice, wire: str = WIRE) -> MicroBatch:
+    return MicroBatch(1, batch_id, wire, begins, (rows,), ())
 
 
 def blocks(first_position: int, count: int) -> tuple[int, ...]:
@@ -39,12 +39,12 @@ def blocks(first_position: int, count: int) -> tuple[int, ...]:
     return tuple(range(begin, end))
 
 
-def prompt_scores(ring: LocalRing, ids: list[int]) -> tuple[tuple[TokenScore, ...], int]:
+def prompt_scores(ring: LocalRing, ids: list[int], wire: str = WIRE) -> tuple[tuple[TokenScore, ...], int]:
     """Of each row the next token's, and the token after the last one."""
     sampling = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=NUM_TOP)
     begin = SequenceBegin(RingId(1), len(ids), sampling)
     rows = SequenceSlice(RingId(1), 0, tuple(ids), blocks(0, len(ids)), sample=True, score_targets=(*ids[1:], 0))
-    (result,) = ring.compute(frame(1, (begin,), rows)).results
+    (result,) = ring.compute(frame(1, (begin,), rows, wire)).results
     assert result.sampled is not None, result.failure
     return result.scores, result.sampled.token_id
 
@@ -58,6 +58,17 @@ def continued(ring: LocalRing, first: int, position: int, count: int) -> list[in
         tokens.append(result.sampled.token_id)
         position += 1
     return tokens
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if SPECS[name].carried_width])
+def test_numbers_that_rows_carry_are_the_same_under_any_cut(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default encoding of the wire, also between a layer and those that look at its keys."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ids, num_units = np.load(TINY / name / "golden.npz")["input_ids"].tolist(), SPECS[name].num_units
+    cuts: list[tuple[int, ...]] = [(), (1,), (num_units // 2,), tuple(range(1, num_units))]
+    rings = [ring_over(TINY / name, DEFAULT_WIRE, cut, context_length=2 * len(ids)) for cut in cuts]
+    scores = [prompt_scores(ring, ids, DEFAULT_WIRE) for ring in rings]
+    assert all(one == scores[0] for one in scores)
 
 
 @pytest.mark.parametrize("stages", [1, 2])
