@@ -28,6 +28,7 @@ _OTHER_PARTS = (
     "model.embed_audio.",
     "vision_model.",
     "mtp.",
+    *("v.", "a.", "mm."),
 )
 
 

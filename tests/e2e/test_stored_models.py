@@ -8,9 +8,15 @@ import pytest
 
 from tests.e2e.answers import PROMPTS, Answer, ask, assert_no_fault
 from tests.instruments.clusters import Cluster, ShardSetup, shards
-from tests.instruments.golden import TINY
+from tests.instruments.golden import TINY, require_golden_logits
 from tests.instruments.namespaces import unavailable_reason
-from tests.instruments.stored_models import write_hub_cache, write_ollama_store, write_sharded_folder, write_split
+from tests.instruments.stored_models import (
+    write_distributed_llama,
+    write_hub_cache,
+    write_ollama_store,
+    write_sharded_folder,
+    write_split,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,11 @@ def test_two_shards_read_their_layers_from_it(
         for shard in cluster.state()["shards"]:
             assert shard["load"]["from_disk_bytes"] == shard["load"]["total_bytes"] > 0
         assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_distributed_llama_file_gives_the_golden_logits(tmp_path: Path, name: str) -> None:
+    require_golden_logits(name, write_distributed_llama(tmp_path / "model.m", TINY / name))
 
 
 @pytest.mark.parametrize(("block_format", "tolerated"), [("q8_0", 0.5), ("q4_0", 2.0)])

@@ -26,7 +26,7 @@ from tests.instruments.stored_models import (
     write_sharded_folder,
     write_split,
 )
-from tests.tiny_gguf import read_safetensors, write_tiny_llama
+from tests.tiny_gguf import TinyLlama, random_weights, read_safetensors, write_llama, write_tiny_llama
 
 INDEX = "model.safetensors.index.json"
 ONE = {"a": stored(np.zeros((2, 4), np.float32))}
@@ -437,6 +437,14 @@ def test_write_tiny_llama_is_opened_by_its_folder(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "only.gguf")
     assert open_container(tmp_path).paths == (path,)
     assert open_container(tmp_path).name == "only"
+
+
+def test_what_sees_and_hears_in_the_same_file_is_left_alone(tmp_path: Path) -> None:
+    """Ollama's files have it beside the text model."""
+    model = TinyLlama(num_layers=1)
+    others = {name: np.zeros((2, 2), np.float32) for name in ("v.blk.0.attn_q.weight", "mm.0.weight")}
+    path = write_llama(tmp_path / "m.gguf", model, random_weights(model, 0) | others)
+    assert len(build_manifest(path).units) == 3
 
 
 def test_names_of_a_hub_cache(tmp_path: Path) -> None:
