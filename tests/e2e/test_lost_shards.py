@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.answers import PROMPTS, Answer, ask, ask_all, assert_no_fault, assert_sound
 from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, elapsed, shards
+from tests.instruments.golden import TINY
 from tests.instruments.processes import ManagedProcess, free_port
 from tests.instruments.streamed_answers import StreamedAnswer, completion_body
 
@@ -72,6 +73,20 @@ def test_lost_shards_are_replaced_and_no_stream_notices(tiny_model: Path) -> Non
             cluster.wait_until(lambda state: len(state["shards"]) == 4 and state["phase"] == "serving", HEALED_WITHIN_S)
         assert "could not take over the cache" not in cluster.processes["coordinator"].output(), "of the shard that left politely"
         assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.slow
+def test_what_rows_carry_is_there_again_when_a_shard_is_lost() -> None:
+    """Per-layer inputs and the keys that layers share, of Gemma 4: the middle of three is replaced, between the keys and those who look."""
+    prompt, num_tokens = PROMPTS[-1], 80
+    with Cluster(TINY / "gemma4", shards(4), min_shards=3) as cluster:
+        expected = ask(cluster, prompt, num_tokens)
+        with StreamedAnswer(cluster.http, prompt, num_tokens) as stream:
+            stream.wait_tokens(TOKENS_BEFORE)
+            lose_stage(cluster, 1, signal.SIGKILL, [])
+            assert Answer.of_stream(stream) == expected
+        assert ask(cluster, prompt, num_tokens) == expected
+        assert_no_fault(*(process for process in cluster.processes.values() if process.running))
 
 
 @pytest.mark.slow
