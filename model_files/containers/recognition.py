@@ -62,7 +62,9 @@ def _is_torch_archive(start: Start) -> bool:
 def _is_onnx(start: Start) -> bool:
     """Its first field is the version, its second the producer's name (onnx.proto)."""
     data = start.data
-    return start.path.suffix == ".onnx" or (data[:1] == b"\x08" and 0 < data[1:2][0] < 20 and data[2:3] == b"\x12" and data[4:9].isalpha())
+    return start.path.suffix == ".onnx" or (
+        data[:1] == b"\x08" and b"\0" < data[1:2] < b"\x14" and data[2:3] == b"\x12" and data[4:9].isalpha()
+    )
 
 
 _GET_GGUF = "look for a GGUF file or a folder with safetensors files of the same model"

@@ -276,6 +276,7 @@ def torch_archive(path: Path) -> None:
         (b"\x24\x71\x56\x00", "a tokenizer of distributed-llama"),
         (b"\x00\xcd\xab\x00", "before version 0.7"),
         (b'{"a": 1}', "is a JSON file"),
+        (b"\x08", "it begins with"),
         (b"hello, this is text", "it begins with b'hello, t'"),
         (b"GGUF", "the version at byte 4 needs 4 bytes"),
     ],
