@@ -46,7 +46,7 @@ class KnownModel:
 
 @cache
 def known_models() -> Mapping[str, KnownModel]:
-    return read_known_models(files(__package__).joinpath(_DATA).read_text())
+    return read_known_models(files("dairllm.model_files.getting").joinpath(_DATA).read_text())
 
 
 def read_known_models(text: str) -> dict[str, KnownModel]:
