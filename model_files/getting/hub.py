@@ -177,7 +177,8 @@ def _fetch_file(listing: Listing, file: HubFile, counting: "_Counting") -> None:
     blob = _blob(listing.repository, file)
     if blob is not None and not blob.is_file():
         # The library's own lock, so that it keeps out of the way, too.
-        with locked(cache() / ".locks" / repository_folder(listing.repository).name / f"{blob.name}.lock", file.name):
+        lock = cache() / ".locks" / repository_folder(listing.repository).name / f"{blob.name}.lock"
+        with locked(lock, file.name, lambda: _bytes_here(listing.repository, file)):
             if not blob.is_file():
                 download(remote_file(listing, file), blob, counting.report)
     _asked(listing.repository, lambda: hf_hub_download(listing.repository, file.name, revision=listing.commit))

@@ -228,13 +228,15 @@ class _Partial:
 
 
 @contextmanager
-def locked(lock: Path, what: str) -> Iterator[None]:
-    """Hold this lock. The system gives it back when its owner dies, so that it never goes stale. Raises ModelFetchError, after a long
-    time."""
+def locked(lock: Path, what: str, fetched_bytes: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Hold this lock. The system gives it back when its owner dies, so that it never goes stale. fetched_bytes: how far its owner is, who
+    may take any time as long as that grows. Raises ModelFetchError, after a long time without."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
-        ends_at = time.monotonic() + LOCK_DEADLINE_S
+        known_bytes, ends_at = fetched_bytes(), time.monotonic() + LOCK_DEADLINE_S
         while not try_lock(file.fileno()):
+            if (now_bytes := fetched_bytes()) != known_bytes:
+                known_bytes, ends_at = now_bytes, time.monotonic() + LOCK_DEADLINE_S
             if time.monotonic() > ends_at:
                 raise ModelFetchError(f"another process has been fetching {what} for over {LOCK_DEADLINE_S:g} s; stop it and try again")
             time.sleep(POLL_INTERVAL_S)

@@ -16,7 +16,7 @@ from dairllm.model_files.getting.http_stream import HttpProblem, HttpStream
 from dairllm.model_files.getting.locating import urls_of
 from dairllm.model_files.getting.references import WebFile, parse_reference
 from dairllm.model_files.getting.resolve import resolve_model
-from dairllm.model_files.getting.transfer import RemoteFile, download
+from dairllm.model_files.getting.transfer import RemoteFile, download, locked
 from dairllm.model_files.getting.verification import has_digest
 from dairllm.model_files.getting.web import fetch_web_file, folder_of
 from tests.instruments.hub import TOKEN, Fault, Hub, git_sha1, sha256
@@ -292,3 +292,22 @@ def test_others_are_told_where_a_model_of_a_cache_is_from(hub: Hub, tmp_path: Pa
     url = f"{hub.url}/files/x-00001-of-00002.gguf"
     names = ["x-00002-of-00002.gguf", "x-00001-of-00002.gguf"]
     assert urls_of(url, [Path("/cache", name) for name in names]) == tuple(f"{hub.url}/files/{name}" for name in names)
+
+
+def test_whoever_fetches_may_take_any_time_while_it_gets_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "LOCK_DEADLINE_S", 0.3)
+    monkeypatch.setattr(transfer, "POLL_INTERVAL_S", 0.05)
+    told: list[int] = []
+
+    def fetched_bytes() -> int:
+        """Grows ten times, and then no more."""
+        told.append(min(len(told), 10))
+        return told[-1]
+
+    with (
+        locked(tmp_path / "lock", "x"),
+        pytest.raises(ModelFetchError, match="another process"),
+        locked(tmp_path / "lock", "x", fetched_bytes),
+    ):
+        pass
+    assert told[-1] == 10
