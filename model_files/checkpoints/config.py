@@ -83,8 +83,10 @@ class Config:
         return None if window == 0 or window >= self.integer("max_position_embeddings") else window
 
     def windows_of_last_layers(self) -> list[int | None]:
-        """Of each layer, where config.json may give one to the layers from max_window_layers on, or to those that it lists."""
-        if self.is_gguf or not self.boolean("use_sliding_window", False):
+        """Of each layer, where config.json may give one to the layers from max_window_layers on, or to those that it lists. GGUF only lists
+        them."""
+        is_used = self.has("layer_types") if self.is_gguf else self.boolean("use_sliding_window", False)
+        if not is_used:
             self._read.update(() if self.is_gguf else ("sliding_window", "layer_types"))
             return [None] * self.num_layers()
         first, window = self.integer("max_window_layers", 0), self.window()
