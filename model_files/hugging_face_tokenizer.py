@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dairllm.model_files.containers import Container
 from dairllm.model_files.containers.bounded_json import MAX_JSON_BYTES, parse_json_object
 from dairllm.model_files.containers.regular_files import read_whole
@@ -113,7 +115,7 @@ class _Neighbours:
             yield self._container.companions[GENERATION_CONFIG], generation
         config = self._container.metadata.get("eos_token_id")
         if config is not None:
-            yield self._container.path, config.tolist() if hasattr(config, "tolist") else config
+            yield self._container.path, config.tolist() if isinstance(config, np.ndarray) else config
 
 
 def refuse_other_files(container: Container) -> UnsupportedModel:

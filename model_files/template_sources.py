@@ -58,6 +58,7 @@ def read_templates(container: Container) -> Mapping[str, str]:
 
 def _named(thing: str, value: Any) -> Mapping[str, str]:
     """One text, or a list of objects with name and template, or an object of them."""
+    pairs: list[tuple[Any, Any]]
     match value:
         case None:
             return {}
