@@ -1,9 +1,11 @@
-"""Write a GGUF file of random weights in the shape of a known llama, to measure speed and memory with: what it says is noise.
+"""Write a GGUF file of random weights in the shape of a known model, to measure speed and memory with: what it says is noise.
 
-All matrices have the chosen format; their blocks are random bytes with small scales, so that activations stay finite. There is no
-tokenizer: the model is served for token ids.
+All matrices but routers have the chosen format; their blocks are random bytes with small scales, so that activations stay finite. There is
+no tokenizer: the model is served for token ids.
 """
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -13,11 +15,13 @@ import numpy.typing as npt
 import typer
 from command import run
 
-from dairllm.model_files.attention import Rope
+from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.checkpoints.tensor_names import gguf_tensor_name
 from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
+from dairllm.model_files.feed_forward import Activation, ExpertFeedForward, Router
+from dairllm.model_files.norm import Norm
 from dairllm.model_files.roles import unit_shapes
-from dairllm.model_files.spec import ModelSpec
+from dairllm.model_files.spec import LayerSpec, ModelSpec
 
 SEED = 1
 VOCABULARY = 49_152
@@ -27,18 +31,27 @@ ROPE_THETA = 500_000.0
 
 
 class Shape(NamedTuple):
+    """experts, experts_used: 0 for none; intermediate_size is that of one of them."""
+
     hidden_size: int
     num_layers: int
     intermediate_size: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    experts: int = 0
+    experts_used: int = 0
+
+    @property
+    def architecture(self) -> str:
+        return "qwen3moe" if self.experts else "llama"
 
 
 SHAPES = {
     "1b": Shape(2048, 16, 8192, 32, 8, 64),
     "3b": Shape(3072, 28, 8192, 24, 8, 128),
     "8b": Shape(4096, 32, 14_336, 32, 8, 128),
+    "30b-a3b-8-layers": Shape(2048, 8, 768, 32, 4, 128, 128, 8),
 }
 
 
@@ -61,7 +74,7 @@ def random_matrix(numbers: np.random.Generator, outputs: int, inputs: int, block
 
 def spec_of(shape: Shape) -> ModelSpec:
     """With what decides the tensors' shapes."""
-    rope = Rope(theta=ROPE_THETA, dim=shape.head_dim, interleaved=True)
+    rope = Rope(theta=ROPE_THETA, dim=shape.head_dim, interleaved=not shape.experts)
     layer = dense_layer(
         intermediate_size=shape.intermediate_size,
         num_heads=shape.num_heads,
@@ -70,8 +83,24 @@ def spec_of(shape: Shape) -> ModelSpec:
         rms_norm_eps=NORM_EPS,
         rope=rope,
     )
+    if shape.experts:
+        layer = _with_experts(layer, shape)
     outer = {"hidden_size": shape.hidden_size, "vocab_size": VOCABULARY, "context_length": CONTEXT_LENGTH}
-    return dense_decoder((layer,) * shape.num_layers, architecture="llama", name="synthetic", **outer)
+    return dense_decoder((layer,) * shape.num_layers, architecture=shape.architecture, name="synthetic", **outer)
+
+
+def _with_experts(layer: LayerSpec, shape: Shape) -> LayerSpec:
+    """As Qwen 3 has them, with norms of heads."""
+    experts = ExpertFeedForward(
+        num_experts=shape.experts,
+        num_experts_used=shape.experts_used,
+        intermediate_size=shape.intermediate_size,
+        activation=Activation(kind="silu"),
+        router=Router(kind="softmax", normalised=True),
+    )
+    assert isinstance(layer.attention, SelfAttention)
+    norm = Norm(kind="rms", eps=NORM_EPS)
+    return replace(layer, attention=replace(layer.attention, q_norm=norm, k_norm=norm), feed_forward=experts)
 
 
 def write(
@@ -85,7 +114,7 @@ def write(
     facts, block = SHAPES[shape], FORMATS[block_format]
     raw_type = gguf.GGMLQuantizationType[block_format]
     numbers = np.random.default_rng(SEED)
-    writer = gguf.GGUFWriter(out, "llama", use_temp_file=True)
+    writer = gguf.GGUFWriter(out, facts.architecture, use_temp_file=True)
     _write_metadata(writer, f"synthetic-{shape}-{block_format}", facts)
 
     spec = spec_of(facts)
@@ -96,9 +125,11 @@ def write(
             name = gguf_tensor_name(role, unit - 1)
             if len(dimensions) == 1:
                 writer.add_tensor(name, np.ones(dimensions, np.float32))
+            elif role == "router":
+                writer.add_tensor(name, 0.02 * numbers.standard_normal(dimensions, np.float32))
             else:
-                outputs, inputs = dimensions
-                writer.add_tensor(name, random_matrix(numbers, outputs, inputs, block), raw_dtype=raw_type)
+                rows = random_matrix(numbers, math.prod(dimensions[:-1]), dimensions[-1], block)
+                writer.add_tensor(name, rows.reshape(*dimensions[:-1], -1), raw_dtype=raw_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file(progress=True)
@@ -119,6 +150,10 @@ def _write_metadata(writer: gguf.GGUFWriter, name: str, shape: Shape) -> None:
     writer.add_rope_freq_base(ROPE_THETA)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_vocab_size(VOCABULARY)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.experts_used)
+        writer.add_expert_feed_forward_length(shape.intermediate_size)
 
 
 if __name__ == "__main__":

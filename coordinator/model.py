@@ -14,6 +14,7 @@ from dairllm.mesh.foreign_text import on_one_line
 from dairllm.model_files.chat_template import ChatTemplate
 from dairllm.model_files.containers import Container, open_container
 from dairllm.model_files.errors import InvalidTemplate, ModelFileError, UnsupportedModel
+from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.getting.locating import urls_of
 from dairllm.model_files.getting.references import HubModel, WebFile, parse_reference
 from dairllm.model_files.getting.resolve import resolve_model
@@ -141,7 +142,10 @@ def _template_of(container: Container, tokenizer: Tokenizer | None) -> ChatTempl
 
 def _unit_demand(spec: ModelSpec, unit: Unit, element_bytes: int) -> UnitDemand:
     state_bytes = cache_bytes_per_token(spec, unit.index, element_bytes)
-    return UnitDemand(weights_bytes([unit]), unit.bytes_read_per_step(spec), state_bytes)
+    layer = spec.layer_of(unit.index)
+    experts = layer.feed_forward if layer is not None and isinstance(layer.feed_forward, ExpertFeedForward) else None
+    share = 0.0 if experts is None else experts.num_experts_used / experts.num_experts
+    return UnitDemand(weights_bytes([unit]), unit.bytes_read_per_step(spec), state_bytes, unit.expert_bytes, share)
 
 
 def _tied_bytes(units: Sequence[Unit]) -> int:

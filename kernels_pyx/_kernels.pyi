@@ -67,6 +67,31 @@ class PackedMatrix:
     def dequantize_rows(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Rows `ids` [n] as [n, inputs], exactly the values that their blocks stand for."""
 
+class PackedStack:
+    """Weight matrices [outputs, inputs] of many experts or heads, as so many PackedMatrix in one memory; each begins with a tile
+    of its own. MemoryError if there is none."""
+
+    def __init__(self, block_format: str, num_matrices: int, outputs: int, inputs: int) -> None: ...
+    @property
+    def block_format(self) -> str: ...
+    @property
+    def num_matrices(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def resident_bytes(self) -> int:
+        """Of the pages that are in memory now, as the system counts them: those written, and those that were read."""
+
+    def pack_rows(self, index: int, first_row: int, data: Buffer) -> None:
+        """As PackedMatrix.pack_rows, for the matrix of that index."""
+
+    def dequantize_rows(self, index: int) -> NDArray[np.float32]:
+        """The matrix of that index [outputs, inputs], exactly the values that its blocks stand for."""
+
 def encoded_row_bytes(encoding: str, width: int, carried: int = 0) -> int:
     """Size of one encoded row of `width` numbers, of which the last `carried` are in F16, or in F32 where the encoding is."""
 
@@ -202,6 +227,48 @@ class DenseBlock(LayerBlock):
 
     def __init__(self, *, intermediate_size: int, activation: StageActivation = ...) -> None: ...
 
+class StageRouter(NamedTuple):
+    """How experts are chosen and weighed, as c/router.h defines it.
+
+    kind: scores are the "softmax" of the logits, the "sigmoid" of each, or a "softmax_of_chosen". normalised: weights are divided by their
+    sum; then they are multiplied by `scale`. Only experts of the best num_groups_used of num_groups may be chosen; a group is as good as
+    the sum of its best `group_best` scores.
+    """
+
+    kind: str
+    normalised: bool = False
+    scale: float = 1.0
+    num_groups: int = 1
+    num_groups_used: int = 1
+    group_best: int = 2
+
+class ExpertBlock(LayerBlock):
+    """The sum over the chosen experts of weight * down(activation(gate(x)) * up(x)), in order of their index, and, last, the same of an
+    expert that every row passes, whose weight is 1, or with shared_gate the sigmoid of shared_router(x).
+
+    Matrices router [experts, hidden], and shared_gate, shared_up, shared_down, shared_router [1, hidden] where there are such; stacks
+    expert_gate, expert_up, expert_down; optional vectors router_bias, and router_selection_bias, which is added to the scores to choose by;
+    optional arrays expert_gate_bias, expert_up_bias, expert_down_bias [experts, outputs]. Of stacks, only what a row has chosen is read."""
+
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        num_experts_used: int,
+        intermediate_size: int,
+        router: StageRouter,
+        activation: StageActivation = ...,
+        shared_intermediate_size: int = 0,
+        shared_gate: bool = False,
+    ) -> None: ...
+    def _run(self, weights: Mapping[str, PackedMatrix | PackedStack | NDArray[np.float32]], x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The block alone, [rows, hidden] for x [rows, hidden]; for tests and benchmarks."""
+
+def _choose_experts(
+    router: StageRouter, num_used: int, logits: NDArray[np.float32], selection_bias: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Experts and weights [rows, num_used], best first, for logits [rows, experts]; for tests."""
+
 class StageLayer:
     """x + residual_scale * attention_post_norm(attention(attention_norm(x))), then the same of the feed-forward block. None: no such norm.
 
@@ -323,7 +390,7 @@ class Stage:
     def check_layer(self, layer: StageLayer) -> None:
         """ValueError for a layer that can't be added, whatever its weights."""
 
-    def add_layer(self, index: int, layer: StageLayer, weights: Mapping[str, PackedMatrix | NDArray[np.float32]]) -> None:
+    def add_layer(self, index: int, layer: StageLayer, weights: Mapping[str, PackedMatrix | PackedStack | NDArray[np.float32]]) -> None:
         """The layer after the last one, by its index in the whole model; or one that is there, to replace it.
 
         `weights`: those of its norms and blocks, by role. Matrices are kept, not copied."""

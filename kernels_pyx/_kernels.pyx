@@ -2,11 +2,13 @@
 """The one extension module: checks arguments, drops the GIL, calls C. The C (folder c/) knows nothing of Python."""
 
 include "matrix.pxi"
+include "stacks.pxi"
 include "encodings.pxi"
 include "elementwise.pxi"
 include "pool.pxi"
 include "kv_cache.pxi"
 include "stage_layers.pxi"
+include "experts.pxi"
 include "stage.pxi"
 include "bandwidth.pxi"
 

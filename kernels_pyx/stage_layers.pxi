@@ -196,6 +196,24 @@ cdef const packed_matrix* matrix_pointer(str name, object weight, int outputs, i
     return &packed.matrix
 
 
+cdef const packed_stack* stack_pointer(str name, object weight, tuple shape) except NULL:
+    if not isinstance(weight, PackedStack):
+        raise ValueError(f"{name} is a {type(weight).__name__}, expected a PackedStack")
+    cdef PackedStack packed = weight
+    found = (packed.num_matrices, packed.outputs, packed.inputs)
+    if found != shape:
+        raise ValueError(f"{name} is a stack of {' x '.join(map(str, found))}, expected {' x '.join(map(str, shape))}")
+    return &packed.stack
+
+
+cdef object table_of(str name, object weight, tuple shape):
+    """A copy of it."""
+    table = f32_array(weight, 2, name).copy()
+    if table.shape != shape:
+        raise ValueError(f"{name} has the shape {table.shape}, expected {shape}")
+    return table
+
+
 cdef object vector_of(str name, object weight, int width):
     """A copy of it."""
     vector = f32_array(weight, 1, name).copy()
@@ -211,7 +229,7 @@ cdef class LayerWeights:
     cdef dict kept, shapes
 
     def __init__(self, str where, object weights, dict shapes, set optional):
-        """shapes: one number for a vector, two for a matrix of outputs x inputs."""
+        """shapes: one number for a vector, two for a matrix of outputs x inputs or a table of numbers, three for a stack of matrices."""
         missing = sorted(shapes.keys() - optional - set(weights))
         unknown = sorted(set(weights) - shapes.keys())
         if missing or unknown:
@@ -223,6 +241,17 @@ cdef class LayerWeights:
     cdef const packed_matrix* matrix(self, str role) except NULL:
         outputs, inputs = self.shapes[role]
         return matrix_pointer(f"{role} of {self.where}", self.kept[role], outputs, inputs)
+
+    cdef const packed_stack* stack(self, str role) except NULL:
+        return stack_pointer(f"{role} of {self.where}", self.kept[role], self.shapes[role])
+
+    cdef const float* table(self, str role) except? NULL:
+        """Numbers of two dimensions. NULL if there are none."""
+        if role not in self.kept:
+            return NULL
+        self.kept[role] = table_of(f"{role} of {self.where}", self.kept[role], self.shapes[role])
+        cdef const float[:, ::1] view = self.kept[role]
+        return &view[0, 0]
 
     cdef const float* vector(self, str role):
         """NULL if there is none."""

@@ -101,6 +101,9 @@ class ExpertFeedForward:
             raise CorruptModelFile(f"num_experts_used is {self.num_experts_used}; expected at most num_experts, {self.num_experts}")
         if self.num_experts % self.router.num_groups:
             raise CorruptModelFile(f"num_experts is {self.num_experts}; expected a multiple of num_groups, {self.router.num_groups}")
+        in_groups = self.num_experts // self.router.num_groups * self.router.num_groups_used
+        if self.num_experts_used > in_groups:
+            raise CorruptModelFile(f"num_experts_used is {self.num_experts_used}; expected at most the {in_groups} of the groups used")
         if self.router.num_groups > 1 and self.router.group_best > self.num_experts // self.router.num_groups:
             raise CorruptModelFile(f"group_best is {self.router.group_best}; expected at most the experts of one group")
         if self.shared_gate and not self.shared_intermediate_size:
@@ -115,6 +118,12 @@ class ExpertFeedForward:
             yield "feed_forward:shared_expert"
         if self.bias:
             yield "feed_forward:bias"
+
+    def experts_read(self, rows: int) -> float:
+        """How many different experts a step of so many rows reads, if each is as likely as the others."""
+        if rows == 1:
+            return self.num_experts_used
+        return self.num_experts * (1 - (1 - self.num_experts_used / self.num_experts) ** rows)
 
 
 FeedForward = DenseFeedForward | ExpertFeedForward

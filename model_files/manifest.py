@@ -157,15 +157,20 @@ class Unit:
         """The files that its tensors lie in."""
         return frozenset(file_index for file_index, _, _ in self.places)
 
-    def bytes_read_per_step(self, spec: ModelSpec) -> int:
-        """Bytes of weights that a step of one row reads: of the embedding next to nothing, of expert stacks those that are chosen."""
+    @property
+    def expert_bytes(self) -> int:
+        """Of the matrices of all its experts, as they are packed."""
+        return sum(tensor.packed_bytes for tensor in self.tensors if tensor.is_expert_stack)
+
+    def bytes_read_per_step(self, spec: ModelSpec, rows: int = 1) -> int:
+        """Bytes of weights that a step of so many rows reads: of the embedding next to nothing, of expert stacks those that are chosen."""
         if self.index == 0:
             return 0
         layer = spec.layer_of(self.index)
         if layer is None or not isinstance(layer.feed_forward, ExpertFeedForward):
             return sum(tensor.packed_bytes for tensor in self.tensors)
-        used, of = layer.feed_forward.num_experts_used, layer.feed_forward.num_experts
-        return sum(tensor.packed_bytes * used // of if tensor.is_expert_stack else tensor.packed_bytes for tensor in self.tensors)
+        share = layer.feed_forward.experts_read(rows) / layer.feed_forward.num_experts
+        return sum(round(tensor.packed_bytes * share) if tensor.is_expert_stack else tensor.packed_bytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

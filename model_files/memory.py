@@ -5,11 +5,12 @@ part needs, of weights, of KV cache and of scratch, it needs no more together wi
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dairllm.model_files.attention import LatentAttention, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS
+from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.manifest import TensorInfo, Unit
 from dairllm.model_files.spec import ModelSpec
 
@@ -32,7 +33,12 @@ _QUERIES_AT_ONCE = 8
 _SCORES_MULTIPLE = 16
 _QUANTISED_BLOCK, _QUANTISED_BLOCK_BYTES = 32, 40
 _ROW_FACTS_BYTES = 6 * 4
-_ALIGNMENT_BYTES = 20 * 64
+_ALIGNMENT_BYTES = 40 * 64
+_PAIR_FACTS_BYTES = 5 * 4
+_EXPERT_GROUP_BYTES = 768
+"""What is noted of each expert that has rows, and what its parts are rounded up by."""
+_EXPERT_ITEMS_BYTES = 32 * 1024
+"""The parts in which work is shared out over the most threads that there may be."""
 _TABLES = frozenset({"token_embedding", "per_layer_embedding"})
 """Matrices that nothing is multiplied with."""
 _PER_LAYER_ROLES = ("per_layer_projection", "per_layer_gate")
@@ -110,17 +116,48 @@ def scratch_of(spec: ModelSpec, units: Sequence[Unit], *, max_rows: int, context
     heads = [unit for unit in units if unit.index == spec.head_index]
     body = [unit for unit in units if unit.index != spec.head_index]
     residual = 2 * spec.hidden_size + spec.carried_width
-    widest = max((_block_numbers(unit) for unit in body), default=0)
-    numbers = residual + _ROWS_OUTSIDE * spec.row_width + _rope_numbers(spec) + widest
-    body_bytes = max_rows * (_NUMBER_BYTES * numbers + _activation_bytes(body) + _ROW_FACTS_BYTES) + _ALIGNMENT_BYTES
+    widest_bytes = max((_block_bytes(spec, unit, max_rows) for unit in body), default=0)
+    numbers = residual + _ROWS_OUTSIDE * spec.row_width + _rope_numbers(spec)
+    body_bytes = max_rows * (_NUMBER_BYTES * numbers + _activation_bytes(body) + _ROW_FACTS_BYTES) + widest_bytes + _ALIGNMENT_BYTES
     scores = _QUERIES_AT_ONCE * _multiple(context_length, _SCORES_MULTIPLE)
     head_row_bytes = _NUMBER_BYTES * (residual + spec.vocab_size) + _activation_bytes(heads) + _ROW_FACTS_BYTES
     head_bytes = HEAD_ROWS * head_row_bytes + _SAMPLER_ROWS * _NUMBER_BYTES * spec.vocab_size + _ALIGNMENT_BYTES
     return Scratch(body_bytes, _NUMBER_BYTES * scores, head_bytes)
 
 
+def _block_bytes(spec: ModelSpec, unit: Unit, max_rows: int) -> int:
+    """Between the matrices of a layer: attention and feed-forward share their memory."""
+    layer = spec.layer_of(unit.index)
+    numbers_bytes = _NUMBER_BYTES * max_rows * _block_numbers(unit)
+    if layer is None or not isinstance(layer.feed_forward, ExpertFeedForward):
+        return numbers_bytes
+    return max(numbers_bytes, expert_scratch_bytes(layer.feed_forward, unit.tensors, max_rows))
+
+
+def expert_scratch_bytes(experts: ExpertFeedForward, tensors: Sequence[TensorInfo], max_rows: int) -> int:
+    """Of a block of experts (c/experts.c). A pair is a row and an expert that it passes.
+
+    Inputs and products of each pair and of the shared expert, and what routing notes of rows and pairs.
+    """
+    by_role = {tensor.role: tensor for tensor in tensors}
+    hidden_size = by_role["router"].shape[-1]
+    pairs = max_rows * experts.num_experts_used
+    pair_bytes = _pair_bytes(by_role, "expert", experts.intermediate_size) + _PAIR_FACTS_BYTES
+    shared_bytes = _pair_bytes(by_role, "shared", experts.shared_intermediate_size) if experts.shared_intermediate_size else 0
+    row_numbers = hidden_size + 2 * experts.num_experts + 2 * experts.router.num_groups + 1
+    groups_bytes = (min(pairs, experts.num_experts) + 1) * _EXPERT_GROUP_BYTES
+    row_bytes = shared_bytes + _PAIR_FACTS_BYTES + _NUMBER_BYTES * row_numbers
+    return pairs * pair_bytes + max_rows * row_bytes + groups_bytes + _EXPERT_ITEMS_BYTES
+
+
+def _pair_bytes(by_role: Mapping[str, TensorInfo], prefix: str, intermediate_size: int) -> int:
+    first = {by_role[f"{prefix}_{name}"].packed_format: by_role[f"{prefix}_{name}"] for name in ("gate", "up")}
+    first_bytes = sum(_activation_row_bytes(tensor) for tensor in first.values())
+    return max(first_bytes, _activation_row_bytes(by_role[f"{prefix}_down"])) + 2 * _NUMBER_BYTES * intermediate_size
+
+
 def _block_numbers(unit: Unit) -> int:
-    """Numbers of a row between the matrices of a unit: its blocks share their memory."""
+    """The same without experts, in numbers of a row."""
     outputs = {tensor.role: tensor.shape[-2] for tensor in unit.tensors if len(tensor.shape) > 1}
     attended = sum(tensor.shape[-1] for tensor in unit.tensors if tensor.role == "attention_output")
     attention = sum(outputs.get(role, 0) for role in ("q", "k", "v")) + attended
@@ -137,13 +174,13 @@ def _rope_numbers(spec: ModelSpec) -> int:
 
 def _activation_bytes(units: Iterable[Unit]) -> int:
     """Of a row as the matrices take it: once for each format of matrices with one input."""
-    matrices = [[tensor for tensor in unit.tensors if len(tensor.shape) > 1 and tensor.role not in _TABLES] for unit in units]
+    matrices = [[tensor for tensor in unit.tensors if tensor.is_matrix and tensor.role not in _TABLES] for unit in units]
     most = max((_activation_row_bytes(tensor) for unit in matrices for tensor in unit), default=0)
     return most * max((_formats_at_once({tensor.role: tensor.packed_format for tensor in unit}) for unit in matrices), default=0)
 
 
 def _formats_at_once(formats: dict[str, str]) -> int:
-    groups = ({formats.get(role) for role in roles} - {None} for roles in (("q", "k", "v"), ("gate", "up")))
+    groups = ({formats.get(role) for role in roles} - {None} for roles in (("q", "k", "v"), ("gate", "up"), ("router", "shared_router")))
     return max(1, *(len(group) for group in groups))
 
 

@@ -249,11 +249,15 @@ class AnswersRecovered:
 
 @dataclass(frozen=True, slots=True)
 class StepMeasured:
-    """A micro-batch of one row took step_s: computing on one shard, or the whole ring if shard is None. Comes about once a second."""
+    """A micro-batch that only decodes took step_s: computing on one shard, or the whole ring if shard is None. Comes about once a second.
+
+    rows: one for each sequence in it, on average.
+    """
 
     epoch: Epoch
     shard: str | None
     step_s: float
+    rows: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

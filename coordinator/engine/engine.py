@@ -20,7 +20,7 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
-from dairllm.coordinator.engine.flights import Flights, StageLoad
+from dairllm.coordinator.engine.flights import DecodeStep, Flights, StageLoad
 from dairllm.coordinator.engine.interface import EngineStats
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
@@ -104,9 +104,9 @@ class Engine:
     def stage_loads(self) -> dict[str, StageLoad]:
         return self._flights.stages
 
-    def decode_steps_s(self) -> dict[str | None, float]:
-        """Smoothed time of a decoding step: by shard, and of the whole ring under None. Only what was measured in this plan."""
-        return self._flights.decode_steps_s()
+    def decode_steps(self) -> dict[str | None, DecodeStep]:
+        """A decoding step, smoothed: by shard, and of the whole ring under None. Only what was measured in this plan."""
+        return self._flights.decode_steps()
 
     def overdue_s(self) -> float | None:
         """How long the oldest frame has been on its way, if that is longer than any frame of this plan may take; else None."""

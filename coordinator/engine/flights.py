@@ -17,7 +17,7 @@ SMOOTHING = 0.2
 
 @dataclass(slots=True)
 class StageLoad:
-    """What a stage has done since the plan began. decode_step_s: smoothed compute time of frames that only decode."""
+    """What a stage has done since the plan began. decode_step_s, decode_rows: smoothed compute time and rows of frames that only decode."""
 
     frames: int = 0
     rows: int = 0
@@ -26,6 +26,7 @@ class StageLoad:
     queue_s: float = 0.0
     received_bytes: int = 0
     decode_step_s: float = 0.0
+    decode_rows: float = 0.0
 
     def add(self, timing: StageTiming, only_decodes: bool) -> None:
         self.frames += 1
@@ -36,30 +37,42 @@ class StageLoad:
         self.received_bytes += timing.received_bytes
         if only_decodes:
             self.decode_step_s = _smooth(self.decode_step_s, timing.compute_us * 1e-6)
+            self.decode_rows = _smooth(self.decode_rows, timing.num_rows)
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 
 
+class DecodeStep(NamedTuple):
+    """How long a step took, and how many rows it had."""
+
+    step_s: float
+    rows: float
+
+
 class _Flight(NamedTuple):
     sent_s: float
     only_decodes: bool
+    num_rows: int
 
 
 class Flights:
-    """Of one plan after the other. decode_step_s: smoothed time once around the ring for a frame that only decodes; 0 if none was seen."""
+    """Of one plan after the other.
+
+    decode_step_s, decode_rows: smoothed time once around the ring and rows of frames that only decode; 0 if none was seen.
+    """
 
     def __init__(self) -> None:
         self._under_way: dict[tuple[int, int], _Flight] = {}
         self._slowest_s = 0.0
-        self.decode_step_s = 0.0
+        self.decode_step_s = self.decode_rows = 0.0
         self.stages: dict[str, StageLoad] = {}
 
     def begin_plan(self) -> None:
         """Nothing of what was measured holds for it."""
         self.give_up()
         self.stages = {}
-        self.decode_step_s = self._slowest_s = 0.0
+        self.decode_step_s = self.decode_rows = self._slowest_s = 0.0
 
     def give_up(self) -> None:
         """What is on its way does not come back."""
@@ -67,7 +80,7 @@ class Flights:
 
     def send(self, batch: MicroBatch, now_s: float) -> None:
         only_decodes = bool(batch.slices) and all(len(slice_.token_ids) == 1 for slice_ in batch.slices)
-        self._under_way[batch.epoch, batch.batch_id] = _Flight(now_s, only_decodes)
+        self._under_way[batch.epoch, batch.batch_id] = _Flight(now_s, only_decodes, len(batch.slices))
 
     def come_back(self, result: MicroBatchResult, now_s: float) -> bool:
         """False if nothing waits for it any more."""
@@ -78,6 +91,7 @@ class Flights:
         self._slowest_s = max(self._slowest_s, took_s)
         if flight.only_decodes:
             self.decode_step_s = _smooth(self.decode_step_s, took_s)
+            self.decode_rows = _smooth(self.decode_rows, flight.num_rows)
         self._add(result.timings, flight.only_decodes)
         return True
 
@@ -85,11 +99,11 @@ class Flights:
         for timing in timings:
             self.stages.setdefault(timing.shard, StageLoad()).add(timing, only_decodes)
 
-    def decode_steps_s(self) -> dict[str | None, float]:
-        """Smoothed time of a decoding step: by shard, and of the whole ring under None. Only what was measured in this plan."""
-        steps: dict[str | None, float] = {name: load.decode_step_s for name, load in self.stages.items()}
-        steps[None] = self.decode_step_s
-        return {name: step_s for name, step_s in steps.items() if step_s > 0}
+    def decode_steps(self) -> dict[str | None, DecodeStep]:
+        """A decoding step, smoothed: by shard, and of the whole ring under None. Only what was measured in this plan."""
+        steps: dict[str | None, DecodeStep] = {name: DecodeStep(load.decode_step_s, load.decode_rows) for name, load in self.stages.items()}
+        steps[None] = DecodeStep(self.decode_step_s, self.decode_rows)
+        return {name: step for name, step in steps.items() if step.step_s > 0}
 
     def overdue_s(self, now_s: float) -> float | None:
         """How long the oldest frame has been on its way, if that is longer than any frame of this plan may take; else None.

@@ -87,8 +87,8 @@ class RingLife:
             overdue_s = self._engine.overdue_s()
             if overdue_s is not None:
                 self._broken(epoch, f"a frame did not come back within {overdue_s:.0f} s")
-            for shard, step_s in self._engine.decode_steps_s().items():
-                self._handle(on.StepMeasured(epoch, shard, step_s))
+            for shard, step in self._engine.decode_steps().items():
+                self._handle(on.StepMeasured(epoch, shard, step.step_s, step.rows))
 
     def _recovered(self, report: ReportRecovery, duration_s: float) -> None:
         share = report.replayed_work / report.all_work if report.all_work else 0.0

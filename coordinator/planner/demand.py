@@ -10,11 +10,21 @@ NO_ROOM = -(1 << 52)
 
 
 class UnitDemand(NamedTuple):
-    """What one unit needs: bytes of its weights in memory, of them that a step of one row reads, and that it keeps for each token."""
+    """What one unit needs: bytes of its weights in memory, of them that a step of one row reads, and that it keeps for each token.
+
+    expert_bytes: of all its experts, of which a row reads `expert_share`, as part of step_bytes.
+    """
 
     size_bytes: int
     step_bytes: int
     state_bytes_per_token: int
+    expert_bytes: int = 0
+    expert_share: float = 0.0
+
+    def bytes_read_per_step(self, rows: float) -> float:
+        """Rows choose their experts by themselves: those that several of them have chosen are read once."""
+        none_chooses: float = (1 - self.expert_share) ** rows
+        return self.step_bytes + self.expert_bytes * (1 - none_chooses - self.expert_share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +81,9 @@ class ModelDemand:
         has_head, has_body = units.stop == self.num_units, units.start < self.num_units - 1
         return self.scratch.size_bytes(has_body=has_body, has_head=has_head, num_threads=num_threads)
 
-    def bytes_read_per_step(self, units: range) -> int:
-        """Bytes of weights that a step of one row reads."""
-        return sum(unit.step_bytes for unit in self.units[units.start : units.stop])
+    def bytes_read_per_step(self, units: range, rows: float = 1.0) -> int:
+        """Bytes of weights that a step of so many rows reads."""
+        return round(sum(unit.bytes_read_per_step(rows) for unit in self.units[units.start : units.stop]))
 
     def state_bytes_per_token(self, units: range) -> int:
         """Bytes that a run of units keeps for each token of a sequence."""

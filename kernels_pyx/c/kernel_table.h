@@ -40,7 +40,7 @@ typedef struct kernel_table {
     /* In place what encode_row and decode_row would give. */
     void (*round_row)(int encoding, float* x, int width);
 
-    /* elementwise.inc.h, attention.inc.h */
+    /* elementwise.inc.h, experts.inc.h, attention.inc.h */
     void (*exp_row)(const float* x, int width, float* out);
     void (*norm_row)(const norm_spec* norm, const float* x, int width, float* out);
     void (*add_row)(float* x, const float* y, int width);
@@ -50,6 +50,9 @@ typedef struct kernel_table {
     void (*sigmoid_gate_row)(float* x, const float* gate, int width);
     void (*rope_row)(float* x, int num_heads, int stride, int rope_dim, int interleaved, const float* cosines, const float* sines);
     void (*log_softmax_row)(const float* x, int width, float* out);
+    void (*softmax_row)(float* x, int width);
+    void (*sigmoid_row)(float* x, int width);
+    float (*sum_row)(const float* x, int width);
     void (*store_position)(const struct kv_cache* cache, int block, int within, const float* keys, const float* values);
     void (*attention)(const struct attention_task* task);
 } kernel_table;

@@ -4,6 +4,7 @@
 #include "matmul.inc.h"
 #include "wire.inc.h"
 #include "elementwise.inc.h"
+#include "experts.inc.h"
 #include "attention.inc.h"
 
 const kernel_table KERNELS = {
@@ -23,6 +24,9 @@ const kernel_table KERNELS = {
     .sigmoid_gate_row = sigmoid_gate_row,
     .rope_row = rope_row,
     .log_softmax_row = log_softmax_row,
+    .softmax_row = softmax_row,
+    .sigmoid_row = sigmoid_row,
+    .sum_row = sum_row,
     .store_position = store_position,
     .attention = attention,
 };

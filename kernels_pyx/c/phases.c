@@ -180,7 +180,7 @@ static void norm_and_add_rows(void* context, int chunk) {
     const phase* p = context;
     const int width = p->s->spec.hidden_size, end = chunk_begin(p->num_rows, chunk + 1, p->num_chunks);
     for (int row = chunk_begin(p->num_rows, chunk, p->num_chunks); row < end; row++) {
-        float* product = p->group.outputs[0] + (size_t)row * (size_t)width;
+        float* product = p->s->scratch.normed + (size_t)row * (size_t)width;
         if (p->bias) {
             p->kernels->add_row(product, p->bias, width);
         }
@@ -200,6 +200,11 @@ float* carried_row(const phase* p, int row, int offset) {
 
 void round_carried(const phase* p, float* carried, int width) {
     p->kernels->round_row(p->s->spec.boundary_encoding == ENCODING_F32 ? ENCODING_F32 : ENCODING_F16, carried, width);
+}
+
+void add_normed(phase* p) {
+    p->bias = NULL;
+    run_rows(p, norm_and_add_rows);
 }
 
 void add_output(phase* p, const packed_matrix* matrix, const float* bias, const float* source) {

@@ -142,6 +142,8 @@ void multiply_all(phase* p);
 void take_input(phase* p);
 /* x += residual scale * post norm(matrix * source + bias); source [rows, matrix inputs]. */
 void add_output(phase* p, const packed_matrix* matrix, const float* bias, const float* source);
+/* x += residual scale * post norm(what is in scratch.normed). */
+void add_normed(phase* p);
 
 /* per_layer.c */
 void measure_per_layer_input(const stage_layer* layer, int rows, scratch_need* need);

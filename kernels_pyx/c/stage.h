@@ -8,6 +8,7 @@
 #define DAIRLLM_STAGE_H
 
 #include "elementwise.h"
+#include "experts.h"
 #include "kernel_table.h"
 #include "kv_cache.h"
 #include "pool.h"
@@ -64,6 +65,7 @@ typedef struct stage_layer {
     } attention;
     union {
         dense_feed_forward dense;
+        expert_block experts;
     } feed_forward;
     per_layer_input input;
     float output_scale;        /* of all that comes out of the layer */
@@ -77,7 +79,7 @@ typedef struct per_layer_embedding {
     const packed_matrix *table, *projection;
 } per_layer_embedding;
 
-extern const block_kind SELF_ATTENTION, DENSE_FEED_FORWARD;
+extern const block_kind SELF_ATTENTION, DENSE_FEED_FORWARD, EXPERT_FEED_FORWARD;
 
 typedef struct stage_spec {
     int hidden_size, carried_width, num_layers;

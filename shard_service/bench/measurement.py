@@ -107,7 +107,7 @@ def measure_stage(paths: tuple[Path, ...], manifest: Manifest, workload: Workloa
         bandwidth.append(memory_read_bandwidth(BANDWIDTH_BUFFER_BYTES, BANDWIDTH_PASSES))
         prefill.append(workload.prompt / stage.run_prefill())
         decode.append(workload.generate * workload.sequences / stage.run_decode())
-    bytes_per_token = sum(unit.bytes_read_per_step(manifest.spec) for unit in manifest.units)
+    bytes_per_token = sum(unit.bytes_read_per_step(manifest.spec, workload.sequences) for unit in manifest.units)
     steps_s = median(decode) / workload.sequences
     return StageSpeed(
         prefill_tok_s=_spread(prefill),

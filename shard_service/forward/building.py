@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dairllm.kernels_pyx import PackedMatrix, Stage, get_num_threads
+from dairllm.kernels_pyx import PackedMatrix, PackedStack, Stage, get_num_threads
 from dairllm.mesh.errors import InvalidModel
 from dairllm.model_files.memory import HEAD_ROWS, scratch_of
 from dairllm.model_files.spec import ModelSpec
@@ -73,7 +73,8 @@ def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], mod
         table = weights["token_embedding"]
         assert isinstance(table, PackedMatrix)
         _require_outputs(table, model, "token_embedding")
-        parts.body.set_embedding(table, {role: part for role, part in weights.items() if role != "token_embedding"})
+        others = {role: part for role, part in weights.items() if role != "token_embedding" and not isinstance(part, PackedStack)}
+        parts.body.set_embedding(table, others)
     else:
         parts.body.add_layer(index - 1, stage_layer(model, index - 1), weights)
 

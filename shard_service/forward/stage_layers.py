@@ -4,6 +4,7 @@ from functools import singledispatch
 
 from dairllm.kernels_pyx import (
     DenseBlock,
+    ExpertBlock,
     LayerBlock,
     SelfAttentionBlock,
     StageActivation,
@@ -12,10 +13,11 @@ from dairllm.kernels_pyx import (
     StagePerLayerEmbedding,
     StagePerLayerInput,
     StageRope,
+    StageRouter,
     StageSpec,
 )
 from dairllm.model_files.attention import Rope, SelfAttention
-from dairllm.model_files.feed_forward import Activation, DenseFeedForward
+from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, Router
 from dairllm.model_files.norm import Norm
 from dairllm.model_files.spec import ModelSpec, PerLayerEmbedding, PerLayerInput
 
@@ -89,6 +91,19 @@ def _dense(feed_forward: DenseFeedForward) -> LayerBlock:
     return DenseBlock(intermediate_size=feed_forward.intermediate_size, activation=_activation(feed_forward.activation))
 
 
+@_feed_forward.register
+def _experts(feed_forward: ExpertFeedForward) -> LayerBlock:
+    return ExpertBlock(
+        num_experts=feed_forward.num_experts,
+        num_experts_used=feed_forward.num_experts_used,
+        intermediate_size=feed_forward.intermediate_size,
+        router=_router(feed_forward.router),
+        activation=_activation(feed_forward.activation),
+        shared_intermediate_size=feed_forward.shared_intermediate_size,
+        shared_gate=feed_forward.shared_gate,
+    )
+
+
 def _per_layer_embedding(embedding: PerLayerEmbedding | None) -> StagePerLayerEmbedding | None:
     if embedding is None:
         return None
@@ -99,6 +114,10 @@ def _per_layer_input(added: PerLayerInput | None, index: int) -> StagePerLayerIn
     if added is None:
         return None
     return StagePerLayerInput(added.width, index * added.width, _activation(added.activation), _norm(added.post_norm))
+
+
+def _router(router: Router) -> StageRouter:
+    return StageRouter(router.kind, router.normalised, router.scale, router.num_groups, router.num_groups_used, router.group_best)
 
 
 def _activation(activation: Activation) -> StageActivation:

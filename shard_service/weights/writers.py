@@ -7,13 +7,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import PackedMatrix, dequantize
+from dairllm.kernels_pyx import PackedMatrix, PackedStack, dequantize
 from dairllm.model_files.manifest import TensorInfo
 from dairllm.model_files.memory import TILE_ROWS
 from dairllm.model_files.quantizing import quantize_rows
 from dairllm.model_files.transforms import transformed
 
-Matrices = PackedMatrix
+Matrices = PackedMatrix | PackedStack
 Weights = Matrices | npt.NDArray[np.float32]
 _VALUES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 """Single values that are only moved; of other formats there are rows of bytes."""
@@ -31,17 +31,24 @@ class _Rows:
     """Where the rows of all matrices of a tensor go, one after the other."""
 
     def __init__(self, tensor: TensorInfo) -> None:
-        outputs, inputs = tensor.shape
-        self.outputs = outputs
+        *stacked, self.outputs, inputs = tensor.shape
         self._tensor = tensor
-        self.matrices = PackedMatrix(tensor.packed_format, outputs, inputs)
+        self.matrices: Matrices = (
+            PackedStack(tensor.packed_format, math.prod(stacked), self.outputs, inputs)
+            if stacked
+            else PackedMatrix(tensor.packed_format, self.outputs, inputs)
+        )
 
     def pack(self, first_row: int, rows: memoryview | bytes) -> None:
         """first_row: counted over all matrices; the rows are all of one of them, as they are stored."""
         if self._tensor.quantized_to is not None:
             values = dequantize(self._tensor.block_format, rows, len(rows) // self._tensor.row_bytes * self._tensor.shape[-1])
             rows = quantize_rows(self._tensor.quantized_to, values.reshape(-1, self._tensor.shape[-1]))
-        self.matrices.pack_rows(first_row, rows)
+        if isinstance(self.matrices, PackedStack):
+            index, first_row = divmod(first_row, self.outputs)
+            self.matrices.pack_rows(index, first_row, rows)
+        else:
+            self.matrices.pack_rows(first_row, rows)
 
 
 class MatrixWriter:

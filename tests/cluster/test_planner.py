@@ -19,6 +19,7 @@ from dairllm.coordinator.planner import (
     ModelDemand,
     Plan,
     ShardOffer,
+    UnitDemand,
     make_plan,
 )
 from dairllm.model_files.memory import Reserve
@@ -352,3 +353,11 @@ def test_a_thousand_shards_are_planned_at_once(memory: int, num_layers: int) -> 
     print(f"again without one: {(time.perf_counter() - before_s) * 1e3:.0f} ms")
     assert isinstance(again, Plan)
     check_plan(model, offers[1:], again)
+
+
+def test_rows_that_choose_experts_alike_read_them_once() -> None:
+    dense, experts = UnitDemand(1000, 1000, 1), UnitDemand(9000, 1000 + 8000 // 4, 1, 8000, 1 / 4)
+    model = ModelDemand("m", b"d", (UnitDemand(10, 0, 0), dense, experts, UnitDemand(10, 10, 0)), 0, FEATURES, frozenset(), 32)
+    assert model.bytes_read_per_step(range(4)) == 1000 + 3000 + 10
+    assert model.bytes_read_per_step(range(1, 3), 2) == 1000 + 1000 + 8000 * (1 - 9 / 16)
+    assert model.bytes_read_per_step(range(1, 3), 1000) == 1000 + 9000

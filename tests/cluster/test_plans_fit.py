@@ -1,5 +1,6 @@
 """What the planner gives to a shard, that shard can load: both count memory alike, for any model and any budgets."""
 
+import math
 from dataclasses import replace
 from itertools import count
 
@@ -9,26 +10,28 @@ from hypothesis import strategies as st
 
 from dairllm.coordinator.model import demand_of
 from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer, Stage, make_plan
-from dairllm.kernels_pyx import PackedMatrix, get_num_threads
+from dairllm.kernels_pyx import PackedMatrix, PackedStack, get_num_threads
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.system_memory import MIB
 from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.dense_decoder import dense_decoder
-from dairllm.model_files.feed_forward import Activation, DenseFeedForward
+from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, Router
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, TensorPiece, Unit, compute_model_digest
 from dairllm.model_files.norm import Norm
-from dairllm.model_files.roles import unit_shapes
+from dairllm.model_files.roles import is_numbers, unit_shapes
 from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.epochs.preparer import demand_of as demand_of_assignment
 from dairllm.shard_service.forward.building import build_stage
 from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.weights.assembler import LoadedUnit
+from dairllm.shard_service.weights.writers import Weights
 
 BLOCK_TOKENS = 32
 HEAD_DIMS = st.sampled_from([2, 20, 64, 128, 512])
 NORM = Norm(kind="rms", eps=1e-5)
+SILU = Activation(kind="silu")
 
 
 @st.composite
@@ -43,8 +46,24 @@ def layers(draw: st.DrawFn) -> LayerSpec:
         rope=draw(st.sampled_from([None, *(Rope(theta=theta, dim=dim, interleaved=True) for theta in (1e4, 1e6) for dim in (2, key_dim))])),
         window=draw(st.none() | st.integers(1, 5000)),
     )
-    feed_forward = DenseFeedForward(intermediate_size=32 * draw(st.integers(1, 900)), activation=Activation(kind="silu"))
+    dense = st.builds(DenseFeedForward, intermediate_size=st.integers(1, 900).map(lambda n: 32 * n), activation=st.just(SILU))
+    feed_forward = draw(dense | experts())
     return LayerSpec(attention_norm=NORM, attention=attention, feed_forward_norm=NORM, feed_forward=feed_forward)
+
+
+@st.composite
+def experts(draw: st.DrawFn) -> ExpertFeedForward:
+    num_experts, shared = draw(st.integers(1, 40)), draw(st.sampled_from([0, 32, 960]))
+    return ExpertFeedForward(
+        num_experts=num_experts,
+        num_experts_used=draw(st.integers(1, num_experts)),
+        intermediate_size=draw(st.sampled_from([32, 64, 416])),
+        activation=SILU,
+        router=Router(kind="sigmoid", bias=draw(st.booleans()), selection_bias=draw(st.booleans())),
+        shared_intermediate_size=shared,
+        shared_gate=shared > 0 and draw(st.booleans()),
+        bias=draw(st.booleans()),
+    )
 
 
 @st.composite
@@ -82,11 +101,12 @@ def manifests(draw: st.DrawFn) -> Manifest:
     for index in range(spec.num_units):
         tensors = []
         for role, shape in unit_shapes(spec, index).items():
-            possible = VECTOR_FORMATS if len(shape) == 1 else tuple(n for n, f in BLOCK_FORMATS.items() if shape[-1] % f.block_size == 0)
+            matrix_formats = tuple(n for n, f in BLOCK_FORMATS.items() if shape[-1] % f.block_size == 0)
+            possible = VECTOR_FORMATS if is_numbers(role, shape) else matrix_formats
             name = "token_embedding" if tied and role == "output" else role
             block_format = formats[name, shape] = formats.get((name, shape)) or draw(st.sampled_from(possible))
             row_bytes = shape[-1] // BLOCK_FORMATS[block_format].block_size * BLOCK_FORMATS[block_format].block_bytes
-            size_bytes = row_bytes * (shape[0] if len(shape) > 1 else 1)
+            size_bytes = row_bytes * math.prod(shape[:-1])
             place = units[0].tensors[0].pieces[0].offset_bytes if name != role else offset
             offset = max(offset, place + size_bytes)
             pieces = (TensorPiece(offset_bytes=place, size_bytes=size_bytes),)
@@ -151,11 +171,14 @@ def test_what_one_shard_can_load_alone_is_planned(manifest: Manifest, spare_mib:
 
 def loaded(manifest: Manifest, unit: Unit) -> LoadedUnit:
     """Of zeros."""
-    weights = {
-        tensor.role: PackedMatrix(tensor.block_format, *tensor.shape) if tensor.is_matrix else np.zeros(tensor.shape, np.float32)
-        for tensor in unit.tensors
-    }
-    return LoadedUnit(unit, manifest.model_digest, weights)
+
+    def zeros(tensor: TensorInfo) -> Weights:
+        if tensor.is_expert_stack:
+            count, outputs, inputs = tensor.shape
+            return PackedStack(tensor.block_format, count, outputs, inputs)
+        return PackedMatrix(tensor.block_format, *tensor.shape) if tensor.is_matrix else np.zeros(tensor.shape, np.float32)
+
+    return LoadedUnit(unit, manifest.model_digest, {tensor.role: zeros(tensor) for tensor in unit.tensors})
 
 
 @settings(deadline=None, max_examples=40)

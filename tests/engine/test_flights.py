@@ -3,11 +3,11 @@
 import pytest
 
 from dairllm.coordinator.engine.flights import FIRST_FRAME_LIMIT_S, FRAME_PATIENCE, LEAST_FRAME_LIMIT_S, Flights
-from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceSlice, StageTiming
 
 
-def batch(batch_id: int) -> MicroBatch:
-    return MicroBatch(epoch=1, batch_id=batch_id, encoding="F32", begins=(), slices=(), ends=())
+def batch(batch_id: int, slices: tuple[SequenceSlice, ...] = ()) -> MicroBatch:
+    return MicroBatch(epoch=1, batch_id=batch_id, encoding="F32", begins=(), slices=slices, ends=())
 
 
 def result(batch_id: int) -> MicroBatchResult:
@@ -33,3 +33,16 @@ def test_what_was_given_up_is_not_waited_for_and_counts_no_more() -> None:
     flights.give_up()
     assert flights.overdue_s(1e6) is None
     assert not flights.come_back(result(1), 1.0)
+
+
+def test_steps_that_only_decode_are_measured_with_their_rows() -> None:
+    flights = Flights()
+    assert flights.decode_steps() == {}
+    rows = tuple(SequenceSlice(RingId(number), 5, (1,), (), True) for number in range(3))
+    prompt = SequenceSlice(RingId(9), 0, (1, 2), (), True)
+    timings = (StageTiming("A", 0, 20_000, 0, 3, 0),)
+    flights.send(batch(1, rows), 0.0)
+    assert flights.come_back(MicroBatchResult(epoch=1, batch_id=1, results=(), timings=timings), 0.5)
+    flights.send(batch(2, (*rows, prompt)), 1.0)
+    assert flights.come_back(MicroBatchResult(epoch=1, batch_id=2, results=(), timings=timings), 9.0)
+    assert flights.decode_steps() == {"A": (0.02, 3.0), None: (0.5, 3.0)}

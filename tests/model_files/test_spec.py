@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dairllm.kernels_pyx import STAGE_FEATURES
@@ -78,6 +79,7 @@ def model(*layers: LayerSpec, **changes: Any) -> ModelSpec:
         (lambda: dataclasses.replace(LINEAR, num_value_heads=3), "multiple of num_key_heads"),
         (lambda: dataclasses.replace(EXPERTS, num_experts_used=9), "at most num_experts"),
         (lambda: dataclasses.replace(EXPERTS, router=Router(kind="sigmoid", num_groups=3)), "multiple of num_groups"),
+        (lambda: dataclasses.replace(EXPERTS, router=Router(kind="sigmoid", num_groups=8)), "at most the 1 of the groups used"),
         (lambda: dataclasses.replace(EXPERTS, shared_gate=True), "no shared expert"),
         (lambda: Router(kind="sigmoid", num_groups_used=2), "at most num_groups"),
         (lambda: Activation(kind="silu", limit=7.0), "expected neither"),
@@ -168,6 +170,19 @@ def test_a_step_reads_the_experts_that_are_chosen() -> None:
     stacks = 4 * 3 * 8 * 32 * 64
     assert sum(tensor.size_bytes for tensor in experts.tensors if tensor.is_expert_stack) == stacks
     assert experts.bytes_read_per_step(spec) == experts.size_bytes - stacks + stacks * 2 // 8
+    read_by_two_rows = 8 * (1 - (6 / 8) ** 2)
+    assert experts.bytes_read_per_step(spec, 2) == experts.size_bytes - stacks + round(stacks * read_by_two_rows / 8)
+    assert experts.bytes_read_per_step(spec, 1000) == experts.size_bytes
+    assert dense.bytes_read_per_step(spec, 2) == dense.size_bytes
+
+
+def test_how_many_experts_a_step_reads() -> None:
+    """Each row chooses its experts without putting them back; rows choose alike but know nothing of each other."""
+    random = np.random.default_rng(0)
+    for experts, used, rows in ((8, 2, 1), (8, 2, 3), (32, 4, 8), (128, 8, 16)):
+        block = dataclasses.replace(EXPERTS, num_experts=experts, num_experts_used=used)
+        seen = [len({int(one) for _ in range(rows) for one in random.permutation(experts)[:used]}) for _ in range(300)]
+        assert np.mean(seen) == pytest.approx(block.experts_read(rows), rel=0.03)
 
 
 def test_tensors_of_a_layer_are_what_the_description_asks_for() -> None:

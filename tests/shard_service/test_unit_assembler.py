@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dairllm.kernels_pyx import PackedMatrix, quantize_q8_0
+from dairllm.kernels_pyx import PackedMatrix, PackedStack, dequantize, quantize_q8_0
 from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
@@ -23,6 +23,7 @@ from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
 from dairllm.shard_service.weights.sources import LocalFiles, Piece
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts
+from dairllm.shard_service.weights.writers import Weights
 from tests.instruments.descriptions import spec_of
 
 RANDOM = np.random.default_rng(0)
@@ -38,7 +39,10 @@ def tensor(role: str, offset: int, *shape: int) -> tuple[TensorInfo, bytes]:
     if len(shape) == 1:
         data = RANDOM.standard_normal(shape[0]).astype(np.float32).tobytes()
         return tensor_info(role, role, "F32", shape, offset, len(data)), data
-    data = quantize_q8_0(RANDOM.standard_normal(shape[0] * shape[1]).astype(np.float32))
+    if role.endswith("_bias"):
+        data = RANDOM.standard_normal(shape).astype(np.float32).tobytes()
+        return tensor_info(role, role, "F32", shape, offset, len(data)), data
+    data = quantize_q8_0(RANDOM.standard_normal(np.prod(shape)).astype(np.float32))
     return tensor_info(role, role, "Q8_0", shape, offset, len(data)), data
 
 
@@ -52,6 +56,13 @@ TABLE = tensor("token_embedding", 0, 50, 64)
 HEAD_TABLE = (tensor_info("token_embedding", "output", "Q8_0", (50, 64), 0, TABLE[0].size_bytes), TABLE[1])
 EMBEDDING = unit(0, TABLE)
 LAYER = unit(1, tensor("attention_norm", 9000, 64), tensor("q", 10000, 33, 64), tensor("k", 20000, 16, 64), tensor("ffn_norm", 30000, 64))
+EXPERTS = unit(
+    1,
+    tensor("expert_gate", 1000, 5, 33, 64),
+    tensor("expert_down", 20000, 5, 16, 32),
+    tensor("expert_gate_bias", 40000, 5, 33),
+    tensor("ffn_norm", 50000, 64),
+)
 HEAD = unit(2, tensor("output_norm", 40000, 64), HEAD_TABLE)
 
 
@@ -66,22 +77,42 @@ def assemble(facts: Unit, data: bytes, sizes: list[int]) -> LoadedUnit:
     return assembler.finish()
 
 
-def values(loaded: LoadedUnit) -> dict[str, list[list[float]]]:
-    return {
-        role: weights.dequantize_rows(np.arange(weights.outputs, dtype=np.int32)).tolist()
-        if isinstance(weights, PackedMatrix)
-        else weights.tolist()
-        for role, weights in loaded.weights.items()
-    }
+def numbers_of(weights: Weights) -> object:
+    if isinstance(weights, PackedMatrix):
+        return weights.dequantize_rows(np.arange(weights.outputs, dtype=np.int32)).tolist()
+    if isinstance(weights, PackedStack):
+        return [weights.dequantize_rows(index).tolist() for index in range(weights.num_matrices)]
+    return weights.tolist()
 
 
-WHOLE = values(assemble(*LAYER, []))
+def values(loaded: LoadedUnit) -> dict[str, object]:
+    return {role: numbers_of(weights) for role, weights in loaded.weights.items()}
+
+
+WHOLE = {facts.digest: values(assemble(facts, data, [])) for facts, data in (LAYER, EXPERTS)}
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(1, 3000), max_size=30))
-def test_pieces_do_not_matter(sizes: list[int]) -> None:
-    assert values(assemble(*LAYER, sizes)) == WHOLE
+@given(st.sampled_from([LAYER, EXPERTS]), st.lists(st.integers(1, 3000), max_size=30))
+def test_pieces_do_not_matter(layer: tuple[Unit, bytes], sizes: list[int]) -> None:
+    facts, data = layer
+    assert values(assemble(facts, data, sizes)) == WHOLE[facts.digest]
+
+
+def test_a_stack_holds_the_matrix_of_each_expert() -> None:
+    facts, data = EXPERTS
+    whole = WHOLE[facts.digest]
+    expected = [dequantize("Q8_0", data[index * 33 * 68 : (index + 1) * 33 * 68], 33 * 64).reshape(33, 64).tolist() for index in range(5)]
+    assert whole["expert_gate"] == expected
+    bias = np.frombuffer(data, np.float32, 5 * 33, facts.tensors[0].size_bytes + facts.tensors[1].size_bytes)
+    assert whole["expert_gate_bias"] == bias.reshape(5, 33).tolist()
+
+
+def test_memory_of_stacks_is_counted_as_they_take_it() -> None:
+    facts, data = EXPERTS
+    loaded = assemble(facts, data, [])
+    taken = sum(one.nbytes if isinstance(one, np.ndarray) else one.size_bytes for one in loaded.weights.values())
+    assert weights_bytes([facts]) == taken
 
 
 def test_other_bytes_are_not_accepted() -> None:

@@ -17,7 +17,7 @@ class Measurements(MachinePart):
         member = self._members.get(shard) if shard in state.active.plan.placement and shard is not None else None
         if member is None or step_s <= 0:
             return
-        read_bytes = state.model.bytes_read_per_step(state.active.plan.placement[member.name])
+        read_bytes = state.model.bytes_read_per_step(state.active.plan.placement[member.name], event.rows)
         before_s = member.speed.told_s or member.speed.expected_s
         if read_bytes and member.speed.measure(step_s / read_bytes, self._now_s):
             self._better.expect()
