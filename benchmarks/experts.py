@@ -62,7 +62,9 @@ def random_stack(block_format: str, count: int, outputs: int, inputs: int) -> Pa
 
 def random_weights(shape: Shape, block_format: str) -> Weights:
     router = PackedMatrix("F32", shape.experts, shape.hidden)
-    router.pack_rows(0, np.random.default_rng(2).standard_normal((shape.experts, shape.hidden)).astype(np.float32).tobytes())
+    router.pack_rows(
+        0, (np.random.default_rng(2).standard_normal((shape.experts, shape.hidden)) / shape.hidden**0.5).astype(np.float32).tobytes()
+    )
     return {
         "router": router,
         "expert_gate": random_stack(block_format, shape.experts, shape.intermediate, shape.hidden),
@@ -80,7 +82,7 @@ def count_read(shape: Shape, weights: Weights, x: NDArray[np.float32]) -> int:
 
 def report(shape: Shape, weights: Weights, rows: int, repeats: int) -> str:
     block = ExpertBlock(num_experts=shape.experts, num_experts_used=shape.used, intermediate_size=shape.intermediate, router=ROUTER)
-    random = np.random.default_rng(rows)
+    random = np.random.default_rng((3, rows))
     seconds, read = [], []
     for _ in range(repeats):
         x = random.standard_normal((rows, shape.hidden)).astype(np.float32)
