@@ -32,6 +32,7 @@ C_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-tr
 ISA_FLAGS: dict[str, list[str]] = {"isa_scalar.c": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["isa_avx2.c"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["isa_avxvnni.c"] = ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]
     ISA_FLAGS["isa_avx512vnni.c"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
 
 

@@ -1,7 +1,7 @@
 """Write a GGUF file of random weights in the shape of a known model, to measure speed and memory with: what it says is noise.
 
-All matrices but routers have the chosen format; their blocks are random bytes with small scales, so that activations stay finite. There is
-no tokenizer: the model is served for token ids.
+All matrices but routers have the chosen format, or those of a mixture; their blocks are random bytes with small scales, so that activations
+stay finite. There is no tokenizer: the model is served for token ids.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import typer
 from command import run
 
+from dairllm.kernels_pyx import BLOCK_FORMATS, dequantize
 from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.checkpoints.tensor_names import gguf_tensor_name
 from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
@@ -56,20 +57,50 @@ SHAPES = {
 
 
 class Format(NamedTuple):
-    """block_bytes: of 32 values, a half-precision scale first. scale: gives weights of about 0.02."""
+    """scale_at: of the half-precision scale in a block. minimum: by how much the one after it is larger, so that weights are zero on
+    average."""
 
-    block_bytes: int
-    scale: float
-
-
-FORMATS = {"Q4_0": Format(18, 0.02 / 4.6), "Q8_0": Format(34, 0.02 / 74)}
+    scale_at: int
+    minimum: float | None = None
 
 
-def random_matrix(numbers: np.random.Generator, outputs: int, inputs: int, block: Format) -> npt.NDArray[np.uint8]:
-    blocks = numbers.integers(0, 256, (outputs, inputs // 32, block.block_bytes), np.uint8)
-    scales = (block.scale * numbers.uniform(0.7, 1.3, blocks.shape[:2])).astype("<f2")
-    blocks[:, :, :2] = scales[:, :, None].view(np.uint8)
-    return blocks.reshape(outputs, -1)
+FORMATS = {
+    "Q4_0": Format(0),
+    "Q8_0": Format(0),
+    "Q4_K": Format(0, 7.5),
+    "Q5_K": Format(0, 15.5),
+    "Q6_K": Format(208),
+    "IQ4_XS": Format(0),
+}
+MIXTURE = "Q4_K_M"
+WEIGHT_SIZE = 0.02
+
+
+def random_blocks(numbers: np.random.Generator, block_format: str, count: int, scale: float) -> npt.NDArray[np.uint8]:
+    """Any bits with scales of 0.7 to 1.3 times `scale`."""
+    where = FORMATS[block_format]
+    blocks = numbers.integers(0, 256, (count, BLOCK_FORMATS[block_format].block_bytes), np.uint8)
+    scales = scale * numbers.uniform(0.7, 1.3, count)
+    blocks[:, where.scale_at : where.scale_at + 2] = scales.astype("<f2").view(np.uint8).reshape(count, 2)
+    if where.minimum is not None:
+        blocks[:, where.scale_at + 2 : where.scale_at + 4] = (scales * where.minimum).astype("<f2").view(np.uint8).reshape(count, 2)
+    return blocks
+
+
+def random_matrix(numbers: np.random.Generator, outputs: int, inputs: int, block_format: str) -> npt.NDArray[np.uint8]:
+    block_size = BLOCK_FORMATS[block_format].block_size
+    sample = random_blocks(np.random.default_rng(SEED), block_format, 64, 1.0)
+    unit = float(dequantize(block_format, sample.tobytes(), 64 * block_size).std())
+    return random_blocks(numbers, block_format, outputs * inputs // block_size, WEIGHT_SIZE / unit).reshape(outputs, -1)
+
+
+def format_of(block_format: str, role: str, layer: int, num_layers: int) -> str:
+    """The mixture as llama.cpp makes it for a llama with a tied head: some matrices, in half of the layers, have more bits."""
+    if block_format != MIXTURE:
+        return block_format
+    eighth = num_layers // 8
+    more = layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
+    return "Q6_K" if role == "token_embedding" or (role in {"v", "down"} and more) else "Q4_K"
 
 
 def spec_of(shape: Shape) -> ModelSpec:
@@ -106,13 +137,12 @@ def _with_experts(layer: LayerSpec, shape: Shape) -> LayerSpec:
 def write(
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "1b",
-    block_format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "Q4_0",
+    block_format: Annotated[str, typer.Option("--format", help=f"{MIXTURE}, or one of {', '.join(FORMATS)}.")] = "Q4_0",
 ) -> None:
     """Write a model of random weights; its head is tied to its embedding."""
-    if shape not in SHAPES or block_format not in FORMATS:
-        raise typer.BadParameter(f"expected a shape of {', '.join(SHAPES)} and a format of {', '.join(FORMATS)}")
-    facts, block = SHAPES[shape], FORMATS[block_format]
-    raw_type = gguf.GGMLQuantizationType[block_format]
+    if shape not in SHAPES or block_format not in {*FORMATS, MIXTURE}:
+        raise typer.BadParameter(f"expected a shape of {', '.join(SHAPES)} and a format of {', '.join([*FORMATS, MIXTURE])}")
+    facts = SHAPES[shape]
     numbers = np.random.default_rng(SEED)
     writer = gguf.GGUFWriter(out, facts.architecture, use_temp_file=True)
     _write_metadata(writer, f"synthetic-{shape}-{block_format}", facts)
@@ -128,8 +158,9 @@ def write(
             elif role == "router":
                 writer.add_tensor(name, 0.02 * numbers.standard_normal(dimensions, np.float32))
             else:
-                rows = random_matrix(numbers, math.prod(dimensions[:-1]), dimensions[-1], block)
-                writer.add_tensor(name, rows.reshape(*dimensions[:-1], -1), raw_dtype=raw_type)
+                stored = format_of(block_format, role, unit - 1, facts.num_layers)
+                rows = random_matrix(numbers, math.prod(dimensions[:-1]), dimensions[-1], stored)
+                writer.add_tensor(name, rows.reshape(*dimensions[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[stored])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file(progress=True)

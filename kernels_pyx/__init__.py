@@ -3,6 +3,7 @@
 from dairllm.kernels_pyx._kernels import (
     BLOCK_FORMATS,
     KV_ELEMENT_TYPES,
+    QUANTIZED_FORMATS,
     WIRE_ENCODINGS,
     BlockFormat,
     DenseBlock,
@@ -33,6 +34,7 @@ from dairllm.kernels_pyx._kernels import (
     optimization_info,
     quantize_q4_0,
     quantize_q8_0,
+    quantize_rows,
     round_rows,
     set_num_threads,
 )
@@ -57,6 +59,7 @@ __all__ = [
     "ARITHMETIC_VERSION",
     "BLOCK_FORMATS",
     "KV_ELEMENT_TYPES",
+    "QUANTIZED_FORMATS",
     "STAGE_FEATURES",
     "WIRE_ENCODINGS",
     "BlockFormat",
@@ -88,6 +91,7 @@ __all__ = [
     "optimization_info",
     "quantize_q4_0",
     "quantize_q8_0",
+    "quantize_rows",
     "round_rows",
     "set_num_threads",
 ]

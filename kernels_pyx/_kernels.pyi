@@ -15,7 +15,7 @@ class BlockFormat(NamedTuple):
     block_bytes: int
 
 BLOCK_FORMATS: Mapping[str, BlockFormat]
-"""F32, F16, BF16, Q4_0, Q4_1, Q8_0, with the layouts that they have in GGUF files."""
+"""F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4 and TQ2_0, laid out as in GGUF files."""
 
 WIRE_ENCODINGS: tuple[str, ...]
 """F32, F16, Q8_0, Q8_0_OUTLIERS: the place in the tuple is the encoding's id, and the protocol's enum value less one."""
@@ -27,8 +27,8 @@ def optimization_info() -> dict[str, object]:
     """What the kernels use: `isa` in use, `isa_available` (slowest first), `isa_cap` (DAIRLLM_ISA or None), `cpu_features`, `compiler`."""
 
 def _set_isa(cap: str | None) -> str:
-    """Use the best available instruction set not above `cap` ("scalar", "avx2", "avx512vnni"; None: no cap) and return its name.
-    For tests and benchmarks; not while another thread computes."""
+    """Use the best available instruction set not above `cap` ("scalar", "avx2", "avxvnni", "avx512vnni"; None: no cap) and return
+    its name. For tests and benchmarks; not while another thread computes."""
 
 def quantize_q8_0(x: NDArray[np.float32]) -> bytes:
     """Numbers [n] as n/32 GGUF blocks of Q8_0: scale = largest magnitude / 127, rounding half to even. A block with a NaN has NaN for its
@@ -36,6 +36,13 @@ def quantize_q8_0(x: NDArray[np.float32]) -> bytes:
 
 def quantize_q4_0(x: NDArray[np.float32]) -> bytes:
     """Finite numbers [n] as n/32 GGUF blocks of Q4_0; the number of largest magnitude in a block becomes -8 times its scale."""
+
+QUANTIZED_FORMATS: tuple[str, ...]
+"""Q8_0, Q4_0, Q4_K: what quantize_rows makes."""
+
+def quantize_rows(block_format: str, x: NDArray[np.float32]) -> bytes:
+    """Numbers [rows, n] of magnitudes up to 65504 in blocks of one of QUANTIZED_FORMATS, row after row; the same bytes on every machine.
+    n is a multiple of the block. Q8_0 and Q4_0 as quantize_q8_0 and quantize_q4_0; Q4_K searches scales and minima."""
 
 def dequantize(block_format: str, data: Buffer, count: int) -> NDArray[np.float32]:
     """`count` numbers in their GGUF layout as float32 [count], exactly the values that the blocks stand for."""
@@ -61,8 +68,9 @@ class PackedMatrix:
         """x [rows, inputs] times the matrix: [rows, outputs]. A row's bits depend on that row and the matrix only.
 
         With quantised weights, x is quantised per block of 32 to int8 with scale = largest magnitude / 127 (a block with an infinity or a
-        NaN gives NaN), and per block, in order: sum = fma(scale_w * scale_x, exact integer dot product, sum); Q4_1 then adds
-        fma(minimum_w, scale_x * sum of int8, sum). Other formats: sum = fma(w, x, sum), input after input."""
+        NaN gives NaN), and per block of 32, in order: sum = fma(scale_w * scale_x, exact integer dot product, sum); where the format has
+        minima, it then adds fma(minimum_w, scale_x * sum of int8, sum). Numbers: sum = fma(w, x, sum), input after input. docs/kernels.md
+        has the rules of each format."""
 
     def dequantize_rows(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Rows `ids` [n] as [n, inputs], exactly the values that their blocks stand for."""

@@ -41,6 +41,37 @@ def quantize_q4_0(x) -> bytes:
     return bytes(result)
 
 
+QUANTIZED_FORMATS = ("Q8_0", "Q4_0", "Q4_K")
+
+cdef enum:
+    LARGEST_F16 = 65504
+
+
+def quantize_rows(block_format: str, x) -> bytes:
+    if block_format not in QUANTIZED_FORMATS:
+        raise ValueError(f"numbers cannot be quantised to {block_format!r}, expected one of {', '.join(QUANTIZED_FORMATS)}")
+    array = f32_array(x, 2, "x")
+    _, block_size, block_bytes = BLOCK_FORMATS[block_format]
+    if array.shape[1] % block_size:
+        raise ValueError(f"x has rows of {array.shape[1]} numbers, expected a multiple of {block_size}, the block of {block_format}")
+    if not (np.abs(array) <= LARGEST_F16).all():
+        raise ValueError(f"x holds numbers beyond {LARGEST_F16} or a NaN, expected those that the scales of {block_format} can stand for")
+    result = bytearray(array.size // block_size * block_bytes)
+    cdef const float[::1] source = array.reshape(-1)
+    cdef uint8_t[::1] out = result
+    cdef size_t num_blocks = array.size // block_size
+    cdef int index = QUANTIZED_FORMATS.index(block_format)
+    if num_blocks:
+        with nogil:
+            if index == 0:
+                active_kernels().quantize_q8_0(&source[0], num_blocks, &out[0])
+            elif index == 1:
+                c_quantize_q4_0(&source[0], num_blocks, &out[0])
+            else:
+                c_quantize_q4_k(&source[0], num_blocks, &out[0])
+    return bytes(result)
+
+
 def dequantize(block_format: str, data, count: int):
     cdef int index = format_index(block_format)
     cdef const uint8_t[::1] source = byte_view(data, "data")

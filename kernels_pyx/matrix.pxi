@@ -16,7 +16,7 @@ cdef extern from "c/kernel_table.h" nogil:
         int block_bytes
 
     enum: NUM_FORMATS
-    const block_format[6] C_BLOCK_FORMATS "BLOCK_FORMATS"
+    const block_format* C_BLOCK_FORMATS "BLOCK_FORMATS"
 
     ctypedef struct packed_matrix:
         int format
@@ -45,8 +45,13 @@ cdef extern from "c/packing.h" nogil:
     size_t packed_matrix_bytes(const packed_matrix* w)
     void c_pack_rows "pack_rows"(packed_matrix* w, int first_row, int num_rows, const uint8_t* rows)
     void c_dequantize_row "dequantize_row"(const packed_matrix* w, int row, float* out)
+
+cdef extern from "c/dequantize.h" nogil:
     void c_dequantize_blocks "dequantize_blocks"(int format, const uint8_t* blocks, size_t num_blocks, float* out)
+
+cdef extern from "c/quantizers.h" nogil:
     void c_quantize_q4_0 "quantize_q4_0"(const float* x, size_t num_blocks, uint8_t* out)
+    void c_quantize_q4_k "quantize_q4_k"(const float* x, size_t num_blocks, uint8_t* out)
 
 cdef extern from "c/matmul.h" nogil:
     ctypedef struct pool_t:
@@ -92,7 +97,7 @@ def _set_isa(cap: str | None) -> str:
     """Use the best instruction set that the CPU has and that is not above `cap`; for tests and benchmarks. Returns its name."""
     cdef bytes name = b"" if cap is None else cap.encode()
     if select_isa(NULL if cap is None else <const char*>name) != 0:
-        raise ValueError(f"DAIRLLM_ISA is {cap!r}, expected scalar, avx2 or avx512vnni")
+        raise ValueError(f"DAIRLLM_ISA is {cap!r}, expected scalar, avx2, avxvnni or avx512vnni")
     return active_kernels().name.decode()
 
 

@@ -4,6 +4,7 @@
 Both give float weights that decode back to what is in the file, so that any float reference can be compared with.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from dairllm.model_files.checkpoints.tensor_names import gguf_tensor_name
 from dairllm.model_files.dense_decoder import dense_decoder, dense_layer
 from dairllm.model_files.roles import unit_shapes
 from dairllm.model_files.spec import ModelSpec
+from tests.block_data import random_blocks
 
 FloatArray = npt.NDArray[np.float32]
 OUTPUT = gguf_tensor_name("output")
@@ -59,8 +61,11 @@ class TinyLlama(NamedTuple):
         return dense_decoder((dense_layer(**shape, rope=rope),) * self.num_layers, name="tiny", **outer)
 
 
-def write_tiny_llama(path: Path, *, block_format: str = "F32", with_tokenizer: bool = False, seed: int = 0, **shape: Any) -> Path:
-    """Write a llama of random weights and return `path`. `shape` are fields of TinyLlama; norms are always F32.
+def write_tiny_llama(
+    path: Path, *, block_format: str | Sequence[str] = "F32", with_tokenizer: bool = False, seed: int = 0, **shape: Any
+) -> Path:
+    """Write a llama of random weights and return `path`. `shape` are fields of TinyLlama; norms are always F32, matrices of several formats
+    take turns.
 
     `with_tokenizer` adds a byte-level vocabulary of at least 288 tokens and a ChatML template.
     """
@@ -122,7 +127,12 @@ def _random_tensor(random: np.random.Generator, shape: tuple[int, ...]) -> Float
 
 
 def write_llama(
-    path: Path, model: TinyLlama, weights: Mapping[str, FloatArray], *, block_format: str = "F32", with_tokenizer: bool = False
+    path: Path,
+    model: TinyLlama,
+    weights: Mapping[str, FloatArray],
+    *,
+    block_format: str | Sequence[str] = "F32",
+    with_tokenizer: bool = False,
 ) -> Path:
     """Write the weights, matrices in `block_format`, and return `path`."""
     writer = gguf.GGUFWriter(path, model.architecture)
@@ -130,12 +140,10 @@ def write_llama(
     _add_shape(writer, model)
     if with_tokenizer:
         add_tokenizer(writer, model.vocab_size - model.padding_rows)
-    quantization = gguf.GGMLQuantizationType[block_format]
+    formats = itertools.cycle([block_format] if isinstance(block_format, str) else block_format)
     for name, values in weights.items():
-        if values.ndim == 1 or block_format == "F32":
-            writer.add_tensor(name, values.astype(np.float32))
-        else:
-            writer.add_tensor(name, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
+        quantization = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else gguf.GGMLQuantizationType[next(formats)]
+        writer.add_tensor(name, _encode(values.astype(np.float32), quantization), raw_dtype=quantization)
     if model.rope_freq_factors is not None:
         writer.add_tensor("rope_freqs.weight", np.array(model.rope_freq_factors, np.float32))
     writer.write_header_to_file()
@@ -143,6 +151,16 @@ def write_llama(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _encode(values: FloatArray, quantization: gguf.GGMLQuantizationType) -> npt.NDArray[Any]:
+    """In a format that the gguf package cannot make: any weights of the same size, the same for equal shapes."""
+    try:
+        return gguf.quants.quantize(values, quantization)
+    except NotImplementedError:
+        block_size = gguf.GGML_QUANT_SIZES[quantization][0]
+        blocks = random_blocks(quantization.name, values.size // block_size, np.random.default_rng(values.size), 3 / values.shape[1] ** 0.5)
+        return blocks.reshape(values.shape[0], -1)
 
 
 def _add_shape(writer: Any, model: TinyLlama) -> None:

@@ -3,25 +3,14 @@
 
 #include <string.h>
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
-
-static const kernel_table* const TABLES[] = {
-    &kernels_scalar,
-#if defined(__x86_64__)
-    &kernels_avx2,
-    &kernels_avx512vnni,
-#endif
-};
-
-/* The names that a cap may have on any machine, in the order of TABLES. */
-static const char* const NAMES[] = {"scalar", "avx2", "avx512vnni"};
-
-static const kernel_table* active = &kernels_scalar;
+static int always(void) { return 1; }
 
 #if defined(__x86_64__)
 static int has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
+
+static int has_avxvnni(void) { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 
 static int has_avx512vnni(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -29,30 +18,66 @@ static int has_avx512vnni(void) {
 }
 #endif
 
-int num_available_isas(void) {
+/* The names that a cap may have on any machine, slowest first; with a table and a check where this machine may have it. */
+static const struct {
+    const char* name;
+    const kernel_table* table;
+    int (*is_available)(void);
+} ISAS[MAX_ISAS] = {
+    {"scalar", &kernels_scalar, always},
+#if defined(__x86_64__)
+    {"avx2", &kernels_avx2, has_avx2},
+    {"avxvnni", &kernels_avxvnni, has_avxvnni},
+    {"avx512vnni", &kernels_avx512vnni, has_avx512vnni},
+#else
+    {"avx2", NULL, NULL},
+    {"avxvnni", NULL, NULL},
+    {"avx512vnni", NULL, NULL},
+#endif
+};
+
+static const kernel_table* active = &kernels_scalar;
+
+/* The index-th that this CPU can run, or NULL after the last. */
+static const kernel_table* available_table(int index) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    return has_avx512vnni() ? 3 : has_avx2() ? 2 : 1;
-#else
-    return 1;
 #endif
+    for (int level = 0; level < MAX_ISAS; level++) {
+        if (ISAS[level].is_available && ISAS[level].is_available() && index-- == 0) {
+            return ISAS[level].table;
+        }
+    }
+    return NULL;
 }
 
-const char* available_isa(int index) { return TABLES[index]->name; }
+int num_available_isas(void) {
+    int count = 0;
+    while (available_table(count)) {
+        count++;
+    }
+    return count;
+}
+
+const char* available_isa(int index) { return available_table(index)->name; }
+
+static int level_of(const char* name) {
+    int level = 0;
+    while (level < MAX_ISAS && strcmp(ISAS[level].name, name) != 0) {
+        level++;
+    }
+    return level;
+}
 
 int select_isa(const char* cap) {
-    int best = num_available_isas() - 1;
-    if (cap) {
-        int level = 0;
-        while (level < COUNT(NAMES) && strcmp(NAMES[level], cap) != 0) {
-            level++;
-        }
-        if (level == COUNT(NAMES)) {
-            return -1;
-        }
-        best = level < best ? level : best;
+    const int highest = cap ? level_of(cap) : MAX_ISAS - 1;
+    if (highest == MAX_ISAS) {
+        return -1;
     }
-    active = TABLES[best];
+    const kernel_table* table;
+    for (int i = 0; (table = available_table(i)) && level_of(table->name) <= highest; i++) {
+        active = table;
+    }
     return 0;
 }
 
@@ -71,6 +96,7 @@ int cpu_features(const char** names, int capacity) {
     ADD_FEATURE("avx2")
     ADD_FEATURE("fma")
     ADD_FEATURE("f16c")
+    ADD_FEATURE("avxvnni")
     ADD_FEATURE("avx512f")
     ADD_FEATURE("avx512bw")
     ADD_FEATURE("avx512vl")

@@ -1,5 +1,5 @@
 #include "kernel_table.h"
-#include "lanes_avx2.h"
+#include "dots_avx2.h"
 
 #define KERNELS kernels_avx2
 #define ISA "avx2"

@@ -60,6 +60,7 @@ typedef struct kernel_table {
 extern const kernel_table kernels_scalar;
 #if defined(__x86_64__)
 extern const kernel_table kernels_avx2;
+extern const kernel_table kernels_avxvnni;
 extern const kernel_table kernels_avx512vnni;
 #endif
 
@@ -69,7 +70,7 @@ extern const kernel_table kernels_avx512vnni;
 size_t activation_bytes(int format, int rows, int inputs);
 
 /* dispatch.c */
-enum { MAX_ISAS = 3 };
+enum { MAX_ISAS = 4 };
 int num_available_isas(void);              /* those that this CPU can run, slowest first; at least 1 */
 const char* available_isa(int index);
 int select_isa(const char* cap);           /* use the best that is available and not above `cap` (NULL: no cap); -1: no such name */

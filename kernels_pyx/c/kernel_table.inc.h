@@ -1,6 +1,7 @@
 /* All kernels for the lanes that stand before it, and their table: the kernel_table KERNELS, with the name ISA. Included by each isa_*.c. */
 #include "quantize.inc.h"
 
+#include "unpack.inc.h"
 #include "matmul.inc.h"
 #include "wire.inc.h"
 #include "elementwise.inc.h"

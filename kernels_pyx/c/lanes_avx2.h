@@ -1,4 +1,5 @@
-/* Sixteen lanes as two registers of AVX2 (with FMA and F16C). lanes_scalar.h defines what each function does. */
+/* Sixteen lanes as two registers of AVX2 (with FMA and F16C). lanes_scalar.h defines what each function does. The integer dot products are
+   those of AVX2 (dots_avx2.h) or of AVX-VNNI (dots_avxvnni.h). */
 #ifndef DAIRLLM_LANES_AVX2_H
 #define DAIRLLM_LANES_AVX2_H
 
@@ -10,8 +11,7 @@
 
 #define LANES static inline __attribute__((always_inline, unused))
 #define UNROLL_ROWS _Pragma("GCC unroll 16")
-enum { QUANT_ROWS = 4, FLOAT_ROWS = 6, DOT_ROWS = 4 };
-#define QUANT_ROWS_CASES FEW_ROWS
+enum { FLOAT_ROWS = 6 };
 #define FLOAT_ROWS_CASES SIX_ROWS
 
 typedef struct { __m256 a, b; } f32x16;
@@ -115,6 +115,19 @@ LANES void i32x16_store(int32_t* to, i32x16 x) {
 LANES i32x16 i32x16_set1(int32_t x) { return I32X16(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
 LANES i32x16 i32x16_zero(void) { return I32X16(_mm256_setzero_si256(), _mm256_setzero_si256()); }
 LANES i32x16 i32x16_add(i32x16 x, i32x16 y) { return I32X16(_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)); }
+LANES i32x16 i32x16_or(i32x16 x, i32x16 y) { return I32X16(_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)); }
+LANES i32x16 i32x16_bits(i32x16 x, int shift, uint32_t mask) {
+    const __m256i bits = _mm256_set1_epi32((int)mask);
+    return I32X16(_mm256_and_si256(_mm256_srli_epi32(x.a, shift), bits), _mm256_and_si256(_mm256_srli_epi32(x.b, shift), bits));
+}
+LANES i32x16 i32x16_shift_left(i32x16 x, int shift) { return I32X16(_mm256_slli_epi32(x.a, shift), _mm256_slli_epi32(x.b, shift)); }
+LANES i32x16 i32x16_from_u8(const uint8_t* from) {
+    const __m128i bytes = _mm_loadu_si128((const __m128i*)from);
+    return I32X16(_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
+}
+LANES i32x16 i32x16_from_u16(const uint8_t* from) {
+    return I32X16(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + 16))));
+}
 LANES i32x16 i32x16_max(i32x16 x, i32x16 y) { return I32X16(_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)); }
 LANES int32_t i32x16_reduce_add(i32x16 x) {
     const __m256i eight = _mm256_add_epi32(x.a, x.b);
@@ -136,49 +149,35 @@ LANES void i32x16_store_s8(int8_t* to, i32x16 x) {
 LANES u8x64 u8x64_load(const uint8_t* from) {
     return (u8x64){_mm256_loadu_si256((const __m256i*)from), _mm256_loadu_si256((const __m256i*)(from + 32))};
 }
-LANES u8x64 u8x64_low_nibbles(u8x64 x) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    return (u8x64){_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+LANES void u8x64_store(uint8_t* to, u8x64 x) {
+    _mm256_storeu_si256((__m256i*)to, x.a);
+    _mm256_storeu_si256((__m256i*)(to + 32), x.b);
 }
-LANES u8x64 u8x64_high_nibbles(u8x64 x) {
-    return u8x64_low_nibbles((u8x64){_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
+/* Bytes are shifted as halves of 16 bits: what comes in from the neighbour is masked off, or is zero. */
+LANES u8x64 u8x64_bits(u8x64 x, int shift, int mask) {
+    const __m256i bits = _mm256_set1_epi8((char)mask);
+    return (u8x64){_mm256_and_si256(_mm256_srli_epi16(x.a, shift), bits), _mm256_and_si256(_mm256_srli_epi16(x.b, shift), bits)};
+}
+LANES u8x64 u8x64_shift_left(u8x64 x, int shift) { return (u8x64){_mm256_slli_epi16(x.a, shift), _mm256_slli_epi16(x.b, shift)}; }
+LANES u8x64 u8x64_or(u8x64 x, u8x64 y) { return (u8x64){_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+LANES u8x64 u8x64_lookup(const int8_t table[16], u8x64 places) {
+    const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return (u8x64){_mm256_shuffle_epi8(values, places.a), _mm256_shuffle_epi8(values, places.b)};
 }
 
-/* 4-bit weights: a product pair is at most 2*15*127 = 3810, so that eight of them still fit 16 bits; widened once per block. */
-typedef i32x16 dot_u4;
-typedef i32x16 dot_s8;
-enum { DOT_S8_OFFSET = 0 };
-
-LANES dot_u4 dot_u4_begin(int32_t start) {
-    (void)start;
-    return i32x16_zero();
+LANES __m256i pairs_from_u8x8(__m256i x, int offset) { /* bytes 0 and 1 of each lane to bytes 0 and 2 */
+    const __m256i spread = _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(255)), _mm256_slli_epi32(_mm256_srli_epi32(x, 8), 16));
+    return _mm256_sub_epi16(spread, _mm256_set1_epi16((short)offset));
 }
-/* Keeps a sum where it is: GCC would otherwise put all products of a block first and their sums last, and spill nearly all of them. */
-LANES i32x16 in_order(i32x16 x) {
-    __asm__("" : "+x"(x.a), "+x"(x.b));
-    return x;
+LANES i32x16 pairs_from_u8(i32x16 x, int offset) { return I32X16(pairs_from_u8x8(x.a, offset), pairs_from_u8x8(x.b, offset)); }
+LANES __m256i pairs_from_s8x8(__m256i x) { /* both bytes to the upper bytes of their halves, then down again with their sign */
+    return _mm256_srai_epi16(_mm256_or_si256(_mm256_slli_epi16(x, 8), _mm256_slli_epi32(_mm256_srli_epi32(x, 8), 24)), 8);
 }
-LANES dot_u4 dot_u4_add(dot_u4 acc, u8x64 w, int32_t a4) {
-    const __m256i a = _mm256_set1_epi32(a4);
-    return in_order(I32X16(_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, a)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, a))));
-}
-LANES i32x16 dot_u4_total(dot_u4 acc, int32_t start) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    return i32x16_add(I32X16(_mm256_madd_epi16(acc.a, ones), _mm256_madd_epi16(acc.b, ones)), i32x16_set1(start));
-}
-/* 8-bit weights: |w| times the activation with the sign of w. A pair is at most 2*128*127 = 32512, within 16 bits. */
-LANES u8x64 s8_operand(u8x64 w) { return w; }
-LANES dot_s8 dot_s8_begin(int32_t start) { return i32x16_set1(start); }
-LANES __m256i dot_s8x32(__m256i w, __m256i a) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)), _mm256_set1_epi16(1));
-}
-LANES dot_s8 dot_s8_add(dot_s8 acc, u8x64 w, int32_t a4) {
-    const __m256i a = _mm256_set1_epi32(a4);
-    return in_order(i32x16_add(acc, I32X16(dot_s8x32(w.a, a), dot_s8x32(w.b, a))));
-}
-LANES i32x16 dot_s8_total(dot_s8 acc, int32_t start) {
-    (void)start;
-    return acc;
+LANES i32x16 pairs_from_s8(i32x16 x) { return I32X16(pairs_from_s8x8(x.a), pairs_from_s8x8(x.b)); }
+LANES i32x16 pairs_shift_left(i32x16 x, int shift) { return I32X16(_mm256_slli_epi16(x.a, shift), _mm256_slli_epi16(x.b, shift)); }
+LANES i32x16 pairs_dot(i32x16 x, int32_t pair) {
+    const __m256i y = _mm256_set1_epi32(pair);
+    return I32X16(_mm256_madd_epi16(x.a, y), _mm256_madd_epi16(x.b, y));
 }
 
 #endif

@@ -10,7 +10,7 @@
 
 #define LANES static inline __attribute__((always_inline, unused))
 #define UNROLL_ROWS _Pragma("GCC unroll 16")
-enum { QUANT_ROWS = 16, FLOAT_ROWS = 16, DOT_ROWS = 1 };
+enum { QUANT_ROWS = 16, FLOAT_ROWS = 16, DOT_ROWS = 1, DIRECT_ROWS = 2 };
 #define QUANT_ROWS_CASES ALL_ROWS
 #define FLOAT_ROWS_CASES ALL_ROWS
 
@@ -78,33 +78,74 @@ LANES void i32x16_store(int32_t* to, i32x16 x) { _mm512_storeu_si512(to, x); }
 LANES i32x16 i32x16_set1(int32_t x) { return _mm512_set1_epi32(x); }
 LANES i32x16 i32x16_zero(void) { return _mm512_setzero_si512(); }
 LANES i32x16 i32x16_add(i32x16 x, i32x16 y) { return _mm512_add_epi32(x, y); }
+LANES i32x16 i32x16_or(i32x16 x, i32x16 y) { return _mm512_or_si512(x, y); }
+LANES __m128i shift_count(int shift) { return _mm_cvtsi32_si128(shift); }
+LANES i32x16 i32x16_bits(i32x16 x, int shift, uint32_t mask) {
+    return _mm512_and_si512(_mm512_srl_epi32(x, shift_count(shift)), _mm512_set1_epi32((int)mask));
+}
+LANES i32x16 i32x16_shift_left(i32x16 x, int shift) { return _mm512_sll_epi32(x, shift_count(shift)); }
+LANES i32x16 i32x16_from_u8(const uint8_t* from) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)); }
+LANES i32x16 i32x16_from_u16(const uint8_t* from) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)); }
 LANES i32x16 i32x16_max(i32x16 x, i32x16 y) { return _mm512_max_epi32(x, y); }
 LANES int32_t i32x16_reduce_add(i32x16 x) { return _mm512_reduce_add_epi32(x); }
 LANES int32_t i32x16_reduce_max(i32x16 x) { return _mm512_reduce_max_epi32(x); }
 LANES void i32x16_store_s8(int8_t* to, i32x16 x) { _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(x)); }
 
 LANES u8x64 u8x64_load(const uint8_t* from) { return _mm512_loadu_si512(from); }
-LANES u8x64 u8x64_low_nibbles(u8x64 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-LANES u8x64 u8x64_high_nibbles(u8x64 x) { return u8x64_low_nibbles(_mm512_srli_epi16(x, 4)); }
+LANES void u8x64_store(uint8_t* to, u8x64 x) { _mm512_storeu_si512(to, x); }
+/* Bytes are shifted as halves of 16 bits: what comes in from the neighbour is masked off, or is zero. */
+LANES u8x64 u8x64_bits(u8x64 x, int shift, int mask) {
+    return _mm512_and_si512(_mm512_srl_epi16(x, shift_count(shift)), _mm512_set1_epi8((char)mask));
+}
+LANES u8x64 u8x64_shift_left(u8x64 x, int shift) { return _mm512_sll_epi16(x, shift_count(shift)); }
+LANES u8x64 u8x64_or(u8x64 x, u8x64 y) { return _mm512_or_si512(x, y); }
+LANES u8x64 u8x64_lookup(const int8_t table[16], u8x64 places) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), places);
+}
+
+LANES i32x16 pairs_from_u8(i32x16 x, int offset) { /* bytes 0 and 1 of each lane to bytes 0 and 2 */
+    const __m512i spread = _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(255)), _mm512_slli_epi32(_mm512_srli_epi32(x, 8), 16));
+    return _mm512_sub_epi16(spread, _mm512_set1_epi16((short)offset));
+}
+LANES i32x16 pairs_from_s8(i32x16 x) { /* both bytes to the upper bytes of their halves, then down again with their sign */
+    return _mm512_srai_epi16(_mm512_or_si512(_mm512_slli_epi16(x, 8), _mm512_slli_epi32(_mm512_srli_epi32(x, 8), 24)), 8);
+}
+LANES i32x16 pairs_shift_left(i32x16 x, int shift) { return _mm512_sll_epi16(x, shift_count(shift)); }
+LANES i32x16 pairs_dot(i32x16 x, int32_t pair) { return _mm512_madd_epi16(x, _mm512_set1_epi32(pair)); }
 
 /* vpdpbusd multiplies unsigned by signed bytes and adds four products to 32 bits without saturation. Signed weights are
    shifted to w + 128; `start` takes 128 times the sum of the activations off again. */
-typedef i32x16 dot_u4;
-typedef i32x16 dot_s8;
+typedef i32x16 dot32;
+#define ANY_BITS_ALIKE
 enum { DOT_S8_OFFSET = -128 };
 
-LANES dot_u4 dot_u4_begin(int32_t start) { return _mm512_set1_epi32(start); }
-LANES dot_u4 dot_u4_add(dot_u4 acc, u8x64 w, int32_t a4) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a4)); }
-LANES i32x16 dot_u4_total(dot_u4 acc, int32_t start) {
+LANES u8x64 s8_operand(u8x64 w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
+LANES dot32 dot_begin(int bits, int32_t start) {
+    (void)bits;
+    return _mm512_set1_epi32(start);
+}
+LANES dot32 dot_add(int bits, int step, dot32 acc, u8x64 w, int32_t a4) {
+    (void)bits;
+    (void)step;
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a4));
+}
+LANES i32x16 dot_total(int bits, dot32 acc, int32_t start) {
+    (void)bits;
     (void)start;
     return acc;
 }
-LANES u8x64 s8_operand(u8x64 w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-LANES dot_s8 dot_s8_begin(int32_t start) { return _mm512_set1_epi32(start); }
-LANES dot_s8 dot_s8_add(dot_s8 acc, u8x64 w, int32_t a4) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a4)); }
-LANES i32x16 dot_s8_total(dot_s8 acc, int32_t start) {
-    (void)start;
-    return acc;
+
+LANES i32x16 half_scales(i32x16 pairs, int half) {
+    return half ? _mm512_srai_epi32(pairs, 16) : _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16);
+}
+LANES i32x16 dot16_add(int bits, i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
+    (void)bits;
+    __m512i products = _mm512_setzero_si512();
+    UNROLL_ROWS
+    for (int v = 0; v < 4; v++) {
+        products = _mm512_dpbusd_epi32(products, w[v], _mm512_set1_epi32(a[v]));
+    }
+    return _mm512_add_epi32(acc, _mm512_mullo_epi32(products, scales));
 }
 
 #endif

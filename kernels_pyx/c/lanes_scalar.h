@@ -11,8 +11,9 @@
 
 #define LANES static inline __attribute__((always_inline, unused))
 #define UNROLL_ROWS
-/* Rows that a matmul computes at once, and how many of their integer dot products are in progress together. */
-enum { QUANT_ROWS = 4, FLOAT_ROWS = 4, DOT_ROWS = 1 };
+/* Rows that a matmul computes at once; how many of their integer dot products are in progress together; up to how many rows weights are
+   unpacked for each group anew. */
+enum { QUANT_ROWS = 4, FLOAT_ROWS = 4, DOT_ROWS = 1, DIRECT_ROWS = 2 };
 #define QUANT_ROWS_CASES FEW_ROWS
 #define FLOAT_ROWS_CASES FEW_ROWS
 
@@ -96,6 +97,12 @@ LANES void i32x16_store(int32_t* to, i32x16 a) { memcpy(to, a.v, sizeof a.v); }
 LANES i32x16 i32x16_set1(int32_t a) { EACH_INT_LANE(a); }
 LANES i32x16 i32x16_zero(void) { return i32x16_set1(0); }
 LANES i32x16 i32x16_add(i32x16 a, i32x16 b) { EACH_INT_LANE(a.v[i] + b.v[i]); }
+LANES i32x16 i32x16_or(i32x16 a, i32x16 b) { EACH_INT_LANE(a.v[i] | b.v[i]); }
+/* (a >> shift) & mask, and a << shift, of unsigned 32 bits. */
+LANES i32x16 i32x16_bits(i32x16 a, int shift, uint32_t mask) { EACH_INT_LANE((int32_t)((uint32_t)a.v[i] >> shift & mask)); }
+LANES i32x16 i32x16_shift_left(i32x16 a, int shift) { EACH_INT_LANE((int32_t)((uint32_t)a.v[i] << shift)); }
+LANES i32x16 i32x16_from_u8(const uint8_t* from) { EACH_INT_LANE(from[i]); }
+LANES i32x16 i32x16_from_u16(const uint8_t* from) { EACH_INT_LANE(load_u16(from + 2 * i)); }
 LANES i32x16 i32x16_max(i32x16 a, i32x16 b) { EACH_INT_LANE(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 LANES int32_t i32x16_reduce_add(i32x16 a) {
     int32_t sum = 0;
@@ -123,47 +130,72 @@ LANES u8x64 u8x64_load(const uint8_t* from) {
     memcpy(out.v, from, sizeof out.v);
     return out;
 }
-LANES u8x64 u8x64_low_nibbles(u8x64 a) {
-    for (int i = 0; i < 64; i++) {
-        a.v[i] &= 15;
-    }
-    return a;
-}
-LANES u8x64 u8x64_high_nibbles(u8x64 a) {
-    for (int i = 0; i < 64; i++) {
-        a.v[i] >>= 4;
-    }
-    return a;
+LANES void u8x64_store(uint8_t* to, u8x64 a) { memcpy(to, a.v, sizeof a.v); }
+#define EACH_BYTE(expression)       \
+    u8x64 out;                      \
+    for (int i = 0; i < 64; i++) {  \
+        out.v[i] = (expression);    \
+    }                               \
+    return out
+/* (byte >> shift) & mask, where the mask has no more bits than the shift leaves; byte << shift, where no bit is lost. */
+LANES u8x64 u8x64_bits(u8x64 a, int shift, int mask) { EACH_BYTE((uint8_t)(a.v[i] >> shift & mask)); }
+LANES u8x64 u8x64_shift_left(u8x64 a, int shift) { EACH_BYTE((uint8_t)(a.v[i] << shift)); }
+LANES u8x64 u8x64_or(u8x64 a, u8x64 b) { EACH_BYTE(a.v[i] | b.v[i]); }
+/* table[byte], for bytes below 16. */
+LANES u8x64 u8x64_lookup(const int8_t table[16], u8x64 places) { EACH_BYTE((uint8_t)table[places.v[i] & 15]); }
+
+/* A lane of i32x16 as a pair of int16: the lower half is of inputs 0..15 of a block, the upper of 16..31. */
+LANES int16_t lower_half(int32_t pair) { return (int16_t)(uint16_t)pair; }
+LANES int16_t upper_half(int32_t pair) { return (int16_t)(uint16_t)((uint32_t)pair >> 16); }
+LANES int32_t pair_of(int lower, int upper) { return (int32_t)((uint32_t)(uint16_t)lower | (uint32_t)(uint16_t)upper << 16); }
+/* From the two lowest bytes of each lane (the others are zero), less `offset`; the same with signed bytes. */
+LANES i32x16 pairs_from_u8(i32x16 a, int offset) { EACH_INT_LANE(pair_of((a.v[i] & 255) - offset, (a.v[i] >> 8) - offset)); }
+LANES i32x16 pairs_from_s8(i32x16 a) { EACH_INT_LANE(pair_of((int8_t)(uint8_t)a.v[i], (int8_t)(uint8_t)(a.v[i] >> 8))); }
+/* Both halves << shift; nothing overflows. */
+LANES i32x16 pairs_shift_left(i32x16 a, int shift) { EACH_INT_LANE(pair_of(lower_half(a.v[i]) * (1 << shift), upper_half(a.v[i]) * (1 << shift))); }
+/* lower * lower of `pair` + upper * upper */
+LANES i32x16 pairs_dot(i32x16 a, int32_t pair) {
+    EACH_INT_LANE(lower_half(a.v[i]) * lower_half(pair) + upper_half(a.v[i]) * upper_half(pair));
 }
 
-/* Integer dot products of 32 inputs: lane += sum over j of weight[4*lane + j] * activation byte j, eight times, then
-   dot_*_total. Exact for all weights that the format can hold and activations within -127..127. `start` is the value
-   that a lane begins with, and is given to begin and to total alike (an instruction set adds it where it is cheapest). */
-typedef i32x16 dot_u4; /* weights 0..15 */
-typedef i32x16 dot_s8; /* weights -128..127, in the form that s8_operand makes of them */
-enum { DOT_S8_OFFSET = 0 }; /* dot_s8 wants `start` to have DOT_S8_OFFSET times the sum of the 32 activations added */
+/* Integer dot products of 32 inputs with weights of 4 or 5 bits (0..15, 0..31), or of 8 (-128..127, in the form that s8_operand makes of
+   them): lane += sum over j of weight[4*lane + j] * activation byte j, in eight steps, then dot_total. Exact for all such weights and
+   activations within -127..127. `start` is the value that a lane begins with, and is given to begin and to total alike (an instruction
+   set adds it where it is cheapest). */
+typedef i32x16 dot32;
+enum { DOT_S8_OFFSET = 0 }; /* for 8 bits `start` has DOT_S8_OFFSET times the sum of the 32 activations in it */
 
-LANES i32x16 dot_u4_begin(int32_t start) { return i32x16_set1(start); }
-LANES i32x16 dot_u4_add(i32x16 acc, u8x64 w, int32_t a4) {
+LANES u8x64 s8_operand(u8x64 w) { return w; }
+LANES int dot_weight(int bits, uint8_t w) { return bits == 8 ? (int8_t)w : w; }
+LANES i32x16 add_products(int bits, i32x16 acc, u8x64 w, int32_t a4) {
     int8_t a[4];
     memcpy(a, &a4, sizeof a);
-    EACH_INT_LANE(acc.v[i] + w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] + w.v[4 * i + 3] * a[3]);
+    EACH_INT_LANE(acc.v[i] + dot_weight(bits, w.v[4 * i]) * a[0] + dot_weight(bits, w.v[4 * i + 1]) * a[1] +
+                  dot_weight(bits, w.v[4 * i + 2]) * a[2] + dot_weight(bits, w.v[4 * i + 3]) * a[3]);
 }
-LANES i32x16 dot_u4_total(i32x16 acc, int32_t start) {
+LANES dot32 dot_begin(int bits, int32_t start) {
+    (void)bits;
+    return i32x16_set1(start);
+}
+LANES dot32 dot_add(int bits, int step, dot32 acc, u8x64 w, int32_t a4) {
+    (void)step;
+    return add_products(bits, acc, w, a4);
+}
+LANES i32x16 dot_total(int bits, dot32 acc, int32_t start) {
+    (void)bits;
     (void)start;
     return acc;
 }
-LANES u8x64 s8_operand(u8x64 w) { return w; }
-LANES i32x16 dot_s8_begin(int32_t start) { return i32x16_set1(start); }
-LANES i32x16 dot_s8_add(i32x16 acc, u8x64 w, int32_t a4) {
-    int8_t a[4], s[64];
-    memcpy(a, &a4, sizeof a);
-    memcpy(s, w.v, sizeof s);
-    EACH_INT_LANE(acc.v[i] + s[4 * i] * a[0] + s[4 * i + 1] * a[1] + s[4 * i + 2] * a[2] + s[4 * i + 3] * a[3]);
-}
-LANES i32x16 dot_s8_total(i32x16 acc, int32_t start) {
-    (void)start;
-    return acc;
+
+/* Sub-blocks of 16 inputs: acc + scale * sum of products, with weights of 2, 3 or 6 bits (0..3, 0..7, 0..63) in four vectors.
+   half_scales gives the scales of one half (0 or 1) in the form that dot16_add takes. */
+LANES i32x16 half_scales(i32x16 pairs, int half) { EACH_INT_LANE(half ? upper_half(pairs.v[i]) : lower_half(pairs.v[i])); }
+LANES i32x16 dot16_add(int bits, i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
+    i32x16 products = i32x16_zero();
+    for (int v = 0; v < 4; v++) {
+        products = add_products(bits, products, w[v], a[v]);
+    }
+    EACH_INT_LANE(acc.v[i] + scales.v[i] * products.v[i]);
 }
 
 #endif

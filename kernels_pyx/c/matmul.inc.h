@@ -1,28 +1,32 @@
-/* y[row, output] = sum over inputs of x[row, input] * w[output, input]. Included by kernel_table.inc.h after the lanes.
+/* y[row, output] = sum over inputs of x[row, input] * w[output, input]. Included by kernel_table.inc.h after unpack.inc.h.
 
-   The arithmetic, the same for every instruction set, number of rows and split of the work:
-     Q4_0, Q8_0     activations are quantised per block of 32 inputs (scale d_a, int8); per block, in order, with an exact integer dot
-                    product: acc = fma(d_w * d_a, dot, acc)
-     Q4_1           the same, then acc = fma(m_w, d_a * sum of the activations' int8, acc)
-     F32, F16, BF16 acc = fma(w, x, acc), input after input
-   A group of up to QUANT_ROWS (FLOAT_ROWS) rows is computed at once against a tile, so that weights are unpacked once per group. Activations
-   lie group after group, in a group input block after input block, so that both operands are read as streams. */
+   The arithmetic (docs/kernels.md), the same for every instruction set, number of rows and split of the work: activations are quantised per
+   block of 32 inputs (scale d_a, int8), and per block, in order, with exact integers: acc = fma(d_w * d_a, dot, acc), then, where there are
+   minima, acc = fma(m_w, d_a * sum of the activations' int8, acc). Weights that are numbers: acc = fma(w, x, acc), input after input.
+   A group of up to QUANT_ROWS (FLOAT_ROWS) rows is computed at once against a tile. Up to DIRECT_ROWS rows meet weights that are unpacked in
+   registers; with more, a segment of a tile is unpacked once and swept by all groups. Activations lie group after group, in a group input
+   block after input block, so that both operands are read as streams. */
 
-/* One block of 32 activations of one row. `offset` is what the dot product starts with, `scaled_sum` is d_a * sum (Q4_1). */
+/* One block of 32 activations of one row. `offset` is what the dot product starts with; `scaled_sum` is d_a * sum, for minima; `sums` are
+   those of inputs 0..15 and 16..31 as a pair, negative, for sub-blocks. */
 typedef struct {
     float scale;
     union {
         int32_t offset;
         float scaled_sum;
+        int32_t sums;
     } extra;
     int32_t q[QUANT_BLOCK / 4];
 } activation_block;
 _Static_assert(sizeof(activation_block) == 40, "activation_bytes counts on it");
 
 enum {
-    PREFETCH_BYTES = 3584,          /* how far ahead of the arithmetic weights are fetched */
-    CACHED_WEIGHTS = 192 << 10,     /* of weights that a sweep over rows keeps in the second-level cache */
-    CACHED_ACTIVATIONS = 320 << 10, /* of activations that a sweep over tiles keeps there */
+    PREFETCH_BYTES = 3584,      /* how far ahead of the arithmetic weights are fetched */
+    CACHED_WEIGHTS = 192 << 10, /* of weights that a sweep over rows keeps in the second-level cache */
+    SEGMENT_BLOCKS = 16,        /* blocks of 32 inputs that are unpacked at a time: 14 KiB, within the first-level cache */
+    SWEEP_BLOCKS = 64,          /* of activations that a sweep over tiles keeps in the second-level cache, 320 KiB with these rows */
+    SWEEP_ROWS = 128,
+    CACHED_NUMBERS = 320 << 10, /* of activations that are numbers, likewise */
 };
 
 LANES void prefetch(const uint8_t* from, int bytes) {
@@ -39,68 +43,131 @@ LANES void store_outputs(float* y, f32x16 values, int outputs) {
     }
 }
 
-/* Vector v (of eight) of the weights of a block, which meets bytes 4v..4v+3 of the activations. */
-LANES u8x64 load_weights(int format, const uint8_t* quants, int v) {
-    if (format == FORMAT_Q8_0) {
-        return s8_operand(u8x64_load(quants + 64 * v));
-    }
-    const u8x64 pair = u8x64_load(quants + 64 * (v % 4));
-    return v < 4 ? u8x64_low_nibbles(pair) : u8x64_high_nibbles(pair);
+/* Where the weights of one block of 32 inputs are: block b of `packed`, or unpacked, whichever `format` is meant for (a constant). */
+typedef struct {
+    int is_unpacked;
+    const uint8_t* packed;
+    int b;
+    const unpacked_block* unpacked;
+} weight_source;
+
+LANES u8x64 load_weights(int format, const weight_source* from, int v) {
+    return from->is_unpacked ? u8x64_load(from->unpacked->weights[v]) : weights_at(format, from->packed, from->b, v);
 }
 
-LANES int32_t dot_start(int format, const activation_block* a) { return format == FORMAT_Q4_1 ? 0 : a->extra.offset; }
+LANES block_scales load_scales(int format, const weight_source* from) {
+    return from->is_unpacked ? unpacked_scales(format, from->unpacked) : scales_at(format, from->packed, from->b);
+}
+
+LANES int32_t dot_start(int format, const activation_block* a) { return FORMS[format].has_minima ? 0 : a->extra.offset; }
 
 /* The dot products of one block with `rows` rows, all in progress at once. */
-LANES void dot_block(int format, int rows, const uint8_t* quants, const activation_block* a, i32x16 dots[DOT_ROWS]) {
+LANES void dot_block(int format, int rows, const weight_source* from, const activation_block* a, i32x16 dots[DOT_ROWS]) {
+    const int bits = FORMS[format].bits;
+    dot32 sums[DOT_ROWS];
     UNROLL_ROWS
     for (int r = 0; r < rows; r++) {
-        dots[r] = format == FORMAT_Q8_0 ? dot_s8_begin(dot_start(format, a + r)) : dot_u4_begin(dot_start(format, a + r));
+        sums[r] = dot_begin(bits, dot_start(format, a + r));
     }
     UNROLL_ROWS
     for (int step = 0; step < 8; step++) {
-        const int v = format == FORMAT_Q8_0 ? step : step / 2 + step % 2 * 4; /* both nibbles of a byte, one after the other */
-        const u8x64 weights = load_weights(format, quants, v);
+        const int v = from->is_unpacked || bits == 8 ? step : step / 2 + step % 2 * 4; /* both nibbles of a byte, one after the other */
+        const u8x64 weights = load_weights(format, from, v);
         UNROLL_ROWS
         for (int r = 0; r < rows; r++) {
-            dots[r] = format == FORMAT_Q8_0 ? dot_s8_add(dots[r], weights, a[r].q[v]) : dot_u4_add(dots[r], weights, a[r].q[v]);
+            sums[r] = dot_add(bits, step, sums[r], weights, a[r].q[v]);
         }
     }
     UNROLL_ROWS
     for (int r = 0; r < rows; r++) {
-        dots[r] = format == FORMAT_Q8_0 ? dot_s8_total(dots[r], dot_start(format, a + r)) : dot_u4_total(dots[r], dot_start(format, a + r));
+        dots[r] = dot_total(bits, sums[r], dot_start(format, a + r));
     }
 }
 
-/* `rows` rows against one tile; `format` and `rows` are constants wherever this is inlined. */
+/* The same with an integer scale for each sub-block of 16 inputs. */
+LANES void dot_sub_blocks(int format, int rows, const weight_source* from, i32x16 pairs, const activation_block* a, i32x16 dots[DOT_ROWS]) {
+    const int shift = FORMS[format].offset_shift;
+    const i32x16 offsets = pairs_shift_left(pairs, shift);
+    UNROLL_ROWS
+    for (int r = 0; r < rows; r++) {
+        dots[r] = shift ? pairs_dot(offsets, a[r].extra.sums) : i32x16_zero();
+    }
+    UNROLL_ROWS
+    for (int half = 0; half < 2; half++) {
+        const i32x16 scales = half_scales(pairs, half);
+        u8x64 weights[4];
+        UNROLL_ROWS
+        for (int v = 0; v < 4; v++) {
+            weights[v] = load_weights(format, from, 4 * half + v);
+        }
+        UNROLL_ROWS
+        for (int r = 0; r < rows; r++) {
+            dots[r] = dot16_add(FORMS[format].bits, dots[r], weights, a[r].q + 4 * half, scales);
+        }
+    }
+}
+
+/* One block of 32 inputs added to the sums of `rows` rows; `format`, `rows` and the kind of source are constants wherever this is inlined. */
+LANES void add_block(int format, int rows, const weight_source* from, const activation_block* a, f32x16 acc[QUANT_ROWS]) {
+    const block_scales w = load_scales(format, from);
+    i32x16 dots[DOT_ROWS];
+    UNROLL_ROWS
+    for (int r = 0; r < rows; r++) {
+        if (r % DOT_ROWS == 0) {
+            const int at_once = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
+            if (has_sub_blocks(format)) {
+                dot_sub_blocks(format, at_once, from, w.pairs, a + r, dots);
+            } else {
+                dot_block(format, at_once, from, a + r, dots);
+            }
+        }
+        const f32x16 scale = f32x16_set1(a[r].scale);
+        acc[r] = f32x16_fma(f32x16_mul(w.scales, scale), f32x16_from_i32(dots[r % DOT_ROWS]), acc[r]);
+        if (FORMS[format].has_minima && has_sub_blocks(format)) {
+            const f32x16 dot = f32x16_from_i32(pairs_dot(w.minimum_pairs, a[r].extra.sums));
+            acc[r] = f32x16_fma(f32x16_mul(w.minima, scale), dot, acc[r]);
+        } else if (FORMS[format].has_minima) {
+            acc[r] = f32x16_fma(w.minima, f32x16_set1(a[r].extra.scaled_sum), acc[r]);
+        }
+    }
+}
+
+/* `rows` rows against one tile, whose weights are unpacked on the way. */
 LANES void quantised_tile(int format, int rows, const uint8_t* block, const activation_block* a, int num_blocks, float* y, size_t ldy,
                           int outputs) {
-    const int block_bytes = BLOCK_FORMATS[format].block_bytes * TILE_OUTPUTS;
+    const int in_super = blocks_per_super(format), bytes = (int)tile_block_bytes(format) / in_super;
     f32x16 acc[QUANT_ROWS];
-    i32x16 dots[DOT_ROWS];
     UNROLL_ROWS
     for (int r = 0; r < rows; r++) {
         acc[r] = f32x16_zero();
     }
-    for (int b = 0; b < num_blocks; b++, block += block_bytes, a += rows) {
-        prefetch(block, block_bytes);
-        const uint8_t* const quants = block + (format == FORMAT_Q4_1 ? 4 : 2) * TILE_OUTPUTS;
-        const f32x16 scales = f32x16_from_f16((const uint16_t*)block);
-        const f32x16 minima = format == FORMAT_Q4_1 ? f32x16_from_f16((const uint16_t*)block + TILE_OUTPUTS) : f32x16_zero();
-        UNROLL_ROWS
-        for (int r = 0; r < rows; r++) {
-            if (r % DOT_ROWS == 0) {
-                dot_block(format, rows - r < DOT_ROWS ? rows - r : DOT_ROWS, quants, a + r, dots);
-            }
-            const f32x16 dot = f32x16_from_i32(dots[r % DOT_ROWS]);
-            acc[r] = f32x16_fma(f32x16_mul(scales, f32x16_set1(a[r].scale)), dot, acc[r]);
-            if (format == FORMAT_Q4_1) {
-                acc[r] = f32x16_fma(minima, f32x16_set1(a[r].extra.scaled_sum), acc[r]);
-            }
+    for (int i = 0; i < num_blocks; i += in_super, block += tile_block_bytes(format)) {
+        for (int b = 0; b < in_super; b++, a += rows) {
+            const weight_source from = {.packed = block, .b = b};
+            prefetch(block + b * bytes, bytes);
+            add_block(format, rows, &from, a, acc);
         }
     }
     UNROLL_ROWS
     for (int r = 0; r < rows; r++) {
         store_outputs(y + (size_t)r * ldy, acc[r], outputs);
+    }
+}
+
+/* `rows` rows against unpacked blocks, added to the sums [rows, TILE_OUTPUTS] that there are. */
+LANES void unpacked_segment(int format, int rows, const unpacked_block* blocks, const activation_block* a, int num_blocks, float* sums) {
+    f32x16 acc[QUANT_ROWS];
+    UNROLL_ROWS
+    for (int r = 0; r < rows; r++) {
+        acc[r] = f32x16_load(sums + r * TILE_OUTPUTS);
+    }
+    for (int i = 0; i < num_blocks; i++, a += rows) {
+        const weight_source from = {.is_unpacked = 1, .unpacked = blocks + i};
+        add_block(format, rows, &from, a, acc);
+    }
+    UNROLL_ROWS
+    for (int r = 0; r < rows; r++) {
+        f32x16_store(sums + r * TILE_OUTPUTS, acc[r]);
     }
 }
 
@@ -159,16 +226,30 @@ LANES void quantised_tiles(int format, int rows, const packed_matrix* w, int til
     }
 }
 
-#define QUANTISED_CASE(format, n) \
+#define DIRECT_CASE(format, n) \
     case n: quantised_tiles(format, n, w, tile, tile_end, group, y, ldy); break;
-#define QUANTISED_GROUP(name, format)                                                                                                   \
-    static void name(const packed_matrix* w, int tile, int tile_end, const void* group, int rows, float* y, size_t ldy) {               \
-        switch (rows) { QUANT_ROWS_CASES(QUANTISED_CASE, format) }                                                                      \
+#define QUANTISED_GROUP(format)                                                                                                         \
+    static void direct_##format(const packed_matrix* w, int tile, int tile_end, const void* group, int rows, float* y, size_t ldy) {    \
+        switch (rows) { DIRECT_CASE(format, 1) DIRECT_CASE(format, 2) }                                                                 \
     }
+_Static_assert(DIRECT_ROWS == 2, "QUANTISED_GROUP has a case for each");
+EACH_QUANTISED_FORMAT(QUANTISED_GROUP)
 
-QUANTISED_GROUP(q4_0_group, FORMAT_Q4_0)
-QUANTISED_GROUP(q4_1_group, FORMAT_Q4_1)
-QUANTISED_GROUP(q8_0_group, FORMAT_Q8_0)
+/* A segment kernel, one for each form of weights, does the same with unpacked blocks. */
+typedef void (*segment_kernel)(const unpacked_block* blocks, int num_blocks, const activation_block* group, int rows, float* sums);
+
+#define SEGMENT_CASE(format, n) \
+    case n: unpacked_segment(format, n, blocks, group, num_blocks, sums); break;
+#define SEGMENT_KERNEL(format)                                                                                                          \
+    static void segment_##format(const unpacked_block* blocks, int num_blocks, const activation_block* group, int rows, float* sums) {  \
+        switch (rows) { QUANT_ROWS_CASES(SEGMENT_CASE, format) }                                                                        \
+    }
+#define EACH_FORM(CASE)                                                                                                                 \
+    CASE(FORMAT_Q4_0) CASE(FORMAT_Q4_1) CASE(FORMAT_Q2_K) CASE(FORMAT_Q3_K) CASE(FORMAT_Q6_K) EACH_OTHER_NUMBER_OF_BITS(CASE)
+EACH_FORM(SEGMENT_KERNEL)
+
+#define SEGMENT_ENTRY(format) [format] = segment_##format,
+static const segment_kernel SEGMENT_KERNELS[NUM_FORMATS] = {EACH_FORM(SEGMENT_ENTRY)};
 
 /* Tiles at once: enough sums in flight for the latency of the FMA, few enough for the registers. */
 #define TILES_AT_ONCE(rows) ((rows) == 1 ? 4 : (rows) <= 3 ? 2 : 1)
@@ -196,12 +277,12 @@ NUMBER_GROUP(f32_group, FORMAT_F32)
 NUMBER_GROUP(f16_group, FORMAT_F16)
 NUMBER_GROUP(bf16_group, FORMAT_BF16)
 
+#define DIRECT_ENTRY(format) [format] = direct_##format,
 static const group_kernel GROUP_KERNELS[NUM_FORMATS] = {
-    [FORMAT_F32] = f32_group,   [FORMAT_F16] = f16_group,   [FORMAT_BF16] = bf16_group,
-    [FORMAT_Q4_0] = q4_0_group, [FORMAT_Q4_1] = q4_1_group, [FORMAT_Q8_0] = q8_0_group,
+    [FORMAT_F32] = f32_group, [FORMAT_F16] = f16_group, [FORMAT_BF16] = bf16_group, EACH_QUANTISED_FORMAT(DIRECT_ENTRY)
 };
 
-LANES int is_quantised(int format) { return BLOCK_FORMATS[format].block_size == QUANT_BLOCK; }
+LANES int is_quantised(int format) { return BLOCK_FORMATS[format].block_size > 1; }
 
 LANES int group_rows(int format) { return is_quantised(format) ? QUANT_ROWS : FLOAT_ROWS; }
 
@@ -211,21 +292,67 @@ LANES size_t activation_row_bytes(int format, int inputs) {
 
 LANES int smaller(int a, int b) { return a < b ? a : b; }
 
-/* Two levels of blocking: some tiles stay in the cache while rows sweep over them, and some rows while those tiles do. */
-static void matmul_tiles(const packed_matrix* w, const void* act, int rows, float* y, size_t ldy, int tile_begin, int tile_end) {
-    const int in_group = group_rows(w->format);
+/* What a sweep over one tile works with; `sums` are those of SWEEP_ROWS rows, kept out of y, whose rows may lie a multiple of 4 KiB apart. */
+typedef struct {
+    unpacked_block blocks[SEGMENT_BLOCKS];
+    float sums[SWEEP_ROWS * TILE_OUTPUTS];
+} tile_sweep;
+
+/* Blocks [block, block_end) of one tile, for rows [row, row_end); y has the sums of the blocks before. */
+static void sweep_tile(const packed_matrix* w, int tile, int block, int block_end, const activation_block* act, int rows, int row, int row_end,
+                       float* y, size_t ldy, tile_sweep* sweep) {
+    const int num_blocks = w->inputs / QUANT_BLOCK, outputs = smaller(TILE_OUTPUTS, w->outputs - tile * TILE_OUTPUTS);
+    y += (size_t)row * ldy + (size_t)tile * TILE_OUTPUTS;
+    for (int r = 0; r < row_end - row; r++) {
+        const f32x16 sums = block ? f32x16_load_partial(y + (size_t)r * ldy, outputs) : f32x16_zero();
+        f32x16_store(sweep->sums + r * TILE_OUTPUTS, sums);
+    }
+    for (int count; block < block_end; block += count) {
+        const int super = block / blocks_per_super(w->format);
+        count = smaller(SEGMENT_BLOCKS, block_end - block);
+        unpack_blocks_of(w->format, w->tiles + (size_t)tile * w->tile_bytes + (size_t)super * tile_block_bytes(w->format), count, sweep->blocks);
+        for (int first = row; first < row_end; first += QUANT_ROWS) {
+            const int in_group = smaller(QUANT_ROWS, rows - first);
+            const activation_block* group = act + (size_t)first * (size_t)num_blocks + (size_t)block * (size_t)in_group;
+            SEGMENT_KERNELS[unpacked_as(w->format)](sweep->blocks, count, group, in_group, sweep->sums + (first - row) * TILE_OUTPUTS);
+        }
+    }
+    for (int r = 0; r < row_end - row; r++) {
+        store_outputs(y + (size_t)r * ldy, f32x16_load(sweep->sums + r * TILE_OUTPUTS), outputs);
+    }
+}
+
+/* Two levels of blocking: some tiles stay in the cache while rows sweep over them, and some activations while those tiles do. */
+static void sweep_tiles(const packed_matrix* w, const void* act, int rows, float* y, size_t ldy, int tile_begin, int tile_end) {
+    const int num_blocks = w->inputs / QUANT_BLOCK, at_once = 1 + (int)(CACHED_WEIGHTS / w->tile_bytes);
+    tile_sweep sweep;
+    for (int tile = tile_begin; tile < tile_end; tile += at_once) {
+        const int sweep_tile_end = smaller(tile + at_once, tile_end);
+        for (int row = 0; row < rows; row += SWEEP_ROWS) {
+            const int row_end = smaller(row + SWEEP_ROWS, rows);
+            for (int block = 0; block < num_blocks; block += SWEEP_BLOCKS) {
+                for (int t = tile; t < sweep_tile_end; t++) {
+                    sweep_tile(w, t, block, smaller(block + SWEEP_BLOCKS, num_blocks), act, rows, row, row_end, y, ldy, &sweep);
+                }
+            }
+        }
+    }
+}
+
+/* Of number formats: as many rows at a time as stay in the cache while all tiles sweep over them. */
+static void multiply_numbers(const packed_matrix* w, const void* act, int rows, float* y, size_t ldy, int tile_begin, int tile_end) {
     const size_t row_bytes = activation_row_bytes(w->format, w->inputs);
-    const int sweep_tiles = rows <= in_group ? tile_end - tile_begin : 1 + (int)(CACHED_WEIGHTS / w->tile_bytes);
-    const int sweep_rows = in_group * (1 + (int)(CACHED_ACTIVATIONS / (row_bytes * (size_t)in_group)));
+    const int sweep_tiles = rows <= FLOAT_ROWS ? tile_end - tile_begin : 1 + (int)(CACHED_WEIGHTS / w->tile_bytes);
+    const int sweep_rows = FLOAT_ROWS * (1 + (int)(CACHED_NUMBERS / (row_bytes * FLOAT_ROWS)));
     for (int tile = tile_begin; tile < tile_end; tile += sweep_tiles) {
         const int sweep_tile_end = smaller(tile + sweep_tiles, tile_end);
         for (int row = 0; row < rows; row += sweep_rows) {
             const int sweep_row_end = smaller(row + sweep_rows, rows);
             for (int t = tile; t < sweep_tile_end;) {
                 /* A lone group runs over all tiles in one call; several take turns at each tile, which then is in the nearest cache. */
-                const int t_end = rows <= in_group ? sweep_tile_end : t + 1;
-                for (int first = row; first < sweep_row_end; first += in_group) {
-                    GROUP_KERNELS[w->format](w, t, t_end, (const uint8_t*)act + (size_t)first * row_bytes, smaller(in_group, rows - first),
+                const int t_end = rows <= FLOAT_ROWS ? sweep_tile_end : t + 1;
+                for (int first = row; first < sweep_row_end; first += FLOAT_ROWS) {
+                    GROUP_KERNELS[w->format](w, t, t_end, (const uint8_t*)act + (size_t)first * row_bytes, smaller(FLOAT_ROWS, rows - first),
                                              y + (size_t)first * ldy, ldy);
                 }
                 t = t_end;
@@ -234,14 +361,26 @@ static void matmul_tiles(const packed_matrix* w, const void* act, int rows, floa
     }
 }
 
+static void matmul_tiles(const packed_matrix* w, const void* act, int rows, float* y, size_t ldy, int tile_begin, int tile_end) {
+    if (!is_quantised(w->format)) {
+        multiply_numbers(w, act, rows, y, ldy, tile_begin, tile_end);
+    } else if (rows <= DIRECT_ROWS) {
+        GROUP_KERNELS[w->format](w, tile_begin, tile_end, act, rows, y, ldy);
+    } else {
+        sweep_tiles(w, act, rows, y, ldy, tile_begin, tile_end);
+    }
+}
+
 LANES void prepare_quantised_row(int format, const float* x, int num_blocks, int rows_in_group, activation_block* out) {
     for (int b = 0; b < num_blocks; b++, x += QUANT_BLOCK, out += rows_in_group) {
-        int32_t sum;
-        out->scale = quantise_activations(f32x16_load(x), f32x16_load(x + 16), (int8_t*)out->q, &sum);
-        if (format == FORMAT_Q4_1) {
-            out->extra.scaled_sum = out->scale * (float)sum;
+        int32_t sums[2];
+        out->scale = quantise_activations(f32x16_load(x), f32x16_load(x + 16), (int8_t*)out->q, sums);
+        if (has_sub_blocks(format)) {
+            out->extra.sums = (int32_t)((uint32_t)(uint16_t)-sums[0] | (uint32_t)(uint16_t)-sums[1] << 16);
+        } else if (FORMS[format].has_minima) {
+            out->extra.scaled_sum = out->scale * (float)(sums[0] + sums[1]);
         } else {
-            out->extra.offset = sum * (format == FORMAT_Q4_0 ? -8 : DOT_S8_OFFSET);
+            out->extra.offset = (sums[0] + sums[1]) * (FORMS[format].bits == 8 ? DOT_S8_OFFSET : -FORMS[format].offset);
         }
     }
 }

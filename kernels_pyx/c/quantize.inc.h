@@ -8,13 +8,14 @@ LANES int32_t largest_magnitude_bits(f32x16 low, f32x16 high) {
 /* q = round_half_even(x * inverse), within -127..127; inverse: 1 / scale */
 LANES i32x16 quantise_lanes(f32x16 x, f32x16 inverse) { return f32x16_to_i32(f32x16_round_even(f32x16_mul(x, inverse))); }
 
-/* The 32 of a block; returns their sum. */
-LANES int32_t quantise_block(f32x16 low, f32x16 high, float scale, int8_t* q) {
+/* The 32 of a block, and the sums of both halves. */
+LANES void quantise_block(f32x16 low, f32x16 high, float scale, int8_t* q, int32_t sums[2]) {
     const f32x16 inverse = f32x16_set1(1.0f / scale);
     const i32x16 q_low = quantise_lanes(low, inverse), q_high = quantise_lanes(high, inverse);
     i32x16_store_s8(q, q_low);
     i32x16_store_s8(q + 16, q_high);
-    return i32x16_reduce_add(i32x16_add(q_low, q_high));
+    sums[0] = i32x16_reduce_add(q_low);
+    sums[1] = i32x16_reduce_add(q_high);
 }
 
 /* Scale of one block of activations. A block with an infinity or a NaN has a NaN for scale, so that the outputs say so; one
@@ -28,14 +29,14 @@ LANES float block_scale(f32x16 low, f32x16 high) {
     return scale >= 0x1p-126f ? scale : 0.0f;
 }
 
-/* Scale and int8 of one block of activations. */
-LANES float quantise_activations(f32x16 low, f32x16 high, int8_t* q, int32_t* sum) {
+/* Scale and int8 of one block of activations, and the sums of both halves of these. */
+LANES float quantise_activations(f32x16 low, f32x16 high, int8_t* q, int32_t sums[2]) {
     const float scale = block_scale(low, high);
     if (scale > 0.0f) {
-        *sum = quantise_block(low, high, scale, q);
+        quantise_block(low, high, scale, q, sums);
     } else {
         memset(q, 0, QUANT_BLOCK);
-        *sum = 0;
+        sums[0] = sums[1] = 0;
     }
     return scale;
 }
@@ -57,8 +58,8 @@ LANES void quantise_q8_0_block(f32x16 low, f32x16 high, uint8_t* out) {
     low = saturate_in_block(low);
     high = saturate_in_block(high);
     int8_t q[QUANT_BLOCK];
-    int32_t sum;
-    store_u16(out, f16_from_f32(quantise_activations(low, high, q, &sum)));
+    int32_t sums[2];
+    store_u16(out, f16_from_f32(quantise_activations(low, high, q, sums)));
     memcpy(out + 2, q, QUANT_BLOCK);
 }
 

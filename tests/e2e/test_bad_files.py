@@ -55,7 +55,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "overlapping tensors": (lambda data: with_offset(data, 0), "overlap"),
     "tensor out of range": (lambda data: with_offset(data, 1 << 40), "output.weight"),
     "huge dimension": (lambda data: with_dimension(data, 1 << 62), "output.weight"),
-    "unsupported type": (lambda data: with_type(data, 14), "Q6_K"),
+    "unsupported type": (lambda data: with_type(data, 22), "IQ2_S"),
     "unknown type": (lambda data: with_type(data, 999), "type 999"),
     "unsupported architecture": (lambda data: data.replace(struct.pack("<Q", 5) + b"llama", struct.pack("<Q", 5) + b"gemma", 1), "gemma"),
 }

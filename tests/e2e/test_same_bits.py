@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dairllm.kernels_pyx import WIRE_ENCODINGS
+from dairllm.kernels_pyx import BLOCK_FORMATS, WIRE_ENCODINGS
 from dairllm.mesh.arithmetic import Arithmetic
 from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, shards
 from tests.tiny_gguf import write_tiny_llama
@@ -77,3 +77,15 @@ def test_every_encoding_gives_the_same_bits_on_any_plan(tmp_path: Path, wire: st
             arithmetic.add(cluster.state()["arithmetic"])
     assert answers[0] == answers[1] == answers[2]
     assert arithmetic == {str(Arithmetic(wire, "F16"))}
+
+
+def test_a_mixture_of_all_element_types_gives_the_same_bits_on_any_plan(tmp_path: Path) -> None:
+    """As in files of llama.cpp's quantiser, whose matrices differ in type within a layer; here no two neighbours have the same."""
+    shape = {"num_layers": 3, "hidden_size": 256, "intermediate_size": 512, "num_heads": 8, "num_kv_heads": 4}
+    model = write_tiny_llama(tmp_path / "tiny.gguf", block_format=list(BLOCK_FORMATS), **shape)
+    prompts = [[1, 2, 3, 4, 5], list(range(40, 80))]
+    answers = []
+    for count, isas in ((1, (None,)), (2, ("scalar",)), (3, ISAS)):
+        with Cluster(model, shards(count, isas)) as cluster:
+            answers.append([answer_to(cluster.http, prompt) for prompt in prompts])
+    assert answers[0] == answers[1] == answers[2]

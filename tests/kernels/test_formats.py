@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from dairllm.kernels_pyx import BLOCK_FORMATS, BlockFormat, decode_rows, dequantize, encode_rows, quantize_q4_0, quantize_q8_0
+from dairllm.kernels_pyx import (
+    BLOCK_FORMATS,
+    BlockFormat,
+    decode_rows,
+    dequantize,
+    encode_rows,
+    quantize_q4_0,
+    quantize_q8_0,
+    quantize_rows,
+)
+from tests.block_data import QUANTISED, decode, random_blocks
 
-QUANTISED = ("Q4_0", "Q4_1", "Q8_0")
 ORDINARY = st.floats(-1e4, 1e4, width=32)
 BLOCKS = hnp.arrays(np.float32, st.integers(1, 4).map(lambda n: 32 * n), elements=ORDINARY)
 
@@ -22,19 +31,27 @@ def test_block_sizes_are_those_of_gguf(name: str) -> None:
     assert BLOCK_FORMATS[name] == BlockFormat(name, *GGML_QUANT_SIZES[GGMLQuantizationType[name]])
 
 
-def random_blocks(name: str, num_blocks: int) -> NDArray[np.uint8]:
-    generator = np.random.default_rng(3)
-    blocks = generator.integers(0, 256, (num_blocks, BLOCK_FORMATS[name].block_bytes), dtype=np.uint8)
-    headers = 2 if name == "Q4_1" else 1
-    blocks[:, : 2 * headers] = generator.normal(0, 0.05, (num_blocks, headers)).astype(np.float16).view(np.uint8)
-    return blocks
+@pytest.mark.parametrize("name", QUANTISED)
+def test_dequantize_equals_gguf(name: str) -> None:
+    blocks = random_blocks(name, 300, np.random.default_rng(3))
+    expected = decode(name, blocks)
+    assert np.array_equal(dequantize(name, blocks.tobytes(), expected.size), expected)
 
 
 @pytest.mark.parametrize("name", QUANTISED)
-def test_dequantize_equals_gguf(name: str) -> None:
-    blocks = random_blocks(name, 300)
-    expected = quants.dequantize(blocks, GGMLQuantizationType[name]).reshape(-1)
-    assert np.array_equal(dequantize(name, blocks.tobytes(), expected.size), expected)
+@given(data=st.data())
+def test_any_bits_dequantize_as_in_gguf(name: str, data: st.DataObject) -> None:
+    """Infinite and broken scales, too."""
+    size = BLOCK_FORMATS[name].block_bytes
+    block = data.draw(st.binary(min_size=size, max_size=size))
+    expected = decode(name, block)
+    assert np.array_equal(dequantize(name, block, expected.size), expected, equal_nan=True)
+
+
+def test_every_exponent_of_mxfp4() -> None:
+    blocks = np.full((256, 17), 0x21, np.uint8)
+    blocks[:, 0] = np.arange(256)
+    assert np.array_equal(dequantize("MXFP4", blocks.tobytes(), 256 * 32), decode("MXFP4", blocks))
 
 
 def test_every_f16_and_bf16_dequantizes_exactly() -> None:
@@ -102,6 +119,68 @@ def test_quantize_rounds_half_to_even(isa: str) -> None:
     x = np.zeros(32, np.float32)
     x[:6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
     assert np.frombuffer(quantize_q8_0(x)[2:], np.int8)[:6].tolist() == [127, 0, 2, 2, 0, -2]
+
+
+SUPER_BLOCKS = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(256)), elements=st.floats(-1e3, 1e3, width=32))
+
+
+def test_quantize_rows_is_quantize() -> None:
+    x = np.random.default_rng(5).standard_normal((3, 64)).astype(np.float32)
+    assert quantize_rows("Q8_0", x) == quantize_q8_0(x.reshape(-1))
+    assert quantize_rows("Q4_0", x) == quantize_q4_0(x.reshape(-1))
+    assert quantize_rows("Q4_K", np.zeros((0, 256), np.float32)) == b""
+
+
+@given(SUPER_BLOCKS)
+def test_q4_k_error_is_a_step(x: NDArray[np.float32]) -> None:
+    """Of the widest sub-block, or few: its scale is the unit of the others' scales, and the lowest number that of the minima."""
+    data = quantize_rows("Q4_K", x)
+    assert len(data) == x.size // 256 * 144
+    blocks = x.reshape(-1, 8, 32)
+    width = (blocks.max(axis=2) - np.minimum(blocks.min(axis=2), 0)).max(axis=1, keepdims=True)
+    lowest = -np.minimum(blocks.min(axis=(1, 2)), 0)[:, np.newaxis]
+    error = np.abs(decode("Q4_K", data).reshape(-1, 256) - x.reshape(-1, 256))
+    assert np.all(error <= width / 4 + lowest / 32 + 1e-6)
+
+
+def test_q4_k_keeps_what_it_can_hold() -> None:
+    """Numbers that lie on the lines of a block come back: minima, scales and nibbles are all found."""
+    generator = np.random.default_rng(7)
+    scales, minima = generator.integers(20, 64, (8, 1)), generator.integers(0, 64, (8, 1))
+    scales[0], minima[0] = 63, 63
+    quants = generator.integers(0, 16, (8, 32))
+    quants[:, 0], quants[:, 1] = 0, 15
+    x = (quants * scales * 0.0078125 - minima * 0.03125).astype(np.float32).reshape(1, 256)
+    assert np.abs(decode("Q4_K", quantize_rows("Q4_K", x)) - x).max() < 0.02
+
+
+def test_q4_k_is_closer_than_q4_0() -> None:
+    x = np.random.default_rng(6).standard_normal((64, 512)).astype(np.float32)
+    errors = {name: np.square(decode(name, quantize_rows(name, x)) - x.reshape(-1)).mean() for name in ("Q8_0", "Q4_0", "Q4_K")}
+    assert errors["Q8_0"] < errors["Q4_K"] / 50
+    assert errors["Q4_K"] < 0.75 * errors["Q4_0"]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, -1e-30, 5e-8, -3.0, 65504.0, -65504.0])
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_K"])
+def test_equal_numbers_quantise_to_nearly_themselves(name: str, value: float) -> None:
+    decoded = decode(name, quantize_rows(name, np.full((1, 256), value, np.float32)))
+    assert np.all(np.abs(decoded - value) <= abs(value) * 0.01 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "message"),
+    [
+        ("Q6_K", np.zeros((1, 256), np.float32), "cannot be quantised to 'Q6_K', expected one of Q8_0, Q4_0, Q4_K"),
+        ("Q4_K", np.zeros((1, 255), np.float32), "rows of 255 numbers, expected a multiple of 256"),
+        ("Q4_K", np.zeros(256, np.float32), "2-dimensional array of float32, got 1"),
+        ("Q4_K", np.full((1, 256), np.nan, np.float32), "beyond 65504 or a NaN"),
+        ("Q4_0", np.full((1, 32), 65505, np.float32), "beyond 65504 or a NaN"),
+    ],
+)
+def test_quantize_rows_refuses(name: str, x: NDArray[np.float32], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantize_rows(name, x)
 
 
 @pytest.mark.parametrize("quantize", [quantize_q8_0, quantize_q4_0])

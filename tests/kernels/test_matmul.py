@@ -7,11 +7,13 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dairllm.kernels_pyx import BLOCK_FORMATS, PackedMatrix, _kernels, dequantize, optimization_info
+from tests.block_data import QUANTISED, SCALES, decode, random_blocks, super_blocks
 
-QUANTISED = ("Q4_0", "Q4_1", "Q8_0")
 ROW_COUNTS = (0, 1, 2, 3, 5, 8, 16, 17, 33)
 
 
@@ -19,7 +21,6 @@ def random_weights(block_format: str, outputs: int, inputs: int, seed: int = 1) 
     """Weights in GGUF layout: any quants, scales and numbers of ordinary size and both signs."""
     generator = np.random.default_rng(seed)
     layout = BLOCK_FORMATS[block_format]
-    num_blocks = outputs * inputs // layout.block_size
     numbers = generator.standard_normal(outputs * inputs).astype(np.float32)
     if block_format == "F32":
         return numbers.tobytes()
@@ -27,10 +28,7 @@ def random_weights(block_format: str, outputs: int, inputs: int, seed: int = 1) 
         return numbers.astype(np.float16).tobytes()
     if block_format == "BF16":
         return (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    blocks = generator.integers(0, 256, (num_blocks, layout.block_bytes), dtype=np.uint8)
-    headers = 2 if block_format == "Q4_1" else 1
-    blocks[:, : 2 * headers] = generator.normal(0, 0.05, (num_blocks, headers)).astype(np.float16).view(np.uint8)
-    return blocks.tobytes()
+    return random_blocks(block_format, outputs * inputs // layout.block_size, generator).tobytes()
 
 
 def packed(block_format: str, outputs: int, inputs: int, data: bytes) -> PackedMatrix:
@@ -60,8 +58,9 @@ def quantised_activations(x: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def reference(block_format: str, data: bytes, outputs: int, x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The result in float64, and the sum of magnitudes that float32 rounding errors are measured by (weights as at least 1:
-    Q4_1 rounds a scale's and a minimum's part, which may cancel)."""
-    weights = dequantize(block_format, data, outputs * x.shape[1]).reshape(outputs, -1).astype(np.float64)
+    a scale's and a minimum's part are rounded each, and may cancel)."""
+    decoded = decode(block_format, data) if block_format in QUANTISED else dequantize(block_format, data, outputs * x.shape[1])
+    weights = decoded.reshape(outputs, -1).astype(np.float64)
     seen = quantised_activations(x) if block_format in QUANTISED else x.astype(np.float64)
     return seen @ weights.T, np.abs(seen) @ np.maximum(np.abs(weights), 1).T
 
@@ -70,6 +69,7 @@ def reference(block_format: str, data: bytes, outputs: int, x: NDArray[np.float3
 @pytest.mark.parametrize("outputs", [1, 15, 16, 17, 33])
 @pytest.mark.parametrize("inputs", [32, 64, 96])
 def test_equals_float64_reference(isa: str, block_format: str, outputs: int, inputs: int) -> None:
+    inputs = super_blocks(block_format, inputs)
     data = random_weights(block_format, outputs, inputs)
     matrix = packed(block_format, outputs, inputs, data)
     for rows in ROW_COUNTS:
@@ -87,16 +87,34 @@ def test_every_isa_gives_the_bits_of_scalar(isa: str, block_format: str) -> None
     matrix = packed(block_format, outputs, inputs, random_weights(block_format, outputs, inputs))
     for rows in (1, 2, 3, 4, 5, 6, 7, 9, 14, 16, 31, 40):
         x = activations(rows, inputs, seed=rows)
-        result = matrix.matmul(x)
-        _kernels._set_isa("scalar")
-        expected = matrix.matmul(x)
-        _kernels._set_isa(isa)
-        assert result.tobytes() == expected.tobytes()
+        assert matrix.matmul(x).tobytes() == by_scalar(isa, matrix, x).tobytes()
+
+
+def by_scalar(isa: str, matrix: PackedMatrix, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    _kernels._set_isa("scalar")
+    expected = matrix.matmul(x)
+    _kernels._set_isa(isa)
+    return expected
+
+
+@pytest.mark.parametrize("block_format", QUANTISED)
+@given(seed=st.integers(0, 1 << 32), outputs=st.integers(1, 20), rows=st.integers(1, 20), super_count=st.integers(1, 20))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bits_give_those_of_scalar(isa: str, block_format: str, seed: int, outputs: int, rows: int, super_count: int) -> None:
+    """Infinite, broken and subnormal scales, too: where a NaN results, it is a NaN everywhere."""
+    generator = np.random.default_rng(seed)
+    inputs = super_count * BLOCK_FORMATS[block_format].block_size
+    data = generator.bytes(outputs * super_count * BLOCK_FORMATS[block_format].block_bytes)
+    matrix = packed(block_format, outputs, inputs, data)
+    x = activations(rows, inputs, seed=seed)
+    result, expected = matrix.matmul(x), by_scalar(isa, matrix, x)
+    assert np.array_equal(np.isnan(result), np.isnan(expected))
+    assert np.where(np.isnan(result), 0, result).tobytes() == np.where(np.isnan(expected), 0, expected).tobytes()
 
 
 @pytest.mark.parametrize("block_format", BLOCK_FORMATS)
 def test_row_does_not_depend_on_its_batch(isa: str, block_format: str) -> None:
-    outputs, inputs = 50, 4096  # several sweeps of rows and of tiles
+    outputs, inputs = 50, 4352  # several sweeps of rows, of inputs and of tiles; the last ones are ragged
     matrix = packed(block_format, outputs, inputs, random_weights(block_format, outputs, inputs))
     x = activations(150, inputs)
     together = matrix.matmul(x)
@@ -106,22 +124,39 @@ def test_row_does_not_depend_on_its_batch(isa: str, block_format: str) -> None:
         assert matrix.matmul(x[first:end]).tobytes() == together[first:end].tobytes()
 
 
+def uniform_block(block_format: str, bits: int) -> bytes:
+    """A block all of whose bytes are `bits`, but for scales of 1."""
+    block = np.full(BLOCK_FORMATS[block_format].block_bytes, bits, np.uint8)
+    if block_format == "MXFP4":
+        block[0] = 128
+    else:
+        for at in SCALES[block_format].at:
+            block[at : at + 2] = np.array([1], np.float16).view(np.uint8)
+    return block.tobytes()
+
+
 @pytest.mark.parametrize("block_format", QUANTISED)
-def test_integer_dot_products_are_exact_at_the_extremes(isa: str, block_format: str) -> None:
-    """All weights at their largest magnitude (-128 for Q8_0), all activations at 127 of one sign: no intermediate sum may saturate."""
-    headers = np.array([1.0, 0.0] if block_format == "Q4_1" else [1.0], np.float16).tobytes()
-    quants, weight = {"Q4_0": (b"\0" * 16, -8), "Q4_1": (b"\xff" * 16, 15), "Q8_0": (b"\x80" * 32, -128)}[block_format]
-    matrix = packed(block_format, 16, 64, (headers + quants) * 32)
-    for sign in (1, -1):
-        x = np.full((3, 64), sign * 127, np.float32)
-        assert np.all(matrix.matmul(x) == sign * 127 * weight * 64)
+@pytest.mark.parametrize("bits", [0x00, 0xFF, 0x80, 0x7F, 0x0F, 0xF0, 0x55, 0xAA])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_integer_dot_products_are_exact_at_the_extremes(isa: str, block_format: str, bits: int, rows: int) -> None:
+    """Weights and scales at their ends, all activations of a block of 32 at 127 of one sign: no intermediate sum may saturate or round."""
+    inputs = super_blocks(block_format, 64)
+    data = uniform_block(block_format, bits) * (16 * inputs // BLOCK_FORMATS[block_format].block_size)
+    weights = decode(block_format, data).reshape(16, inputs).astype(np.float64)
+    matrix = packed(block_format, 16, inputs, data)
+    for first in range(0, inputs, 32):
+        for sign in (1, -1):
+            x = np.zeros((rows, inputs), np.float32)
+            x[:, first : first + 32] = sign * 127
+            assert np.array_equal(matrix.matmul(x), x.astype(np.float64) @ weights.T)
 
 
 @pytest.mark.parametrize("block_format", QUANTISED)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_activation_shows_in_its_row_only(isa: str, block_format: str, bad: float) -> None:
-    matrix = packed(block_format, 17, 64, random_weights(block_format, 17, 64))
-    x = activations(5, 64)
+    inputs = super_blocks(block_format, 64)
+    matrix = packed(block_format, 17, inputs, random_weights(block_format, 17, inputs))
+    x = activations(5, inputs)
     clean = matrix.matmul(x)
     x[2, 40] = bad
     result = matrix.matmul(x)
@@ -133,10 +168,11 @@ def test_non_finite_activation_shows_in_its_row_only(isa: str, block_format: str
 @pytest.mark.parametrize("block_format", QUANTISED)
 @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 2e-36, 1e36])
 def test_activations_at_the_ends_of_the_range(isa: str, block_format: str, size: float) -> None:
-    data = random_weights(block_format, 16, 32)
-    x = np.full((1, 32), size, np.float32)
+    inputs = super_blocks(block_format, 32)
+    data = random_weights(block_format, 16, inputs)
+    x = np.full((1, inputs), size, np.float32)
     expected, magnitude = reference(block_format, data, 16, x)
-    assert np.all(np.abs(packed(block_format, 16, 32, data).matmul(x) - expected) <= 3e-6 * magnitude)
+    assert np.all(np.abs(packed(block_format, 16, inputs, data).matmul(x) - expected) <= 3e-6 * magnitude)
 
 
 def test_strided_input_and_other_dtypes() -> None:
@@ -156,7 +192,8 @@ def test_strided_input_and_other_dtypes() -> None:
         ("Q4_1", 0, 32, "outputs is 0, expected 1 to"),
         ("F16", -1, 32, "outputs is -1, expected 1 to"),
         ("F32", 1 << 40, 32, "outputs is 1099511627776, expected 1 to"),
-        ("Q5_K", 16, 256, "unknown block format 'Q5_K', expected one of F32, F16, BF16, Q4_0, Q4_1, Q8_0"),
+        ("Q4_K", 16, 32, "inputs is 32, expected a multiple of 256, the block of Q4_K"),
+        ("IQ2_S", 16, 256, "unknown block format 'IQ2_S', expected one of F32, F16, BF16, Q4_0, Q4_1, Q5_0"),
     ],
 )
 def test_impossible_matrices_are_refused(block_format: str, outputs: int, inputs: int, message: str) -> None:
@@ -171,7 +208,7 @@ def test_wrong_width_is_refused() -> None:
 
 @pytest.mark.parametrize("block_format", BLOCK_FORMATS)
 def test_packing_in_pieces_and_taking_rows_out(block_format: str) -> None:
-    outputs, inputs = 50, 64
+    outputs, inputs = 50, super_blocks(block_format, 64)
     data = random_weights(block_format, outputs, inputs)
     row_bytes = len(data) // outputs
     matrix = PackedMatrix(block_format, outputs, inputs)
@@ -236,4 +273,4 @@ def test_environment_caps_the_instruction_set() -> None:
 def test_unknown_instruction_set_is_refused_at_import() -> None:
     result = import_with_cap("sse9")
     assert result.returncode != 0
-    assert "DAIRLLM_ISA is 'sse9', expected scalar, avx2 or avx512vnni" in result.stderr
+    assert "DAIRLLM_ISA is 'sse9', expected scalar, avx2, avxvnni or avx512vnni" in result.stderr

@@ -114,7 +114,7 @@ def test_fields_of_another_version_are_refused(manifest: Manifest) -> None:
         (lambda m: m.units[1].tensors[1].transforms.append("plus_one"), "only move values"),
         (lambda m: m.units[1].tensors[1].transforms.append("even_rows"), "bytes; expected"),
         (lambda m: m.units[1].tensors[1].shape.append(2), "shape"),
-        (lambda m: setattr(m.units[1].tensors[1], "block_format", "Q6_K"), "Q6_K"),
+        (lambda m: setattr(m.units[1].tensors[1], "block_format", "IQ2_S"), "IQ2_S"),
         (lambda m: setattr(m.units[1].tensors[0], "block_format", "Q8_0"), "Q8_0"),
         (lambda m: setattr(m.units[1].tensors[1].pieces[0], "size_bytes", 1), "bytes"),
         (lambda m: setattr(m.units[1], "size_bytes", 1), "size_bytes"),

@@ -109,7 +109,7 @@ def test_type_names_and_sizes_are_those_of_the_gguf_package() -> None:
         (header(tensors=1) + tensor("t", (8,), offset=1 << 60), CorruptModelFile, "ends at byte"),
         (header(tensors=1) + tensor("t", (8,), offset=8) + bytes(200), CorruptModelFile, "multiple of 32"),
         (header(tensors=1) + tensor("t", (33,), kind=8) + bytes(200), CorruptModelFile, "multiple of 32 for Q8_0"),
-        (header(tensors=1) + tensor("t", (256,), kind=14) + bytes(400), UnsupportedModel, "Q6_K"),
+        (header(tensors=1) + tensor("t", (256,), kind=22) + bytes(400), UnsupportedModel, "IQ2_S"),
         (header(tensors=1) + tensor("t", (256,), kind=999) + bytes(400), UnsupportedModel, "type 999"),
         (header(tensors=2) + tensor("t", (8,)) + tensor("t", (8,), offset=32) + bytes(200), CorruptModelFile, "occurs twice"),
         (header(tensors=2) + tensor("t", (16,)) + tensor("u", (8,), offset=32) + bytes(200), CorruptModelFile, "overlap"),

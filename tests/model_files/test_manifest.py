@@ -60,7 +60,10 @@ def test_spec_of_smollm2(smollm2_path: Path) -> None:
 @pytest.mark.parametrize("block_format", sorted(BLOCK_FORMATS))
 @pytest.mark.parametrize("tied", [False, True])
 def test_manifest_describes_every_byte_of_every_unit(tmp_path: Path, block_format: str, tied: bool) -> None:
-    path = write_tiny_llama(tmp_path / "m.gguf", block_format=block_format, tied=tied)
+    hidden_size = max(64, BLOCK_FORMATS[block_format].block_size)
+    path = write_tiny_llama(
+        tmp_path / "m.gguf", block_format=block_format, tied=tied, hidden_size=hidden_size, intermediate_size=256, num_heads=8
+    )
     manifest = build_manifest(path)
     assert [manifest.spec.unit_name(unit.index) for unit in manifest.units] == ["embedding", "layer 0", "layer 1", "layer 2", "head"]
     content = path.read_bytes()
@@ -82,7 +85,7 @@ def test_manifest_describes_every_byte_of_every_unit(tmp_path: Path, block_forma
     assert (embedding.place == output.place) is tied
     assert manifest.tied_bytes == (embedding.size_bytes if tied else 0)
     assert embedding.block_format == block_format
-    assert embedding.shape == (256, 64)
+    assert embedding.shape == (256, hidden_size)
 
 
 def test_digest_identifies_the_weights_and_not_the_file(tmp_path: Path) -> None:
