@@ -81,8 +81,15 @@ def test_every_encoding_gives_the_same_bits_on_any_plan(tmp_path: Path, wire: st
 
 def test_a_mixture_of_all_element_types_gives_the_same_bits_on_any_plan(tmp_path: Path) -> None:
     """As in files of llama.cpp's quantiser, whose matrices differ in type within a layer; here no two neighbours have the same."""
-    shape = {"num_layers": 3, "hidden_size": 256, "intermediate_size": 512, "num_heads": 8, "num_kv_heads": 4}
-    model = write_tiny_llama(tmp_path / "tiny.gguf", block_format=list(BLOCK_FORMATS), **shape)
+    model = write_tiny_llama(
+        tmp_path / "tiny.gguf",
+        block_format=list(BLOCK_FORMATS),
+        num_layers=3,
+        hidden_size=256,
+        intermediate_size=512,
+        num_heads=8,
+        num_kv_heads=4,
+    )
     prompts = [[1, 2, 3, 4, 5], list(range(40, 80))]
     answers = []
     for count, isas in ((1, (None,)), (2, ("scalar",)), (3, ISAS)):
