@@ -283,10 +283,10 @@ class _Reader:
 def _library_at(path: Path) -> Iterator[None]:
     """What the library fails with while a file is read is the file's fault."""
     try:
-        with library_failures(f"{path} cannot be used"):
+        with library_failures("its parts do not work together"):
             yield
     except UnencodableText as error:
-        raise CorruptModelFile(str(error)) from error
+        raise CorruptModelFile(f"{path} cannot be used: {error}") from error
 
 
 def _around(template: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
