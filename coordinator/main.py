@@ -10,7 +10,7 @@ from dairllm.coordinator.http.gate.hosts import checked_host
 from dairllm.coordinator.http.gate.origins import checked_origin
 from dairllm.coordinator.service import run_coordinator
 from dairllm.coordinator.settings import CoordinatorSettings
-from dairllm.kernels_pyx import KV_ELEMENT_TYPES, WIRE_ENCODINGS
+from dairllm.kernels_pyx import KV_ELEMENT_TYPES, QUANTIZED_FORMATS, WIRE_ENCODINGS
 from dairllm.mesh.addresses import DEFAULT_GRPC_PORT
 from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from dairllm.mesh.cache_types import parse_cache_type
@@ -22,7 +22,6 @@ from dairllm.mesh.settings import ConfigFile, Version, parse_size, settings_comm
 from dairllm.mesh.system_memory import require_budget
 from dairllm.mesh.telemetry import configure_logging
 from dairllm.mesh.terminal import run_program
-from dairllm.model_files.block_formats import QUANTIZED_FORMATS
 from dairllm.model_files.pretokenizers import PRETOKENIZERS
 
 DEFAULT_HTTP_PORT = 8080

@@ -41,8 +41,6 @@ BLOCK_FORMATS: Mapping[str, BlockFormat] = {
     )
 }
 
-QUANTIZED_FORMATS = ("Q8_0", "Q4_0")
-"""That numbers can be quantised to."""
 VALUE_FORMATS = ("F32", "F16", "BF16")
 """Those of single values."""
 VECTOR_FORMATS = VALUE_FORMATS

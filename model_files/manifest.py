@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dairllm.kernels_pyx import QUANTIZED_FORMATS
 from dairllm.model_files.attention import MAX_LAYERS
-from dairllm.model_files.block_formats import BLOCK_FORMATS, QUANTIZED_FORMATS, VALUE_FORMATS, VECTOR_FORMATS
+from dairllm.model_files.block_formats import BLOCK_FORMATS, VALUE_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.bounds import check_fields, one_of, text, within
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.feed_forward import ExpertFeedForward

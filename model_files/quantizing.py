@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import quantize_q4_0, quantize_q8_0
-from dairllm.model_files.block_formats import BLOCK_FORMATS, QUANTIZED_FORMATS, VALUE_FORMATS
-from dairllm.model_files.errors import UnsupportedModel
+from dairllm.kernels_pyx import QUANTIZED_FORMATS, quantize_rows
+from dairllm.model_files.block_formats import BLOCK_FORMATS, VALUE_FORMATS
+from dairllm.model_files.errors import CorruptModelFile, UnsupportedModel
 from dairllm.model_files.manifest import Manifest, TensorInfo, compute_model_digest
 
 _WIDE_ROLES = frozenset({"token_embedding", "output", "per_layer_embedding"})
@@ -28,10 +28,12 @@ def quantized_format(asked: str, role: str, shape: Sequence[int], stored: str, *
     return next((one for one in candidates if shape[-1] % BLOCK_FORMATS[one].block_size == 0), stored)
 
 
-def quantize_rows(block_format: str, rows: npt.NDArray[np.float32]) -> bytes:
-    """Rows of whole blocks in one of QUANTIZED_FORMATS."""
-    quantize = {"Q8_0": quantize_q8_0, "Q4_0": quantize_q4_0}[block_format]
-    return quantize(np.ascontiguousarray(rows).reshape(-1))
+def quantize_stored_rows(block_format: str, rows: npt.NDArray[np.float32]) -> bytes:
+    """Rows of whole blocks in one of QUANTIZED_FORMATS; CorruptModelFile for numbers that the format cannot stand for."""
+    try:
+        return quantize_rows(block_format, rows)
+    except ValueError as error:
+        raise CorruptModelFile(f"weights cannot be quantised: {error}") from error
 
 
 def quantized_manifest(manifest: Manifest, asked: str) -> Manifest:

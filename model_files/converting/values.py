@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from dairllm.kernels_pyx import dequantize
 from dairllm.model_files.manifest import TensorInfo
-from dairllm.model_files.quantizing import quantize_rows
+from dairllm.model_files.quantizing import quantize_stored_rows
 from dairllm.model_files.reader import FileRange, ModelSource
 from dairllm.model_files.transforms import transformed
 
@@ -37,4 +37,4 @@ def encoded(values: FloatArray, block_format: str) -> bytes:
         return ((bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16).astype("<u2").tobytes()
     if block_format in ("F32", "F16"):
         return values.astype({"F32": "<f4", "F16": "<f2"}[block_format]).tobytes()
-    return quantize_rows(block_format, values.reshape(-1, values.shape[-1]))
+    return quantize_stored_rows(block_format, values.reshape(-1, values.shape[-1]))

@@ -16,9 +16,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import dequantize
+from dairllm.kernels_pyx import QUANTIZED_FORMATS, dequantize
 from dairllm.model_files.architectures import architecture_of, architectures
-from dairllm.model_files.block_formats import BLOCK_FORMATS, QUANTIZED_FORMATS, VALUE_FORMATS
+from dairllm.model_files.block_formats import BLOCK_FORMATS, VALUE_FORMATS
 from dairllm.model_files.checkpoints.architecture import Architecture
 from dairllm.model_files.checkpoints.tensor_names import GGUF_NAMES
 from dairllm.model_files.containers import Container, Conventions, StoredTensor, open_container

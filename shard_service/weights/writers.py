@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dairllm.kernels_pyx import PackedMatrix, PackedStack, dequantize
+from dairllm.mesh.errors import InvalidModel
+from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.manifest import TensorInfo
 from dairllm.model_files.memory import TILE_ROWS
-from dairllm.model_files.quantizing import quantize_rows
+from dairllm.model_files.quantizing import quantize_stored_rows
 from dairllm.model_files.transforms import transformed
 
 Matrices = PackedMatrix | PackedStack
@@ -43,7 +45,10 @@ class _Rows:
         """first_row: counted over all matrices; the rows are all of one of them, as they are stored."""
         if self._tensor.quantized_to is not None:
             values = dequantize(self._tensor.block_format, rows, len(rows) // self._tensor.row_bytes * self._tensor.shape[-1])
-            rows = quantize_rows(self._tensor.quantized_to, values.reshape(-1, self._tensor.shape[-1]))
+            try:
+                rows = quantize_stored_rows(self._tensor.quantized_to, values.reshape(-1, self._tensor.shape[-1]))
+            except CorruptModelFile as error:
+                raise InvalidModel(f"{self._tensor.name}: {error}") from error
         if isinstance(self.matrices, PackedStack):
             index, first_row = divmod(first_row, self.outputs)
             self.matrices.pack_rows(index, first_row, rows)

@@ -35,6 +35,11 @@ def test_matrices_get_the_format_and_numbers_stay(manifest: Manifest, asked: str
     assert manifest_from_bytes(manifest_to_bytes(found)) == found
 
 
+def test_rows_that_are_no_whole_blocks_get_smaller_ones(manifest: Manifest) -> None:
+    """A row of 64 has no block of 256."""
+    assert formats_of(quantized_manifest(manifest, "Q4_K"), 1)["q"] == "Q8_0"
+
+
 def test_memory_and_bytes_read_are_those_of_the_packed_matrices(manifest: Manifest) -> None:
     found = quantized_manifest(manifest, "Q8_0")
     spec, unit, quantised = manifest.spec, manifest.units[1], found.units[1]
@@ -44,7 +49,7 @@ def test_memory_and_bytes_read_are_those_of_the_packed_matrices(manifest: Manife
 
 
 def test_what_cannot_be_quantised_is_refused(manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="quantised to 'Q3_K'; expected one of Q8_0, Q4_0"):
+    with pytest.raises(UnsupportedModel, match="quantised to 'Q3_K'; expected one of Q8_0, Q4_0, Q4_K"):
         quantized_manifest(manifest, "Q3_K")
     quantised = build_manifest(write_tiny_llama(tmp_path / "m.gguf", block_format="Q8_0"))
     with pytest.raises(UnsupportedModel, match="has no matrices that can be quantised"):

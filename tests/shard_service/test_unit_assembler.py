@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dairllm.kernels_pyx import PackedMatrix, PackedStack, dequantize, quantize_q8_0
-from dairllm.mesh.errors import DairllmError, PeerUnreachable, UnknownModel, WeightsDiffer
+from dairllm.kernels_pyx import PackedMatrix, PackedStack, dequantize, quantize_q8_0, quantize_rows
+from dairllm.mesh.errors import DairllmError, InvalidModel, PeerUnreachable, UnknownModel, WeightsDiffer
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.model_files.memory import weights_bytes
-from dairllm.model_files.quantizing import quantize_rows
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
 from dairllm.shard_service.weights.sources import LocalFiles, Piece
@@ -294,3 +293,11 @@ def test_rows_are_quantised_as_they_come(block_format: str, stored: str, sizes: 
     ids = np.arange(33)
     assert (found.dequantize_rows(ids) == expected.dequantize_rows(ids)).all()
     assert found.size_bytes == weights_bytes([facts])
+
+
+def test_numbers_that_no_scale_can_stand_for_are_refused() -> None:
+    rows = np.full((16, 64), 1e6, np.float32)
+    plain = dataclasses.replace(tensor_info("q", "q", "F32", rows.shape, 0, rows.nbytes), quantized_to="Q8_0")
+    facts = Unit(index=1, tensors=(plain,), size_bytes=rows.nbytes, digest=hashlib.sha256(rows.tobytes()).digest())
+    with pytest.raises(InvalidModel, match="q: weights cannot be quantised: x holds numbers beyond 65504"):
+        assemble(facts, rows.tobytes(), [])
