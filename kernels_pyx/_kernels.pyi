@@ -143,6 +143,10 @@ class StageSlice(NamedTuple):
     block_table: NDArray[np.integer]
     """Ids of the KV blocks of positions 0 to first_position + num_rows - 1; more are allowed."""
 
+    state_slots: NDArray[np.integer] | None = None
+    """[layers of the stage, 2]: of each layer that is computed and carries a state along, the slot that it goes on from (-1 at position 0, and
+    only there) and the one that it leaves, which no slice reads. None where there are no such layers."""
+
 class StageNorm(NamedTuple):
     """kind: "rms", x / sqrt(mean(x^2) + eps) * weight, or "layer", the same of x - mean(x). offset_by_one: weights come as those less one.
     weighted: False for a norm without weights.
@@ -196,8 +200,8 @@ class LayerBlock:
     """Attention or feed-forward of a layer, as data."""
 
     @property
-    def cache_shape(self) -> tuple[int, int, int] | None:
-        """kv heads, key_dim and value_dim of the KvCache that it needs."""
+    def cache_shape(self) -> tuple[int, int, int] | tuple[int] | None:
+        """kv heads, key_dim and value_dim of the KvCache that it needs, or the numbers of a state of its StateMemory."""
 
 class SelfAttentionBlock(LayerBlock):
     """Grouped queries over keys and values of all positions, or of the last `window`. Dims are even and at most 1024.
@@ -228,6 +232,48 @@ class SelfAttentionBlock(LayerBlock):
         output_gate: bool = False,
         carried_keys: int | None = None,
         has_keys: bool = True,
+    ) -> None: ...
+
+class LatentAttentionBlock(LayerBlock):
+    """Heads over one latent of kv_rank numbers and one rotated key of each position. Its KvCache has one head of kv_rank + rope.dim keys and
+    no values. query_rank: of the queries' own latent, None if they have none.
+
+    Matrices q_a and q_b, or q alone; kv_a, the latent's rows first; attention_output. Stacks of one matrix for each head: k_b
+    [kv_rank x key_dim], v_b [value_dim x kv_rank]. Vectors q_a_norm, kv_a_norm; optional ones q_a_bias, kv_a_bias, attention_output_bias.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        query_rank: int | None,
+        kv_rank: int,
+        key_dim: int,
+        value_dim: int,
+        scale: float,
+        rope: StageRope,
+        latent_norm: StageNorm,
+    ) -> None: ...
+
+class LinearAttentionBlock(LayerBlock):
+    """Heads that carry a state along, by the gated delta rule; needs a StateMemory in place of a KvCache.
+
+    tiled: value head i has key head i % num_key_heads, else i // (num_value_heads / num_key_heads).
+
+    Matrices qkv, output_gate, alpha, beta, attention_output; conv [channels x conv_width] as numbers; vectors decay and time_step_bias
+    [value heads], linear_norm [value_dim]. A head keeps exp(decay * log(1 + exp(alpha + time_step_bias))) of its state.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_key_heads: int,
+        num_value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        conv_width: int,
+        output_norm: StageNorm,
+        tiled: bool = False,
     ) -> None: ...
 
 class DenseBlock(LayerBlock):
@@ -298,7 +344,7 @@ class StageLayer:
         output_scale: bool = False,
     ) -> None: ...
     @property
-    def cache_shape(self) -> tuple[int, int, int] | None: ...
+    def cache_shape(self) -> tuple[int, int, int] | tuple[int] | None: ...
 
 class StageSpec:
     """A decoder as data, but for its layers; `num_layers` is the whole model's.
@@ -328,9 +374,39 @@ class StageSpec:
     @property
     def num_layers(self) -> int: ...
 
-class KvCache:
+class LayerMemory:
+    """What one layer keeps of sequences. RuntimeError for any use while another thread resizes it."""
+
+    def resize(self, num_blocks: int) -> None:
+        """To another number of blocks, or slots. Those below both sizes keep their content, and pages that were not written still cost
+        nothing; new ones are zero, the memory of those that go is given back. RuntimeError while a run uses it; MemoryError, nothing changed."""
+
+    @property
+    def size_bytes(self) -> int:
+        """When all of it is written."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the pages that are in memory now, as the system counts them: those written, and a few that were only read."""
+
+class StateMemory(LayerMemory):
+    """States of a layer with linear attention, slot after slot, each of state_numbers float32. MemoryError if there are no addresses."""
+
+    def __init__(self, num_slots: int, state_numbers: int) -> None: ...
+    def read(self, slot: int, offset: int, size: int) -> bytes:
+        """Bytes of a state: opaque, the same on every machine. Their layout changes with the protocol's version only."""
+
+    def write(self, slot: int, offset: int, data: Buffer) -> None:
+        """What `read` gave. Runs that go on from this state then have the bits that they have elsewhere."""
+
+    @property
+    def num_slots(self) -> int: ...
+    @property
+    def state_bytes(self) -> int: ...
+
+class KvCache(LayerMemory):
     """Keys and values of one layer, in blocks of `block_tokens` positions (a multiple of 16). Pages that nothing was written to cost no
-    memory. MemoryError if the address space is refused. RuntimeError for any use while another thread resizes it.
+    memory. MemoryError if the address space is refused. value_dim 0: the keys are the values, too (LatentAttentionBlock).
 
     `element_type`: "F16" rounds keys and values to half precision (magnitudes over 65504 saturate), "F32" keeps them as they are."""
 
@@ -343,10 +419,6 @@ class KvCache:
         value_dim: int,
         element_type: str = "F16",
     ) -> None: ...
-    def resize(self, num_blocks: int) -> None:
-        """Blocks below both sizes keep their content, and pages that were not written still cost nothing; blocks that are new are zero, the
-        memory of those that go is given back. RuntimeError while a run uses the cache; MemoryError, nothing changed."""
-
     def read_block(self, block_id: int) -> bytes:
         """Keys and values of all positions of a block, `block_bytes` long: opaque, the same on every machine, and for caches of equal
         block_tokens, heads, dims and element_type to write_block. Their layout changes with the protocol's version only."""
@@ -356,14 +428,6 @@ class KvCache:
 
     @property
     def block_bytes(self) -> int: ...
-    @property
-    def size_bytes(self) -> int:
-        """When every block is written."""
-
-    @property
-    def resident_bytes(self) -> int:
-        """Of the pages that are in memory now, as the system counts them: those written, and a few that were only read."""
-
     @property
     def num_blocks(self) -> int: ...
     @property
@@ -408,7 +472,7 @@ class Stage:
 
     def run(
         self,
-        kv: Sequence[KvCache] | None,
+        kv: Sequence[LayerMemory] | None,
         inputs: NDArray[np.integer] | NDArray[np.float32],
         slices: Sequence[StageSlice],
         logits_rows: NDArray[np.integer] | None = None,
@@ -417,9 +481,9 @@ class Stage:
         """All units, or those of `units` (a part of units_held), over one micro-batch, in one call without the GIL. A second call on the
         same stage waits.
 
-        `kv`: one cache per layer that the stage holds, in order, whichever of them are computed, with equal blocks; not looked at if no
-        layer is computed. They can't be resized during the call: RuntimeError there, and here while one is being resized.
-        `inputs`: token ids [n] if unit 0 is computed, else rows [n, row_width]; the rows of the slices follow one another.
+        `kv`: one cache, or memory of states, per layer that the stage holds, in order, whichever of them are computed, caches with equal
+        blocks; not looked at if no layer is computed. They can't be resized during the call: RuntimeError there, and here while one is
+        being resized. `inputs`: token ids [n] if unit 0 is computed, else rows [n, row_width]; the rows of the slices follow one another.
         Returns rows [n, row_width], or, if the head is computed, the logits [m, vocabulary] of `logits_rows` (m may be 0).
         Keys and values of all rows are stored before any row attends, so slices may be consecutive chunks of one sequence; slices that
         write the same block at the same positions are the caller's mistake. Between two units of the run rows are rounded by the spec's

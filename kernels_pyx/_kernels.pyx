@@ -9,6 +9,8 @@ include "pool.pxi"
 include "kv_cache.pxi"
 include "stage_layers.pxi"
 include "experts.pxi"
+include "latent_attention.pxi"
+include "linear_attention.pxi"
 include "stage.pxi"
 include "bandwidth.pxi"
 

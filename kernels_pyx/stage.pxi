@@ -16,6 +16,7 @@ cdef extern from "c/stage.h" nogil:
         int num_rows
         int first_position
         const int32_t* block_table
+        const int32_t* state_slots
 
     ctypedef struct stage_batch:
         int first_unit
@@ -48,6 +49,7 @@ class StageSlice(NamedTuple):
     num_rows: int
     first_position: int
     block_table: object
+    state_slots: object = None
 
 
 cdef class StageSpec:
@@ -100,7 +102,7 @@ cdef bint same_geometry(const kv_cache* a, const kv_cache* b) noexcept:
 
 cdef int hold_caches(tuple caches) except -1:
     """Until release_caches none of them is resized: a run needs them where and as large as they are."""
-    cdef KvCache cache
+    cdef LayerMemory cache
     for cache in caches:
         cache.require_settled()
     for cache in caches:
@@ -109,7 +111,7 @@ cdef int hold_caches(tuple caches) except -1:
 
 
 cdef void release_caches(tuple caches) noexcept:
-    cdef KvCache cache
+    cdef LayerMemory cache
     for cache in caches:
         cache.num_users -= 1
 
@@ -239,7 +241,7 @@ cdef class Stage:
 
     cdef tuple checked_caches(self, object kv, const stage_batch* batch):
         """Of all layers that are held, if any layer is computed."""
-        cdef KvCache first, cache
+        cdef LayerMemory cache
         if batch.end_unit == 1 or batch.first_unit > self.spec.num_layers:
             return ()
         if kv is None:
@@ -247,17 +249,11 @@ cdef class Stage:
         caches = tuple(kv)
         if len(caches) != len(self.layers) or len(set(caches)) != len(caches):
             raise ValueError(f"kv has {len(set(caches))} different caches of {len(caches)}, expected {len(self.layers)}, one for each layer of the stage")
-        first = caches[0]
         for index, cache in zip(self.layers_held, caches):
             layer, _ = self.layers[index]
-            shape = (cache.cache.num_kv_heads, cache.cache.key_dim, cache.cache.value_dim)
-            if shape != layer.cache_shape:
-                raise ValueError(f"the cache of layer {index} is for {described_heads(shape)}, expected {described_heads(layer.cache_shape)}")
-            if not same_geometry(&cache.cache, &first.cache):
-                raise ValueError(
-                    f"a cache has {cache.num_blocks} blocks of {cache.block_tokens} tokens in {cache.element_type}, "
-                    f"expected {first.num_blocks} of {first.block_tokens} in {first.element_type}, as the first has"
-                )
+            if cache.shape() != layer.cache_shape:
+                raise ValueError(f"the cache of layer {index} is for {described(cache.shape())}, expected {described(layer.cache_shape)}")
+        require_same_geometry([cache for cache in caches if isinstance(cache, KvCache)])
         return caches
 
     cdef object checked_inputs(self, object inputs, const stage_batch* batch):
@@ -272,8 +268,8 @@ cdef class Stage:
         return array
 
     cdef object checked_slice(self, KvCache cache, object part, stage_slice* out):
-        """Fills `out`; returns the array that it points into. cache: of any layer, None if no layer is computed."""
-        num_rows, first_position, block_table = part
+        """Fills `out`; returns the arrays that it points into. cache: of any layer, None if no layer is computed that looks into one."""
+        num_rows, first_position, block_table, state_slots = part
         require_within("num_rows of a slice", num_rows, 1, self.max_rows)
         require_within("first_position of a slice", first_position, 0, self.max_context - 1)
         if first_position + num_rows > self.max_context:
@@ -289,7 +285,18 @@ cdef class Stage:
                 raise ValueError(f"block_table has {table.shape[0]} blocks, expected {needed} for positions up to {first_position + num_rows - 1}")
             blocks = table
             out.block_table = &blocks[0]
-        return table
+        return table, self.checked_slots(state_slots, out)
+
+    cdef object checked_slots(self, object state_slots, stage_slice* out):
+        """check_states looks at what is in them."""
+        if state_slots is None:
+            return None
+        slots = np.ascontiguousarray(state_slots, np.int32)
+        if slots.shape != (len(self.layers), 2):
+            raise ValueError(f"state_slots has the shape {slots.shape}, expected ({len(self.layers)}, 2)")
+        cdef const int32_t[:, ::1] view = slots
+        out.state_slots = &view[0, 0]
+        return slots
 
     def run(self, kv, inputs, slices, logits_rows=None, units=None):
         cdef stage_batch batch
@@ -312,13 +319,16 @@ cdef class Stage:
             raise ValueError(f"the slices have {total} rows, expected {array.shape[0]}, the rows of inputs")
         cdef stage_slice* parts = <stage_slice*>malloc(len(slices) * sizeof(stage_slice))
         cdef const kv_cache** pointers = <const kv_cache**>malloc((len(caches) + 1) * sizeof(kv_cache*))
-        cdef KvCache cache = caches[0] if caches else None
+        cdef KvCache any_cache = next((one for one in caches if isinstance(one, KvCache)), None)
+        cdef LayerMemory cache
         try:
             if parts == NULL or pointers == NULL:
                 raise MemoryError(f"no memory for {len(slices)} slices")
-            kept = [self.checked_slice(cache, part, &parts[i]) for i, part in enumerate(slices)]
+            kept = [self.checked_slice(any_cache, part, &parts[i]) for i, part in enumerate(slices)]
             for i, cache in enumerate(caches):
                 pointers[i] = &cache.cache
+                if isinstance(cache, StateMemory) and batch.first_unit <= self.layers_held.start + 1 + i < batch.end_unit:
+                    check_states(parts, len(kept), i, &cache.cache)
             batch.caches, batch.slices, batch.num_slices = <const kv_cache* const*>pointers, parts, len(kept)
             return self.run_checked(array, self.checked_logits_rows(logits_rows, array.shape[0], batch), batch)
         finally:
@@ -366,9 +376,41 @@ cdef class Stage:
         return result
 
 
-cdef str described_heads(tuple shape):
+cdef str described(tuple shape):
+    if len(shape) == 1:
+        return f"states of {shape[0]} numbers"
     num_kv_heads, key_dim, value_dim = shape
     return f"{num_kv_heads} kv heads of {key_dim} keys and {value_dim} values"
+
+
+cdef int require_same_geometry(list caches) except -1:
+    cdef KvCache first, cache
+    for cache in caches:
+        first = caches[0]
+        if not same_geometry(&cache.cache, &first.cache):
+            raise ValueError(
+                f"a cache has {cache.num_blocks} blocks of {cache.block_tokens} tokens in {cache.element_type}, "
+                f"expected {first.num_blocks} of {first.block_tokens} in {first.element_type}, as the first has"
+            )
+    return 0
+
+
+cdef int check_states(const stage_slice* slices, int num_slices, int layer, const kv_cache* states) except -1:
+    """Each slice goes on from a state that is there and leaves one where no other reads or writes."""
+    cdef int i, j, read, written
+    for i in range(num_slices):
+        if slices[i].state_slots == NULL:
+            raise ValueError("a slice has no state_slots, expected those of a layer that carries states along")
+        read, written = slices[i].state_slots[2 * layer], slices[i].state_slots[2 * layer + 1]
+        if (read < 0) != (slices[i].first_position == 0) or read >= states.num_blocks or not 0 <= written < states.num_blocks:
+            raise ValueError(
+                f"a slice at position {slices[i].first_position} reads state {read} and writes {written}, "
+                f"expected two below {states.num_blocks}, and to read none at position 0"
+            )
+        for j in range(num_slices):
+            if written == slices[j].state_slots[2 * layer] or (i != j and written == slices[j].state_slots[2 * layer + 1]):
+                raise ValueError(f"state {written} is written by one slice and used by another, expected states of their own")
+    return 0
 
 
 cdef object index_array(object values, str what, int64_t bound):

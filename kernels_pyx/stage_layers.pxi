@@ -169,6 +169,15 @@ cdef activation_spec activation_of(object activation) except *:
     )
 
 
+cdef int check_rope(object rope, int most) except -1:
+    """most: numbers of a head."""
+    require_within("dim of rope", rope.dim, 2, most)
+    if rope.dim % 2:
+        raise ValueError(f"dim of rope is {rope.dim}, expected an even number")
+    require_positive("theta of rope", rope.theta)
+    return require_positive("magnitude of rope", rope.magnitude)
+
+
 cdef object find_frequencies(object rope):
     """Of each pair, from the highest on, with one number more."""
     half = rope.dim // 2
@@ -272,7 +281,7 @@ cdef class LayerWeights:
 cdef class LayerBlock:
     """Attention or feed-forward of a layer. A further kind is a subclass in a file of its own that fills its part of stage_layer's unions."""
 
-    cdef readonly tuple cache_shape        # kv heads, key_dim, value_dim of its KV cache, or None
+    cdef readonly tuple cache_shape        # kv heads, key_dim, value_dim of its KV cache, or numbers of a state, or None
     cdef readonly double largest_frequency
 
     cdef dict shapes(self, int hidden_size):
@@ -345,11 +354,7 @@ cdef class SelfAttentionBlock(LayerBlock):
         return 0
 
     cdef int set_rope(self, object rope) except -1:
-        require_within("dim of rope", rope.dim, 2, self.part.key_dim)
-        if rope.dim % 2:
-            raise ValueError(f"dim of rope is {rope.dim}, expected an even number")
-        require_positive("theta of rope", rope.theta)
-        require_positive("magnitude of rope", rope.magnitude)
+        check_rope(rope, self.part.key_dim)
         self.frequencies = find_frequencies(rope)
         self.largest_frequency = self.frequencies.max()
         cdef const double[::1] view = self.frequencies

@@ -198,6 +198,8 @@ LANES void mix_batch(kv_type type, int num_queries, int max_vectors, const query
     }
 }
 
+#include "latent.inc.h"
+
 LANES void attend_batch(kv_type type, int num_queries, query_batch* batch) {
     const int max_vectors = num_queries * MAX_VECTORS <= FLOAT_ROWS ? MAX_VECTORS : MAX_VECTORS / 2;
     score_batch(type, num_queries, max_vectors, batch);
@@ -205,7 +207,11 @@ LANES void attend_batch(kv_type type, int num_queries, query_batch* batch) {
         float* scores = batch->task->scores + (size_t)q * batch->task->ld_scores;
         batch->inverse_sum[q] = exponentiate_scores(batch->task, scores, batch->begins[q], batch->ends[q], batch->sinks[q]);
     }
-    mix_batch(type, num_queries, max_vectors, batch);
+    if (batch->task->kv_rank) {
+        mix_latent_batch(type, num_queries, max_vectors, batch);
+    } else {
+        mix_batch(type, num_queries, max_vectors, batch);
+    }
 }
 
 /* One copy of the code for each number of queries, so that its sums stay in registers. */
@@ -240,7 +246,8 @@ static void describe_query(query_batch* batch, int q, int count, int row, int he
     for (int d = 0; d < task->cache->key_dim; d++) {
         batch->queries[d * count + q] = query[d] * task->scale;
     }
-    batch->out[q] = task->out + (size_t)row * task->ld_out + (size_t)head * (size_t)task->cache->value_dim;
+    const int width = task->kv_rank ? task->kv_rank : task->cache->value_dim;
+    batch->out[q] = task->out + (size_t)row * task->ld_out + (size_t)head * (size_t)width;
     batch->sinks[q] = task->sinks ? task->sinks + head : NULL;
     batch->ends[q] = task->first_position + row + 1;
     batch->begins[q] = task->window && task->window < batch->ends[q] ? batch->ends[q] - task->window : 0;

@@ -23,6 +23,8 @@ enum { ENCODING_F32, ENCODING_F16, ENCODING_Q8_0, ENCODING_Q8_0_OUTLIERS, NUM_EN
 
 struct kv_cache;
 struct attention_task;
+struct linear_shape;
+struct linear_task;
 
 typedef struct kernel_table {
     const char* name;
@@ -55,6 +57,12 @@ typedef struct kernel_table {
     float (*sum_row)(const float* x, int width);
     void (*store_position)(const struct kv_cache* cache, int block, int within, const float* keys, const float* values);
     void (*attention)(const struct attention_task* task);
+
+    /* linear.inc.h */
+    void (*linear_convolve)(const struct linear_task* task, int first_channel, int end_channel);
+    void (*linear_prepare_row)(const struct linear_shape* shape, const float* decay, const float* bias, float* mixed, float* alpha, float* beta);
+    void (*linear_recur)(const struct linear_task* task, int head, int part);
+    void (*linear_finish_row)(const struct linear_shape* shape, const norm_spec* norm, float* out, float* gate);
 } kernel_table;
 
 extern const kernel_table kernels_scalar;

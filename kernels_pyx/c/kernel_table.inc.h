@@ -7,6 +7,7 @@
 #include "elementwise.inc.h"
 #include "experts.inc.h"
 #include "attention.inc.h"
+#include "linear.inc.h"
 
 const kernel_table KERNELS = {
     .name = ISA,
@@ -30,4 +31,8 @@ const kernel_table KERNELS = {
     .sum_row = sum_row,
     .store_position = store_position,
     .attention = attention,
+    .linear_convolve = linear_convolve,
+    .linear_prepare_row = linear_prepare_row,
+    .linear_recur = linear_recur,
+    .linear_finish_row = linear_finish_row,
 };

@@ -54,6 +54,23 @@ static void* grow_pages(void* memory, size_t before, size_t after) {
 
 #endif
 
+static int map_blocks(kv_cache* cache) {
+    if (find_size(cache, cache->num_blocks, &cache->size_bytes) != 0) {
+        return -1;
+    }
+    void* pages = map_pages(whole_pages(cache->size_bytes));
+    if (pages == MAP_FAILED) {
+        return -1;
+    }
+    cache->memory = pages;
+    return 0;
+}
+
+int kv_cache_create_blocks(kv_cache* cache, int num_blocks, size_t block_bytes) {
+    *cache = (kv_cache){.type = KV_F32, .num_blocks = num_blocks, .block_bytes = block_bytes};
+    return map_blocks(cache);
+}
+
 int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int key_dim, int value_dim) {
     *cache = (kv_cache){
         .type = type,
@@ -66,15 +83,7 @@ int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tok
     };
     cache->head_bytes = (size_t)block_tokens * (size_t)(key_dim + cache->value_stride) * kv_element_bytes(type);
     cache->block_bytes = cache->head_bytes * (size_t)num_kv_heads;
-    if (find_size(cache, num_blocks, &cache->size_bytes) != 0) {
-        return -1;
-    }
-    void* pages = map_pages(whole_pages(cache->size_bytes));
-    if (pages == MAP_FAILED) {
-        return -1;
-    }
-    cache->memory = pages;
-    return 0;
+    return map_blocks(cache);
 }
 
 int kv_cache_resize(kv_cache* cache, int num_blocks) {

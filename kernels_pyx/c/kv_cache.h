@@ -24,6 +24,8 @@ typedef struct kv_cache {
 
 /* 0, or -1 if there is no memory. block_tokens is a multiple of 16. Pages are zero and cost no memory until they are written. */
 int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tokens, int num_kv_heads, int key_dim, int value_dim);
+/* The same with blocks of something else: states (linear.h). */
+int kv_cache_create_blocks(kv_cache* cache, int num_blocks, size_t block_bytes);
 /* 0, or -1 if there is no memory, the cache being as before. Blocks below both sizes keep their content, new ones are zero; `memory` may move. */
 int kv_cache_resize(kv_cache* cache, int num_blocks);
 void kv_cache_free(kv_cache* cache);

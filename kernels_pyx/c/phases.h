@@ -11,7 +11,7 @@
 
 enum {
     ATTENTION_ROWS = 8,          /* rows of a slice that share a pass over keys and values */
-    MAX_MATRICES = 3,
+    MAX_MATRICES = 4,
 };
 
 /* ---- scratch ---- */

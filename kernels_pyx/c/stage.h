@@ -11,7 +11,9 @@
 #include "experts.h"
 #include "kernel_table.h"
 #include "kv_cache.h"
+#include "linear.h"
 #include "pool.h"
+#include "stacks.h"
 
 typedef struct stage stage;
 typedef struct block_kind block_kind; /* phases.h */
@@ -41,6 +43,26 @@ typedef struct self_attention {
     int angles;                /* which of the stage's tables, set when the layer is added */
 } self_attention;
 
+/* Either q_a and q, or q alone. k_b [kv_rank, key_dim] and v_b [value_dim, kv_rank] of each head. Biases may be NULL. */
+typedef struct latent_attention {
+    int num_heads, kv_rank, key_dim, value_dim;
+    float scale;
+    rope_spec rope;
+    norm_spec query_norm, latent_norm;
+    const float *q_a_bias, *kv_a_bias, *output_bias;
+    const packed_matrix *q_a, *q, *kv_a, *output;
+    const packed_stack *k_b, *v_b;
+    int angles;
+} latent_attention;
+
+typedef struct linear_attention {
+    linear_shape shape;
+    norm_spec output_norm;     /* of each head */
+    const float* conv;         /* [conv_width][channels] */
+    const float *decay, *time_bias; /* of each value head */
+    const packed_matrix *qkv, *gate, *alpha, *beta, *output;
+} linear_attention;
+
 typedef struct dense_feed_forward {
     int intermediate_size;
     activation_spec activation;
@@ -62,6 +84,8 @@ typedef struct stage_layer {
     const block_kind *attention_kind, *feed_forward_kind;
     union {
         self_attention self;
+        latent_attention latent;
+        linear_attention linear;
     } attention;
     union {
         dense_feed_forward dense;
@@ -79,7 +103,7 @@ typedef struct per_layer_embedding {
     const packed_matrix *table, *projection;
 } per_layer_embedding;
 
-extern const block_kind SELF_ATTENTION, DENSE_FEED_FORWARD, EXPERT_FEED_FORWARD;
+extern const block_kind SELF_ATTENTION, LATENT_ATTENTION, LINEAR_ATTENTION, DENSE_FEED_FORWARD, EXPERT_FEED_FORWARD;
 
 typedef struct stage_spec {
     int hidden_size, carried_width, num_layers;
@@ -90,6 +114,7 @@ typedef struct stage_spec {
 typedef struct stage_slice {
     int num_rows, first_position;
     const int32_t* block_table;
+    const int32_t* state_slots; /* [layers of the stage][2]: of a layer that carries states, the slot to read, below 0 for none, and to write */
 } stage_slice;
 
 typedef struct stage_batch {

@@ -5,7 +5,9 @@ from functools import singledispatch
 from dairllm.kernels_pyx import (
     DenseBlock,
     ExpertBlock,
+    LatentAttentionBlock,
     LayerBlock,
+    LinearAttentionBlock,
     SelfAttentionBlock,
     StageActivation,
     StageLayer,
@@ -16,7 +18,7 @@ from dairllm.kernels_pyx import (
     StageRouter,
     StageSpec,
 )
-from dairllm.model_files.attention import Rope, SelfAttention
+from dairllm.model_files.attention import LatentAttention, LinearAttention, Rope, SelfAttention
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, Router
 from dairllm.model_files.norm import Norm
 from dairllm.model_files.spec import ModelSpec, PerLayerEmbedding, PerLayerInput
@@ -77,6 +79,33 @@ def _self_attention(attention: SelfAttention, carried_keys: int | None) -> Layer
         output_gate=attention.output_gate,
         carried_keys=carried_keys,
         has_keys=attention.keys_of is None,
+    )
+
+
+@_attention.register
+def _latent_attention(attention: LatentAttention, _carried_keys: int | None) -> LayerBlock:
+    return LatentAttentionBlock(
+        num_heads=attention.num_heads,
+        query_rank=attention.query_rank,
+        kv_rank=attention.kv_rank,
+        key_dim=attention.key_dim,
+        value_dim=attention.value_dim,
+        scale=attention.scale,
+        rope=_rope(attention.rope),
+        latent_norm=_norm(attention.latent_norm),
+    )
+
+
+@_attention.register
+def _linear_attention(attention: LinearAttention, _carried_keys: int | None) -> LayerBlock:
+    return LinearAttentionBlock(
+        num_key_heads=attention.num_key_heads,
+        num_value_heads=attention.num_value_heads,
+        key_dim=attention.key_dim,
+        value_dim=attention.value_dim,
+        conv_width=attention.conv_width,
+        output_norm=_norm(attention.output_norm),
+        tiled=attention.tiled,
     )
 
 
