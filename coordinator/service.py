@@ -51,6 +51,7 @@ from dairllm.mesh.interfaces import announced_addresses
 from dairllm.mesh.message_json import message_to_json
 from dairllm.mesh.protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, software_version
 from dairllm.mesh.ready_file import remove_ready_file, write_ready_file
+from dairllm.model_files.memory import tokens_per_place
 from dairllm.model_files.progress import progress_bar, progress_lines, until
 from dairllm.v1 import (
     cluster_pb2,
@@ -77,7 +78,12 @@ class Coordinator:
         self._settings = settings
         self._model = model
         longest = settings.served_context_length(spec.context_length, spec.usual_context)
-        limits = SchedulerLimits(longest, max_running=settings.max_running, max_waiting=settings.max_waiting)
+        limits = SchedulerLimits(
+            longest,
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+            tokens_per_place=tokens_per_place(spec, longest),
+        )
         self._config = cluster_config(settings, limits)
         self._machine = ClusterMachine(self._config)
         readiness = Readiness(self._machine)

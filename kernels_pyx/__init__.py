@@ -49,7 +49,8 @@ ARITHMETIC_VERSION = 2
 STAGE_FEATURES = (
     *("attention:full", "attention:sliding_window", "attention:unequal_head_dims", "attention:bias", "attention:qk_norm"),
     *("attention:v_norm", "attention:norm_spans_heads", "attention:softcap", "attention:sinks", "attention:output_gate"),
-    *("attention:linear", "rope", "rope:none", "rope:magnitude", "norm:rms", "norm:layer", "norm:offset_by_one", "norm:unweighted"),
+    *("attention:latent", "attention:linear", "rope", "rope:none", "rope:magnitude"),
+    *("norm:rms", "norm:layer", "norm:offset_by_one", "norm:unweighted"),
     *("norm:after", "norm:none_before", "norm:unequal", "layers:unequal", "feed_forward:dense", "feed_forward:bias"),
     *("feed_forward:experts", "feed_forward:shared_expert"),
     *("router:softmax", "router:sigmoid", "router:softmax_of_chosen", "router:groups", "router:bias"),

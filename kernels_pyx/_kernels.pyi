@@ -144,8 +144,8 @@ class StageSlice(NamedTuple):
     """Ids of the KV blocks of positions 0 to first_position + num_rows - 1; more are allowed."""
 
     state_slots: NDArray[np.integer] | None = None
-    """[layers of the stage, 2]: of each layer that is computed and carries a state along, the slot that it goes on from (-1 at position 0, and
-    only there) and the one that it leaves, which no slice reads. None where there are no such layers."""
+    """[layers of the stage, 2]: of each layer that is computed and carries a state along, the slot that it goes on from (-1 at position 0,
+    and only there) and the one that it leaves, which no slice reads. None where there are no such layers."""
 
 class StageNorm(NamedTuple):
     """kind: "rms", x / sqrt(mean(x^2) + eps) * weight, or "layer", the same of x - mean(x). offset_by_one: weights come as those less one.
@@ -235,8 +235,8 @@ class SelfAttentionBlock(LayerBlock):
     ) -> None: ...
 
 class LatentAttentionBlock(LayerBlock):
-    """Heads over one latent of kv_rank numbers and one rotated key of each position. Its KvCache has one head of kv_rank + rope.dim keys and
-    no values. query_rank: of the queries' own latent, None if they have none.
+    """Heads over one latent of kv_rank numbers and one rotated key of each position. Its KvCache has one head of kv_rank + rope.dim keys
+    and no values. query_rank: of the queries' own latent, None if they have none.
 
     Matrices q_a and q_b, or q alone; kv_a, the latent's rows first; attention_output. Stacks of one matrix for each head: k_b
     [kv_rank x key_dim], v_b [value_dim x kv_rank]. Vectors q_a_norm, kv_a_norm; optional ones q_a_bias, kv_a_bias, attention_output_bias.
@@ -379,7 +379,8 @@ class LayerMemory:
 
     def resize(self, num_blocks: int) -> None:
         """To another number of blocks, or slots. Those below both sizes keep their content, and pages that were not written still cost
-        nothing; new ones are zero, the memory of those that go is given back. RuntimeError while a run uses it; MemoryError, nothing changed."""
+        nothing; new ones are zero, the memory of those that go is given back. RuntimeError while a run uses it; MemoryError if there is no
+        more, nothing changed."""
 
     @property
     def size_bytes(self) -> int:

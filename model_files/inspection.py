@@ -163,6 +163,6 @@ def _running(spec: ModelSpec, units: tuple[Unit, ...], tokens: int, kv_cache: st
         bytes_read_per_token=sum(unit.bytes_read_per_step(spec) for unit in units),
         weights_bytes=weights_bytes(units),
         sequence_tokens=tokens,
-        cache_bytes=tokens * sum(cache_bytes_per_token(spec, unit.index, element_bytes) for unit in units),
+        cache_bytes=tokens * sum(cache_bytes_per_token(spec, unit.index, element_bytes, tokens) for unit in units),
         scratch_bytes=scratch.body_bytes + scratch.thread_bytes + scratch.head_bytes,
     )

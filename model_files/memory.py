@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dairllm.model_files.attention import LatentAttention, SelfAttention
+from dairllm.model_files.attention import LatentAttention, LinearAttention, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS
 from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.manifest import TensorInfo, Unit
@@ -26,10 +26,20 @@ _LARGEST_RECORDS_BYTES = 512 * MIB
 _PROCESS_BYTES = 72 * MIB
 """Measured before anything is loaded: 70 MiB, half of it pages of libraries."""
 
+STATES_PER_PLACE = 2
+"""Of each running sequence a layer keeps the state that it goes on from, and the one before."""
+_SHORT_SEQUENCE = 2048
+_PLACES_PER_CONTEXT = 8
+
 _NUMBER_BYTES = 4
 _SAMPLER_ROWS = 24
 """What sampling takes beside the logits, in rows of them: copies, weights and sums in double precision of the row that is sampled."""
 _QUERIES_AT_ONCE = 8
+_LATENT_ROWS = 64
+_LINE_BYTES = 64
+_TOGETHER = (("q", "k", "v"), ("q", "q_a", "kv_a"), ("qkv", "output_gate", "alpha", "beta"), ("gate", "up"), ("router", "shared_router"))
+"""Roles of matrices with one input."""
+_ATTENTION_ROLES = ("q", "k", "v", "q_a", "q_b", "kv_a", "qkv", "output_gate", "alpha", "beta")
 _SCORES_MULTIPLE = 16
 _QUANTISED_BLOCK, _QUANTISED_BLOCK_BYTES = 32, 40
 _ROW_FACTS_BYTES = 6 * 4
@@ -102,13 +112,37 @@ def _packed_bytes(tensor: TensorInfo) -> int:
     return math.prod(tensor.shape[:-2]) * _multiple(tensor.shape[-2], TILE_ROWS) * tensor.packed_row_bytes
 
 
-def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int) -> int:
-    """What the KV cache of a unit takes for a token; element_bytes: of one number in it. Values lie in whole groups of 16."""
+def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int, context_length: int) -> int:
+    """What the KV cache of a unit takes for a token; element_bytes: of one number in it. Values lie in whole groups of 16.
+
+    A layer that carries a state along takes its share of a place (`tokens_per_place`).
+    """
     layer = spec.layer_of(unit)
+    if layer is not None and isinstance(layer.attention, LinearAttention):
+        place_bytes = STATES_PER_PLACE * _NUMBER_BYTES * state_numbers(layer.attention)
+        return -(-place_bytes // _tokens_per_place(context_length))
     if layer is not None and isinstance(layer.attention, SelfAttention):
         attention = layer.attention
         return attention.num_kv_heads * (attention.key_dim + _multiple(attention.value_dim, _SCORES_MULTIPLE)) * element_bytes
     return spec.state_bytes_per_token(unit, element_bytes)
+
+
+def state_numbers(attention: LinearAttention) -> int:
+    """Of one state as the kernels keep it (c/linear.h): columns and what the convolution needs lie in whole groups of 16."""
+    channels = 2 * attention.num_key_heads * attention.key_dim + attention.num_value_heads * attention.value_dim
+    columns = attention.num_value_heads * attention.key_dim * _multiple(attention.value_dim, _SCORES_MULTIPLE)
+    return _multiple((attention.conv_width - 1) * channels, _SCORES_MULTIPLE) + columns
+
+
+def tokens_per_place(spec: ModelSpec, context_length: int) -> int | None:
+    """Of the cache, so many tokens go with each sequence that may run at once; None: as many run as it has room for."""
+    has_states = any(isinstance(layer.attention, LinearAttention) for layer in spec.layers)
+    return _tokens_per_place(context_length) if has_states else None
+
+
+def _tokens_per_place(context_length: int) -> int:
+    """A sequence whose layers carry a state along counts as so many tokens of the cache, however short it is: states do not grow."""
+    return max(min(_SHORT_SEQUENCE, context_length), -(-context_length // _PLACES_PER_CONTEXT))
 
 
 def scratch_of(spec: ModelSpec, units: Sequence[Unit], *, max_rows: int, context_length: int) -> Scratch:
@@ -129,6 +163,7 @@ def _block_bytes(spec: ModelSpec, unit: Unit, max_rows: int) -> int:
     """Between the matrices of a layer: attention and feed-forward share their memory."""
     layer = spec.layer_of(unit.index)
     numbers_bytes = _NUMBER_BYTES * max_rows * _block_numbers(unit)
+    numbers_bytes += _latent_part_bytes(spec, unit, max_rows)
     if layer is None or not isinstance(layer.feed_forward, ExpertFeedForward):
         return numbers_bytes
     return max(numbers_bytes, expert_scratch_bytes(layer.feed_forward, unit.tensors, max_rows))
@@ -156,11 +191,22 @@ def _pair_bytes(by_role: Mapping[str, TensorInfo], prefix: str, intermediate_siz
     return max(first_bytes, _activation_row_bytes(by_role[f"{prefix}_down"])) + 2 * _NUMBER_BYTES * intermediate_size
 
 
+def _latent_part_bytes(spec: ModelSpec, unit: Unit, max_rows: int) -> int:
+    """Of the rows that go through the latents' space together, for every head (c/latent_attention.c)."""
+    layer = spec.layer_of(unit.index)
+    if layer is None or not isinstance(layer.attention, LatentAttention):
+        return 0
+    attention, rows = layer.attention, min(max_rows, _LATENT_ROWS)
+    into_bytes = max(_activation_row_bytes(tensor) for tensor in unit.tensors if tensor.role in ("k_b", "v_b"))
+    numbers = 2 * attention.kv_rank + attention.rope.dim
+    return attention.num_heads * (rows * (_NUMBER_BYTES * numbers + into_bytes) + _LINE_BYTES)
+
+
 def _block_numbers(unit: Unit) -> int:
     """The same without experts, in numbers of a row."""
     outputs = {tensor.role: tensor.shape[-2] for tensor in unit.tensors if len(tensor.shape) > 1}
     attended = sum(tensor.shape[-1] for tensor in unit.tensors if tensor.role == "attention_output")
-    attention = sum(outputs.get(role, 0) for role in ("q", "k", "v")) + attended
+    attention = sum(outputs.get(role, 0) for role in _ATTENTION_ROLES) + attended
     return max(attention, outputs.get("gate", 0) + outputs.get("up", 0), *(outputs.get(role, 0) for role in _PER_LAYER_ROLES))
 
 
@@ -180,7 +226,7 @@ def _activation_bytes(units: Iterable[Unit]) -> int:
 
 
 def _formats_at_once(formats: dict[str, str]) -> int:
-    groups = ({formats.get(role) for role in roles} - {None} for roles in (("q", "k", "v"), ("gate", "up"), ("router", "shared_router")))
+    groups = ({formats.get(role) for role in roles} - {None} for roles in _TOGETHER)
     return max(1, *(len(group) for group in groups))
 
 

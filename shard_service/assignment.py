@@ -10,7 +10,7 @@ from dairllm.mesh.peers import Peer
 from dairllm.model_files.codec import file_from_proto, spec_from_proto, unit_from_proto
 from dairllm.model_files.errors import ModelFileError, UnsupportedModel
 from dairllm.model_files.manifest import ModelFile, Unit, validate_units
-from dairllm.model_files.memory import cache_bytes_per_token
+from dairllm.model_files.memory import cache_bytes_per_token, tokens_per_place
 from dairllm.model_files.spec import ModelSpec, require_features
 from dairllm.v1 import cluster_pb2
 
@@ -22,6 +22,10 @@ class CacheGeometry:
     context_length: int
     max_batch_rows: int
     element_type: str = "F16"
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_blocks * self.block_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,15 @@ class AssignmentFacts:
     def kv_cache_bytes(self) -> int:
         """What the units keep of all tokens for which there are blocks."""
         element_bytes = BLOCK_FORMATS[self.geometry.element_type].block_bytes
-        per_token = sum(cache_bytes_per_token(self.model, unit, element_bytes) for unit in self.span)
-        return self.geometry.num_blocks * self.geometry.block_tokens * per_token
+        context_length = self.geometry.context_length
+        per_token = sum(cache_bytes_per_token(self.model, unit, element_bytes, context_length) for unit in self.span)
+        return self.geometry.num_tokens * per_token
+
+    @property
+    def num_places(self) -> int | None:
+        """Sequences that may run at once, if that is limited by what layers keep of each, whatever its length."""
+        per_place = tokens_per_place(self.model, self.geometry.context_length)
+        return None if per_place is None else self.geometry.num_tokens // per_place
 
 
 def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:

@@ -8,13 +8,15 @@ from dairllm.coordinator.engine.recovery import Placement
 
 class SchedulerLimits(NamedTuple):
     """context_length in tokens; rows are tokens of one frame; short_chunk_rows bounds prompt rows beside running answers, and is the
-    least that a prompt is cut into for the sake of a ring with several stages."""
+    least that a prompt is cut into for the sake of a ring with several stages. tokens_per_place: for each so many tokens of the cache one
+    sequence may run, if that is limited beside its blocks."""
 
     context_length: int
     max_batch_rows: int = 512
     short_chunk_rows: int = 128
     max_running: int = 64
     max_waiting: int = 256
+    tokens_per_place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class RingGeometry:
     @property
     def num_intact_blocks(self) -> int:
         return self.num_kv_blocks if self.intact_blocks is None else min(self.num_kv_blocks, self.intact_blocks)
+
+    @property
+    def num_tokens(self) -> int:
+        """For which the cache has room."""
+        return self.num_kv_blocks * self.kv_block_tokens
 
     @property
     def num_stages(self) -> int:

@@ -15,10 +15,13 @@ SamplingOf = Callable[[RingId], SamplingParams | None]
 """How a sequence is sampled; None if it has ended since the frame was sent, so that nothing that comes of it matters."""
 
 
-def fault_in(batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, sampling_of: SamplingOf, num_tokens: int) -> str:
+def fault_in(
+    batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, sampling_of: SamplingOf, num_tokens: int, *, has_states: bool = False
+) -> str:
     """What is wrong, as a part of a sentence whose subject is the shard; '' if nothing is.
 
-    asked: what was sent under the batch's number, None if nothing was or it has come back. num_tokens: of the vocabulary.
+    asked: what was sent under the batch's number, None if nothing was or it has come back. num_tokens: of the vocabulary. has_states:
+    shards may lack one that a slice goes on from.
     """
     if asked is None:
         return f"sent a result for frame {batch.batch_id}, which nobody has asked for"
@@ -31,14 +34,15 @@ def fault_in(batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, sam
         if sampling is None:  # it may have no cache to stand on any more
             continue
         result = results.get(sequence_id, SequenceResult(sequence_id, None))
-        wrong = next(_wrong(slice_, result, sampling, num_tokens), "")
+        may_be_lost = slice_.replay is not None or (has_states and slice_.first_position > 0)
+        wrong = next(_wrong(slice_, result, sampling, num_tokens, may_be_lost=may_be_lost), "")
         if wrong:
             return f"sent {wrong} for sequence {sequence_id} in frame {batch.batch_id}"
     return ""
 
 
-def _wrong(slice_: SequenceSlice, result: SequenceResult, sampling: SamplingParams, num_tokens: int) -> Iterator[str]:
-    if result.replay_failed and slice_.replay is None:
+def _wrong(slice_: SequenceSlice, result: SequenceResult, sampling: SamplingParams, num_tokens: int, *, may_be_lost: bool) -> Iterator[str]:
+    if result.replay_failed and not may_be_lost:
         yield "a failed replay where none was asked for"
     if result.replay_failed or result.failure:
         return

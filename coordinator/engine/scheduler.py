@@ -131,6 +131,7 @@ class Scheduler:
     def _open(self, geometry: RingGeometry) -> list[SchedulerAction]:
         before = list(self._roster.running)
         lost = [s for s in before if s.sent_rows is None or max(s.block_ids, default=0) >= geometry.num_intact_blocks]
+        lost += self._without_place(geometry, [s for s in before if s not in lost])
         all_work = sum(s.num_completed for s in before) * geometry.placement[-1].units.stop
         restarted_work = sum(s.num_completed for s in lost) * geometry.placement[-1].units.stop
         self._roster.set_back(lost)
@@ -145,6 +146,15 @@ class Scheduler:
         replays = [(s.num_completed, s.replay) for s in self._roster.running if s.replay]
         work = restarted_work + sum(rows * (replay.end_unit - replay.first_unit) for rows, replay in replays)
         return [ReportRecovery(self.num_running - len(replays), len(replays), len(lost), work, all_work)]
+
+    def _without_place(self, geometry: RingGeometry, running: list[Sequence]) -> list[Sequence]:
+        """Those for which the shards have no place any more: the last by their turns."""
+        tokens_per_place, most = self.limits.tokens_per_place, self.limits.max_running
+        self._roster.max_running = most if tokens_per_place is None else min(most, geometry.num_tokens // tokens_per_place)
+        if len(running) <= self._roster.max_running:
+            return []
+        turns = self._roster.turns()
+        return sorted(running, key=lambda s: turns[s.id])[self._roster.max_running :]
 
     def _start_closing(self) -> list[SchedulerAction]:
         if self._ring is None:
@@ -185,7 +195,8 @@ class Scheduler:
         ring = self._ring
         if ring is None or batch.epoch != ring.geometry.epoch:
             return ""
-        return fault_in(batch, ring.in_flight.get(batch.batch_id), self._sampling_of, num_tokens)
+        asked, has_states = ring.in_flight.get(batch.batch_id), self.limits.tokens_per_place is not None
+        return fault_in(batch, asked, self._sampling_of, num_tokens, has_states=has_states)
 
     def _sampling_of(self, ring_id: RingId) -> SamplingParams | None:
         sequence = self._roster.find_on_shards(ring_id)

@@ -60,7 +60,9 @@ typedef struct kernel_table {
 
     /* linear.inc.h */
     void (*linear_convolve)(const struct linear_task* task, int first_channel, int end_channel);
-    void (*linear_prepare_row)(const struct linear_shape* shape, const float* decay, const float* bias, float* mixed, float* alpha, float* beta);
+    void (*linear_prepare_row)(
+        const struct linear_shape* shape, const float* decay, const float* bias, float* mixed, float* alpha, float* beta
+    );
     void (*linear_recur)(const struct linear_task* task, int head, int part);
     void (*linear_finish_row)(const struct linear_shape* shape, const norm_spec* norm, float* out, float* gate);
 } kernel_table;

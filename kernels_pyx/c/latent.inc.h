@@ -1,8 +1,10 @@
-/* What attention over latents does otherwise (arXiv:2405.04434, 2.1.2). The cache has one head, whose keys are the latent and, behind it, the
-   rotated key that all heads share; its values are the latents themselves, so there are none beside the keys. Included by attention.inc.h.
+/* What attention over latents does otherwise (arXiv:2405.04434, 2.1.2). The cache has one head, whose keys are the latent and, behind it,
+   the rotated key that all heads share; its values are the latents themselves, so there are none beside the keys. Included by
+   attention.inc.h.
 
    Scores and weights are those of all attention. The latents of 16 positions lie across lanes, so that of one query
-     out[d] = (sum over j = 0..p of weight[j] * latent[j][d], position j in partial sum j % 16, and the fixed tree) * (1 / sum of weights) */
+     out[d] = (sum over j = 0..p of weight[j] * latent[j][d], position j in partial sum j % 16, and the fixed tree) * (1 / sum of
+     weights) */
 
 LANES f32x16 load_first_elements(kv_type type, const uint8_t* base, size_t index, int n) {
     const uint8_t* from = base + index * kv_element_bytes(type);

@@ -1,5 +1,5 @@
-/* Heads over latents (latent.inc.h): queries are taken into the latents' space by k_b, outputs out of it by v_b. Rows go through it in parts,
-   since there a row has a latent for every head. */
+/* Heads over latents (latent.inc.h): queries are taken into the latents' space by k_b, outputs out of it by v_b. Rows go through it in
+   parts, since there a row has a latent for every head. */
 #include "attention.h"
 #include "phases.h"
 

@@ -135,7 +135,8 @@ LANES void delta_rows(int num_vectors, const linear_task* task, int head, int pa
     const int channels = linear_channels(shape), key_width = linear_key_width(shape), value_width = linear_value_width(shape);
     const int heads_per_key = shape->num_value_heads / shape->num_key_heads;
     const int key_head = shape->tiled ? head % shape->num_key_heads : head / heads_per_key;
-    const int first = part * LINEAR_PART_COLUMNS, rest = shape->value_dim - first, most = num_vectors * 16, columns = rest < most ? rest : most;
+    const int first = part * LINEAR_PART_COLUMNS, rest = shape->value_dim - first;
+    const int columns = rest < num_vectors * 16 ? rest : num_vectors * 16;
     const size_t at = linear_conv_numbers(shape) + (size_t)head * linear_head_numbers(shape) + (size_t)first * (size_t)shape->key_dim;
     const float *query = task->mixed + (size_t)key_head * (size_t)shape->key_dim, *key = query + key_width;
     const float* value = task->mixed + 2 * (size_t)key_width + (size_t)head * (size_t)shape->value_dim + (size_t)first;

@@ -114,7 +114,7 @@ typedef struct stage_spec {
 typedef struct stage_slice {
     int num_rows, first_position;
     const int32_t* block_table;
-    const int32_t* state_slots; /* [layers of the stage][2]: of a layer that carries states, the slot to read, below 0 for none, and to write */
+    const int32_t* state_slots; /* [layers of the stage][2]: of a layer with states, the slot to read, below 0 for none, and the one to write */
 } stage_slice;
 
 typedef struct stage_batch {

@@ -218,7 +218,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "FetchKvRequest": {
         **{"model_digest": DIGEST, "first_unit": UNIT, "end_unit": UNIT, "block_ids": BLOCKS, "block_bytes": SIZE, "kv_key": KEY},
     },
-    "FetchKvResponse": {"unit": UNIT, "block_ids": BLOCKS, "data": BLOB},
+    "FetchKvResponse": {"unit": UNIT, "block_ids": BLOCKS, "data": BLOB, "position": POSITION, "offset_bytes": SIZE},
     # weights.proto
     "FetchUnitRequest": {"model_digest": DIGEST, "unit_index": UNIT, "offset_bytes": SIZE, "unit_digest": DIGEST},
     "FetchUnitResponse": {"offset_bytes": SIZE, "data": BLOB},

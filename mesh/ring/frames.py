@@ -46,7 +46,7 @@ class SequenceBegin:
 
 class Replay(NamedTuple):
     """What is computed again: rows enter at boundary first_unit, from what shard replay_at has sent there before ('': from token ids), and
-    units [first_unit, end_unit) compute them. has_failed: they were not there any more, so nobody computes the slice.
+    units [first_unit, end_unit) compute them. has_failed: what the slice would go on from is not there any more, so nobody computes it.
     """
 
     first_unit: int
@@ -84,7 +84,7 @@ class SequenceSlice:
 
     @property
     def has_failed(self) -> bool:
-        """It is a replay that could not be done."""
+        """It cannot be computed with what the shards hold: its sequence has to begin anew."""
         return self.replay is not None and self.replay.has_failed
 
     def with_activations(self, activations: bytes) -> "SequenceSlice":
@@ -96,9 +96,9 @@ class SequenceSlice:
     def with_failure(self, failure: str) -> "SequenceSlice":
         return replace(self, activations=b"", failure=failure)
 
-    def with_failed_replay(self) -> "SequenceSlice":
-        assert self.replay is not None
-        return replace(self, replay=self.replay._replace(has_failed=True))
+    def with_lost_past(self) -> "SequenceSlice":
+        """As one whose rows, or the state that they go on from, are not there."""
+        return replace(self, activations=b"", replay=(self.replay or Replay(0, 0, ""))._replace(has_failed=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class MicroBatch:
 
 
 class SequenceResult(NamedTuple):
-    """sampled: if the slice asked for it. scores: one per score target. replay_failed: the slice was a replay that could not be done.
+    """sampled: if the slice asked for it. scores: one per score target. replay_failed: as SequenceSlice.has_failed.
 
     failure: why this sequence, and no other, cannot go on, for people; empty if it can.
     """

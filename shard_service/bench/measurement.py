@@ -28,7 +28,8 @@ from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import Head
-from dairllm.shard_service.kv_cache.layers import make_cache
+from dairllm.shard_service.forward.states import StageStates
+from dairllm.shard_service.kv_cache.layers import make_cache, memory_of
 from dairllm.shard_service.weights.sources import LocalFiles
 from dairllm.shard_service.weights.store import LayerStore
 
@@ -140,7 +141,8 @@ class _LoadedStage:
         assert body is not None, "a whole model has layers"
         assert head is not None, "a whole model has a head"
         self._body, self._head = body, Head(head, manifest.spec.num_tokens, assignment.wire)
-        self._kv = [make_cache(layer, geometry) for layer in manifest.spec.layers]
+        self._kv = [make_cache(layer, geometry, assignment.num_places) for layer in manifest.spec.layers]
+        self._states = StageStates(self._kv, assignment.layer_units)
         numbers = np.random.default_rng(RANDOM_SEED)
         shape = (workload.sequences, workload.context_length)
         self._token_ids = numbers.integers(0, manifest.spec.num_tokens, shape, dtype=np.int32)
@@ -173,7 +175,8 @@ class _LoadedStage:
         return StageSlice(num_rows, first_position, table)
 
     def _compute(self, token_ids: npt.NDArray[np.int32], slices: list[StageSlice], logits_rows: npt.NDArray[np.int32]) -> None:
-        hidden = self._body.run(self._kv, np.ascontiguousarray(token_ids), slices)
+        with self._states.used_by(slices, self._body.units_held) as slices_with_states:
+            hidden = self._body.run([memory_of(cache) for cache in self._kv], np.ascontiguousarray(token_ids), slices_with_states)
         for first in range(0, len(logits_rows), HEAD_ROWS):
             self._head.logits(hidden[logits_rows[first : first + HEAD_ROWS]])
 

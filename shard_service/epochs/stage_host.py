@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dairllm.kernels_pyx import KvCache, encoded_row_bytes
+from dairllm.kernels_pyx import encoded_row_bytes
 from dairllm.mesh.allocator import give_back
 from dairllm.mesh.errors import DairllmError, NotEnoughMemory, NotReady, UnknownModel, WrongEpoch
 from dairllm.mesh.ring.member import RingMember
@@ -31,7 +31,7 @@ from dairllm.shard_service.epochs.reports import Reports, Send
 from dairllm.shard_service.forward.compute_stage import ComputeStage
 from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import SequenceTable
-from dairllm.shard_service.kv_cache.layers import KvCaches
+from dairllm.shard_service.kv_cache.layers import KvCaches, LayerCache
 from dairllm.shard_service.kv_cache.transfer import TransferOutcome, kv_pieces, take_over, transfer_from_proto
 from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.ring.incoming import IncomingEdge
@@ -293,6 +293,7 @@ class StageHost:
     async def _forget(self) -> None:
         await self._settled()
         self._memory = None
+        self._caches.keep_blocks(())
 
     async def _limit_sent_rows(self) -> None:
         if self._memory is not None:
@@ -351,10 +352,11 @@ class StageHost:
         if before is not None:  # what was lost at the switch before was asked for, if at all, while that was made
             self._caches.keep_only({*before.layer_units, *assignment.layer_units})
         kv = self._caches.arrange(assignment)
+        memory = self._memory_for(assignment, message.alive_sequences)
         outcome = await self._take_over(message)
         if reports.is_muted:
             return
-        self._start(prepared, self._memory_for(assignment, message.alive_sequences), kv)
+        self._start(prepared, memory, kv)
         self._store.keep_only(assignment)
         reports.activated(assignment, outcome, loop.time() - started_s)
         await self._give_back()
@@ -378,10 +380,11 @@ class StageHost:
             self._memory = memory = _Memory(assignment, self._budget.sent_rows_bytes)
         alive_ids = frozenset(alive)
         memory.sequences = memory.sequences.under(assignment.model, assignment.geometry, alive_ids)
+        self._caches.keep_blocks(memory.sequences.block_ids)
         memory.sent_rows.keep_only(alive_ids)
         return memory
 
-    def _start(self, prepared: Prepared, memory: _Memory, kv: Sequence[KvCache]) -> None:
+    def _start(self, prepared: Prepared, memory: _Memory, kv: Sequence[LayerCache]) -> None:
         assignment = prepared.assignment
         self._scratch_bytes = prepared.scratch_bytes
         stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.sent_rows, self._identity.name)

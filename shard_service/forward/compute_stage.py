@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import KvCache, StageSlice, decode_rows, encode_rows, encoded_row_bytes
+from dairllm.kernels_pyx import StageSlice, decode_rows, encode_rows, encoded_row_bytes
 from dairllm.mesh.errors import DairllmError, MalformedFrame
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, SequenceResult, SequenceSlice, StageTiming
 from dairllm.shard_service.assignment import AssignmentFacts
@@ -20,7 +20,9 @@ from dairllm.shard_service.forward.building import StageParts
 from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, SequenceTable
+from dairllm.shard_service.forward.states import StageStates
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
+from dairllm.shard_service.kv_cache.layers import LayerCache, memory_of
 
 ANY_ENCODING_HOLDS = 60000.0
 """Numbers of this size, and half precision a few more."""
@@ -56,7 +58,7 @@ class ComputeStage:
         self,
         assignment: AssignmentFacts,
         parts: StageParts,
-        kv: Sequence[KvCache],
+        kv: Sequence[LayerCache],
         sequences: SequenceTable,
         sent_rows: SentRows,
         shard_name: str,
@@ -70,7 +72,8 @@ class ComputeStage:
         num_tokens = assignment.model.num_tokens
         self._head = Head(parts.head, num_tokens, self._encoding if parts.body else None, self._carried) if parts.head else None
         self._planner = SubRunPlanner(assignment.span, assignment.model.num_layers + 2, shard_name)
-        self._kv = kv
+        self._kv = [memory_of(cache) for cache in kv]
+        self._states = StageStates(kv, assignment.layer_units)
         self._shard_name = shard_name
         self.sequences = sequences
         self.sent_rows = sent_rows
@@ -81,7 +84,7 @@ class ComputeStage:
         if frame.encoding != self._encoding:
             raise MalformedFrame(f"frame {frame.batch_id} is encoded in {frame.encoding}; expected {self._encoding}, as the plan says")
         checked = self.sequences.check(frame)
-        runs = [self._run_of(number, one) for number, one in enumerate(checked.slices)]
+        runs = [self._with_states(self._run_of(number, one)) for number, one in enumerate(checked.slices)]
         groups = self._groups(runs)
         watch.stop("codec")
         hidden = [self._run_body(units, group) for units, group in groups.items()]
@@ -118,8 +121,13 @@ class ComputeStage:
         assert slice_.replay is not None
         rows = self.sent_rows.get(slice_.sequence_id, slice_.replay.first_unit, range(slice_.first_position, slice_.end_position))
         if rows is None:
-            return _SliceRun(number, checked._replace(slice=slice_.with_failed_replay()), PASSED_ON, b"")
+            return _lost(number, checked)
         return _SliceRun(number, checked, sub_run, rows)
+
+    def _with_states(self, run: _SliceRun) -> _SliceRun:
+        """It cannot be computed by layers that lack the state which it goes on from."""
+        first_position, block_table = run.checked.slice.first_position, run.checked.block_table
+        return run if self._states.has(run.sub_run.units, block_table, first_position) else _lost(run.number, run.checked)
 
     @staticmethod
     def _expects(sub_run: SubRun) -> str:
@@ -165,8 +173,9 @@ class ComputeStage:
             for slice_, _, block_table in (run.checked for run in group.runs)
         ]
         try:
-            return self._body.run(self._kv, group.inputs, slices, units=body_units)
-        except ValueError as error:
+            with self._states.used_by(slices, body_units) as slices_with_states:
+                return self._body.run(self._kv, group.inputs, slices_with_states, units=body_units)
+        except (ValueError, LookupError) as error:
             raise DairllmError(f"the kernels refused the frame: {error}") from error
 
     def _results(self, groups: dict[range, _Group], hidden: Sequence[Rows]) -> dict[int, SequenceResult]:
@@ -214,9 +223,13 @@ class ComputeStage:
         return bool(np.isfinite(decode_rows(activations, len(rows), self._width, self._encoding, self._carried)).all())
 
     def _drop(self, checked: CheckedFrame) -> None:
-        self.sequences.drop(checked.ends)
+        self._states.drop_blocks(self.sequences.drop(checked.ends))
         for sequence_id in checked.ends:
             self.sent_rows.forget(sequence_id)
+
+
+def _lost(number: int, checked: CheckedSlice) -> _SliceRun:
+    return _SliceRun(number, checked._replace(slice=checked.slice.with_lost_past()), PASSED_ON, b"")
 
 
 def _rows_of_each(runs: Iterable[_SliceRun], rows: Rows) -> Iterator[tuple[_SliceRun, Rows]]:

@@ -89,10 +89,15 @@ class SequenceTable:
             sequence.length = slice_.end_position
             sequence.history.extend(slice_.first_position, slice_.token_ids)
 
-    def drop(self, ends: Iterable[RingId]) -> None:
-        """Unknown ones are passed over."""
-        for sequence_id in ends:
-            self._running.pop(sequence_id, None)
+    def drop(self, ends: Iterable[RingId]) -> frozenset[int]:
+        """Unknown ones are passed over. Returns the blocks that they had."""
+        dropped = [sequence for sequence_id in ends if (sequence := self._running.pop(sequence_id, None))]
+        return frozenset(int(block) for sequence in dropped for block in sequence.block_table)
+
+    @property
+    def block_ids(self) -> frozenset[int]:
+        """Blocks of all sequences."""
+        return frozenset(int(block) for sequence in self._running.values() for block in sequence.block_table)
 
     def _begin(self, begin: SequenceBegin) -> RunningSequence:
         for token_id in begin.sampling.logit_bias:

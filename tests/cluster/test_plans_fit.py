@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 from hypothesis import assume, given, settings
@@ -13,7 +14,7 @@ from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer,
 from dairllm.kernels_pyx import PackedMatrix, PackedStack, get_num_threads
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.system_memory import MIB
-from dairllm.model_files.attention import Rope, SelfAttention
+from dairllm.model_files.attention import LatentAttention, LinearAttention, Rope, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.dense_decoder import dense_decoder
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, Router
@@ -26,7 +27,6 @@ from dairllm.shard_service.epochs.preparer import demand_of as demand_of_assignm
 from dairllm.shard_service.forward.building import build_stage
 from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.weights.assembler import LoadedUnit
-from dairllm.shard_service.weights.writers import Weights
 
 BLOCK_TOKENS = 32
 HEAD_DIMS = st.sampled_from([2, 20, 64, 128, 512])
@@ -35,9 +35,9 @@ SILU = Activation(kind="silu")
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> LayerSpec:
+def self_attentions(draw: st.DrawFn) -> SelfAttention:
     key_dim, value_dim, num_kv_heads = draw(HEAD_DIMS), draw(HEAD_DIMS), draw(st.integers(1, 8))
-    attention = SelfAttention(
+    return SelfAttention(
         num_heads=num_kv_heads * draw(st.integers(1, 8)),
         num_kv_heads=num_kv_heads,
         key_dim=key_dim,
@@ -46,6 +46,38 @@ def layers(draw: st.DrawFn) -> LayerSpec:
         rope=draw(st.sampled_from([None, *(Rope(theta=theta, dim=dim, interleaved=True) for theta in (1e4, 1e6) for dim in (2, key_dim))])),
         window=draw(st.none() | st.integers(1, 5000)),
     )
+
+
+@st.composite
+def latent_attentions(draw: st.DrawFn) -> LatentAttention:
+    return LatentAttention(
+        num_heads=draw(st.integers(1, 32)),
+        query_rank=draw(st.none() | st.integers(1, 500)),
+        kv_rank=draw(st.integers(1, 512)),
+        key_dim=draw(st.integers(1, 128)),
+        value_dim=draw(st.integers(1, 128)),
+        scale=1.0,
+        rope=Rope(theta=1e4, dim=2 * draw(st.integers(1, 32)), interleaved=True),
+        latent_norm=NORM,
+    )
+
+
+@st.composite
+def linear_attentions(draw: st.DrawFn) -> LinearAttention:
+    num_key_heads = draw(st.integers(1, 16))
+    return LinearAttention(
+        num_key_heads=num_key_heads,
+        num_value_heads=num_key_heads * draw(st.integers(1, 4)),
+        key_dim=draw(st.integers(1, 128)),
+        value_dim=draw(st.integers(1, 128)),
+        conv_width=draw(st.integers(1, 5)),
+        output_norm=NORM,
+    )
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> LayerSpec:
+    attention = draw(st.one_of(self_attentions(), latent_attentions(), linear_attentions()))
     dense = st.builds(DenseFeedForward, intermediate_size=st.integers(1, 900).map(lambda n: 32 * n), activation=st.just(SILU))
     feed_forward = draw(dense | experts())
     return LayerSpec(attention_norm=NORM, attention=attention, feed_forward_norm=NORM, feed_forward=feed_forward)
@@ -71,9 +103,8 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     """Models whose layers differ, in any order, with numbers that rows carry along or without."""
     kinds = st.sampled_from(draw(st.lists(layers(), min_size=1, max_size=3)))
     found = draw(st.lists(kinds, min_size=1, max_size=8))
-    if draw(st.booleans()):
-        attention = found[0].attention
-        assert isinstance(attention, SelfAttention)
+    attention = found[0].attention
+    if isinstance(attention, SelfAttention) and draw(st.booleans()):
         found.append(replace(found[0], attention=replace(attention, keys_of=0)))
     width = draw(st.sampled_from([0, 0, 32, 256]))
     added = PerLayerInput(width=width, activation=Activation(kind="silu"), post_norm=NORM) if width else None
@@ -171,14 +202,14 @@ def test_what_one_shard_can_load_alone_is_planned(manifest: Manifest, spare_mib:
 
 def loaded(manifest: Manifest, unit: Unit) -> LoadedUnit:
     """Of zeros."""
+    return LoadedUnit(unit, manifest.model_digest, {tensor.role: _zeros(tensor) for tensor in unit.tensors})
 
-    def zeros(tensor: TensorInfo) -> Weights:
-        if tensor.is_expert_stack:
-            count, outputs, inputs = tensor.shape
-            return PackedStack(tensor.block_format, count, outputs, inputs)
-        return PackedMatrix(tensor.block_format, *tensor.shape) if tensor.is_matrix else np.zeros(tensor.shape, np.float32)
 
-    return LoadedUnit(unit, manifest.model_digest, {tensor.role: zeros(tensor) for tensor in unit.tensors})
+def _zeros(tensor: TensorInfo) -> Any:
+    if is_numbers(tensor.role, tensor.shape):
+        return np.zeros(tensor.shape, np.float32)
+    kind = PackedMatrix if len(tensor.shape) == 2 else PackedStack
+    return kind(tensor.block_format, *tensor.shape)
 
 
 @settings(deadline=None, max_examples=40)

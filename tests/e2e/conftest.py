@@ -7,12 +7,19 @@ from typing import Any
 import pytest
 
 from tests.tiny_gguf import write_tiny_llama
+from tests.tiny_hybrid import write_tiny_hybrid
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     return write_tiny_llama(path, with_tokenizer=True, num_layers=4, context_length=2048)
+
+
+@pytest.fixture(scope="session")
+def hybrid_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Most of its layers carry states along."""
+    return write_tiny_hybrid(tmp_path_factory.mktemp("models") / "hybrid.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def test_float32_logits_are_the_golden_ones(name: str, tmp_path: Path) -> None:
     require_golden_logits(name, write_safetensors_model(tmp_path / "tiny.gguf", TINY / name))
 
 
-@pytest.mark.parametrize("name", ["gemma3-scaled", "gemma4", "phi3-short", "mistral-window"])
+@pytest.mark.parametrize("name", ["gemma3-scaled", "gemma4", "phi3-short", "mistral-window", "qwen3_5", "qwen3_5-moe", "deepseek-v3"])
 def test_folders_are_served_as_they_are(name: str) -> None:
-    """Norms with one added, fused matrices, windows, BF16; per-layer inputs and shared keys, which cross the wire."""
+    """Norms with one added, fused matrices, windows, BF16; per-layer inputs and shared keys, which cross the wire; linear and latent attention."""
     require_golden_logits(name, TINY / name)

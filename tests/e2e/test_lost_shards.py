@@ -61,9 +61,10 @@ def disturb_streams(cluster: Cluster, disturb: Callable[[], Any]) -> float:
 
 
 @pytest.mark.slow
-def test_lost_shards_are_replaced_and_no_stream_notices(tiny_model: Path) -> None:
+@pytest.mark.parametrize("model", ["tiny_model", "hybrid_model"])
+def test_lost_shards_are_replaced_and_no_stream_notices(model: str, request: pytest.FixtureRequest) -> None:
     """Rings of three with one shard to spare: each place is lost once by SIGKILL, and one by SIGTERM."""
-    with Cluster(tiny_model, shards(4), min_shards=3) as cluster:
+    with Cluster(request.getfixturevalue(model), shards(4), min_shards=3) as cluster:
         for stage, how in ((0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGTERM)):
             lost: list[ManagedProcess] = []
             healed_s = disturb_streams(cluster, partial(lose_stage, cluster, stage, how, lost))

@@ -89,3 +89,13 @@ results = st.builds(
 @given(st.lists(results, max_size=5), st.sampled_from([PLAIN, REPORTED, None]))
 def test_nothing_that_comes_is_an_error_of_this_program(results: list[SequenceResult], sampling: SamplingParams | None) -> None:
     assert isinstance(fault_of(*results, sampling=sampling), str)
+
+
+def test_a_state_may_be_lost_where_there_are_states() -> None:
+    lost = tuple(SequenceResult(ring_id, None, (), replay_failed=True) for ring_id in (SAMPLED, SCORED))
+    batch = MicroBatchResult(1, 7, (lost[0], SCORES), ())
+    assert fault_in(batch, SLICES, lambda ring_id: PLAIN, NUM_TOKENS, has_states=True) == ""
+    assert "a failed replay where none was asked for" in fault_in(batch, SLICES, lambda ring_id: PLAIN, NUM_TOKENS)
+    batch = MicroBatchResult(1, 7, (TOKEN, lost[1]), ())
+    wrong = fault_in(batch, SLICES, lambda ring_id: PLAIN, NUM_TOKENS, has_states=True)
+    assert "a failed replay where none was asked for" in wrong, "it begins without a state"

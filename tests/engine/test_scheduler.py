@@ -376,3 +376,24 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
 def _held(harness: Harness, now: Placement) -> frozenset[int]:
     """Units whose owner still lives."""
     return frozenset(unit for stage in now if stage.holder in harness.ring.shards for unit in stage.units)
+
+
+def test_no_more_sequences_run_than_have_places() -> None:
+    """Where layers carry states along. A smaller plan has fewer places: the last ones begin anew, and nobody loses a token."""
+    harness = Harness(limits(tokens_per_place=32))
+    harness.open_ring(geometry(1, 2, 32))
+    requests = {number: GenerationRequest((number, 2, 3), max_tokens=20) for number in range(1, 7)}
+    for number, request in requests.items():
+        harness.request(number, request)
+    for _ in range(30):
+        harness.step()
+        assert harness.scheduler.num_running <= 4
+    assert harness.scheduler.num_running == 4
+    harness.close_ring()
+    harness.open_ring(geometry(2, 2, 16))
+    assert harness.scheduler.num_running == 2
+    while harness.ring.queue:
+        harness.step()
+        assert harness.scheduler.num_running <= 2
+    for number, request in requests.items():
+        assert harness.answer(number) == expected_answer(request, 64)

@@ -52,7 +52,7 @@ class Decoder:
         """layers: those of a stage, all unless given."""
         of = range(self.spec.num_layers) if layers is None else layers
         shapes = [stage_layer(self.spec, index).cache_shape for index in of]
-        return [KvCache(num_blocks, BLOCK_TOKENS, *shape, element_type) for shape in shapes if shape is not None]
+        return [KvCache(num_blocks, BLOCK_TOKENS, *shape, element_type) for shape in shapes if shape is not None and len(shape) == 3]
 
     def run(self, ids: NDArray[np.int32], encoding: str = "F32", element_type: str = "F16") -> Floats:
         """Logits of all rows, in one run."""

@@ -231,9 +231,9 @@ def test_chunks_threads_and_company_change_nothing(data: st.DataObject) -> None:
 def test_shapes_that_make_no_sense_are_refused() -> None:
     shape = Shape()
     weights = random_weights(shape)
-    with pytest.raises(ValueError, match="k_b of layer 0 is a stack of 4 matrices of 32 x 30, expected"):
+    with pytest.raises(ValueError, match="k_b of layer 0 "):
         stage_of(shape, weights | {"k_b": weights["k_b"][:, :, :30].copy()})
-    with pytest.raises(ValueError, match="k_b of layer 0 is a PackedMatrix, expected a PackedStack"):
+    with pytest.raises(ValueError, match="k_b of layer 0 is a PackedMatrix"):
         stage_of(shape, weights | {"k_b": weights["kv_a"]})
     with pytest.raises(ValueError, match="kv_rank with the dim of rope is 1040"):
         _ = Shape(kv_rank=1024).layer

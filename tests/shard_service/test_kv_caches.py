@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dairllm.kernels_pyx import KvCache
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.manifest import Unit
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
@@ -23,21 +24,25 @@ def assignment(units: range, num_blocks: int = 4, **changes: object) -> Assignme
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
+def arranged(caches: KvCaches, units: range, num_blocks: int = 4, **changes: object) -> list[KvCache]:
+    return [cache for cache in caches.arrange(assignment(units, num_blocks, **changes)) if isinstance(cache, KvCache)]
+
+
 def filled(units: range) -> KvCaches:
     caches = KvCaches()
-    for unit, cache in zip(units, caches.arrange(assignment(units)), strict=True):
+    for unit, cache in zip(units, arranged(caches, units), strict=True):
         cache.write_block(3, bytes([unit]) * cache.block_bytes)
     return caches
 
 
 def test_layers_that_stay_keep_their_content_and_others_their_cache() -> None:
     caches = filled(range(1, 4))
-    kept, added = caches.arrange(assignment(range(3, 5), num_blocks=8))
+    kept, added = arranged(caches, range(3, 5), num_blocks=8)
     assert kept.read_block(3) == bytes([3]) * BLOCK_BYTES
     assert added.read_block(3) == bytes(BLOCK_BYTES)
     assert (kept.num_blocks, added.num_blocks) == (8, 8)
     lost = caches.get(1)
-    assert lost is not None
+    assert isinstance(lost, KvCache)
     assert lost.read_block(3) == bytes([1]) * BLOCK_BYTES
     assert caches.size_bytes == (8 + 8 + 4 + 4) * BLOCK_BYTES
     caches.keep_only([3])
@@ -49,7 +54,7 @@ def test_layers_that_stay_keep_their_content_and_others_their_cache() -> None:
 )
 def test_nothing_is_kept_for_another_model_or_geometry(changes: dict[str, Any], num_blocks: int) -> None:
     caches = filled(range(1, 4))
-    [cache] = caches.arrange(assignment(range(1, 2), **changes))
+    [cache] = arranged(caches, range(1, 2), **changes)
     assert cache.num_blocks == num_blocks
     assert not any(cache.read_block(1))
     assert list(caches.units) == [1]

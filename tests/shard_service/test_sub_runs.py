@@ -73,7 +73,7 @@ def test_sent_rows_are_complete_wherever_the_replay_passed(example: tuple[list[r
 @given(rings())
 def test_a_slice_of_no_replay_passes_all_units(ring: list[range]) -> None:
     assert runs_of(ring, NORMAL) == runs_of(ring, replay(0, ring[-1].stop))
-    assert runs_of(ring, replay(0, ring[-1].stop).with_failed_replay()) == [PASSED_ON] * len(ring)
+    assert runs_of(ring, replay(0, ring[-1].stop).with_lost_past()) == [PASSED_ON] * len(ring)
 
 
 @pytest.mark.parametrize(

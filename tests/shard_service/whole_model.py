@@ -7,7 +7,8 @@ from dairllm.kernels_pyx import PackedMatrix, Stage, StageSlice, dequantize
 from dairllm.model_files.manifest import TensorInfo
 from dairllm.shard_service.assignment import CacheGeometry
 from dairllm.shard_service.forward.stage_layers import stage_layer, stage_spec
-from dairllm.shard_service.kv_cache.layers import make_cache
+from dairllm.shard_service.forward.states import StageStates
+from dairllm.shard_service.kv_cache.layers import make_cache, memory_of
 from tests.shard_service.fake_coordinator import CONTEXT, KV_BLOCK_TOKENS, KV_BLOCKS, WIRE, FakeCoordinator
 
 
@@ -25,7 +26,8 @@ class WholeModel:
             self._stage.add_layer(index, stage_layer(spec, index), weights)
         self._stage.set_head(self._vector(head["output_norm"]), self._matrix(head["output"]))
         geometry = CacheGeometry(KV_BLOCKS, KV_BLOCK_TOKENS, CONTEXT, CONTEXT)
-        self._kv = [make_cache(layer, geometry) for layer in spec.layers]
+        caches = [make_cache(layer, geometry, 1) for layer in spec.layers]
+        self._kv, self._states = [memory_of(cache) for cache in caches], StageStates(caches, range(1, spec.head_index))
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         tokens: list[int] = []
@@ -33,7 +35,8 @@ class WholeModel:
         table = np.arange(KV_BLOCKS, dtype=np.int32)
         while len(tokens) < count:
             ids = np.array(pending, np.int32)
-            logits = self._stage.run(self._kv, ids, [StageSlice(len(ids), position, table)], np.array([len(ids) - 1], np.int32))
+            with self._states.used_by([StageSlice(len(ids), position, table)], self._stage.units_held) as slices:
+                logits = self._stage.run(self._kv, ids, slices, np.array([len(ids) - 1], np.int32))
             position += len(ids)
             tokens.append(int(logits[0].argmax()))
             pending = [tokens[-1]]

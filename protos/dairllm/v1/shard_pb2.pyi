@@ -81,11 +81,15 @@ class FetchKvRequest(_message.Message):
     def __init__(self, model_digest: _Optional[bytes] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., block_bytes: _Optional[int] = ..., kv_key: _Optional[bytes] = ...) -> None: ...
 
 class FetchKvResponse(_message.Message):
-    __slots__ = ("unit", "block_ids", "data")
+    __slots__ = ("unit", "block_ids", "data", "position", "offset_bytes")
     UNIT_FIELD_NUMBER: _ClassVar[int]
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     unit: int
     block_ids: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
-    def __init__(self, unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    position: int
+    offset_bytes: int
+    def __init__(self, unit: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., position: _Optional[int] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
