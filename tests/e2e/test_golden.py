@@ -65,5 +65,5 @@ def test_float32_logits_are_the_golden_ones(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gemma3-scaled", "gemma4", "phi3-short", "mistral-window", "qwen3_5", "qwen3_5-moe", "deepseek-v3"])
 def test_folders_are_served_as_they_are(name: str) -> None:
-    """Norms with one added, fused matrices, windows, BF16; per-layer inputs and shared keys, which cross the wire; linear and latent attention."""
+    """Norms with one added, fused matrices, windows, BF16; per-layer inputs and shared keys, which cross the wire; states and latents."""
     require_golden_logits(name, TINY / name)
