@@ -125,7 +125,7 @@ $(STAMPS)/lint: $(STAMPS)/test
 	@touch $@
 
 $(STAMPS)/build: $(STAMPS)/environment setup.py $(KERNEL_SOURCES)
-	@echo "==> compiling the kernels and installing dairllm into $(VENV) (about a minute, if they are not compiled yet)"
+	@echo "==> compiling the kernels and installing dairllm into $(VENV) (two or three minutes, if they are not compiled yet)"
 	@$(BIN)/python .ci/install.py
 	@touch $@
 

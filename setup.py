@@ -1,6 +1,9 @@
 """Folder X at the root is the package dairllm.X; `dairllm` itself is a namespace (docs/architecture.md, 'Folders')."""
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -50,11 +53,17 @@ class BuildKernels(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(built), str(target))
             return
-        for name, flags in ISA_FLAGS.items():
-            ext.extra_objects += self.compiler.compile(
-                [f"kernels_pyx/c/{name}"], output_dir=self.build_temp, depends=ext.depends, extra_postargs=C_FLAGS + flags
-            )
+        with ThreadPoolExecutor(os.cpu_count()) as compilers:
+            for objects in compilers.map(self._compile_isa, ISA_FLAGS, repeat(ext)):
+                ext.extra_objects += objects
         super().build_extension(ext)
+
+    def _compile_isa(self, name: str, ext: Extension) -> list[str]:
+        flags = C_FLAGS + ISA_FLAGS[name]
+        objects: list[str] = self.compiler.compile(
+            [f"kernels_pyx/c/{name}"], output_dir=self.build_temp, depends=ext.depends, extra_postargs=flags
+        )
+        return objects
 
 
 def kernels_extension() -> Extension:
