@@ -52,10 +52,17 @@ class LoadedModel:
         return build_stage(part, self.units[span.start : span.stop])
 
     def kv_caches(self, span: range, num_tokens: int) -> list[KvCache]:
-        """One for each layer of `span`, with room for one sequence of this length: see `block_table`."""
+        """One for each layer of `span`, with room for one sequence of this length: see `block_table`.
+
+        InvalidSetting if one of them keeps a state instead.
+        """
         layers = range(max(span.start - 1, 0), min(span.stop - 1, self.spec.num_layers))
         geometry = replace(self.assignment.geometry, num_blocks=len(block_table(num_tokens)))
-        return [make_cache(self.spec.layers[layer], geometry) for layer in layers]
+        caches = [make_cache(self.spec.layers[layer], geometry) for layer in layers]
+        blocks = [cache for cache in caches if isinstance(cache, KvCache)]
+        if len(blocks) < len(caches):
+            raise InvalidSetting(f"{self.path} has layers with a state in place of keys and values; expected a model without")
+        return blocks
 
 
 def block_table(num_tokens: int) -> npt.NDArray[np.int32]:

@@ -162,7 +162,7 @@ class Config:
             if key in self._read or value is None:
                 continue
             asks = len(value) > 0 if isinstance(value, (list, Mapping, np.ndarray)) else value not in (False, 0, *neutral)
-            if asks and not _is_plain(key, value):
+            if asks and not (isinstance(value, list) and _is_plain(key, value)):
                 shown = repr(value)[:80]
                 raise UnsupportedModel(
                     f"{self.container.path} sets {self._section.inside}{key} to {shown}, which is not supported; expected none"

@@ -163,7 +163,7 @@ class StateBook:
         before = self._entries.get(entry.before) if entry.before else None
         if before is not None:
             before.rank, before.after = _Rank.BEFORE, key
-            if before.before in self._entries:
+            if before.before is not None and before.before in self._entries:
                 self._entries[before.before].rank = _Rank.SPARE
                 self._spare[before.before] = None
 
@@ -182,10 +182,12 @@ class StateBook:
 
     def _drop_after(self, key: StateKey) -> None:
         """What came of this state before: the sequence was set back to it, and may have other blocks for the same rows."""
+        outdated: list[StateKey] = []
         after = self._entries[key].after
-        if after in self._entries and self._entries[after].before == key:
-            self._drop_after(after)
-            self._drop(after)
+        while after is not None and after in self._entries and self._entries[after].before == key:
+            outdated.append(after)
+            key, after = after, self._entries[after].after
+        self._drop_all(outdated)
 
     def _drop_behind(self, block_table: BlockTable, first_position: int, end_position: int) -> None:
         """States that rows of this run take the place of, and those of sequences that had these blocks before."""
