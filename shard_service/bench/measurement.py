@@ -28,7 +28,7 @@ from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
 from dairllm.shard_service.forward.head import Head
-from dairllm.shard_service.forward.states import StageStates
+from dairllm.shard_service.forward.stage_states import StageStates
 from dairllm.shard_service.kv_cache.layers import make_cache, memory_of
 from dairllm.shard_service.weights.sources import LocalFiles
 from dairllm.shard_service.weights.store import LayerStore

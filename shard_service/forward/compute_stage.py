@@ -20,7 +20,7 @@ from dairllm.shard_service.forward.building import StageParts
 from dairllm.shard_service.forward.head import Head
 from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, SequenceTable
-from dairllm.shard_service.forward.states import StageStates
+from dairllm.shard_service.forward.stage_states import StageStates
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 from dairllm.shard_service.kv_cache.layers import LayerCache, memory_of
 

@@ -43,7 +43,7 @@ def test_the_port_of_a_shard_is_in_use() -> None:
 def test_wrong_values_of_the_coordinators_flags(tiny_model: Path) -> None:
     model, ports = ("--model", str(tiny_model)), ("--http-port", "0", "--grpc-port", "0", "--no-discovery")
     cases: list[tuple[tuple[str, ...], str]] = [
-        (("--model", "nosuch:1b"), "expected a path to a .gguf file or one of smollm2:135m"),
+        (("--model", "nosuch:1b"), "expected a path to a .gguf file, hf:OWNER/NAME or one of "),
         (("--model", "/nowhere/model.gguf"), "/nowhere/model.gguf cannot be read"),
         ((*model, "--wire", "Q9"), "'Q9'"),
         ((*model, "--context-length", "9999999"), "--context-length is 9999999"),

@@ -188,7 +188,7 @@ def test_mistakes() -> None:
 def test_resizing_that_fails_changes_nothing() -> None:
     cache = KvCache(2, 4096, 64, 256, 256)
     cache.write_block(1, bytes([7]) * cache.block_bytes)
-    with pytest.raises(MemoryError, match="no memory for a KV cache of 16777216 blocks of 4096 tokens"):
+    with pytest.raises(MemoryError, match="no memory for 16777216 blocks of 268435456 bytes"):
         cache.resize(1 << 24)
     assert (cache.num_blocks, cache.size_bytes) == (2, 2 * cache.block_bytes)
     assert cache.read_block(1) == bytes([7]) * cache.block_bytes

@@ -287,10 +287,10 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(coordinator: FakeCo
 async def test_an_assignment_that_makes_no_sense_is_answered(coordinator: FakeCoordinator) -> None:
     async with joined(coordinator) as shard:
         unknown = coordinator.assignment(epoch=1)
-        unknown.spec.layers[2].self_attention.window = 16
+        unknown.spec.layers[2].self_attention.num_kv_heads = 3
         gap = coordinator.assignment(epoch=2)
         del gap.units[1]
-        for assignment, text in ((unknown, "attention:sliding_window"), (gap, "contiguous")):
+        for assignment, text in ((unknown, "a multiple of num_kv_heads, 3"), (gap, "contiguous")):
             shard.say_assignment(assignment)
             failed = await shard.next_message("stage_failed")
             assert text in failed.message

@@ -7,7 +7,7 @@ from dairllm.kernels_pyx import PackedMatrix, Stage, StageSlice, dequantize
 from dairllm.model_files.manifest import TensorInfo
 from dairllm.shard_service.assignment import CacheGeometry
 from dairllm.shard_service.forward.stage_layers import stage_layer, stage_spec
-from dairllm.shard_service.forward.states import StageStates
+from dairllm.shard_service.forward.stage_states import StageStates
 from dairllm.shard_service.kv_cache.layers import make_cache, memory_of
 from tests.shard_service.fake_coordinator import CONTEXT, KV_BLOCK_TOKENS, KV_BLOCKS, WIRE, FakeCoordinator
 

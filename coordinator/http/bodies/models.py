@@ -223,7 +223,6 @@ class ChatCompletionBody(GenerationBody):
             return value
         choices = {"tools": "tool_choice", "functions": "function_call"}
         uncalled = {name for name, choice in choices.items() if value.get(choice) == "none" and isinstance(value.get(name), list)}
-        uncalled |= {"tools"} if value.get("tools") in ({}, "") else set()
         return {name: held for name, held in value.items() if name not in uncalled}
 
 
