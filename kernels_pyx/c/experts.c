@@ -12,8 +12,6 @@ enum {
     TILE_STEP = 4,          /* kernels of one row like tiles by fours */
 };
 
-static int whole_tiles(int outputs) { return (outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS; }
-
 /* ---- scratch ---- */
 
 /* Rows that pass one expert: of that expert's matrices, activations as these want them, and what comes out. */
@@ -46,8 +44,6 @@ typedef struct {
 
 static size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-
 static size_t input_bytes(const packed_matrix* matrix, int rows) { return (size_t)rows * activation_bytes(matrix->format, 1, matrix->inputs); }
 
 static size_t inputs_of_pair(const packed_matrix* gate, const packed_matrix* up, int rows) {
@@ -68,7 +64,7 @@ static size_t most_input_bytes(const expert_block* block, int rows) {
         first += inputs_of_pair(block->shared_gate, block->shared_up, rows);
         last += input_bytes(block->shared_down, rows);
     }
-    return larger(first, last) + rounding;
+    return max_size(first, last) + rounding;
 }
 
 static size_t most_number_bytes(const expert_block* block, int rows) {

@@ -18,6 +18,9 @@ typedef struct packed_matrix {
     size_t mapped_bytes;
 } packed_matrix;
 
+static inline int whole_tiles(int outputs) { return (outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS; }
+static inline int num_tiles(const packed_matrix* w) { return whole_tiles(w->outputs); }
+
 /* Encodings of activations on the wire, numbered as in the protocol less one. */
 enum { ENCODING_F32, ENCODING_F16, ENCODING_Q8_0, ENCODING_Q8_0_OUTLIERS, NUM_ENCODINGS };
 

@@ -1,4 +1,5 @@
 /* All kernels for the lanes that stand before it, and their table: the kernel_table KERNELS, with the name ISA. Included by each isa_*.c. */
+#include "integers.h"
 #include "quantize.inc.h"
 
 #include "unpack.inc.h"

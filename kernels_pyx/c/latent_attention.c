@@ -20,13 +20,11 @@ static int query_dim(const latent_attention* a) { return a->key_dim + a->rope.di
 
 static int latent_dim(const latent_attention* a) { return a->kv_rank + a->rope.dim; }
 
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-
 static latent_parts lay_out(const latent_attention* a, int rows, scratch_cursor* cursor) {
     const size_t row_bytes = (size_t)rows * sizeof(float), heads = (size_t)a->num_heads;
     const int part = min_int(rows, LATENT_ROWS);
     const size_t up = activation_bytes(a->k_b->all.format, part, a->key_dim), out = activation_bytes(a->v_b->all.format, part, a->kv_rank);
-    latent_parts parts = {.head_bytes = (larger(up, out) + 63) / 64 * 64};
+    latent_parts parts = {.head_bytes = (max_size(up, out) + 63) / 64 * 64};
     parts.query_latent = take_scratch(cursor, row_bytes * (size_t)(a->q_a ? a->q_a->outputs : 0));
     parts.kv = take_scratch(cursor, row_bytes * (size_t)a->kv_a->outputs);
     parts.q = take_scratch(cursor, row_bytes * (size_t)a->q->outputs);

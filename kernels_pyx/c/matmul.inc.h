@@ -290,8 +290,6 @@ LANES size_t activation_row_bytes(int format, int inputs) {
     return is_quantised(format) ? (size_t)(inputs / QUANT_BLOCK) * sizeof(activation_block) : (size_t)inputs * sizeof(float);
 }
 
-LANES int smaller(int a, int b) { return a < b ? a : b; }
-
 /* What a sweep over one tile works with; `sums` are those of SWEEP_ROWS rows, kept out of y, whose rows may lie a multiple of 4 KiB apart. */
 typedef struct {
     unpacked_block blocks[SEGMENT_BLOCKS];
@@ -301,7 +299,7 @@ typedef struct {
 /* Blocks [block, block_end) of one tile, for rows [row, row_end); y has the sums of the blocks before. */
 static void sweep_tile(const packed_matrix* w, int tile, int block, int block_end, const activation_block* act, int rows, int row, int row_end,
                        float* y, size_t ldy, tile_sweep* sweep) {
-    const int num_blocks = w->inputs / QUANT_BLOCK, outputs = smaller(TILE_OUTPUTS, w->outputs - tile * TILE_OUTPUTS);
+    const int num_blocks = w->inputs / QUANT_BLOCK, outputs = min_int(TILE_OUTPUTS, w->outputs - tile * TILE_OUTPUTS);
     y += (size_t)row * ldy + (size_t)tile * TILE_OUTPUTS;
     for (int r = 0; r < row_end - row; r++) {
         const f32x16 sums = block ? f32x16_load_partial(y + (size_t)r * ldy, outputs) : f32x16_zero();
@@ -309,10 +307,10 @@ static void sweep_tile(const packed_matrix* w, int tile, int block, int block_en
     }
     for (int count; block < block_end; block += count) {
         const int super = block / blocks_per_super(w->format);
-        count = smaller(SEGMENT_BLOCKS, block_end - block);
+        count = min_int(SEGMENT_BLOCKS, block_end - block);
         unpack_blocks_of(w->format, w->tiles + (size_t)tile * w->tile_bytes + (size_t)super * tile_block_bytes(w->format), count, sweep->blocks);
         for (int first = row; first < row_end; first += QUANT_ROWS) {
-            const int in_group = smaller(QUANT_ROWS, rows - first);
+            const int in_group = min_int(QUANT_ROWS, rows - first);
             const activation_block* group = act + (size_t)first * (size_t)num_blocks + (size_t)block * (size_t)in_group;
             SEGMENT_KERNELS[unpacked_as(w->format)](sweep->blocks, count, group, in_group, sweep->sums + (first - row) * TILE_OUTPUTS);
         }
@@ -327,12 +325,12 @@ static void sweep_tiles(const packed_matrix* w, const void* act, int rows, float
     const int num_blocks = w->inputs / QUANT_BLOCK, at_once = 1 + (int)(CACHED_WEIGHTS / w->tile_bytes);
     tile_sweep sweep;
     for (int tile = tile_begin; tile < tile_end; tile += at_once) {
-        const int sweep_tile_end = smaller(tile + at_once, tile_end);
+        const int sweep_tile_end = min_int(tile + at_once, tile_end);
         for (int row = 0; row < rows; row += SWEEP_ROWS) {
-            const int row_end = smaller(row + SWEEP_ROWS, rows);
+            const int row_end = min_int(row + SWEEP_ROWS, rows);
             for (int block = 0; block < num_blocks; block += SWEEP_BLOCKS) {
                 for (int t = tile; t < sweep_tile_end; t++) {
-                    sweep_tile(w, t, block, smaller(block + SWEEP_BLOCKS, num_blocks), act, rows, row, row_end, y, ldy, &sweep);
+                    sweep_tile(w, t, block, min_int(block + SWEEP_BLOCKS, num_blocks), act, rows, row, row_end, y, ldy, &sweep);
                 }
             }
         }
@@ -345,14 +343,14 @@ static void multiply_numbers(const packed_matrix* w, const void* act, int rows, 
     const int sweep_tiles = rows <= FLOAT_ROWS ? tile_end - tile_begin : 1 + (int)(CACHED_WEIGHTS / w->tile_bytes);
     const int sweep_rows = FLOAT_ROWS * (1 + (int)(CACHED_NUMBERS / (row_bytes * FLOAT_ROWS)));
     for (int tile = tile_begin; tile < tile_end; tile += sweep_tiles) {
-        const int sweep_tile_end = smaller(tile + sweep_tiles, tile_end);
+        const int sweep_tile_end = min_int(tile + sweep_tiles, tile_end);
         for (int row = 0; row < rows; row += sweep_rows) {
-            const int sweep_row_end = smaller(row + sweep_rows, rows);
+            const int sweep_row_end = min_int(row + sweep_rows, rows);
             for (int t = tile; t < sweep_tile_end;) {
                 /* A lone group runs over all tiles in one call; several take turns at each tile, which then is in the nearest cache. */
                 const int t_end = rows <= FLOAT_ROWS ? sweep_tile_end : t + 1;
                 for (int first = row; first < sweep_row_end; first += FLOAT_ROWS) {
-                    GROUP_KERNELS[w->format](w, t, t_end, (const uint8_t*)act + (size_t)first * row_bytes, smaller(FLOAT_ROWS, rows - first),
+                    GROUP_KERNELS[w->format](w, t, t_end, (const uint8_t*)act + (size_t)first * row_bytes, min_int(FLOAT_ROWS, rows - first),
                                              y + (size_t)first * ldy, ldy);
                 }
                 t = t_end;
@@ -389,7 +387,7 @@ static void prepare_activations(int format, const float* x, size_t ldx, int rows
     const int in_group = group_rows(format);
     for (int row = rows_begin; row < rows_end; row++) {
         const int first = row - row % in_group;
-        const int rows_in_group = smaller(in_group, rows - first);
+        const int rows_in_group = min_int(in_group, rows - first);
         uint8_t* const group = (uint8_t*)act + (size_t)first * activation_row_bytes(format, inputs);
         if (is_quantised(format)) {
             prepare_quantised_row(format, x + (size_t)row * ldx, inputs / QUANT_BLOCK, rows_in_group, (activation_block*)group + (row - first));

@@ -12,8 +12,6 @@ enum { HUGE_PAGE_BYTES = 2 << 20 };
 
 static inline size_t tile_block_bytes(int format) { return (size_t)BLOCK_FORMATS[format].block_bytes * TILE_OUTPUTS; }
 
-static int num_tiles(const packed_matrix* w) { return (w->outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS; }
-
 size_t packed_matrix_bytes(const packed_matrix* w) { return (size_t)num_tiles(w) * w->tile_bytes; }
 
 int packed_matrix_create(packed_matrix* w, int format, int outputs, int inputs) {

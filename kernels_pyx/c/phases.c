@@ -12,8 +12,6 @@ enum {
 
 /* ---- scratch ---- */
 
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-
 static size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 void* take_scratch(scratch_cursor* cursor, size_t bytes) {
@@ -22,7 +20,7 @@ void* take_scratch(scratch_cursor* cursor, size_t bytes) {
     return begin;
 }
 
-void need_block(scratch_need* need, size_t bytes) { need->block_bytes = larger(need->block_bytes, bytes); }
+void need_block(scratch_need* need, size_t bytes) { need->block_bytes = max_size(need->block_bytes, bytes); }
 
 static int has_format(int count, const packed_matrix* const* matrices, int format) {
     for (int i = 0; i < count; i++) {
@@ -42,7 +40,7 @@ void need_activations(scratch_need* need, int rows, int count, const packed_matr
     for (int m = 0; m < count; m++) {
         bytes += has_format(m, matrices, matrices[m]->format) ? 0 : group_bytes(rows, matrices[m]);
     }
-    need->activation_bytes = larger(need->activation_bytes, bytes);
+    need->activation_bytes = max_size(need->activation_bytes, bytes);
 }
 
 /* ---- chunks ---- */
@@ -92,8 +90,6 @@ void prepare_row(const phase* p, const float* x, int row) {
         }
     }
 }
-
-int num_tiles(const packed_matrix* matrix) { return (matrix->outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS; }
 
 int matmul_chunks(const phase* p, int tiles) {
     const double macs = (double)tiles * TILE_OUTPUTS * p->source_width * p->num_rows * p->group.num_matrices;

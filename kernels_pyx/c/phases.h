@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 
+#include "integers.h"
 #include "stage.h"
 
 enum {
@@ -114,7 +115,6 @@ struct block_kind {
     void (*run)(phase* p);
 };
 
-static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int chunk_begin(int total, int chunk, int num_chunks) { return (int)((int64_t)total * chunk / num_chunks); }
 
 void run_phase(phase* p, int num_chunks, pool_function function);
@@ -125,7 +125,6 @@ void run_rows(phase* p, pool_function function);
 void use_matrices(phase* p, int width, int count, const packed_matrix* const* matrices, float* const* outputs);
 /* Row `row` of the group's input. */
 void prepare_row(const phase* p, const float* x, int row);
-int num_tiles(const packed_matrix* matrix);
 /* The rows of `source` into the input of the group's matrices. */
 void prepare_all(phase* p, const float* source);
 /* The row's carried numbers from `offset` on. */

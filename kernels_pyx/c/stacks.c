@@ -8,8 +8,6 @@
 
 #include "packing.h"
 
-static int whole_tiles(int outputs) { return (outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS; }
-
 int packed_stack_create(packed_stack* stack, int format, int num_matrices, int outputs, int inputs) {
     stack->num_matrices = num_matrices;
     stack->outputs = outputs;

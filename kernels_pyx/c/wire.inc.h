@@ -42,7 +42,7 @@ static void decode_q8_0(const uint8_t* in, int width, float* out) {
             f32x16_store(out + i, low);
             f32x16_store(out + i + 16, high);
         } else {
-            f32x16_store_partial(out + i, low, smaller(16, width - i));
+            f32x16_store_partial(out + i, low, min_int(16, width - i));
             if (width - i > 16) {
                 f32x16_store_partial(out + i + 16, high, width - i - 16);
             }
@@ -80,7 +80,7 @@ LANES f32x16 magnitudes(f32x16 x) { return f32x16_max(f32x16_abs(x), f32x16_zero
 static void find_outliers(const float* x, int width, outlier_list* list) {
     list->count = 0;
     for (int i = 0; i < width; i += 16) {
-        const int n = smaller(16, width - i);
+        const int n = min_int(16, width - i);
         const f32x16 block = magnitudes(f32x16_load_partial(x + i, n));
         if (list->count == NUM_OUTLIERS && !(f32x16_reduce_max(block) > list->magnitude[NUM_OUTLIERS - 1])) {
             continue;
@@ -126,7 +126,7 @@ static int encode_outliers(const float* x, int width, uint8_t* out, int index[NU
 /* Encode the block that starts at x[first], with the numbers at the given indices (all within the block) as zero. */
 static void encode_block_without(const float* x, int width, int first, const int* index, int count, uint8_t* out) {
     float block[QUANT_BLOCK] = {0};
-    memcpy(block, x + first, (size_t)smaller(QUANT_BLOCK, width - first) * sizeof *x);
+    memcpy(block, x + first, (size_t)min_int(QUANT_BLOCK, width - first) * sizeof *x);
     for (int i = 0; i < count; i++) {
         block[index[i] - first] = 0.0f;
     }
@@ -177,7 +177,7 @@ static void decode_row(int encoding, const uint8_t* in, int width, float* out) {
 
 static void round_f16(float* x, int width) {
     for (int i = 0; i < width; i += 16) {
-        const int n = smaller(16, width - i);
+        const int n = min_int(16, width - i);
         uint16_t halves[16];
         f32x16_to_f16(halves, saturate(f32x16_load_partial(x + i, n), LARGEST_F16));
         f32x16_store_partial(x + i, f32x16_from_f16(halves), n);
