@@ -4,14 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from dairllm.kernels_pyx import _kernels, optimization_info
-
-AVAILABLE_ISAS = [str(name) for name in optimization_info()["isa_available"]]  # type: ignore[attr-defined]
+from tests.kernels.computing import AVAILABLE_ISAS, instruction_set
 
 
 @pytest.fixture(params=AVAILABLE_ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the instruction set that is in use during the test."""
-    previous = str(optimization_info()["isa"])
-    yield _kernels._set_isa(request.param)
-    _kernels._set_isa(previous)
+    name = str(request.param)
+    with instruction_set(name):
+        yield name

@@ -5,12 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
-from dairllm.kernels_pyx import _kernels, exp_f32, log_softmax_rows, optimization_info
+from dairllm.kernels_pyx import exp_f32, log_softmax_rows
+from tests.kernels.computing import AVAILABLE_ISAS, Floats, instruction_set
 
-Floats = NDArray[np.float32]
-AVAILABLE_ISAS = [str(name) for name in optimization_info()["isa_available"]]  # type: ignore[attr-defined]
 SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, -87.32, -87.34, 88.0, 88.37, 88.38, 88.72, 88.73, 1e-30, -200.0, 200.0], np.float32)
 LOGITS = hnp.arrays(
     np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70), elements=st.floats(-100, 100, width=32, allow_subnormal=False)
@@ -18,13 +16,10 @@ LOGITS = hnp.arrays(
 
 
 def results_on_every_isa(x: Floats) -> list[bytes]:
-    before = str(optimization_info()["isa"])
     results = []
     for name in AVAILABLE_ISAS:
-        _kernels._set_isa(name)
-        rows = x.reshape(1, -1)
-        results.append(exp_f32(x).tobytes() + log_softmax_rows(rows).tobytes())
-    _kernels._set_isa(before)
+        with instruction_set(name):
+            results.append(exp_f32(x).tobytes() + log_softmax_rows(x.reshape(1, -1)).tobytes())
     return results
 
 

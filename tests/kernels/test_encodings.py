@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from dairllm.kernels_pyx import (
     WIRE_ENCODINGS,
-    _kernels,
     decode_rows,
     encode_rows,
     encoded_row_bytes,
-    optimization_info,
     quantize_q8_0,
     round_rows,
 )
+from tests.kernels.computing import AVAILABLE_ISAS, instruction_set
 
 LOSSY = [name for name in WIRE_ENCODINGS if name != "F32"]
 SHAPES = st.tuples(st.integers(0, 3), st.integers(1, 100))
@@ -35,13 +34,11 @@ def test_sizes() -> None:
 
 @given(ANYTHING, st.sampled_from(WIRE_ENCODINGS))
 def test_every_isa_gives_the_bytes_of_scalar(x: NDArray[np.float32], encoding: str) -> None:
-    previous = str(optimization_info()["isa"])
     seen = set()
-    for isa in optimization_info()["isa_available"]:  # type: ignore[attr-defined]
-        _kernels._set_isa(isa)
-        encoded = encode_rows(x, encoding)
-        seen.add((encoded, decode_rows(encoded, x.shape[0], x.shape[1], encoding).tobytes()))
-    _kernels._set_isa(previous)
+    for isa in AVAILABLE_ISAS:
+        with instruction_set(isa):
+            encoded = encode_rows(x, encoding)
+            seen.add((encoded, decode_rows(encoded, x.shape[0], x.shape[1], encoding).tobytes()))
     assert len(seen) == 1
     assert len(encoded) == x.shape[0] * encoded_row_bytes(encoding, x.shape[1])
 
@@ -83,14 +80,12 @@ def test_numbers_stay_finite_and_what_is_broken_stays_broken(x: NDArray[np.float
 
 @given(ANYTHING, st.sampled_from(WIRE_ENCODINGS))
 def test_rounding_in_place_gives_the_bits_of_the_wire(x: NDArray[np.float32], encoding: str) -> None:
-    previous = str(optimization_info()["isa"])
-    for isa in optimization_info()["isa_available"]:  # type: ignore[attr-defined]
-        _kernels._set_isa(isa)
-        rounded, sent = round_rows(x, encoding), round_trip(x, encoding)
+    for isa in AVAILABLE_ISAS:
+        with instruction_set(isa):
+            rounded, sent = round_rows(x, encoding), round_trip(x, encoding)
         numbers = ~np.isnan(sent)
         assert rounded[numbers].tobytes() == sent[numbers].tobytes()
         assert np.isnan(rounded[~numbers]).all()
-    _kernels._set_isa(previous)
 
 
 @given(FINITE)

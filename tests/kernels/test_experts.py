@@ -1,7 +1,6 @@
 """Experts: chosen as defined, right against float64, the same bits in every batch; only what is chosen is read."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,41 +17,17 @@ from dairllm.kernels_pyx import (
     StageRouter,
     _kernels,
     dequantize,
-    get_num_threads,
-    optimization_info,
     quantize_q4_0,
     quantize_q8_0,
-    set_num_threads,
 )
+from tests.kernels.computing import AVAILABLE_ISAS, Floats, instruction_set, threads
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Numbers = Floats | Doubles
 Weights = Mapping[str, PackedMatrix | PackedStack | Floats]
-AVAILABLE_ISAS = [str(name) for name in optimization_info()["isa_available"]]  # type: ignore[attr-defined]
 NORMALISED = StageRouter("softmax", normalised=True)
 SILU = StageActivation("silu")
 CLAMPED = StageActivation("silu_clamped", alpha=1.702, limit=0.7)
-
-
-@contextmanager
-def instruction_set(name: str) -> Iterator[None]:
-    before = str(optimization_info()["isa"])
-    _kernels._set_isa(name)
-    try:
-        yield
-    finally:
-        _kernels._set_isa(before)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = get_num_threads()
-    set_num_threads(count)
-    try:
-        yield
-    finally:
-        set_num_threads(before)
 
 
 # ---- choosing, by its definition ----

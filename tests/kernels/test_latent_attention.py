@@ -1,7 +1,6 @@
 """Attention over latents: right against float64, and the same bits however a sequence is cut, batched or computed."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,14 +20,10 @@ from dairllm.kernels_pyx import (
     StageRope,
     StageSlice,
     StageSpec,
-    _kernels,
-    get_num_threads,
-    set_num_threads,
 )
+from tests.kernels.computing import Floats, Part, assert_same_bits_on_every_isa, run_in_company
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-AVAILABLE_ISAS = [str(name) for name in _kernels.optimization_info()["isa_available"]]  # type: ignore[attr-defined]
 NORM = StageNorm("rms", 1e-6)
 HIDDEN, INTERMEDIATE, ROWS, BLOCK_TOKENS, NUM_BLOCKS = 48, 32, 90, 16, 16
 
@@ -182,15 +177,7 @@ def test_right_against_float64(shape: Shape, element_type: str, tolerance: float
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_every_instruction_set_gives_the_same_bits(shape: Shape, element_type: str) -> None:
     weights, x = random_weights(shape), random_rows()
-    results = []
-    try:
-        for isa in AVAILABLE_ISAS:
-            _kernels._set_isa(isa)
-            results.append(run_whole(shape, weights, x, element_type))
-    finally:
-        _kernels._set_isa(None)
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
+    assert_same_bits_on_every_isa(lambda: run_whole(shape, weights, x, element_type))
 
 
 @given(data=st.data())
@@ -204,23 +191,12 @@ def test_chunks_threads_and_company_change_nothing(data: st.DataObject) -> None:
     expected = [run_whole(shape, weights, x, element_type) for x in sequences]
     blocks = data.draw(st.permutations(range(NUM_BLOCKS)))
     tables = [np.array(blocks[i * 8 : i * 8 + 8], np.int32) for i in range(2)]
-    chunks = [list(pairwise([0, *sorted(data.draw(st.sets(st.integers(1, ROWS - 1), max_size=5))), ROWS])) for _ in range(2)]
     stage, cache = stage_of(shape, weights), cache_of(shape, element_type)
-    found = [np.empty_like(x) for x in sequences]
-    threads = get_num_threads()
-    try:
-        while any(chunks):
-            set_num_threads(data.draw(st.integers(1, 3)))
-            running = data.draw(st.permutations([i for i in range(2) if chunks[i]]))[: data.draw(st.integers(1, 2))]
-            parts = [(i, *chunks[i].pop(0)) for i in running]
-            rows = np.concatenate([sequences[i][begin:end] for i, begin, end in parts])
-            result = stage.run([cache], rows, [StageSlice(end - begin, begin, tables[i]) for i, begin, end in parts], units=range(1, 2))
-            first = 0
-            for i, begin, end in parts:
-                found[i][begin:end] = result[first : first + end - begin]
-                first += end - begin
-    finally:
-        set_num_threads(threads)
+
+    def run(parts: list[Part], rows: Floats) -> Floats:
+        return stage.run([cache], rows, [StageSlice(end - begin, begin, tables[i]) for i, begin, end in parts], units=range(1, 2))
+
+    found = run_in_company(data, sequences, run)
     for i in range(2):
         np.testing.assert_array_equal(found[i], expected[i])
 

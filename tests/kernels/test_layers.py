@@ -1,8 +1,6 @@
 """Layers of every kind: right against float64, and the same bits however a sequence is cut, batched, spread over stages or computed."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -24,19 +22,16 @@ from dairllm.kernels_pyx import (
     StageRope,
     StageSlice,
     StageSpec,
-    _kernels,
-    get_num_threads,
     round_rows,
-    set_num_threads,
 )
 from dairllm.model_files.attention import Rope, SelfAttention
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward
 from dairllm.model_files.norm import Norm
 from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
+from tests.kernels.computing import AVAILABLE_ISAS, instruction_set, threads
 from tests.kernels.decoder64 import Decoder, Floats, logits64, random_decoder
 from tests.kernels.fixed_numbers import FixedNumbers
 
-AVAILABLE_ISAS = [str(name) for name in _kernels.optimization_info()["isa_available"]]  # type: ignore[attr-defined]
 VOCABULARY, NUM_IDS = 50, 61
 RMS, OTHER_RMS, LAYER_NORM = Norm(kind="rms", eps=1e-5), Norm(kind="rms", eps=1e-2), Norm(kind="layer", eps=1e-5)
 OFFSET = Norm(kind="rms", eps=1e-6, offset_by_one=True)
@@ -147,18 +142,6 @@ IDS = np.random.default_rng(7).integers(0, VOCABULARY, NUM_IDS).astype(np.int32)
 LOGITS = {(name, kind): decoder.run(IDS, element_type=kind) for name, decoder in DECODERS.items() for kind in KV_ELEMENT_TYPES}
 
 
-@contextmanager
-def computed_by(isa: str, num_threads: int) -> Iterator[None]:
-    before = str(_kernels.optimization_info()["isa"]), get_num_threads()
-    _kernels._set_isa(isa)
-    set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        _kernels._set_isa(before[0])
-        set_num_threads(before[1])
-
-
 # ---- right ----
 
 
@@ -228,7 +211,7 @@ def test_bits_depend_on_the_sequence_alone(data: st.DataObject) -> None:
     stages = [decoder.stage(span, max_rows=128) for span in spans]
     kv = [decoder.caches(held, element_type=kind) or None for held in layers]
     got: list[Floats] = []
-    with computed_by(data.draw(st.sampled_from(AVAILABLE_ISAS)), data.draw(st.integers(1, 3))):
+    with instruction_set(data.draw(st.sampled_from(AVAILABLE_ISAS))), threads(data.draw(st.integers(1, 3))):
         done = 0
         while done < NUM_IDS:
             count, other = data.draw(st.integers(1, NUM_IDS - done)), data.draw(st.integers(1, 40))

@@ -1,7 +1,6 @@
 """Layers that carry a state along: right against float64, and the same bits however a sequence is cut, batched, set back or computed."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,14 +18,10 @@ from dairllm.kernels_pyx import (
     StageSlice,
     StageSpec,
     StateMemory,
-    _kernels,
-    get_num_threads,
-    set_num_threads,
 )
+from tests.kernels.computing import Floats, Part, assert_same_bits_on_every_isa, run_in_company
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-AVAILABLE_ISAS = [str(name) for name in _kernels.optimization_info()["isa_available"]]  # type: ignore[attr-defined]
 NORM = StageNorm("rms", 1e-6)
 HIDDEN, INTERMEDIATE, ROWS = 48, 32, 30
 
@@ -172,15 +167,7 @@ def test_right_against_float64(shape: Shape) -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_every_instruction_set_gives_the_same_bits(shape: Shape) -> None:
     weights, x = random_weights(shape), random_rows()
-    results = []
-    try:
-        for isa in AVAILABLE_ISAS:
-            _kernels._set_isa(isa)
-            results.append(run_whole(shape, weights, x))
-    finally:
-        _kernels._set_isa(None)
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
+    assert_same_bits_on_every_isa(lambda: run_whole(shape, weights, x))
 
 
 @given(data=st.data())
@@ -191,29 +178,16 @@ def test_chunks_threads_and_company_change_nothing(data: st.DataObject) -> None:
     weights = random_weights(shape)
     sequences = random_rows(1), random_rows(2)
     expected = [run_whole(shape, weights, x) for x in sequences]
-    cuts = [
-        [0, *sorted(data.draw(st.sets(st.integers(1, ROWS - 1), max_size=5))), ROWS],
-        [0, *sorted(data.draw(st.sets(st.integers(1, ROWS - 1), max_size=5))), ROWS],
-    ]
-    chunks = [list(pairwise(one)) for one in cuts]
     stage, memory = stage_of(shape, weights), memory_of(shape, 4)
-    slots, found = [[0, 1], [2, 3]], [np.empty_like(x) for x in sequences]
-    threads = get_num_threads()
-    try:
-        while any(chunks):
-            set_num_threads(data.draw(st.integers(1, 3)))
-            running = data.draw(st.permutations([i for i in range(2) if chunks[i]]))[: data.draw(st.integers(1, 2))]
-            parts = [(i, *chunks[i].pop(0)) for i in running]
-            slices = [slice_of(end - begin, begin, slots[i][0] if begin else -1, slots[i][1]) for i, begin, end in parts]
-            rows = np.concatenate([sequences[i][begin:end] for i, begin, end in parts])
-            result = stage.run([memory], rows, slices, units=range(1, 2))
-            first = 0
-            for i, begin, end in parts:
-                found[i][begin:end] = result[first : first + end - begin]
-                first += end - begin
-                slots[i].reverse()
-    finally:
-        set_num_threads(threads)
+    slots = [[0, 1], [2, 3]]
+
+    def run(parts: list[Part], rows: Floats) -> Floats:
+        slices = [slice_of(end - begin, begin, slots[i][0] if begin else -1, slots[i][1]) for i, begin, end in parts]
+        for part in parts:
+            slots[part.sequence].reverse()
+        return stage.run([memory], rows, slices, units=range(1, 2))
+
+    found = run_in_company(data, sequences, run)
     for i in range(2):
         np.testing.assert_array_equal(found[i], expected[i])
 

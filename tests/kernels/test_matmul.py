@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dairllm.kernels_pyx import BLOCK_FORMATS, PackedMatrix, _kernels, dequantize, optimization_info
+from dairllm.kernels_pyx import BLOCK_FORMATS, PackedMatrix, dequantize, optimization_info
 from tests.block_data import QUANTISED, SCALES, decode, random_blocks, super_blocks
+from tests.kernels.computing import instruction_set
 
 ROW_COUNTS = (0, 1, 2, 3, 5, 8, 16, 17, 33)
 
@@ -87,14 +88,12 @@ def test_every_isa_gives_the_bits_of_scalar(isa: str, block_format: str) -> None
     matrix = packed(block_format, outputs, inputs, random_weights(block_format, outputs, inputs))
     for rows in (1, 2, 3, 4, 5, 6, 7, 9, 14, 16, 31, 40):
         x = activations(rows, inputs, seed=rows)
-        assert matrix.matmul(x).tobytes() == by_scalar(isa, matrix, x).tobytes()
+        assert matrix.matmul(x).tobytes() == by_scalar(matrix, x).tobytes()
 
 
-def by_scalar(isa: str, matrix: PackedMatrix, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    _kernels._set_isa("scalar")
-    expected = matrix.matmul(x)
-    _kernels._set_isa(isa)
-    return expected
+def by_scalar(matrix: PackedMatrix, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    with instruction_set("scalar"):
+        return matrix.matmul(x)
 
 
 @pytest.mark.parametrize("block_format", QUANTISED)
@@ -107,7 +106,7 @@ def test_any_bits_give_those_of_scalar(isa: str, block_format: str, seed: int, o
     data = generator.bytes(outputs * super_count * BLOCK_FORMATS[block_format].block_bytes)
     matrix = packed(block_format, outputs, inputs, data)
     x = activations(rows, inputs, seed=seed)
-    result, expected = matrix.matmul(x), by_scalar(isa, matrix, x)
+    result, expected = matrix.matmul(x), by_scalar(matrix, x)
     assert np.array_equal(np.isnan(result), np.isnan(expected))
     assert np.where(np.isnan(result), 0, result).tobytes() == np.where(np.isnan(expected), 0, expected).tobytes()
 

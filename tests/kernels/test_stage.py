@@ -3,8 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,23 +29,19 @@ from dairllm.kernels_pyx import (
     StageRope,
     StageSlice,
     StageSpec,
-    _kernels,
     decode_rows,
     dequantize,
     encode_rows,
-    get_num_threads,
     quantize_q4_0,
     quantize_q8_0,
     round_rows,
-    set_num_threads,
 )
+from tests.kernels.computing import AVAILABLE_ISAS, Floats, instruction_set, threads
 from tests.kernels.fixed_numbers import FixedNumbers
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 TINY = Path(__file__).parents[1] / "data" / "tiny"
 BLOCK_TOKENS = 16
-AVAILABLE_ISAS = [str(name) for name in _kernels.optimization_info()["isa_available"]]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,26 +227,6 @@ def every_row(count: int) -> NDArray[np.int32]:
 def run_alone(model: Model, ids: NDArray[np.int32], encoding: str = "F32", element_type: str = "F16") -> Floats:
     kv = model.caches(element_type=element_type)
     return model.stage(encoding=encoding).run(kv, ids, [whole_slice(len(ids))], every_row(len(ids)))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = get_num_threads()
-    set_num_threads(count)
-    try:
-        yield
-    finally:
-        set_num_threads(before)
-
-
-@contextmanager
-def instruction_set(name: str) -> Iterator[None]:
-    before = str(_kernels.optimization_info()["isa"])
-    _kernels._set_isa(name)
-    try:
-        yield
-    finally:
-        _kernels._set_isa(before)
 
 
 # ---- right ----
