@@ -25,7 +25,8 @@ SILENCE_S = 30.0
 _MOST_REDIRECTS = 5
 _LONGEST_WAIT_S = 300.0
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+WORTH_ASKING_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that say that it may be different later."""
 
 
 class HttpProblem(ModelFetchError):
@@ -120,7 +121,7 @@ class HttpStream:
         self._left_bytes = min(end or self.total_bytes, self.total_bytes) - start
 
     def _refused(self, status: int, reason: str, headers: Message) -> HttpProblem:
-        wait_s = _retry_after_s(headers.get("Retry-After", "")) if status in _LATER else None
+        wait_s = retry_after_s(headers.get("Retry-After", "")) if status in WORTH_ASKING_AGAIN else None
         return HttpProblem(f"{self._host} answers {status} {reason[:80]}", wait_s, status)
 
     def _broken(self, error: Exception) -> HttpProblem:
@@ -172,7 +173,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
-def _retry_after_s(text: str) -> float:
+def retry_after_s(text: str) -> float:
     """Of the header: seconds, or a date (RFC 9110, 10.2.3); 0 if there is none."""
     seconds = _number(text.strip())
     if seconds is None:

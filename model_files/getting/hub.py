@@ -19,6 +19,7 @@ from huggingface_hub.hf_api import ModelInfo
 from dairllm.model_files.errors import ModelFetchError, UnknownModelName
 from dairllm.model_files.getting.choosing import ChosenFiles, HubFile, choose
 from dairllm.model_files.getting.disk_space import require_space
+from dairllm.model_files.getting.http_stream import WORTH_ASKING_AGAIN, retry_after_s
 from dairllm.model_files.getting.references import HubModel
 from dairllm.model_files.getting.transfer import RemoteFile, download, locked
 from dairllm.model_files.progress import ProgressCallback
@@ -28,7 +29,6 @@ _ANSWER_S = 15.0
 _TRIES = 4
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
-_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _IN_CACHE = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<file>.+)")
 _CONNECTION_ERRORS: tuple[type[BaseException], ...] = (OSError, HfHubHTTPError.__bases__[0])
 """What the library's HTTP client raises: its base class, whichever client this version uses."""
@@ -281,10 +281,9 @@ def _asked(repository: str, ask: Callable[[], Answer]) -> Answer:
 
 def _pause_s(error: HfHubHTTPError, attempt: int) -> float | None:
     """How long to wait before asking again; None if that is of no use."""
-    if error.response.status_code not in _LATER:
+    if error.response.status_code not in WORTH_ASKING_AGAIN:
         return None
-    asked_for = str(error.response.headers.get("Retry-After", ""))
-    least_s = float(asked_for) if asked_for.isdecimal() else 0.0
+    least_s = retry_after_s(str(error.response.headers.get("Retry-After", "")))
     return min(max(least_s, _FIRST_PAUSE_S * 2.0**attempt), _LONGEST_PAUSE_S)
 
 
