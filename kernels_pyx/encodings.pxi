@@ -15,47 +15,15 @@ cdef object whole_blocks(object x):
     return array
 
 
-def quantize_q8_0(x) -> bytes:
-    array = whole_blocks(x)
-    result = bytearray(array.size // 32 * 34)
-    cdef const float[::1] source = array
-    cdef uint8_t[::1] out = result
-    cdef size_t num_blocks = source.shape[0] // 32
-    if num_blocks:
-        with nogil:
-            active_kernels().quantize_q8_0(&source[0], num_blocks, &out[0])
-    return bytes(result)
-
-
-def quantize_q4_0(x) -> bytes:
-    array = whole_blocks(x)
-    if not np.isfinite(array).all():
-        raise ValueError("x holds an infinity or a NaN, expected finite numbers")
-    result = bytearray(array.size // 32 * 18)
-    cdef const float[::1] source = array
-    cdef uint8_t[::1] out = result
-    cdef size_t num_blocks = source.shape[0] // 32
-    if num_blocks:
-        with nogil:
-            c_quantize_q4_0(&source[0], num_blocks, &out[0])
-    return bytes(result)
-
-
 QUANTIZED_FORMATS = ("Q8_0", "Q4_0", "Q4_K")
 
 cdef enum:
     LARGEST_F16 = 65504
 
 
-def quantize_rows(block_format: str, x) -> bytes:
-    if block_format not in QUANTIZED_FORMATS:
-        raise ValueError(f"numbers cannot be quantised to {block_format!r}, expected one of {', '.join(QUANTIZED_FORMATS)}")
-    array = f32_array(x, 2, "x")
+cdef bytes quantized_blocks(str block_format, object array):
+    """array: f32, contiguous, of whole blocks."""
     _, block_size, block_bytes = BLOCK_FORMATS[block_format]
-    if array.shape[1] % block_size:
-        raise ValueError(f"x has rows of {array.shape[1]} numbers, expected a multiple of {block_size}, the block of {block_format}")
-    if not (np.abs(array) <= LARGEST_F16).all():
-        raise ValueError(f"x holds numbers beyond {LARGEST_F16} or a NaN, expected those that the scales of {block_format} can stand for")
     result = bytearray(array.size // block_size * block_bytes)
     cdef const float[::1] source = array.reshape(-1)
     cdef uint8_t[::1] out = result
@@ -70,6 +38,29 @@ def quantize_rows(block_format: str, x) -> bytes:
             else:
                 c_quantize_q4_k(&source[0], num_blocks, &out[0])
     return bytes(result)
+
+
+def quantize_q8_0(x) -> bytes:
+    return quantized_blocks("Q8_0", whole_blocks(x))
+
+
+def quantize_q4_0(x) -> bytes:
+    array = whole_blocks(x)
+    if not np.isfinite(array).all():
+        raise ValueError("x holds an infinity or a NaN, expected finite numbers")
+    return quantized_blocks("Q4_0", array)
+
+
+def quantize_rows(block_format: str, x) -> bytes:
+    if block_format not in QUANTIZED_FORMATS:
+        raise ValueError(f"numbers cannot be quantised to {block_format!r}, expected one of {', '.join(QUANTIZED_FORMATS)}")
+    array = f32_array(x, 2, "x")
+    block_size = BLOCK_FORMATS[block_format].block_size
+    if array.shape[1] % block_size:
+        raise ValueError(f"x has rows of {array.shape[1]} numbers, expected a multiple of {block_size}, the block of {block_format}")
+    if not (np.abs(array) <= LARGEST_F16).all():
+        raise ValueError(f"x holds numbers beyond {LARGEST_F16} or a NaN, expected those that the scales of {block_format} can stand for")
+    return quantized_blocks(block_format, array)
 
 
 def dequantize(block_format: str, data, count: int):
