@@ -37,6 +37,10 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["isa_avx2.c"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["isa_avxvnni.c"] = ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]
     ISA_FLAGS["isa_avx512vnni.c"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
+elif platform.machine() in ("aarch64", "arm64"):
+    ISA_FLAGS["isa_neon.c"] = []
+    ISA_FLAGS["isa_neondot.c"] = ["-march=armv8.2-a+dotprod"]
+    ISA_FLAGS["isa_neoni8mm.c"] = ["-march=armv8.2-a+dotprod+i8mm"]
 
 
 class BuildKernels(build_ext):

@@ -65,7 +65,7 @@ def report(block_format: str, rows: int, repeats: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--isa", help="cap on the instruction set: scalar, avx2, avxvnni or avx512vnni")
+    parser.add_argument("--isa", help="cap on the instruction set: scalar, avx2, avxvnni, avx512vnni, neon, neondot or neoni8mm")
     parser.add_argument("--formats", default=",".join(BLOCK_FORMATS))
     parser.add_argument("--rows", default="1,8,480")
     parser.add_argument("--repeats", type=int, default=5)

@@ -97,7 +97,7 @@ def _set_isa(cap: str | None) -> str:
     """Use the best instruction set that the CPU has and that is not above `cap`; for tests and benchmarks. Returns its name."""
     cdef bytes name = b"" if cap is None else cap.encode()
     if select_isa(NULL if cap is None else <const char*>name) != 0:
-        raise ValueError(f"DAIRLLM_ISA is {cap!r}, expected scalar, avx2, avxvnni or avx512vnni")
+        raise ValueError(f"DAIRLLM_ISA is {cap!r}, expected scalar, avx2, avxvnni, avx512vnni, neon, neondot or neoni8mm")
     return active_kernels().name.decode()
 
 

@@ -3,6 +3,12 @@
 
 #include <string.h>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 static int always(void) { return 1; }
 
 #if defined(__x86_64__)
@@ -16,6 +22,32 @@ static int has_avx512vnni(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
+#define ON_X86(table, check) &table, check
+#else
+#define ON_X86(table, check) NULL, NULL
+#endif
+
+#if defined(__aarch64__)
+/* Where a system does not tell, only what every AArch64 has is used. */
+#if defined(__linux__)
+enum { HWCAP_BIT_ASIMDDP = 20, HWCAP2_BIT_I8MM = 13 }; /* of the kernel's asm/hwcap.h */
+static int has_dot_products(void) { return getauxval(AT_HWCAP) >> HWCAP_BIT_ASIMDDP & 1; }
+static int has_i8mm(void) { return has_dot_products() && getauxval(AT_HWCAP2) >> HWCAP2_BIT_I8MM & 1; }
+#elif defined(__APPLE__)
+static int system_says(const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value == 1;
+}
+static int has_dot_products(void) { return system_says("hw.optional.arm.FEAT_DotProd"); }
+static int has_i8mm(void) { return has_dot_products() && system_says("hw.optional.arm.FEAT_I8MM"); }
+#else
+static int has_dot_products(void) { return 0; }
+static int has_i8mm(void) { return 0; }
+#endif
+#define ON_ARM(table, check) &table, check
+#else
+#define ON_ARM(table, check) NULL, NULL
 #endif
 
 /* The names that a cap may have on any machine, slowest first; with a table and a check where this machine may have it. */
@@ -25,15 +57,12 @@ static const struct {
     int (*is_available)(void);
 } ISAS[MAX_ISAS] = {
     {"scalar", &kernels_scalar, always},
-#if defined(__x86_64__)
-    {"avx2", &kernels_avx2, has_avx2},
-    {"avxvnni", &kernels_avxvnni, has_avxvnni},
-    {"avx512vnni", &kernels_avx512vnni, has_avx512vnni},
-#else
-    {"avx2", NULL, NULL},
-    {"avxvnni", NULL, NULL},
-    {"avx512vnni", NULL, NULL},
-#endif
+    {"avx2", ON_X86(kernels_avx2, has_avx2)},
+    {"avxvnni", ON_X86(kernels_avxvnni, has_avxvnni)},
+    {"avx512vnni", ON_X86(kernels_avx512vnni, has_avx512vnni)},
+    {"neon", ON_ARM(kernels_neon, always)},
+    {"neondot", ON_ARM(kernels_neondot, has_dot_products)},
+    {"neoni8mm", ON_ARM(kernels_neoni8mm, has_i8mm)},
 };
 
 static const kernel_table* active = &kernels_scalar;
@@ -104,6 +133,16 @@ int cpu_features(const char** names, int capacity) {
     ADD_FEATURE("avx512vnni")
     ADD_FEATURE("avx512bf16")
 #undef ADD_FEATURE
+#elif defined(__aarch64__)
+    const struct {
+        const char* name;
+        int is_there;
+    } features[] = {{"asimd", 1}, {"asimddp", has_dot_products()}, {"i8mm", has_i8mm()}};
+    for (int i = 0; i < (int)(sizeof features / sizeof *features) && count < capacity; i++) {
+        if (features[i].is_there) {
+            names[count++] = features[i].name;
+        }
+    }
 #else
     (void)names;
     (void)capacity;

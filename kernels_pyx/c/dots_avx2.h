@@ -46,23 +46,16 @@ LANES i32x16 dot_total(int bits, dot32 acc, int32_t start) {
     return bits == 5 ? i32x16_add(total, acc.wide) : total;
 }
 
-/* 16-bit sums of pairs: four times 2*7*127 = 1778 with up to 3 bits; with 6 bits (2*63*127 = 16002) only two fit. They are widened by
-   the multiplication with the scale. */
+/* 16-bit sums of pairs: with 6 bits (2*63*127 = 16002) two fit. They are widened by the multiplication with the scale. */
+enum { VECTORS_AT_ONCE = 2 };
 LANES i32x16 half_scales(i32x16 pairs, int half) {
     const __m256i lower = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
     const __m256i places = half ? _mm256_add_epi8(lower, _mm256_set1_epi8(2)) : lower;
     return I32X16(_mm256_shuffle_epi8(pairs.a, places), _mm256_shuffle_epi8(pairs.b, places));
 }
-LANES i32x16 add_scaled(i32x16 acc, i32x16 narrow, i32x16 scales) {
+LANES i32x16 add_scaled_dots(i32x16 acc, const u8x64 w[2], const int32_t a[2], i32x16 scales) {
+    const i32x16 narrow = add_narrow(products_u8(w[0], _mm256_set1_epi32(a[0])), products_u8(w[1], _mm256_set1_epi32(a[1])));
     return in_order(i32x16_add(acc, I32X16(_mm256_madd_epi16(narrow.a, scales.a), _mm256_madd_epi16(narrow.b, scales.b))));
-}
-LANES i32x16 dot16_add(int bits, i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
-    const i32x16 first = add_narrow(products_u8(w[0], _mm256_set1_epi32(a[0])), products_u8(w[1], _mm256_set1_epi32(a[1])));
-    if (bits == 6) {
-        acc = add_scaled(acc, first, scales);
-    }
-    const i32x16 second = add_narrow(products_u8(w[2], _mm256_set1_epi32(a[2])), products_u8(w[3], _mm256_set1_epi32(a[3])));
-    return add_scaled(acc, bits == 6 ? second : add_narrow(first, second), scales);
 }
 
 #endif

@@ -35,14 +35,14 @@ LANES i32x16 dot_total(int bits, dot32 acc, int32_t start) {
     return acc;
 }
 
+enum { VECTORS_AT_ONCE = 4 };
 LANES i32x16 half_scales(i32x16 pairs, int half) {
     if (half) {
         return I32X16(_mm256_srai_epi32(pairs.a, 16), _mm256_srai_epi32(pairs.b, 16));
     }
     return I32X16(_mm256_srai_epi32(_mm256_slli_epi32(pairs.a, 16), 16), _mm256_srai_epi32(_mm256_slli_epi32(pairs.b, 16), 16));
 }
-LANES i32x16 dot16_add(int bits, i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
-    (void)bits;
+LANES i32x16 add_scaled_dots(i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
     i32x16 products = i32x16_zero();
     UNROLL_ROWS
     for (int v = 0; v < 4; v++) {

@@ -75,6 +75,10 @@ extern const kernel_table kernels_scalar;
 extern const kernel_table kernels_avx2;
 extern const kernel_table kernels_avxvnni;
 extern const kernel_table kernels_avx512vnni;
+#elif defined(__aarch64__)
+extern const kernel_table kernels_neon;
+extern const kernel_table kernels_neondot;
+extern const kernel_table kernels_neoni8mm;
 #endif
 
 /* Rows of a packed_matrix back as floats: dequantize_row in packing.h, the same for every table. */
@@ -83,7 +87,7 @@ extern const kernel_table kernels_avx512vnni;
 size_t activation_bytes(int format, int rows, int inputs);
 
 /* dispatch.c */
-enum { MAX_ISAS = 4 };
+enum { MAX_ISAS = 7 };
 int num_available_isas(void);              /* those that this CPU can run, slowest first; at least 1 */
 const char* available_isa(int index);
 int select_isa(const char* cap);           /* use the best that is available and not above `cap` (NULL: no cap); -1: no such name */

@@ -187,13 +187,14 @@ LANES i32x16 dot_total(int bits, dot32 acc, int32_t start) {
     return acc;
 }
 
-/* Sub-blocks of 16 inputs: acc + scale * sum of products, with weights of 2, 3 or 6 bits (0..3, 0..7, 0..63) in four vectors.
-   half_scales gives the scales of one half (0 or 1) in the form that dot16_add takes. */
+/* Sub-blocks of 16 inputs: acc + scale * sum of products, with weights of 2, 3 or 6 bits (0..3, 0..7, 0..63) in VECTORS_AT_ONCE of its four vectors.
+   half_scales gives the scales of one half (0 or 1) in the form that add_scaled_dots takes. */
+enum { VECTORS_AT_ONCE = 4 };
 LANES i32x16 half_scales(i32x16 pairs, int half) { EACH_INT_LANE(half ? upper_half(pairs.v[i]) : lower_half(pairs.v[i])); }
-LANES i32x16 dot16_add(int bits, i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
+LANES i32x16 add_scaled_dots(i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
     i32x16 products = i32x16_zero();
     for (int v = 0; v < 4; v++) {
-        products = add_products(bits, products, w[v], a[v]);
+        products = add_products(6, products, w[v], a[v]);
     }
     EACH_INT_LANE(acc.v[i] + scales.v[i] * products.v[i]);
 }

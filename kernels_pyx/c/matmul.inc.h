@@ -61,9 +61,36 @@ LANES block_scales load_scales(int format, const weight_source* from) {
 
 LANES int32_t dot_start(int format, const activation_block* a) { return FORMS[format].has_minima ? 0 : a->extra.offset; }
 
+#if defined(PAIRS_OF_ROWS)
+/* Adds the products with `eights` times 8 inputs of unpacked weights, from `first` on, times `scales` where sub-blocks have some. */
+LANES void dot_pairs(int rows, const unpacked_block* from, int first, int eights, const i32x16* scales, const activation_block* a,
+                     i32x16 dots[DOT_ROWS]) {
+    UNROLL_ROWS
+    for (int r = 0; r < rows; r += 2) {
+        const int other = r + 1 < rows ? r + 1 : r;
+        i32x16 both[2];
+        dots_of_two(from->weights[2 * first], eights, a[r].q + 2 * first, a[other].q + 2 * first, both);
+        UNROLL_ROWS
+        for (int i = 0; i <= other - r; i++) {
+            dots[r + i] = scales ? add_scaled(dots[r + i], both[i], *scales) : i32x16_add(dots[r + i], both[i]);
+        }
+    }
+}
+#endif
+
 /* The dot products of one block with `rows` rows, all in progress at once. */
 LANES void dot_block(int format, int rows, const weight_source* from, const activation_block* a, i32x16 dots[DOT_ROWS]) {
     const int bits = FORMS[format].bits;
+#if defined(PAIRS_OF_ROWS)
+    if (from->is_unpacked) {
+        UNROLL_ROWS
+        for (int r = 0; r < rows; r++) {
+            dots[r] = i32x16_set1(dot_start(format, a + r));
+        }
+        dot_pairs(rows, from->unpacked, 0, 4, NULL, a, dots);
+        return;
+    }
+#endif
     dot32 sums[DOT_ROWS];
     UNROLL_ROWS
     for (int r = 0; r < rows; r++) {
@@ -95,14 +122,23 @@ LANES void dot_sub_blocks(int format, int rows, const weight_source* from, i32x1
     UNROLL_ROWS
     for (int half = 0; half < 2; half++) {
         const i32x16 scales = half_scales(pairs, half);
-        u8x64 weights[4];
-        UNROLL_ROWS
-        for (int v = 0; v < 4; v++) {
-            weights[v] = load_weights(format, from, 4 * half + v);
+#if defined(PAIRS_OF_ROWS)
+        if (from->is_unpacked) {
+            dot_pairs(rows, from->unpacked, 2 * half, 2, &scales, a, dots);
+            continue;
         }
+#endif
         UNROLL_ROWS
-        for (int r = 0; r < rows; r++) {
-            dots[r] = dot16_add(FORMS[format].bits, dots[r], weights, a[r].q + 4 * half, scales);
+        for (int v = 4 * half; v < 4 * half + 4; v += VECTORS_AT_ONCE) {
+            u8x64 weights[VECTORS_AT_ONCE];
+            UNROLL_ROWS
+            for (int i = 0; i < VECTORS_AT_ONCE; i++) {
+                weights[i] = load_weights(format, from, v + i);
+            }
+            UNROLL_ROWS
+            for (int r = 0; r < rows; r++) {
+                dots[r] = add_scaled_dots(dots[r], weights, a[r].q + v, scales);
+            }
         }
     }
 }

@@ -179,6 +179,13 @@ LANES block_scales unpacked_scales(int format, const unpacked_block* block) {
     return out;
 }
 
+#if !defined(PAIRS_OF_ROWS)
+LANES void keep_weights(uint8_t* to, u8x64 even, u8x64 odd) {
+    u8x64_store(to, even);
+    u8x64_store(to + 4 * TILE_OUTPUTS, odd);
+}
+#endif
+
 LANES void unpack_block(int format, const uint8_t* block, int b, unpacked_block* out) {
     const block_scales scales = scales_at(format, block, b);
     f32x16_store(out->scales, scales.scales);
@@ -190,8 +197,8 @@ LANES void unpack_block(int format, const uint8_t* block, int b, unpacked_block*
         i32x16_store(out->minimum_pairs, scales.minimum_pairs);
     }
     UNROLL_ROWS
-    for (int v = 0; v < 8; v++) {
-        u8x64_store(out->weights[v], weights_at(format, block, b, v));
+    for (int v = 0; v < 8; v += 2) {
+        keep_weights(out->weights[v], weights_at(format, block, b, v), weights_at(format, block, b, v + 1));
     }
 }
 

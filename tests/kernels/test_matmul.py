@@ -272,4 +272,4 @@ def test_environment_caps_the_instruction_set() -> None:
 def test_unknown_instruction_set_is_refused_at_import() -> None:
     result = import_with_cap("sse9")
     assert result.returncode != 0
-    assert "DAIRLLM_ISA is 'sse9', expected scalar, avx2, avxvnni or avx512vnni" in result.stderr
+    assert "DAIRLLM_ISA is 'sse9', expected scalar, avx2, avxvnni, avx512vnni, neon, neondot or neoni8mm" in result.stderr

@@ -1,0 +1,6 @@
+#include "kernel_table.h"
+#include "dots_neon.h"
+
+#define KERNELS kernels_neon
+#define ISA "neon"
+#include "kernel_table.inc.h"
