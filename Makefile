@@ -29,7 +29,7 @@ SEED ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build dev demo test test-fast faults chaos load fuzz soak lint format types structure protos protos-check wheel bench clean
+.PHONY: help build dev demo test test-fast faults chaos load fuzz fuzz-files soak lint format types structure protos protos-check wheel bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ load: build $(STAMPS)/test ## 600 clients at once, some of which stall, read slo
 
 fuzz: build $(STAMPS)/test ## The HTTP API under random requests of schemathesis: FUZZ_S (seconds)
 	FUZZ_S=$(FUZZ_S) $(PYTEST) tests/http/test_fuzzing.py -s $(PYTEST_ARGS)
+
+fuzz-files: build $(STAMPS)/test ## Every reader of model files under atheris, a fuzzer that follows the lines reached: FUZZ_S (seconds)
+	$(BIN)/python -m pip install --quiet 'atheris>=3.0'
+	$(BIN)/python -m tests.endurance.readers --seconds $(FUZZ_S)
 
 soak: build $(STAMPS)/test ## Thousands of simulated clusters with faults: SEEDS, FIRST, LIMIT_S (seconds)
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --limit-s $(LIMIT_S)

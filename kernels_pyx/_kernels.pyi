@@ -27,8 +27,8 @@ def optimization_info() -> dict[str, object]:
     """What the kernels use: `isa` in use, `isa_available` (slowest first), `isa_cap` (DAIRLLM_ISA or None), `cpu_features`, `compiler`."""
 
 def _set_isa(cap: str | None) -> str:
-    """Use the best available instruction set not above `cap` ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot", "neoni8mm"; None: no
-    cap) and return its name. For tests and benchmarks; not while another thread computes."""
+    """Use the best available instruction set not above `cap` ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot", "neoni8mm";
+    None: no cap) and return its name. For tests and benchmarks; not while another thread computes."""
 
 def quantize_q8_0(x: NDArray[np.float32]) -> bytes:
     """Numbers [n] as n/32 GGUF blocks of Q8_0: scale = largest magnitude / 127, rounding half to even. A block with a NaN has NaN for its
