@@ -181,6 +181,7 @@ def _write_metadata(writer: gguf.GGUFWriter, name: str, shape: Shape) -> None:
     writer.add_rope_freq_base(ROPE_THETA)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("none")  # llama.cpp asks for it
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.experts_used)

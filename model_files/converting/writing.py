@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ class _Planned(NamedTuple):
 
 
 def convert_model(path: Path, output: Path, block_format: str | None = None, progress: ProgressCallback | None = None) -> list[str]:
-    """Write the model as a GGUF file, which must not exist. Returns what the file lacks, as sentences.
+    """Write the model as a GGUF file, which must not exist. Returns what is otherwise than one might expect, as sentences.
 
     block_format: of its matrices, one of FORMATS; None: as they are stored.
 
@@ -115,7 +116,7 @@ def _write_checkpoint(container: Container, partial: Path, asked: str | None, pr
         for output in outputs:
             block_format = written.tensors[output.name].block_format.name
             writing.write(output.name, [_bytes_of(output, source, block_format, spec, read_as)])
-    return notes
+    return notes + _kept(asked, [(one.parts[0].tensor.block_format, written.tensors[one.name].block_format.name) for one in outputs])
 
 
 def _tokenizer_of(container: Container, spec: ModelSpec) -> tuple[Keys, list[str]]:
@@ -140,12 +141,12 @@ def _write_gguf(container: Container, partial: Path, asked: str | None, progress
                 continue
             values = dequantize(tensor.block_format.name, b"".join(chunks), math.prod(tensor.shape))
             writing.write(stored.name, [encoded(values.reshape(-1, tensor.shape[-1]), stored.block_format)])
-    return []
+    return _kept(asked, [(container.tensors[one.name].block_format.name, one.block_format) for one in tensors])
 
 
 def _asked_format(asked: str | None, role: TensorInfo | None, tensor: StoredTensor) -> str:
     stored = tensor.block_format.name
-    if asked is None or role is None or role.is_numbers or role.role in IN_F32 or stored not in VALUE_FORMATS:
+    if asked is None or role is None or role.is_numbers or role.role in IN_F32:
         return stored
     return asked if asked in VALUE_FORMATS else quantized_format(asked, role.role, tensor.shape, stored, numbers=False)
 
@@ -166,11 +167,16 @@ def _stored(output: Output, asked: str | None) -> _Planned:
     tensor = output.parts[0].tensor
     if output.is_f32:
         return _Planned(output.name, output.shape, "F32")
-    if asked in VALUE_FORMATS and tensor.block_format in VALUE_FORMATS:
-        return _Planned(output.name, output.shape, asked)
     if asked is None or asked in VALUE_FORMATS:
-        return _Planned(output.name, output.shape, tensor.block_format)
+        return _Planned(output.name, output.shape, asked or tensor.block_format)
     return _Planned(output.name, output.shape, quantized_format(asked, tensor.role, tensor.shape, tensor.block_format, numbers=False))
+
+
+def _kept(asked: str | None, formats: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence if matrices are not in the format that was asked for. formats: of each what it was stored in, and is written in."""
+    kept = Counter(stored for stored, written in formats if stored == written != asked and stored not in VALUE_FORMATS)
+    counted = ", ".join(f"{count} in {name}" for name, count in sorted(kept.items()))
+    return [f"{counted} stay as they are: what is quantised is not quantised again"] if asked is not None and kept else []
 
 
 class _Header(NamedTuple):

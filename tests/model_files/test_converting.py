@@ -130,6 +130,20 @@ def test_matrices_are_written_as_asked(tmp_path: Path, tiny_path: Path, block_fo
         assert np.abs(found[1][role] - expected[1][role]).max() <= np.abs(expected[1][role]).max() / 7
 
 
+def test_what_is_quantised_becomes_numbers_and_is_not_quantised_again(tmp_path: Path, tiny_path: Path) -> None:
+    for source in (tiny_path, TINY / "llama"):
+        first, numbers, again = (tmp_path / f"{source.stem}-{name}.gguf" for name in ("first", "numbers", "again"))
+        convert_model(source, first, "Q8_0")
+        assert convert_model(first, numbers, "F16") == []
+        assert formats_in(numbers) == {"F16"}
+        _, expected = read_model(first)
+        _, found = read_model(numbers)
+        assert np.abs(found[1]["gate"] - expected[1]["gate"]).max() <= np.abs(expected[1]["gate"]).max() / 1000
+        (sentence,) = convert_model(first, again, "Q4_0")
+        assert sentence.endswith(" in Q8_0 stay as they are: what is quantised is not quantised again")
+        assert formats_in(again) == {"Q8_0"}
+
+
 def test_values_in_bf16_are_the_nearest_ones(tmp_path: Path, tiny_path: Path) -> None:
     convert_model(tiny_path, tmp_path / "m.gguf", "BF16")
     theirs = gguf.quants.quantize(read_model(tiny_path)[1][1]["gate"], gguf.GGMLQuantizationType.BF16)
