@@ -41,6 +41,7 @@ KEEPALIVE_TIMEOUT_S = 5
 ERROR_DOMAIN = "dairllm"
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_LAST_WRITE_S = 5.0
 _MAX_ERROR_CHARACTERS = 2000
 """Details travel as metadata, which gRPC limits to 8 KiB by default."""
 _STAGGER_S = 0.15
@@ -316,7 +317,8 @@ def _guarded(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandl
         (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
         (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
     }[handler.request_streaming, handler.response_streaming]
-    guarded = _reporting_errors(_checking_requests(_as_coroutine(behaviour), method), method)
+    checking = _checking_requests(_as_coroutine(behaviour), method)
+    guarded = _reporting_errors(_with_whole_writes(checking) if handler.response_streaming else checking, method)
     return make(
         guarded, request_deserializer=checked_decoder(handler.request_deserializer), response_serializer=handler.response_serializer
     )
@@ -349,6 +351,40 @@ def _as_coroutine(behaviour: _Handler) -> Callable[[Any, grpc.aio.ServicerContex
                 await context.write(response)
 
     return write_all
+
+
+def _with_whole_writes(behaviour: _Handler) -> _Handler:
+    """A call cannot be ended while gRPC writes: whoever waited for the write may be cancelled, the write goes on."""
+
+    async def with_whole_writes(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        writing = _WholeWrites(context)
+        try:
+            return await behaviour(request, writing)
+        finally:
+            await writing.settle()
+
+    return with_whole_writes
+
+
+class _WholeWrites:
+    """The context of a call with responses; one write at a time."""
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+        self._context = context
+        self._write: asyncio.Future[None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        self._write = asyncio.ensure_future(self._context.write(message))
+        self._write.add_done_callback(lambda write: write.cancelled() or write.exception())  # nobody may be left to ask
+        await asyncio.shield(self._write)
+
+    async def settle(self) -> None:
+        """Until nothing is being written, or the caller takes nothing any more."""
+        if self._write is not None and not self._write.done():
+            await asyncio.wait({self._write}, timeout=_LAST_WRITE_S)
 
 
 def _reporting_errors(behaviour: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]], method: str) -> _Handler:

@@ -50,11 +50,6 @@ def run(environment: Mapping[str, str], *arguments: str | bytes, **options: obje
     return subprocess.run([*COMMAND, *arguments], env=dict(environment), timeout=60, check=False, **settings)  # type: ignore[call-overload,no-any-return]
 
 
-def closing(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
 def has_control_characters(output: bytes) -> bool:
     return any(c != "\n" and not c.isprintable() for c in output.decode("utf-8", errors="replace"))
 
@@ -102,7 +97,9 @@ def test_closed_streams_are_no_defect(
     clean_environment: dict[str, str], hostile: FakeCluster, command: Sequence[str], closed: Sequence[int]
 ) -> None:
     """The fake serves no answers, which is one sentence."""
-    result = run(clean_environment, *command, "--coordinator", hostile.address, preexec_fn=lambda: closing(closed))
+    script = " ".join(["exec", '"$@"', *(f"{descriptor}>&-" for descriptor in closed)])
+    arguments = ["sh", "-c", script, "sh", *COMMAND, *command, "--coordinator", hostile.address]
+    result = subprocess.run(arguments, env=clean_environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
     assert result.returncode in (0, 2), result.stderr
     assert b"defect" not in result.stderr
 

@@ -213,7 +213,7 @@ def _is_of_a_library(thread: threading.Thread) -> bool:
 
 
 @contextlib.contextmanager
-def leaving_nothing_behind(timeout_s: float = 3.0) -> Iterator[None]:
+def leaving_nothing_behind(timeout_s: float = 15.0) -> Iterator[None]:
     """Fails if threads, child processes, files or internet sockets of the block are still there after it. Closing may take a moment."""
     before = Holdings.now()
     yield

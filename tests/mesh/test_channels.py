@@ -43,6 +43,7 @@ class Servicer(shard_pb2_grpc.ShardServiceServicer, inference_pb2_grpc.Inference
         self.generator_closed = asyncio.Event()
         self.stats: shard_pb2.GetStatsResponse | None = None
         self.credits = 1
+        self.is_interrupted = False
 
     async def Echo(self, request: Any, context: Any) -> Any:
         if self.error is not None:
@@ -65,7 +66,11 @@ class Servicer(shard_pb2_grpc.ShardServiceServicer, inference_pb2_grpc.Inference
 
     async def Forward(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         async for _ in request_iterator:
-            await context.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=self.credits)))
+            write = asyncio.ensure_future(context.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=self.credits))))
+            if self.is_interrupted:
+                await asyncio.sleep(0)
+                write.cancel()
+            await asyncio.wait({write})
             if self.error is not None:
                 raise self.error
 
@@ -165,6 +170,17 @@ async def test_a_handler_may_abort_by_itself(channel: grpc.aio.Channel) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await shard_pb2_grpc.ShardServiceStub(channel).GetStats(shard_pb2.GetStatsRequest(), timeout=WAIT_S)
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.OUT_OF_RANGE, "on purpose")
+
+
+async def test_an_error_arrives_though_a_write_was_interrupted(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    """As where one task writes and another one fails."""
+    servicer.error, servicer.is_interrupted = errors.NotReady("on purpose"), True
+    for _ in range(50):
+        call = ring_pb2_grpc.RingServiceStub(channel).Forward(iter([ring_pb2.ForwardRequest(open=ring_pb2.EdgeOpen())]))
+        with pytest.raises(grpc.aio.AioRpcError, match="on purpose"):
+            async with asyncio.timeout(WAIT_S):
+                while await call.read() is not grpc.aio.EOF:
+                    pass
 
 
 async def test_a_very_long_message_is_cut(servicer: Servicer, channel: grpc.aio.Channel) -> None:

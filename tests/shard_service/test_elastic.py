@@ -148,7 +148,7 @@ async def test_what_a_lost_shard_held_is_replayed_to_the_same_bits(
         sequence = LivingSequence(1, PROMPT)
         async with serving(coordinator, shards, before, 1) as edge:
             await sequence.go_on(edge, coordinator, 1, BEFORE)
-            process_of(shards[lost]).kill()
+            await asyncio.to_thread(process_of(shards[lost]).kill)
         said = shards[before[0][0]] if before[1][0] == lost else None
         if said is not None:
             assert (await said.next_message("edge_lost")).peer == lost

@@ -320,7 +320,7 @@ async def test_a_lost_edge_is_reported(coordinator: FakeCoordinator) -> None:
         await b.assign(coordinator.assignment(epoch=1, units=range(2, 5)))
         async with await RingEdge.open(a, epoch=1) as edge:
             await greedy_tokens(edge, coordinator, Frames(1), PROMPT, 1)
-            process_of(b).kill()
+            await asyncio.to_thread(process_of(b).kill)
             lost = await a.next_message("edge_lost")
             assert (lost.epoch, lost.peer) == (1, "b")
         process_of(b).start()
