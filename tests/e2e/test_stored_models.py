@@ -54,10 +54,12 @@ def test_a_distributed_llama_file_gives_the_golden_logits(tmp_path: Path, name: 
     require_golden_logits(name, write_distributed_llama(tmp_path / "model.m", TINY / name))
 
 
-@pytest.mark.parametrize(("block_format", "tolerated"), [("q8_0", 0.5), ("q4_0", 2.0)])
-def test_matrices_are_quantised_while_they_are_loaded(tmp_path: Path, block_format: str, tolerated: float) -> None:
-    """The same bits however the layers are shared out, and not far from what the float model says."""
-    folder = write_sharded_folder(TINY / "llama", tmp_path / "folder")
+@pytest.mark.parametrize(
+    ("name", "block_format", "tolerated"), [("llama", "q8_0", 0.5), ("llama", "q4_0", 2.0), ("qwen3-moe", "q8_0", 0.5)]
+)
+def test_matrices_are_quantised_while_they_are_loaded(tmp_path: Path, name: str, block_format: str, tolerated: float) -> None:
+    """The same bits however the layers are shared out, and not far from what the float model says. Stacks of experts, too."""
+    folder = write_sharded_folder(TINY / name, tmp_path / "folder") if name == "llama" else TINY / name
     quantised = ("--quantize", block_format)
     answers, digests = [], set()
     for count, arguments in ((1, ()), (1, quantised), (2, quantised)):
