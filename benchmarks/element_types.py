@@ -25,7 +25,7 @@ import numpy.typing as npt
 import typer
 from command import run, show
 from loaded_model import LoadedModel, Text, block_table, documents, load, with_float_weights
-from quality import Cost, LogProbs, Sums
+from quality import Cost, LogProbs, Rows, Sums
 from rich.table import Table
 
 from dairllm.kernels_pyx import StageSlice
@@ -67,14 +67,17 @@ class OwnLogits:
         self._model = model
         self._parts: StageParts = model.stage(range(model.spec.num_layers + 2))
 
-    def of(self, text: Text) -> Iterator[Logits]:
-        """In chunks of HEAD_ROWS rows."""
-        span, ids = range(self._model.spec.num_layers + 2), text.token_ids
-        body, head = self._parts.body, self._parts.head
+    def hidden(self, text: Text) -> Rows:
+        """What the head sees."""
+        span, ids, body = range(self._model.spec.num_layers + 2), text.token_ids, self._parts.body
         assert body is not None, "a whole model has layers"
+        return body.run(self._model.kv_caches(span, len(ids)), ids, [StageSlice(len(ids), 0, block_table(len(ids)))])
+
+    def of(self, hidden: Rows) -> Iterator[Logits]:
+        """In chunks of HEAD_ROWS rows."""
+        head = self._parts.head
         assert head is not None, "a whole model has a head"
-        hidden = body.run(self._model.kv_caches(span, len(ids)), ids, [StageSlice(len(ids), 0, block_table(len(ids)))])
-        for first in range(0, len(ids), HEAD_ROWS):
+        for first in range(0, len(hidden), HEAD_ROWS):
             rows = np.ascontiguousarray(hidden[first : first + HEAD_ROWS])
             whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
             yield head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
@@ -119,15 +122,18 @@ class Result(NamedTuple):
     peer: Cost | None
 
 
-def compare(exact: OwnLogits, path: Path, texts: Sequence[Text], window: int, peer_python: Path | None) -> Result:
+def compare(
+    exact: OwnLogits, path: Path, texts: Sequence[Text], exact_hidden: Sequence[Rows], window: int, peer_python: Path | None
+) -> Result:
+    """exact_hidden: what the float model's head sees of each text."""
     model = load(str(path), window)
     own, own_sums, peer_sums = OwnLogits(model), Sums(), Sums()
     width = model.spec.vocab_size
     with contextlib.ExitStack() as stack:
         theirs = None if peer_python is None else stack.enter_context(peer_logits(peer_python, path, texts, width))
-        for text in texts:
+        for text, rows in zip(texts, exact_hidden, strict=True):
             first = 0
-            for exact_logits, own_logits in zip(exact.of(text), own.of(text), strict=True):
+            for exact_logits, own_logits in zip(exact.of(rows), own.of(own.hidden(text)), strict=True):
                 expected = log_probs(exact_logits)
                 next_ids = text.token_ids[first + 1 : first + 1 + len(expected)]
                 own_sums.add(expected, log_probs(own_logits), next_ids)
@@ -152,12 +158,13 @@ def element_types(
     reference = load(str(float_model), window)
     texts = documents(reference.path, tokens, window, text or ())
     exact = OwnLogits(with_float_weights(reference))
+    exact_hidden = [exact.hidden(text) for text in texts]
     title = f"{tokens} tokens in windows of {window}"
     table = Table("file", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for name in ("perplexity", "llama.cpp's", "ratio", "KL, nats", "llama.cpp's", "same best", "llama.cpp's"):
         table.add_column(name, justify="right")
     for path in model:
-        result = compare(exact, path, texts, window, peer_python)
+        result = compare(exact, path, texts, exact_hidden, window, peer_python)
         own, peer = result.own, result.peer
         if as_json:
             print(json.dumps({"file": result.file, "own": vars_of(own), "peer": peer and vars_of(peer)}), flush=True)

@@ -172,15 +172,18 @@ async def test_a_handler_may_abort_by_itself(channel: grpc.aio.Channel) -> None:
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.OUT_OF_RANGE, "on purpose")
 
 
+async def read_to_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
 async def test_an_error_arrives_though_a_write_was_interrupted(servicer: Servicer, channel: grpc.aio.Channel) -> None:
     """As where one task writes and another one fails."""
     servicer.error, servicer.is_interrupted = errors.NotReady("on purpose"), True
     for _ in range(50):
         call = ring_pb2_grpc.RingServiceStub(channel).Forward(iter([ring_pb2.ForwardRequest(open=ring_pb2.EdgeOpen())]))
         with pytest.raises(grpc.aio.AioRpcError, match="on purpose"):
-            async with asyncio.timeout(WAIT_S):
-                while await call.read() is not grpc.aio.EOF:
-                    pass
+            await asyncio.wait_for(read_to_end(call), WAIT_S)
 
 
 async def test_a_very_long_message_is_cut(servicer: Servicer, channel: grpc.aio.Channel) -> None:
