@@ -25,7 +25,7 @@ def describe_with(checkpoint: Checkpoint, feed_forwards: list[FeedForward]) -> M
     interval = checkpoint.integer("full_attention_interval", 4)
     if interval < 1:
         raise CorruptModelFile(f"{checkpoint.container.path} has full_attention_interval {interval}; expected a positive number")
-    types = checkpoint.layer_types(lambda index: LINEAR if (index + 1) % interval else FULL)
+    types = checkpoint.layer_types(lambda index: LINEAR if (index + 1) % interval else FULL, (FULL, LINEAR))
     checkpoint.require("attn_output_gate", True)
 
     def layer(index: int) -> LayerSpec:

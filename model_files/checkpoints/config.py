@@ -137,8 +137,8 @@ class Config:
             raise CorruptModelFile(f"{self.container.path} has {self._source_key('num_hidden_layers')} {count}; expected 1 to {MAX_LAYERS}")
         return count
 
-    def layer_types(self, default: Callable[[int], str]) -> list[str]:
-        """Of each layer: FULL, SLIDING or LINEAR, as the container says, else by its index."""
+    def layer_types(self, default: Callable[[int], str], kinds: Sequence[str] = (FULL, SLIDING)) -> list[str]:
+        """Of each layer one of the kinds of attention that the architecture has, as the container says, else by the layer's index."""
         count = self.num_layers()
         derived = self._derived("layer_types")
         found = derived if derived is not None else self._section.metadata.get(self._note("layer_types"))
@@ -147,8 +147,8 @@ class Config:
         if not isinstance(found, list) or len(found) < count:
             raise self._wrong("layer_types", f"a list of {count} kinds of attention")
         for kind in found:
-            if kind not in (FULL, SLIDING, LINEAR):
-                raise self.unsupported("layer_types", kind, f"{FULL}, {SLIDING} or {LINEAR}")
+            if kind not in kinds:
+                raise self.unsupported("layer_types", kind, " or ".join(kinds))
         return list(found[:count])
 
     def unsupported(self, key: str, value: object, expected: str) -> UnsupportedModel:

@@ -32,8 +32,12 @@ def chat(cluster: Cluster, content: str) -> httpx.Response:
 
 
 def renderers(cluster: Cluster) -> list[psutil.Process]:
-    children = psutil.Process(cluster.processes["coordinator"].pid).children()
-    return [child for child in children if "template_child" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(cluster.processes["coordinator"].pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just been killed
+            if "template_child" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_others_go_on_meanwhile(hostile_model: Path) -> None:
@@ -61,9 +65,12 @@ def test_no_renderer_is_left(hostile_model: Path, number: signal.Signals) -> Non
     with Cluster(hostile_model, (), wait=False) as cluster:
         (idle,) = renderers(cluster)
         waiting = threading.Thread(target=ask_for_ever, args=(cluster,))
+        before_s = idle.cpu_times().user
         waiting.start()
-        wait_for(lambda: idle.cpu_times().user > 0.5, "a chat is being rendered")
+        wait_for(lambda: not idle.is_running() or idle.cpu_times().user > before_s + 0.1, "a chat is being rendered")
+        left = renderers(cluster)
         cluster.processes["coordinator"].send(number)
         cluster.processes["coordinator"].wait(20)
-        idle.wait(20)
+        gone, alive = psutil.wait_procs(left, 20)
+        assert (set(gone), alive) == (set(left), [])
         waiting.join()

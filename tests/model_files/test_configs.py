@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dairllm.model_files.architectures import architecture_of, architectures
@@ -54,6 +54,11 @@ def check(container: Container) -> None:
         ("llama", {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
         ("llama", {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config"),
         ("llama", {"is_causal": False, "use_bidirectional_attention": True}, "use_bidirectional_attention to True"),
+        (
+            "gemma3",
+            {"layer_types": ["linear_attention"] * 7},
+            "'linear_attention', which is not supported; expected full_attention or sliding",
+        ),
         ("qwen2", {"layer_types": ["chunked_attention"] * 3, "use_sliding_window": True, "sliding_window": 4}, "'chunked_attention'"),
     ],
 )
@@ -167,6 +172,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Container:
 
 
 @settings(max_examples=300, deadline=None)
+@example(name="gemma3", changes={"full_attention_interval": 2})
 @given(name=st.sampled_from(sorted(architectures())), changes=st.dictionaries(GGUF_KEYS, GGUF_VALUES, max_size=4))
 def test_any_metadata_of_gguf_gives_a_description_or_one_sentence(gguf: Container, name: str, changes: dict[str, Any]) -> None:
     given_keys = {key.replace("llama.", f"{name}.", 1): value for key, value in gguf.metadata.items()}
