@@ -357,7 +357,7 @@ def _with_whole_writes(behaviour: _Handler) -> _Handler:
     """A call cannot be ended while gRPC writes: whoever waited for the write may be cancelled, the write goes on."""
 
     async def with_whole_writes(request: Any, context: grpc.aio.ServicerContext) -> Any:
-        writing = _WholeWrites(context)
+        writing: Any = _WholeWrites(context)
         try:
             return await behaviour(request, writing)
         finally:

@@ -5,13 +5,15 @@ python tests/data/make_peer_golden.py gemma-3-270m-q4_k_m.gguf tests/data/gemma3
 
 import ctypes
 import hashlib
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as peer
 import numpy as np
+
+peer: Any = importlib.import_module("llama_cpp")
 
 NUM_TOKENS = 48
 PROMPTS = {

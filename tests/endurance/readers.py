@@ -7,6 +7,7 @@ that breaks one of these is left in build/, and the run ends with a traceback.
 """
 
 import argparse
+import importlib
 import subprocess
 import sys
 import tempfile
@@ -138,8 +139,7 @@ def judged(kind: str, reader: Reader) -> Callable[[bytes], None]:
 
 def fuzz(kind: str, seconds: int) -> None:
     """In this process, which ends with it."""
-    import atheris
-
+    atheris: Any = importlib.import_module("atheris")
     FOUND.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         folder, corpus = Path(name) / "files", Path(name) / "corpus"

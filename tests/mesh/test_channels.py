@@ -27,6 +27,7 @@ from dairllm.mesh.channels import (
     open_channel,
 )
 from dairllm.mesh.errors import DairllmError, InvalidSetting, PeerUnreachable
+from dairllm.mesh.streams import next_message
 from dairllm.v1 import inference_pb2, inference_pb2_grpc, ring_pb2, ring_pb2_grpc, shard_pb2, shard_pb2_grpc
 from tests.instruments.processes import free_port
 from tests.instruments.tcp_proxy import TcpProxy
@@ -173,7 +174,7 @@ async def test_a_handler_may_abort_by_itself(channel: grpc.aio.Channel) -> None:
 
 
 async def read_to_end(call: Any) -> None:
-    while await call.read() is not grpc.aio.EOF:
+    while await next_message(call) is not None:
         pass
 
 
