@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
+from tests.instruments.clusters import wait_for
 from tests.instruments.namespaces import NamespaceError, Namespaces, unavailable_reason
 from tests.instruments.processes import ManagedProcess, ProcessFailed, free_port, leaving_nothing_behind
 from tests.instruments.tcp_proxy import TcpProxy
@@ -163,11 +164,11 @@ def test_hosts_reach_each_other_until_the_cable_is_pulled() -> None:
         def reaches() -> bool:
             return network.run("a", [sys.executable, "-c", CONNECT, network.address("b")], output=subprocess.DEVNULL).wait(10) == 0
 
-        assert reaches()
+        wait_for(reaches, "the cable to carry")
         network.link_down("b")
         assert not reaches()
         network.link_up("b")
-        assert reaches()
+        wait_for(reaches, "the cable to carry again")
         network.block_multicast("b")
         assert reaches()
 
