@@ -61,6 +61,7 @@ def disturb_streams(cluster: Cluster, disturb: Callable[[], Any]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("model", ["tiny_model", "hybrid_model"])
 def test_lost_shards_are_replaced_and_no_stream_notices(model: str, request: pytest.FixtureRequest) -> None:
     """Rings of three with one shard to spare: each place is lost once by SIGKILL, and one by SIGTERM."""
