@@ -8,8 +8,6 @@
 enum { QUANT_ROWS = 4, DOT_ROWS = 4, DIRECT_ROWS = 2 };
 #define QUANT_ROWS_CASES FEW_ROWS
 
-typedef i32x16 dot32;
-#define ANY_BITS_ALIKE
 enum { DOT_S8_OFFSET = 0 };
 
 LANES u8x64 s8_operand(u8x64 w) { return w; }
@@ -28,34 +26,12 @@ LANES i32x16 add_products(i32x16 acc, u8x64 w, int32_t a4) {
     const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(a4));
     return I32_LANES(add_four_products(acc.r[i], vreinterpretq_s8_u8(w.r[i]), a));
 }
-LANES dot32 dot_begin(int bits, int32_t start) {
-    (void)bits;
-    return i32x16_set1(start);
-}
-LANES dot32 dot_add(int bits, int step, dot32 acc, u8x64 w, int32_t a4) {
-    (void)bits;
-    (void)step;
-    return add_products(acc, w, a4);
-}
-LANES i32x16 dot_total(int bits, dot32 acc, int32_t start) {
-    (void)bits;
-    (void)start;
-    return acc;
-}
-
-enum { VECTORS_AT_ONCE = 4 };
 LANES i32x16 half_scales(i32x16 pairs, int half) {
     return half ? I32_LANES(vshrq_n_s32(pairs.r[i], 16)) : I32_LANES(vshrq_n_s32(vshlq_n_s32(pairs.r[i], 16), 16));
 }
 LANES i32x16 add_scaled(i32x16 acc, i32x16 dots, i32x16 scales) { return I32_LANES(vmlaq_s32(acc.r[i], dots.r[i], scales.r[i])); }
-LANES i32x16 add_scaled_dots(i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
-    i32x16 products = i32x16_zero();
-    UNROLL_ROWS
-    for (int v = 0; v < 4; v++) {
-        products = add_products(products, w[v], a[v]);
-    }
-    return add_scaled(acc, products, scales);
-}
+
+#include "dots_alike.h"
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 /* smmla multiplies two outputs by two rows, eight inputs at a time. For it, unpacked weights are kept as registers of two outputs x eight

@@ -115,37 +115,15 @@ LANES i32x16 pairs_dot(i32x16 x, int32_t pair) { return _mm512_madd_epi16(x, _mm
 
 /* vpdpbusd multiplies unsigned by signed bytes and adds four products to 32 bits without saturation. Signed weights are
    shifted to w + 128; `start` takes 128 times the sum of the activations off again. */
-typedef i32x16 dot32;
-#define ANY_BITS_ALIKE
 enum { DOT_S8_OFFSET = -128 };
 
 LANES u8x64 s8_operand(u8x64 w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-LANES dot32 dot_begin(int bits, int32_t start) {
-    (void)bits;
-    return _mm512_set1_epi32(start);
-}
-LANES dot32 dot_add(int bits, int step, dot32 acc, u8x64 w, int32_t a4) {
-    (void)bits;
-    (void)step;
-    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a4));
-}
-LANES i32x16 dot_total(int bits, dot32 acc, int32_t start) {
-    (void)bits;
-    (void)start;
-    return acc;
-}
-
-enum { VECTORS_AT_ONCE = 4 };
+LANES i32x16 add_products(i32x16 acc, u8x64 w, int32_t a4) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a4)); }
 LANES i32x16 half_scales(i32x16 pairs, int half) {
     return half ? _mm512_srai_epi32(pairs, 16) : _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16);
 }
-LANES i32x16 add_scaled_dots(i32x16 acc, const u8x64 w[4], const int32_t a[4], i32x16 scales) {
-    __m512i products = _mm512_setzero_si512();
-    UNROLL_ROWS
-    for (int v = 0; v < 4; v++) {
-        products = _mm512_dpbusd_epi32(products, w[v], _mm512_set1_epi32(a[v]));
-    }
-    return _mm512_add_epi32(acc, _mm512_mullo_epi32(products, scales));
-}
+LANES i32x16 add_scaled(i32x16 acc, i32x16 dots, i32x16 scales) { return _mm512_add_epi32(acc, _mm512_mullo_epi32(dots, scales)); }
+
+#include "dots_alike.h"
 
 #endif
