@@ -13,27 +13,24 @@ llama.cpp is not part of this project: --peer-python names a Python that has the
 
 import contextlib
 import json
-import math
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import typer
 from command import run, show
 from loaded_model import LoadedModel, Text, block_table, documents, load, with_float_weights
-from quality import Cost, LogProbs, Rows, Sums
+from quality import Cost, Rows, Sums, head_logits, log_probs
 from rich.table import Table
 
 from dairllm.kernels_pyx import StageSlice
 from dairllm.mesh.errors import PeerUnreachable
 from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.forward.building import StageParts
-
-Logits = npt.NDArray[np.float32]
 
 PEER_PROGRAM = """
 import ctypes, json, sys
@@ -73,18 +70,14 @@ class OwnLogits:
         assert body is not None, "a whole model has layers"
         return body.run(self._model.kv_caches(span, len(ids)), ids, [StageSlice(len(ids), 0, block_table(len(ids)))])
 
-    def of(self, hidden: Rows) -> Iterator[Logits]:
+    def of(self, hidden: Rows) -> Iterator[Rows]:
         """In chunks of HEAD_ROWS rows."""
-        head = self._parts.head
-        assert head is not None, "a whole model has a head"
         for first in range(0, len(hidden), HEAD_ROWS):
-            rows = np.ascontiguousarray(hidden[first : first + HEAD_ROWS])
-            whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
-            yield head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
+            yield head_logits(self._parts, hidden[first : first + HEAD_ROWS])
 
 
 @contextlib.contextmanager
-def peer_logits(python: Path, model: Path, texts: Sequence[Text], width: int) -> Iterator[Iterator[Logits]]:
+def peer_logits(python: Path, model: Path, texts: Sequence[Text], width: int) -> Iterator[Iterator[Rows]]:
     """The same chunks, text after text. Raises PeerUnreachable if there are fewer."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump([text.token_ids.tolist() for text in texts], file)
@@ -94,7 +87,7 @@ def peer_logits(python: Path, model: Path, texts: Sequence[Text], width: int) ->
             assert process.stdout is not None, "it was asked for"
             stream = process.stdout
 
-            def chunks() -> Iterator[Logits]:
+            def chunks() -> Iterator[Rows]:
                 for text in texts:
                     for first in range(0, len(text.token_ids), HEAD_ROWS):
                         rows = min(HEAD_ROWS, len(text.token_ids) - first)
@@ -107,13 +100,6 @@ def peer_logits(python: Path, model: Path, texts: Sequence[Text], width: int) ->
                 yield chunks()
             finally:
                 process.kill()
-
-
-def log_probs(logits: Logits) -> LogProbs:
-    exact = logits.astype(np.float64)
-    exact -= exact.max(axis=1, keepdims=True)
-    result: LogProbs = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
-    return result
 
 
 class Result(NamedTuple):
@@ -167,7 +153,7 @@ def element_types(
         result = compare(exact, path, texts, exact_hidden, window, peer_python)
         own, peer = result.own, result.peer
         if as_json:
-            print(json.dumps({"file": result.file, "own": vars_of(own), "peer": peer and vars_of(peer)}), flush=True)
+            print(json.dumps({"file": result.file, "own": asdict(own), "peer": peer and asdict(peer)}), flush=True)
         absent = ("", "", "", "")
         peer_cells = (
             absent
@@ -180,10 +166,6 @@ def element_types(
         )
     if not as_json:
         show(table)
-
-
-def vars_of(cost: Cost) -> dict[str, float]:
-    return {"perplexity": cost.perplexity, "kl_nats": cost.kl_nats, "same_best": cost.same_best, "loss": math.log(cost.perplexity)}
 
 
 if __name__ == "__main__":

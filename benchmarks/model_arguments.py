@@ -8,16 +8,14 @@ All of them are made here, of SmolLM2 and of the tiny models of the tests; the h
 """
 
 import json
-import os
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +23,11 @@ from command import run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dairllm.model_files.converting.writing import convert_model
 from dairllm.model_files.getting.resolve import resolve_model
 from tests.instruments.golden import TINY
 from tests.instruments.hub import Hub, Repository
+from tests.instruments.processes import ManagedProcess
 from tests.instruments.stored_models import write_distributed_llama, write_hub_cache, write_ollama_store, write_sharded_folder, write_split
 
 DEADLINE_S = 120.0
@@ -42,18 +42,8 @@ class Thing(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-class Made(NamedTuple):
-    """Where the things lie, and what their environment is."""
-
-    folder: Path
-    model: Path
-    hub: Hub
-    environment: Mapping[str, str]
-
-
 def convert(source: Path, target: Path, element_type: str) -> Path:
-    command = [sys.executable, "-m", "dairllm.client.cli", "models", "convert", str(source), str(target), "--type", element_type]
-    subprocess.run(command, check=True, capture_output=True)
+    convert_model(source, target, element_type)
     return target
 
 
@@ -76,6 +66,7 @@ def copied(path: Path, *files: Path) -> str:
 
 
 def archive(path: Path, member: str) -> str:
+    path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(member, b"x")
     return str(path)
@@ -86,8 +77,8 @@ def other_architecture(model: Path) -> bytes:
     return model.read_bytes().replace(struct.pack("<Q", 5) + b"llama", struct.pack("<Q", 5) + b"mamba", 1)
 
 
-def things(made: Made) -> list[Thing]:
-    folder, model = made.folder, made.model
+def things(folder: Path, model: Path, hub: Hub) -> list[Thing]:
+    """folder: where they come to lie."""
     parts = write_split(model, folder / "split", 3, stem="SmolLM2")
     halves = write_split(model, folder / "halves", 3, stem="SmolLM2")
     halves[1].unlink()
@@ -114,17 +105,15 @@ def things(made: Made) -> list[Thing]:
         Thing("a repository in the hub's cache", str(snapshot.parent.parent)),
         Thing("hf:OWNER/NAME:TYPE", "hf:someone/Tiny-GGUF:Q8_0"),
         Thing("hf:OWNER/NAME, a repository that is not there", "hf:someone/Nothing"),
-        Thing("https://… that is a web page", f"{made.hub.url}/files/page.gguf"),
-        Thing("a URL of a GGUF file", f"{made.hub.url}/files/tiny.gguf"),
+        Thing("https://… that is a web page", f"{hub.url}/files/page.gguf"),
+        Thing("a URL of a GGUF file", f"{hub.url}/files/tiny.gguf"),
         Thing("OWNER/NAME, without hf:", "someone/Tiny-GGUF"),
         Thing("half of a download", written(folder / "half.gguf", model.read_bytes()[: model.stat().st_size // 2])),
         Thing(
             "a pointer of Git LFS",
             written(folder / "lfs.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 98000000\n"),
         ),
-        Thing(
-            "a folder with PyTorch's .bin", str(Path(archive(made_folder(folder / "torch") / "pytorch_model.bin", "model/data.pkl")).parent)
-        ),
+        Thing("a folder with PyTorch's .bin", str(Path(archive(folder / "torch" / "pytorch_model.bin", "model/data.pkl")).parent)),
         Thing("an architecture that is not supported", written(folder / "mamba.gguf", other_architecture(model))),
         Thing("a path that is not there", str(folder / "nothing.gguf")),
         Thing("nothing but zeros", written(folder / "zeros.gguf", bytes(1 << 20))),
@@ -132,69 +121,30 @@ def things(made: Made) -> list[Thing]:
     ]
 
 
-def made_folder(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
 def outcome(thing: Thing, environment: Mapping[str, str]) -> str:
     """How it ended: an answer, or what was said, with the seconds since the start."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready.json"
-        command = [
-            COORDINATOR,
-            "--model",
-            thing.argument,
-            *thing.options,
-            "--http-port",
-            "0",
-            "--grpc-port",
-            "0",
-            "--no-discovery",
-            "--ready-file",
-            str(ready),
-        ]
+    command = [COORDINATOR, "--model", thing.argument, *thing.options, "--no-discovery", "--http-port", "0", "--grpc-port", "0"]
+    with ManagedProcess([*command, "--ready-file", "{ready_file}"], environment) as process:
         started = time.monotonic()
-        with (
-            (Path(folder) / "output").open("w+") as output,
-            subprocess.Popen(command, env=dict(environment), stdout=output, stderr=output) as process,
-        ):
-            try:
-                return wait_for_end(process, ready, started) or said(Path(output.name), time.monotonic() - started)
-            finally:
-                process.terminate()
-
-
-def wait_for_end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", ready: Path, started: float) -> str:
-    """Empty if the process ended by itself."""
-    answered = answering(ready)
-    while time.monotonic() < started + DEADLINE_S:
-        if process.poll() is not None:
-            return ""
-        answer = answered()
-        if answer is not None:
-            return f"answers after {time.monotonic() - started:.1f} s"
-        time.sleep(0.05)
+        while (seconds := time.monotonic() - started) < DEADLINE_S:
+            if not process.running:
+                lines = process.output().strip().splitlines()
+                return f"refused after {seconds:.1f} s: {lines[-1] if lines else '**nothing was said**'}"
+            if answers(process):
+                return f"answers after {time.monotonic() - started:.1f} s"
+            time.sleep(0.05)
     return f"**nothing in {DEADLINE_S:.0f} s**"
 
 
-def answering(ready: Path) -> Callable[[], str | None]:
-    def ask() -> str | None:
-        try:
-            address = json.loads(ready.read_text())["http"]
-            body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 2}).encode()
-            request = urllib.request.Request(f"http://{address}/v1/completions", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
-                return str(json.load(answer)["choices"][0]["finish_reason"])
-        except (OSError, ValueError, KeyError):
-            return None
-
-    return ask
-
-
-def said(output: Path, seconds: float) -> str:
-    lines = output.read_text(errors="replace").strip().splitlines()
-    return f"refused after {seconds:.1f} s: {lines[-1] if lines else '**nothing was said**'}"
+def answers(process: ManagedProcess) -> bool:
+    try:
+        address = json.loads(process.ready_file.read_text())["http"]
+        body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 2}).encode()
+        request = urllib.request.Request(f"http://{address}/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+            return bool(json.load(answer)["choices"])
+    except (OSError, ValueError):
+        return False
 
 
 def model_arguments() -> None:
@@ -206,15 +156,13 @@ def model_arguments() -> None:
         hub.repositories["someone/Tiny-GGUF"] = Repository({"tiny-Q8_0.gguf": tiny, "tiny-Q4_0.gguf": tiny})
         hub.web |= {"page.gguf": (b"<!DOCTYPE html><html>", {}), "tiny.gguf": (tiny, {})}
         environment = {
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
             "XDG_CACHE_HOME": str(folder / "cache"),
             "HF_HUB_CACHE": str(folder / "hub"),
             "HF_ENDPOINT": hub.url,
             "OLLAMA_MODELS": str(folder / "ollama"),
         }
         print("| `--model` | what happens |\n| --- | --- |")
-        for thing in things(Made(folder, model, hub, environment)):
+        for thing in things(folder, model, hub):
             said_of_it = (
                 outcome(thing, environment).replace(f"{folder}/", "…/").replace(str(model.parent), "…").replace(hub.url, "https://…")
             )

@@ -165,14 +165,22 @@ class Comparison:
             yield np.asarray(rows, np.float32)
 
     def _log_probs(self, hidden: Rows) -> LogProbs:
-        head = self._shards[()][0].parts.head
-        assert head is not None, "a whole model has a head"
-        rows = np.ascontiguousarray(hidden)
-        whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
-        logits = head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32)).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        log_probs: LogProbs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return log_probs
+        return log_probs(head_logits(self._shards[()][0].parts, hidden))
+
+
+def head_logits(parts: StageParts, hidden: Rows) -> Rows:
+    """[rows, vocabulary], of at most HEAD_ROWS rows. parts: those of a stage that ends with the head."""
+    assert parts.head is not None, "a whole model has a head"
+    rows = np.ascontiguousarray(hidden)
+    whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
+    return parts.head.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
+
+
+def log_probs(logits: Rows) -> LogProbs:
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    result: LogProbs = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    return result
 
 
 def shards_of(model: LoadedModel, cuts: Sequence[int]) -> tuple[Shard, ...]:
