@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -41,17 +42,22 @@ def hosts(model: Path, count: int, needed: int) -> Iterator[tuple[Cluster, Names
         yield cluster, network
 
 
-def cut_first_edge(cluster: Cluster, network: Namespaces, go_on: Callable[[], None]) -> tuple[list[Answer], float]:
-    """Four streams; the cable between the first two shards is cut when all have begun.
+class Cut(NamedTuple):
+    """went_on_s: after so long all answers had gone on. edge: between which two shards."""
 
-    Returns their answers, and after how long all of them had gone on.
-    """
-    first, second, *_ = names_in_plan(cluster)
+    answers: list[Answer]
+    went_on_s: float
+    edge: tuple[str, str]
+
+
+def cut_first_edge(cluster: Cluster, network: Namespaces, go_on: Callable[[], None]) -> Cut:
+    """Four streams; the cable between the first two shards is cut when all have begun."""
     coordinator = cluster.processes["coordinator"]
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(StreamedAnswer(cluster.http, prompt, NUM_TOKENS)) for prompt in PROMPTS]
         for stream in streams:
             stream.wait_tokens(TOKENS_BEFORE)
+        first, second, *_ = names_in_plan(cluster.state())
         network.cut_between(first, second)
         cut_at, before = datetime.now(UTC), [len(stream.tokens) for stream in streams]
         with elapsed() as passed_s:
@@ -64,7 +70,7 @@ def cut_first_edge(cluster: Cluster, network: Namespaces, go_on: Callable[[], No
             for stream, tokens in zip(streams, before, strict=True):
                 stream.wait_tokens(tokens + 10)
             went_on_s = passed_s()
-        return [Answer.of_stream(stream) for stream in streams], went_on_s
+        return Cut([Answer.of_stream(stream) for stream in streams], went_on_s, (first, second))
 
 
 def silent_at(output: str) -> datetime:
@@ -79,14 +85,13 @@ def test_answers_go_around_a_cut_cable(tiny_model: Path, needed: int) -> None:
     with hosts(tiny_model, 3, needed) as (cluster, network):
         cluster.wait_until(lambda state: len(state["shards"]) == 3 and not state["next_epoch"])
         expected = ask_all(cluster, NUM_TOKENS)
-        before = names_in_plan(cluster)
-        answers, went_on_s = cut_first_edge(cluster, network, lambda: None)
+        answers, went_on_s, edge = cut_first_edge(cluster, network, lambda: None)
         print(f"answers went on {went_on_s:.2f} s after the cut")
         assert answers == expected
         assert went_on_s < AROUND_WITHIN_S
-        after = names_in_plan(cluster)
+        after = names_in_plan(cluster.state())
         assert len(after) >= needed
-        assert not {(before[0], before[1]), (before[1], before[0])} & {*pairwise(after)}, f"{before}, then {after}"
+        assert not {edge, edge[::-1]} & {*pairwise(after)}, f"{edge} was cut, and the plan is {after}"
         assert "fell silent, though both live: plans go around it" in cluster.processes["coordinator"].output()
         assert ask_all(cluster, NUM_TOKENS) == expected
         assert_no_fault(*cluster.processes.values())
@@ -104,7 +109,7 @@ def test_answers_wait_for_a_cable_that_is_needed(tiny_model: Path) -> None:
                 cluster.wait_until(lambda state: state["engine"]["running"] == 0, 60.0)
                 print(f"answers were complete {passed_s():.2f} s after the cable was mended")
 
-        answers, went_on_s = cut_first_edge(cluster, network, mend)
+        answers, went_on_s, _ = cut_first_edge(cluster, network, mend)
         print(f"answers went on {went_on_s:.2f} s after the cut")
         assert answers == expected
         assert_no_fault(*cluster.processes.values())

@@ -32,8 +32,10 @@ def shard_at_stage(cluster: Cluster, stage: int) -> str:
     return str(next(shard["name"] for shard in cluster.state()["shards"] if shard["stage"] == stage))
 
 
-def names_in_plan(cluster: Cluster) -> list[str]:
-    return [shard["name"] for shard in cluster.state()["shards"] if shard["stage"] is not None]
+def names_in_plan(state: dict[str, Any]) -> list[str]:
+    """In the order of the ring."""
+    by_stage = {shard["stage"]: str(shard["name"]) for shard in state["shards"] if shard["stage"] is not None}
+    return [by_stage[stage] for stage in sorted(by_stage)]
 
 
 def lose_stage(cluster: Cluster, stage: int, how: signal.Signals, lost: list[ManagedProcess]) -> None:
@@ -42,9 +44,9 @@ def lose_stage(cluster: Cluster, stage: int, how: signal.Signals, lost: list[Man
     lost[0].send(how)
 
 
-def disturb_streams(cluster: Cluster, disturb: Callable[[], Any]) -> float:
+def disturb_streams(cluster: Cluster, disturb: Callable[[], Any], until: Callable[[dict[str, Any]], bool] | None = None) -> float:
     """Four streams, disturbed when all of them have begun; each must end as if nothing had happened. Returns how long the cluster took
-    to serve again."""
+    to serve again, `until` being true (None: with a new plan)."""
     expected = ask_all(cluster, NUM_TOKENS)
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(StreamedAnswer(cluster.http, prompt, NUM_TOKENS)) for prompt in PROMPTS]
@@ -54,7 +56,8 @@ def disturb_streams(cluster: Cluster, disturb: Callable[[], Any]) -> float:
         epoch = cluster.state()["epoch"]
         with elapsed() as passed_s:
             disturb()
-            cluster.wait_until(lambda state: state["epoch"] > epoch and state["phase"] == "serving", HEALED_WITHIN_S)
+            healed = until or (lambda state: state["epoch"] > epoch)
+            cluster.wait_until(lambda state: healed(state) and state["phase"] == "serving", HEALED_WITHIN_S)
             healed_s = passed_s()
         assert [Answer.of_stream(stream) for stream in streams] == expected
     return healed_s
