@@ -47,11 +47,22 @@ def quantize_rows(block_format: str, x: NDArray[np.float32]) -> bytes:
 def dequantize(block_format: str, data: Buffer, count: int) -> NDArray[np.float32]:
     """`count` numbers in their GGUF layout as float32 [count], exactly the values that the blocks stand for."""
 
+class WeightMemory:
+    """Memory, zero at first, that matrices are laid into: several matrices may lie at one place, if only one of them is used at a time.
+    It lives as long as they do. MemoryError if there is none."""
+
+    def __init__(self, size_bytes: int) -> None: ...
+    @property
+    def size_bytes(self) -> int: ...
+
 class PackedMatrix:
     """A weight matrix [outputs, inputs] in tiles of 16 outputs, in exactly the bytes of its block format (outputs rounded up to 16); all
-    zero at first. The memory is its own, 64-byte aligned, and freed with it. MemoryError if there is none."""
+    zero at first. The memory is its own, 64-byte aligned, and freed with it, MemoryError if there is none; or it is at offset_bytes, a
+    multiple of 64, of a WeightMemory, as that was left."""
 
-    def __init__(self, block_format: str, outputs: int, inputs: int) -> None: ...
+    def __init__(
+        self, block_format: str, outputs: int, inputs: int, *, memory: WeightMemory | None = None, offset_bytes: int = 0
+    ) -> None: ...
     @property
     def block_format(self) -> str: ...
     @property
@@ -77,9 +88,11 @@ class PackedMatrix:
 
 class PackedStack:
     """Weight matrices [outputs, inputs] of many experts or heads, as so many PackedMatrix in one memory; each begins with a tile
-    of its own. MemoryError if there is none."""
+    of its own. The memory is as that of a PackedMatrix."""
 
-    def __init__(self, block_format: str, num_matrices: int, outputs: int, inputs: int) -> None: ...
+    def __init__(
+        self, block_format: str, num_matrices: int, outputs: int, inputs: int, *, memory: WeightMemory | None = None, offset_bytes: int = 0
+    ) -> None: ...
     @property
     def block_format(self) -> str: ...
     @property

@@ -40,7 +40,10 @@ cdef extern from "c/kernel_table.h" nogil:
     int cpu_features(const char** names, int capacity)
 
 cdef extern from "c/packing.h" nogil:
-    int packed_matrix_create(packed_matrix* w, int format, int outputs, int inputs)
+    uint8_t* map_weight_memory(size_t bytes)
+    void unmap_weight_memory(uint8_t* memory, size_t bytes)
+    void packed_matrix_describe(packed_matrix* w, int format, int outputs, int inputs)
+    int packed_matrix_allocate(packed_matrix* w)
     void packed_matrix_free(packed_matrix* w)
     size_t packed_matrix_bytes(const packed_matrix* w)
     void c_pack_rows "pack_rows"(packed_matrix* w, int first_row, int num_rows, const uint8_t* rows)
@@ -138,12 +141,51 @@ cdef const uint8_t[::1] byte_view(object data, str what):
         raise ValueError(f"{what} must be a contiguous buffer of bytes: {error}") from None
 
 
+cdef enum:
+    MATRIX_ALIGNMENT = 64
+
+
+cdef class WeightMemory:
+    """Memory that matrices are laid into by whoever counts on its size."""
+
+    cdef uint8_t* memory
+    cdef readonly size_t size_bytes
+
+    def __cinit__(self, size_bytes: int) -> None:
+        if not 1 <= size_bytes <= 1 << 46:
+            raise ValueError(f"size_bytes is {size_bytes}, expected 1 to {1 << 46}")
+        self.memory = map_weight_memory(size_bytes)
+        if self.memory == NULL:
+            raise MemoryError(f"no memory for {size_bytes} bytes of weights")
+        self.size_bytes = size_bytes
+
+    def __dealloc__(self) -> None:
+        unmap_weight_memory(self.memory, self.size_bytes)
+
+
+cdef int place_tiles(packed_matrix* matrix, WeightMemory memory, object offset_bytes, str what) except -1:
+    """Tiles of its own without a memory, else those at the offset."""
+    cdef size_t size_bytes = packed_matrix_bytes(matrix)
+    if memory is None:
+        if packed_matrix_allocate(matrix) != 0:
+            raise MemoryError(f"no memory for {what}")
+        return 0
+    if offset_bytes < 0 or offset_bytes % MATRIX_ALIGNMENT or offset_bytes + size_bytes > memory.size_bytes:
+        raise ValueError(
+            f"offset_bytes is {offset_bytes}, expected a multiple of {MATRIX_ALIGNMENT} with {size_bytes} bytes behind it in a memory of "
+            f"{memory.size_bytes}"
+        )
+    matrix.tiles = memory.memory + <size_t>offset_bytes
+    return 0
+
+
 cdef class PackedMatrix:
     """A weight matrix [outputs, inputs] in tiles of 16 outputs, in exactly the bytes of its block format."""
 
     cdef packed_matrix matrix
+    cdef WeightMemory memory
 
-    def __cinit__(self, block_format: str, outputs: int, inputs: int) -> None:
+    def __cinit__(self, block_format: str, outputs: int, inputs: int, *, memory: WeightMemory | None = None, offset_bytes: int = 0) -> None:
         cdef int index = format_index(block_format)
         block_size = C_BLOCK_FORMATS[index].block_size
         for name, value in (("outputs", outputs), ("inputs", inputs)):
@@ -151,8 +193,9 @@ cdef class PackedMatrix:
                 raise ValueError(f"{name} is {value}, expected 1 to {LARGEST_DIMENSION}")
         if inputs % block_size:
             raise ValueError(f"inputs is {inputs}, expected a multiple of {block_size}, the block of {block_format}")
-        if packed_matrix_create(&self.matrix, index, outputs, inputs) != 0:
-            raise MemoryError(f"no memory for a {block_format} matrix of {outputs} x {inputs}")
+        packed_matrix_describe(&self.matrix, index, outputs, inputs)
+        place_tiles(&self.matrix, memory, offset_bytes, f"a {block_format} matrix of {outputs} x {inputs}")
+        self.memory = memory
 
     def __dealloc__(self) -> None:
         packed_matrix_free(&self.matrix)

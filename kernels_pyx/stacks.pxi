@@ -5,7 +5,7 @@ cdef extern from "c/stacks.h" nogil:
         int num_matrices
         int outputs
 
-    int packed_stack_create(packed_stack* stack, int format, int num_matrices, int outputs, int inputs)
+    void packed_stack_describe(packed_stack* stack, int format, int num_matrices, int outputs, int inputs)
     void packed_stack_free(packed_stack* stack)
     packed_matrix stack_matrix(const packed_stack* stack, int index)
     void pack_stack_rows(packed_stack* stack, int index, int first_row, int num_rows, const uint8_t* rows)
@@ -16,8 +16,11 @@ cdef class PackedStack:
     """Weight matrices [outputs, inputs] of many experts or heads, in tiles as a PackedMatrix."""
 
     cdef packed_stack stack
+    cdef WeightMemory memory
 
-    def __cinit__(self, block_format: str, num_matrices: int, outputs: int, inputs: int) -> None:
+    def __cinit__(
+        self, block_format: str, num_matrices: int, outputs: int, inputs: int, *, memory: WeightMemory | None = None, offset_bytes: int = 0
+    ) -> None:
         cdef int format = format_index(block_format)
         block_size = C_BLOCK_FORMATS[format].block_size
         for name, value in (("num_matrices", num_matrices), ("outputs", outputs), ("inputs", inputs)):
@@ -27,8 +30,9 @@ cdef class PackedStack:
             raise ValueError(f"num_matrices x outputs is {num_matrices * outputs}, expected at most {LARGEST_DIMENSION}")
         if inputs % block_size:
             raise ValueError(f"inputs is {inputs}, expected a multiple of {block_size}, the block of {block_format}")
-        if packed_stack_create(&self.stack, format, num_matrices, outputs, inputs) != 0:
-            raise MemoryError(f"no memory for {num_matrices} {block_format} matrices of {outputs} x {inputs}")
+        packed_stack_describe(&self.stack, format, num_matrices, outputs, inputs)
+        place_tiles(&self.stack.all, memory, offset_bytes, f"{num_matrices} {block_format} matrices of {outputs} x {inputs}")
+        self.memory = memory
 
     def __dealloc__(self) -> None:
         packed_stack_free(&self.stack)

@@ -15,7 +15,7 @@ typedef struct packed_matrix {
     int outputs, inputs;
     size_t tile_bytes;
     uint8_t* tiles; /* 64-byte aligned */
-    size_t mapped_bytes;
+    size_t mapped_bytes; /* 0: the memory belongs to somebody else */
 } packed_matrix;
 
 static inline int whole_tiles(int outputs) { return (outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS; }

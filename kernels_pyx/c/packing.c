@@ -14,31 +14,46 @@ static inline size_t tile_block_bytes(int format) { return (size_t)BLOCK_FORMATS
 
 size_t packed_matrix_bytes(const packed_matrix* w) { return (size_t)num_tiles(w) * w->tile_bytes; }
 
-int packed_matrix_create(packed_matrix* w, int format, int outputs, int inputs) {
+uint8_t* map_weight_memory(size_t bytes) {
+    void* memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return NULL;
+    }
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= HUGE_PAGE_BYTES) {
+        madvise(memory, bytes, MADV_HUGEPAGE); /* advice: without it reading is some 8 % slower, nothing more */
+    }
+#endif
+    return memory;
+}
+
+void unmap_weight_memory(uint8_t* memory, size_t bytes) {
+    if (memory) {
+        munmap(memory, bytes);
+    }
+}
+
+void packed_matrix_describe(packed_matrix* w, int format, int outputs, int inputs) {
     w->format = format;
     w->outputs = outputs;
     w->inputs = inputs;
     w->tile_bytes = (size_t)(inputs / BLOCK_FORMATS[format].block_size) * tile_block_bytes(format);
-    w->mapped_bytes = packed_matrix_bytes(w);
-    void* memory = mmap(NULL, w->mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-        w->tiles = NULL;
-        return -1;
-    }
-#if defined(MADV_HUGEPAGE)
-    if (w->mapped_bytes >= HUGE_PAGE_BYTES) {
-        madvise(memory, w->mapped_bytes, MADV_HUGEPAGE); /* advice: without it reading is some 8 % slower, nothing more */
-    }
-#endif
-    w->tiles = memory;
-    return 0;
+    w->mapped_bytes = 0;
+    w->tiles = NULL;
+}
+
+int packed_matrix_allocate(packed_matrix* w) {
+    w->tiles = map_weight_memory(packed_matrix_bytes(w));
+    w->mapped_bytes = w->tiles ? packed_matrix_bytes(w) : 0;
+    return w->tiles ? 0 : -1;
 }
 
 void packed_matrix_free(packed_matrix* w) {
-    if (w->tiles) {
-        munmap(w->tiles, w->mapped_bytes);
-        w->tiles = NULL;
+    if (w->mapped_bytes) {
+        unmap_weight_memory(w->tiles, w->mapped_bytes);
     }
+    w->mapped_bytes = 0;
+    w->tiles = NULL;
 }
 
 /* Of the eight groups of four bits in a word, bit j of group v to bit v of byte j, so that the kernels find a vector's bits in its bytes. */

@@ -10,8 +10,14 @@
 
 #include "kernel_table.h"
 
-/* 0, or -1 if there is no memory. The tiles are zero; arguments are valid (the inputs a multiple of the block, nothing below 1). */
-int packed_matrix_create(packed_matrix* w, int format, int outputs, int inputs);
+/* Zeros, on huge pages where the system has them; NULL if there is no memory. */
+uint8_t* map_weight_memory(size_t bytes);
+void unmap_weight_memory(uint8_t* memory, size_t bytes);
+
+/* Without tiles yet: `tiles` is set to memory of packed_matrix_bytes by whoever has it, or allocated. Arguments are valid (the inputs a
+   multiple of the block, nothing below 1). */
+void packed_matrix_describe(packed_matrix* w, int format, int outputs, int inputs);
+int packed_matrix_allocate(packed_matrix* w); /* tiles of its own, zero; 0, or -1 if there is no memory */
 void packed_matrix_free(packed_matrix* w);
 size_t packed_matrix_bytes(const packed_matrix* w);
 

@@ -8,10 +8,10 @@
 
 #include "packing.h"
 
-int packed_stack_create(packed_stack* stack, int format, int num_matrices, int outputs, int inputs) {
+void packed_stack_describe(packed_stack* stack, int format, int num_matrices, int outputs, int inputs) {
     stack->num_matrices = num_matrices;
     stack->outputs = outputs;
-    return packed_matrix_create(&stack->all, format, num_matrices * whole_tiles(outputs) * TILE_OUTPUTS, inputs);
+    packed_matrix_describe(&stack->all, format, num_matrices * whole_tiles(outputs) * TILE_OUTPUTS, inputs);
 }
 
 void packed_stack_free(packed_stack* stack) { packed_matrix_free(&stack->all); }

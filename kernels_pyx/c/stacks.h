@@ -9,7 +9,7 @@ typedef struct packed_stack {
     int num_matrices, outputs;
 } packed_stack;
 
-int packed_stack_create(packed_stack* stack, int format, int num_matrices, int outputs, int inputs); /* 0, or -1 if there is no memory */
+void packed_stack_describe(packed_stack* stack, int format, int num_matrices, int outputs, int inputs); /* as packed_matrix_describe */
 void packed_stack_free(packed_stack* stack);
 packed_matrix stack_matrix(const packed_stack* stack, int index); /* belongs to the stack */
 /* As pack_rows, for the matrix of that index. */

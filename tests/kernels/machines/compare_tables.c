@@ -73,7 +73,10 @@ static void compare_matmul(int format, int outputs, int num_blocks, int rows, in
     uint8_t* data = malloc(blocks * (size_t)BLOCK_FORMATS[format].block_bytes);
     float* x = malloc((size_t)rows * (size_t)inputs * sizeof *x);
     packed_matrix w;
-    packed_matrix_create(&w, format, outputs, inputs);
+    packed_matrix_describe(&w, format, outputs, inputs);
+    if (packed_matrix_allocate(&w) != 0) {
+        abort();
+    }
     fill_blocks(format, data, blocks, with_any_scales);
     pack_rows(&w, 0, outputs, data);
     fill_numbers(x, (size_t)rows * (size_t)inputs);
