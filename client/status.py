@@ -149,11 +149,12 @@ class _Row(NamedTuple):
 
 def _shard_row(shard: cluster_pb2.ShardState, num_layers: int) -> _Row:
     used_bytes = shard.usage.weights_bytes + shard.usage.kv_cache_bytes + shard.usage.scratch_bytes
+    streams = f", streams {format_size(shard.streamed_bytes)}" if shard.streamed_bytes else ""
     return _Row(
         stage=str(shard.stage) if shard.HasField("stage") else "-",
         shard=shard.name,
         state=_describe_phase(shard),
-        computes=describe_units(range(shard.first_unit, shard.end_unit), num_layers),
+        computes=describe_units(range(shard.first_unit, shard.end_unit), num_layers) + streams,
         memory=f"{format_size(used_bytes)} of {format_size(shard.capabilities.memory_budget_bytes)}",
         threads=f"{shard.capabilities.num_threads} {shard.capabilities.isa}",
         step=_milliseconds(shard.measured_step_s),

@@ -98,6 +98,7 @@ def _shard_to_proto(shard: ShardSnapshot) -> cluster_pb2.ShardState:
         software_version=shard.software_version,
         next_first_unit=shard.next_units.start,
         next_end_unit=shard.next_units.stop,
+        streamed_bytes=shard.streamed_bytes,
     )
 
 

@@ -7,6 +7,7 @@ part needs, of weights, of KV cache and of scratch, it needs no more together wi
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dairllm.model_files.attention import LatentAttention, LinearAttention, SelfAttention
 from dairllm.model_files.block_formats import BLOCK_FORMATS
@@ -30,6 +31,17 @@ STATES_PER_PLACE = 2
 """Of each running sequence a layer keeps the state that it goes on from, and the one before."""
 _SHORT_SEQUENCE = 2048
 _PLACES_PER_CONTEXT = 8
+
+STREAMED_FEATURE = "weights:streamed"
+"""What a shard says that can do so."""
+STREAM_SLOTS = 3
+"""Of the units that are streamed, so many have their matrices in memory: one is computed with, the others are read."""
+STREAM_READERS = 2
+"""Threads that read them."""
+STREAM_PIECE_BYTES = 4 * MIB
+"""So much is read at a time, to be packed."""
+STREAM_PAGE_BYTES = 4096
+"""Reads past the page cache begin and end at such multiples."""
 
 _NUMBER_BYTES = 4
 _SAMPLER_ROWS = 24
@@ -103,6 +115,58 @@ def weights_bytes(units: Iterable[Unit]) -> int:
     """Of all units in one memory; a tensor that two of them have counts once."""
     by_place = {tensor.place: _packed_bytes(tensor) for unit in units for tensor in unit.tensors}
     return sum(by_place.values())
+
+
+class StreamedSize(NamedTuple):
+    """What a unit takes in memory that is read anew for every step.
+
+    slot_bytes: of its matrices, while they are there. numbers_bytes: of the rest, which stays. reading_bytes: of a thread that reads it.
+    """
+
+    slot_bytes: int
+    numbers_bytes: int
+    reading_bytes: int
+
+
+def streamed_size_of(unit: Unit) -> StreamedSize:
+    matrices = [tensor for tensor in unit.tensors if not tensor.is_numbers]
+    numbers_bytes = sum(_packed_bytes(tensor) for tensor in unit.tensors if tensor.is_numbers)
+    return StreamedSize(slot_layout(unit)[1], numbers_bytes, max(map(_reading_bytes, matrices), default=0))
+
+
+def slot_layout(unit: Unit) -> tuple[dict[str, int], int]:
+    """Where each matrix of a streamed unit lies in its slot, by role, and how large the slot is."""
+    offsets, size_bytes = dict[str, int](), 0
+    for tensor in unit.tensors:
+        if not tensor.is_numbers:
+            offsets[tensor.role] = size_bytes
+            size_bytes += _multiple(_packed_bytes(tensor), _LINE_BYTES)
+    return offsets, size_bytes
+
+
+def stream_piece_bytes(tensor: TensorInfo) -> int:
+    """How much of a matrix is read at a time: whole tiles, or all of it if its values are moved before they are packed."""
+    stored_bytes = tensor.size_bytes // math.prod(tensor.shape[:-2])
+    if tensor.transforms:
+        return stored_bytes
+    tile_bytes = TILE_ROWS * tensor.row_bytes
+    return min(stored_bytes, max(tile_bytes, STREAM_PIECE_BYTES // tile_bytes * tile_bytes))
+
+
+def _reading_bytes(tensor: TensorInfo) -> int:
+    """The bytes as they are read, and what is made of them on the way: moved values, numbers to be quantised."""
+    piece_bytes = stream_piece_bytes(tensor)
+    copies = 1 + 2 * bool(tensor.transforms)
+    numbers = piece_bytes // tensor.row_bytes * tensor.shape[-1] if tensor.quantized_to else 0
+    return copies * piece_bytes + 3 * _NUMBER_BYTES * numbers + 2 * STREAM_PAGE_BYTES
+
+
+def streamed_bytes(sizes: Sequence[StreamedSize]) -> int:
+    """For all units in one memory that are streamed."""
+    if not sizes:
+        return 0
+    slots_bytes = min(len(sizes), STREAM_SLOTS) * max(size.slot_bytes for size in sizes)
+    return slots_bytes + sum(size.numbers_bytes for size in sizes) + STREAM_READERS * max(size.reading_bytes for size in sizes)
 
 
 def _packed_bytes(tensor: TensorInfo) -> int:

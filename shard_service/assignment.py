@@ -31,7 +31,8 @@ class CacheGeometry:
 @dataclass(frozen=True, slots=True)
 class AssignmentFacts:
     """units: contiguous, ascending, at least one. model_folder: where the files lie on the coordinator. wire: name of the encoding that
-    rounds between any two units. exclusive, weight_sources, model_urls: as in cluster.proto.
+    rounds between any two units. streamed: indexes of units whose matrices are read anew for every frame. exclusive, weight_sources,
+    model_urls: as in cluster.proto.
     """
 
     epoch: int
@@ -48,10 +49,20 @@ class AssignmentFacts:
     weight_sources: tuple[Peer, ...] = ()
     kv_key: bytes = field(default=b"", repr=False)
     model_urls: tuple[str, ...] = ()
+    streamed: frozenset[int] = frozenset()
 
     @property
     def span(self) -> range:
         return range(self.units[0].index, self.units[-1].index + 1)
+
+    @property
+    def resident_units(self) -> tuple[Unit, ...]:
+        """Those whose weights stay in memory."""
+        return tuple(unit for unit in self.units if unit.index not in self.streamed)
+
+    @property
+    def streamed_units(self) -> tuple[Unit, ...]:
+        return tuple(unit for unit in self.units if unit.index in self.streamed)
 
     @property
     def layers(self) -> range:
@@ -107,7 +118,7 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         raise Unsupported(str(error)) from error
     except ModelFileError as error:
         raise InvalidModel(f"the assignment makes no sense: {error}") from error
-    return AssignmentFacts(
+    assignment = AssignmentFacts(
         epoch=message.epoch,
         model_digest=message.model_digest,
         model=model,
@@ -122,7 +133,12 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         weight_sources=tuple(Peer(peer.name, tuple(peer.addresses)) for peer in message.weight_sources),
         kv_key=message.kv_key,
         model_urls=tuple(message.model_urls) if len(message.model_urls) == len(files) else (),
+        streamed=frozenset(message.streamed_units),
     )
+    others = assignment.streamed - {*assignment.layer_units}
+    if others:
+        raise InvalidModel(f"unit {min(others)} is to be streamed; expected a layer of units {assignment.layer_units}")
+    return assignment
 
 
 def _geometry_from_proto(message: cluster_pb2.Assignment) -> CacheGeometry:

@@ -92,7 +92,7 @@ class AssignUnits:
     """Send the Assignment: prepare the stage, change nothing else. next: the member that follows, None for the coordinator.
 
     exclusive: the shard may free units that are not among these first; only sent while the ring is closed. The same epoch may be assigned
-    again, also as exclusive what was not before.
+    again, also as exclusive what was not before. streamed: units whose weights do not stay in memory.
     """
 
     name: str
@@ -105,6 +105,7 @@ class AssignUnits:
     context_length: int
     max_batch_rows: int
     exclusive: bool = False
+    streamed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,9 @@ def describe_units(units: range, num_layers: int) -> str:
 
 def describe_plan(epoch: Epoch, plan: Plan, num_layers: int) -> str:
     stages = ", ".join(f"{stage.shard} {describe_units(stage.units, num_layers)}" for stage in plan.stages)
-    return f"plan {epoch}: {stages}; expected {format_speed(plan.predicted_decode_tok_s)} tok/s"
+    total_bytes, streamed_bytes = sum(stage.weights_bytes for stage in plan.stages), plan.streamed_bytes
+    streams = f"; streams {format_bytes(streamed_bytes)} a token, {format_bytes(total_bytes)} stay in memory" if streamed_bytes else ""
+    return f"plan {epoch}: {stages}{streams}; expected {format_speed(plan.predicted_decode_tok_s)} tok/s"
 
 
 def describe_moves(before: Mapping[str, range], after: Mapping[str, range]) -> str:

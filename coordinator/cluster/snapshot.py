@@ -59,6 +59,7 @@ class ShardSnapshot:
     measured_step_s: float
     note: str
     software_version: str
+    streamed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ def _shard_snapshot(books: Books, member: Member, now_s: float) -> ShardSnapshot
         measured_step_s=_measured_s(books, member.name),
         note=member.note,
         software_version=member.hello.software_version,
+        streamed_bytes=stages[position].streamed_bytes if position is not None else 0,
     )
 
 

@@ -24,7 +24,8 @@ class RingGeometry:
     """What the scheduler must know of a plan.
 
     encoding: of activations, for the frames. present: layer units whose owner has the cache of all that was computed when the last ring
-    closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks.
+    closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks. streams: weights are read anew for every frame, which
+    takes longer than anything else.
     """
 
     epoch: int
@@ -34,6 +35,7 @@ class RingGeometry:
     encoding: str
     present: frozenset[int] = frozenset()
     intact_blocks: int | None = None
+    streams: bool = False
 
     @property
     def num_intact_blocks(self) -> int:
@@ -45,5 +47,6 @@ class RingGeometry:
         return self.num_kv_blocks * self.kv_block_tokens
 
     @property
-    def num_stages(self) -> int:
-        return len(self.placement)
+    def frames_at_once(self) -> int:
+        """On their way around the ring, so that all stages have work. Where a frame costs a reading of weights, all rows share one."""
+        return 1 if self.streams else len(self.placement)

@@ -124,7 +124,7 @@ class Scheduler:
         """What holds between any two events. For tests: it costs time, and raises AssertionError."""
         self._roster.check_invariants()
         assert self.num_running <= self.limits.max_running
-        assert self._ring is None or len(self._ring.in_flight) <= self._ring.geometry.num_stages + 1
+        assert self._ring is None or len(self._ring.in_flight) <= self._ring.geometry.frames_at_once + 1
 
     # Changes of plan
 
@@ -251,7 +251,7 @@ class Scheduler:
             yield batch
 
     def _next_batch(self, ring: _Ring) -> MicroBatch | None:
-        free_slots = ring.geometry.num_stages - len(ring.in_flight)
+        free_slots = ring.geometry.frames_at_once - len(ring.in_flight)
         if free_slots < 0:
             return None
         self._num_frames += 1
@@ -278,27 +278,29 @@ class Scheduler:
         decoding = [s for s in self._roster.running if s.is_decoding]
         ready = sorted((s for s in decoding if not s.awaits_sample), key=lambda s: s.last_frame)
         for_prompts = min(sum(map(_prompt_rows, self._roster.running)), self.limits.short_chunk_rows, self.limits.max_batch_rows // 2)
-        share = min(-(-len(decoding) // ring.geometry.num_stages), self.limits.max_batch_rows - for_prompts)
+        share = min(-(-len(decoding) // ring.geometry.frames_at_once), self.limits.max_batch_rows - for_prompts)
         for sequence in ready[:share]:
             self._add_rows(sequence, 1, slices, begins)
 
     def _add_prompt_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
-        budget = min(self._chunk_rows(ring.geometry.num_stages), self.limits.max_batch_rows - sum(slice_.num_rows for slice_ in slices))
+        budget = min(self._chunk_rows(ring.geometry), self.limits.max_batch_rows - sum(slice_.num_rows for slice_ in slices))
         if self._roster.waiting:
             self._admit(budget)
         for prompts, rows in self._shares_of_prompts(budget):
             for sequence in prompts:
                 rows -= self._add_prompt_rows(sequence, min(rows, _prompt_rows(sequence)), slices, begins)
 
-    def _chunk_rows(self, num_stages: int) -> int:
+    def _chunk_rows(self, geometry: RingGeometry) -> int:
         """Rows of prompts in the next frame. The last stage waits for the first chunk, and the first one for the last chunk."""
         least, most = self.limits.short_chunk_rows, self.limits.max_batch_rows
+        if geometry.streams:
+            return most
         if self._any_decoding():
             return least
-        if num_stages == 1:
+        if geometry.frames_at_once == 1:
             return most
         rows = sum(map(_prompt_rows, (*self._roster.running, *self._roster.waiting)))
-        return min(most, max(least, -(-rows // (CHUNKS_PER_STAGE * num_stages))))
+        return min(most, max(least, -(-rows // (CHUNKS_PER_STAGE * geometry.frames_at_once))))
 
     def _admit(self, budget: int) -> None:
         """As many prompts begin as the frame has rows for, and of each client at least one."""

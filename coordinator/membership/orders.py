@@ -67,6 +67,7 @@ class Orders:
             ring_key=self._ring.key_of(action.epoch),
             kv_key=self._ring.kv_key_of(action.name, action.boot_id),
             model_urls=self._model.urls,
+            streamed_units=action.streamed,
         )
         self._streams.send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 

@@ -11,7 +11,9 @@ from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan
 from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, Cover, Problem, pose_problem, with_a_layer_each
 from dairllm.coordinator.planner.search import find_cover
 from dairllm.coordinator.planner.stages import keep, plan_of
+from dairllm.coordinator.planner.streaming import find_streamed, has_room
 from dairllm.mesh.words import counted
+from dairllm.model_files.memory import STREAMED_FEATURE
 
 
 def make_plan(
@@ -31,7 +33,7 @@ def make_plan(
     of its shards are gone. held: units that shards have in memory, by name. urgent: no answers come, so move as little as possible.
     least_gain: by how much faster than the previous plan another must be.
     """
-    able, left_out = _split_by_ability(demand, offers)
+    able, left_out = _split_by_ability(demand.features, demand.block_formats, offers)
     if len(able) < min_shards or not able:
         return _too_few(len(able), min_shards, left_out)
     if min_shards > demand.num_units:
@@ -40,8 +42,17 @@ def make_plan(
     problem = pose_problem(demand, kv or KvDemand(), able, min_shards, placement, held or {}, surcharge)
     problem, cover = _find(problem)
     if cover is None:
-        return explain_lack(problem, left_out)
-    plan = plan_of(problem, balance(problem, cover), cover)
+        streaming, _ = _split_by_ability(frozenset({STREAMED_FEATURE}), frozenset(), able)
+
+        def find(share: float) -> tuple[Problem, Cover | None]:
+            return _find(pose_problem(demand, kv or KvDemand(), streaming, min_shards, placement, held or {}, surcharge, share))
+
+        found = find_streamed(find) if streaming and demand.can_be_streamed else None
+        if found is None:
+            return explain_lack(problem, left_out)
+        problem, cover = found
+    balanced = balance(problem, cover)
+    plan = plan_of(problem, balanced if has_room(problem, balanced) else cover, cover)
     kept = keep(problem, previous) if previous else None
     if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + least_gain)):
         return replace(kept, left_out=left_out + explain_kept(problem, kept, plan, least_gain))
@@ -58,10 +69,12 @@ def _find(problem: Problem) -> tuple[Problem, Cover | None]:
     return problem, find_cover(problem)
 
 
-def _split_by_ability(demand: ModelDemand, offers: Iterable[ShardOffer]) -> tuple[list[ShardOffer], tuple[LeftOut, ...]]:
+def _split_by_ability(
+    features: Set[str], block_formats: Set[str], offers: Iterable[ShardOffer]
+) -> tuple[list[ShardOffer], tuple[LeftOut, ...]]:
     able, left_out = [], []
     for offer in sorted(offers, key=lambda offer: offer.name):
-        lacking, missing = sorted(demand.features - offer.features), sorted(demand.block_formats - offer.block_formats)
+        lacking, missing = sorted(features - offer.features), sorted(block_formats - offer.block_formats)
         if lacking:
             left_out.append(LeftOut(offer.name, f"cannot do {', '.join(lacking)}"))
         elif missing:

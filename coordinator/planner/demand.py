@@ -1,9 +1,10 @@
 """What the planner is asked: what a model needs, and what shards offer."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dairllm.model_files.memory import NO_SCRATCH, Reserve, Scratch
+from dairllm.model_files.memory import NO_SCRATCH, Reserve, Scratch, StreamedSize, streamed_bytes
 
 NO_ROOM = -(1 << 52)
 """Less than this is the same."""
@@ -12,7 +13,8 @@ NO_ROOM = -(1 << 52)
 class UnitDemand(NamedTuple):
     """What one unit needs: bytes of its weights in memory, of them that a step of one row reads, and that it keeps for each token.
 
-    expert_bytes: of all its experts, of which a row reads `expert_share`, as part of step_bytes.
+    expert_bytes: of all its experts, of which a row reads `expert_share`, as part of step_bytes. streamed: what it takes in memory if it
+    is read anew for every step; None if it can't be.
     """
 
     size_bytes: int
@@ -20,6 +22,7 @@ class UnitDemand(NamedTuple):
     state_bytes_per_token: int
     expert_bytes: int = 0
     expert_share: float = 0.0
+    streamed: StreamedSize | None = None
 
     def bytes_read_per_step(self, rows: float) -> float:
         """Rows choose their experts by themselves: those that several of them have chosen are read once."""
@@ -70,6 +73,24 @@ class ModelDemand:
         """Bytes of the weights of a run of units."""
         shared = self.tied_bytes if len(units) == self.num_units else 0
         return sum(unit.size_bytes for unit in self.units[units.start : units.stop]) - shared
+
+    def resident_bytes(self, units: range, streamed: Collection[int]) -> int:
+        """Bytes of the weights of a run of units, some of which are streamed."""
+        sizes = [size for unit in streamed if (size := self.units[unit].streamed) is not None]
+        return self.weights_bytes(units) - sum(self.units[unit].size_bytes for unit in streamed) + streamed_bytes(sizes)
+
+    @property
+    def can_be_streamed(self) -> bool:
+        return any(unit.streamed is not None for unit in self.units)
+
+    @property
+    def stream_buffers_bytes(self) -> int:
+        """At most, of a machine that streams any of the layers, beside those that stay."""
+        return streamed_bytes([unit.streamed for unit in self.units if unit.streamed is not None])
+
+    def streamed_sizes(self, share: float) -> list[int]:
+        """Bytes of each unit that are read anew for every step if so much of each layer is."""
+        return [0 if unit.streamed is None else int(unit.size_bytes * share) for unit in self.units]
 
     def weights_bytes_of_both(self, one: range, other: range) -> int:
         """Bytes of the weights of two runs in one memory."""

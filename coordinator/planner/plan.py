@@ -8,11 +8,15 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class Stage:
+    """weights_bytes: in memory. streamed: units that are read anew for every step; streamed_bytes: of their weights."""
+
     shard: str
     units: range
     weights_bytes: int
     kv_cache_bytes: int
     predicted_step_s: float
+    streamed: tuple[int, ...] = ()
+    streamed_bytes: int = 0
 
 
 class LeftOut(NamedTuple):
@@ -45,12 +49,18 @@ class Plan:
         return cls(tuple(Stage(shard, units, 0, 0, 0.0) for shard, units in placement.items()), 0, 0.0, 0.0)
 
     @property
+    def streamed_bytes(self) -> int:
+        """Bytes of weights that all stages read anew for every step."""
+        return sum(stage.streamed_bytes for stage in self.stages)
+
+    @property
     def predicted_decode_tok_s(self) -> float:
         return 1 / self.predicted_step_s if self.predicted_step_s > 0 else 0.0
 
     def same_work_as(self, other: "Plan") -> bool:
         """Whether every shard has the same to do, at the same place, with the same cache."""
-        return list(self.placement.items()) == list(other.placement.items()) and self.num_kv_blocks == other.num_kv_blocks
+        own, others = ([(stage.shard, stage.units, stage.streamed) for stage in plan.stages] for plan in (self, other))
+        return own == others and self.num_kv_blocks == other.num_kv_blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ ASSUMED_DECODE_S_PER_BYTE = 1e-10
 PICOSECONDS = 1e12
 NEVER = 1 << 100
 """The cost of what is impossible."""
+ASSUMED_STREAM_S_PER_BYTE = 1e-9
+"""What a disk takes to read a byte: 1 GB/s."""
 _SLOWEST_PS = 1 << 52
 """More than an hour for one unit counts as this: sums stay whole numbers."""
 
@@ -93,7 +95,8 @@ class Problem:
     """One question to the planner.
 
     placement: what lies where by the previous plan. need_bytes: [u]: weights and least KV cache of units [0, u), where a shared table
-    counts twice. shards: by name. uncut: units before which no run may begin.
+    counts twice; of layers the part that stays in memory. shards: by name. uncut: units before which no run may begin.
+    streamed_share: of each layer, how much is read anew for every step: which layers of a stage are, is settled when its cuts are known.
     """
 
     demand: ModelDemand
@@ -103,6 +106,7 @@ class Problem:
     need_bytes: list[int]
     shards: list[ShardCosts]
     uncut: frozenset[int] = frozenset()
+    streamed_share: float = 0.0
 
     @property
     def num_units(self) -> int:
@@ -132,17 +136,21 @@ def pose_problem(
     placement: Mapping[str, range],
     held: Mapping[str, Set[int]],
     move_surcharge: float,
+    streamed_share: float = 0.0,
 ) -> Problem:
     """offers: by name, at least one. held: units that shards have in memory. move_surcharge: of units that are at another shard,
     as a part of their time."""
-    need_bytes = _needed_up_to(demand, kv)
+    need_bytes = _needed_up_to(demand, kv, streamed_share)
     surcharges = move_surcharge * _moved_parts(demand.num_units, offers, placement, held)
-    return Problem(demand, kv, min_shards, placement, need_bytes, _measured(demand, offers, need_bytes, surcharges))
+    shards = _measured(demand, offers, need_bytes, surcharges, streamed_share)
+    return Problem(demand, kv, min_shards, placement, need_bytes, shards, streamed_share=streamed_share)
 
 
-def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
+def _needed_up_to(demand: ModelDemand, kv: KvDemand, streamed_share: float) -> list[int]:
     least_tokens = kv.block_tokens * kv.least_blocks(demand.context_length)
-    return [0, *accumulate(unit.size_bytes + unit.state_bytes_per_token * least_tokens for unit in demand.units)]
+    streamed = demand.streamed_sizes(streamed_share)
+    needs = zip(demand.units, streamed, strict=True)
+    return [0, *accumulate(unit.size_bytes - size + unit.state_bytes_per_token * least_tokens for unit, size in needs)]
 
 
 def _moved_parts(
@@ -159,26 +167,30 @@ def _moved_parts(
 
 
 def _measured(
-    demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], surcharges: NDArray[np.float64]
+    demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], surcharges: NDArray[np.float64], streamed_share: float
 ) -> list[ShardCosts]:
     """All at once as matrices, shards by units: of a thousand shards most are only looked at."""
     sizes = np.array([unit.step_bytes for unit in demand.units], np.float64)
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
-    times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
+    reading_ps = np.array(demand.streamed_sizes(streamed_share), np.float64) * ASSUMED_STREAM_S_PER_BYTE * PICOSECONDS
+    times = np.minimum(np.rint(sizes * rates_ps[:, None] + reading_ps), _SLOWEST_PS)
     costs = times + np.rint(times * surcharges)
     hops_ps = [max(1, round(offer.hop_s * PICOSECONDS)) for offer in offers]
-    rooms, furthest = _reaches(demand, offers, np.array(need_bytes, np.int64))
+    buffers_bytes = demand.stream_buffers_bytes if streamed_share else 0
+    rooms, furthest = _reaches(demand, offers, np.array(need_bytes, np.int64), buffers_bytes)
     return [ShardCosts(*each) for each in zip(offers, rooms, hops_ps, _sums(times), _sums(costs), furthest, strict=True)]
 
 
-def _reaches(demand: ModelDemand, offers: Sequence[ShardOffer], needs: NDArray[np.int64]) -> tuple[list[int], list[list[int]]]:
+def _reaches(
+    demand: ModelDemand, offers: Sequence[ShardOffer], needs: NDArray[np.int64], buffers_bytes: int
+) -> tuple[list[int], list[list[int]]]:
     """Room in front of the head, and how far each shard gets from each unit on. The head takes scratch of its own.
 
     Rooms are below zero where a shard needs more for itself than it has: then it can hold nothing, not even a part of no bytes.
     """
     num_units = demand.num_units
     runs = (range(num_units - 1), range(num_units), range(num_units - 1, num_units))
-    body, whole, head = (np.array([offer.room_for(demand, run) for offer in offers], np.int64) for run in runs)
+    body, whole, head = (np.array([offer.room_for(demand, run) - buffers_bytes for offer in offers], np.int64) for run in runs)
     furthest = np.maximum(np.searchsorted(needs[:-1], needs[:-1] + body[:, None], side="right") - 1, np.arange(num_units))
     to_the_end = needs[-1] - needs[:-1]
     to_the_end[0] -= demand.tied_bytes

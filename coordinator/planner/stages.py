@@ -4,11 +4,14 @@ from itertools import pairwise
 
 from dairllm.coordinator.planner.plan import Plan, Stage
 from dairllm.coordinator.planner.problem import NEVER, PICOSECONDS, Cover, Problem, Run, step_ps_of
+from dairllm.coordinator.planner.streaming import streamed_units
 
 
 def plan_of(problem: Problem, cover: Cover, fastest: Cover) -> Plan:
-    num_blocks = min([problem.kv.most_blocks(problem.demand.context_length), *(_blocks_beside(problem, run) for run in cover)])
-    stages = tuple(_stage(problem, run, num_blocks) for run in cover)
+    streamed = [streamed_units(problem, run) or () for run in cover]
+    beside = [_blocks_beside(problem, run, units) for run, units in zip(cover, streamed, strict=True)]
+    num_blocks = min([problem.kv.most_blocks(problem.demand.context_length), *beside])
+    stages = tuple(_stage(problem, run, units, num_blocks) for run, units in zip(cover, streamed, strict=True))
     step_s, fastest_s = step_ps_of(cover) / PICOSECONDS, step_ps_of(fastest) / PICOSECONDS
     return Plan(stages, num_blocks, step_s, min(step_s, fastest_s))
 
@@ -20,7 +23,7 @@ def keep(problem: Problem, previous: Plan) -> Plan | None:
         return None
     cover = [Run(by_name[stage.shard], stage.units.start, stage.units.stop) for stage in previous.stages]
     joined = all(a.stop == b.start for a, b in pairwise(cover)) and cover[0].start == 0 and cover[-1].stop == problem.num_units
-    if not joined or any(run.shard.furthest[run.start] < run.stop for run in cover):
+    if not joined or any(run.shard.furthest[run.start] < run.stop or streamed_units(problem, run) is None for run in cover):
         return None
     return plan_of(problem, cover, cover)
 
@@ -29,12 +32,14 @@ def _block_bytes(problem: Problem, units: range) -> int:
     return problem.demand.state_bytes_per_token(units) * problem.kv.block_tokens
 
 
-def _blocks_beside(problem: Problem, run: Run) -> int:
+def _blocks_beside(problem: Problem, run: Run, streamed: tuple[int, ...]) -> int:
     block_bytes = _block_bytes(problem, run.units)
-    room_bytes = run.shard.offer.room_for(problem.demand, run.units) - problem.demand.weights_bytes(run.units)
+    room_bytes = run.shard.offer.room_for(problem.demand, run.units) - problem.demand.resident_bytes(run.units, streamed)
     return room_bytes // block_bytes if block_bytes else NEVER
 
 
-def _stage(problem: Problem, run: Run, num_blocks: int) -> Stage:
-    weights_bytes, kv_cache_bytes = problem.demand.weights_bytes(run.units), _block_bytes(problem, run.units) * num_blocks
-    return Stage(run.shard.name, run.units, weights_bytes, kv_cache_bytes, run.step_ps / PICOSECONDS)
+def _stage(problem: Problem, run: Run, streamed: tuple[int, ...], num_blocks: int) -> Stage:
+    demand = problem.demand
+    weights_bytes, kv_cache_bytes = demand.resident_bytes(run.units, streamed), _block_bytes(problem, run.units) * num_blocks
+    streamed_bytes = sum(demand.units[unit].size_bytes for unit in streamed)
+    return Stage(run.shard.name, run.units, weights_bytes, kv_cache_bytes, run.step_ps / PICOSECONDS, streamed, streamed_bytes)

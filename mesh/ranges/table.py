@@ -158,6 +158,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         **{"epoch": EPOCH, "model_digest": DIGEST, "units": Several(MAX_UNITS), "model_folder": FILE_NAME, "model_files": Several(2**16)},
         **{"num_kv_blocks": BLOCK, "kv_block_tokens": Whole(2**16), "context_length": POSITION, "max_batch_rows": Whole(ROWS)},
         **{"ring_key": KEY, "weight_sources": Several(64), "kv_key": KEY, "model_urls": Several(2**16, FILE_NAME)},
+        "streamed_units": Several(MAX_UNITS, UNIT),
     },
     "ActivateStage": {"epoch": EPOCH, "transfers": Several(MAX_UNITS), "alive_sequences": Several(2**20, IDENTITY)},
     "KvTransfer": {"first_unit": UNIT, "end_unit": UNIT, "block_ids": BLOCKS, "kv_key": KEY},
@@ -200,7 +201,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "ShardState": {
         **{"name": LABEL, "addresses": ADDRESSES, "stage": UNIT, "first_unit": UNIT, "end_unit": UNIT, "round_trip_us": ANY_32},
         **{"last_seen_s": SECONDS, "predicted_step_s": SECONDS, "measured_step_s": SECONDS, "note": REPORT, "software_version": LABEL},
-        **{"next_first_unit": UNIT, "next_end_unit": UNIT},
+        **{"next_first_unit": UNIT, "next_end_unit": UNIT, "streamed_bytes": SIZE},
     },
     "DrainShardRequest": {"name": WORDS},
     "CordonShardRequest": {"name": WORDS},

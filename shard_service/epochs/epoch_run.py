@@ -53,6 +53,11 @@ class EpochRun:
         """Received, computed, and sent on."""
         return self.incoming.received, self._computed, self._outgoing.sent
 
+    @property
+    def read_us(self) -> int:
+        """Grows while weights come for the frame that is being computed: a microsecond for each KiB."""
+        return 0 if self._stage is None else self._stage.read_bytes >> 10
+
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"epoch-{self.assignment.epoch}")
 

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from dairllm.mesh.errors import InvalidModel, NotEnoughMemory
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
+from dairllm.model_files.memory import STREAM_READERS
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.epochs.compute_thread import name_thread
 from dairllm.shard_service.forward.building import StageParts, build_stage, check_stage, scratch_bytes
@@ -28,6 +29,7 @@ from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts, bytes_together
+from dairllm.shard_service.weights.streaming import WeightStream
 
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class Prepared(NamedTuple):
     assignment: AssignmentFacts
     parts: StageParts
     scratch_bytes: int
+    stream: WeightStream | None = None
 
 
 def make_loader_threads() -> ThreadPoolExecutor:
@@ -81,6 +84,7 @@ class Preparer:
         cache: WeightsCache | None,
         direct: bool = False,
     ) -> None:
+        self._readers = ThreadPoolExecutor(STREAM_READERS, thread_name_prefix="reader", initializer=name_thread, initargs=("reader",))
         self._store = store
         self._caches = caches
         self._threads = threads
@@ -100,9 +104,14 @@ class Preparer:
         demand = demand_of(assignment)
         budget.require(demand)
         self._make_room(assignment, active, demand, budget)
-        units = await self._load(assignment, report)
+        stream = await self._in_loader(lambda: WeightStream(assignment.streamed_units, self._readers)) if assignment.streamed else None
+        units = await self._load(assignment, report, stream)
         parts = await self._in_loader(lambda: build_stage(assignment, units))
-        return Prepared(assignment, parts, demand.scratch_bytes)
+        return Prepared(assignment, parts, demand.scratch_bytes, stream)
+
+    def close(self) -> None:
+        """Nothing is prepared or streamed any more."""
+        self._readers.shutdown(wait=True)
 
     def _make_room(self, assignment: AssignmentFacts, active: AssignmentFacts | None, demand: MemoryDemand, budget: MemoryBudget) -> None:
         """Free what nobody needs, as far as there is no room for it: it may be wanted again when the plan changes back."""
@@ -122,7 +131,7 @@ class Preparer:
         if budget.missing_bytes(replace(together, weights_bytes=together.weights_bytes + besides, kv_cache_bytes=all_caches_bytes)):
             self._caches.keep_only({*assignment.layer_units, *own_layers})
 
-    async def _load(self, assignment: AssignmentFacts, report: LoadReport) -> tuple[LoadedUnit, ...]:
+    async def _load(self, assignment: AssignmentFacts, report: LoadReport, stream: WeightStream | None) -> tuple[LoadedUnit, ...]:
         found = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
         peers = weight_peers(assignment.weight_sources, self._coordinator_addresses())
         urls = await self._in_loader(lambda: self._direct_urls(assignment))
@@ -131,7 +140,7 @@ class Preparer:
         fetched = FetchedUnits(members, self._cache, self._threads, keep)
         sources: list[UnitSource] = [*(LocalFiles(paths, self._threads) for paths in found), fetched]
         try:
-            return await self._store.load(assignment, sources, report)
+            return await self._store.load(assignment, sources, report, stream)
         finally:
             await members.close()
 

@@ -165,6 +165,7 @@ class StageHost:
         await asyncio.wait(self._changes)
         self.compute_thread.shutdown(wait=True)
         self.loader_threads.shutdown(wait=True)
+        self._preparer.close()
 
     # What others ask.
 
@@ -235,7 +236,7 @@ class StageHost:
         return cluster_pb2.ShardWork(
             given=thread.given,
             done=thread.done,
-            cpu_us=thread.cpu_us,
+            cpu_us=thread.cpu_us + (0 if run is None else run.read_us),
             epoch=epoch,
             received_frames=received,
             computed_frames=computed,
@@ -387,7 +388,7 @@ class StageHost:
     def _start(self, prepared: Prepared, memory: _Memory, kv: Sequence[LayerCache]) -> None:
         assignment = prepared.assignment
         self._scratch_bytes = prepared.scratch_bytes
-        stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.sent_rows, self._identity.name)
+        stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.sent_rows, self._identity.name, prepared.stream)
         outgoing = OutgoingEdge(assignment.next, self._member_in(assignment).opening_to(assignment.next.name))
         self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost, self._reports.fault)
         self._run.start()

@@ -3,6 +3,7 @@
 Runs in the compute thread only.
 """
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import StageSlice, decode_rows, encode_rows, encoded_row_bytes
+from dairllm.kernels_pyx import Stage, StageSlice, decode_rows, encode_rows, encoded_row_bytes, round_rows
 from dairllm.mesh.errors import DairllmError, MalformedFrame
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, SequenceResult, SequenceSlice, StageTiming
 from dairllm.shard_service.assignment import AssignmentFacts
@@ -23,6 +24,7 @@ from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, 
 from dairllm.shard_service.forward.stage_states import StageStates
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 from dairllm.shard_service.kv_cache.layers import LayerCache, memory_of
+from dairllm.shard_service.weights.streaming import WeightStream
 
 ANY_ENCODING_HOLDS = 60000.0
 """Numbers of this size, and half precision a few more."""
@@ -51,7 +53,7 @@ class _Group:
 class ComputeStage:
     """Computes frames of one epoch, in order. A frame that is refused changes nothing. kv: one cache per layer of the assignment.
 
-    sequences, sent_rows: what outlives the epoch.
+    sequences, sent_rows: what outlives the epoch. stream: of the units whose matrices do not stay in memory.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class ComputeStage:
         sequences: SequenceTable,
         sent_rows: SentRows,
         shard_name: str,
+        stream: WeightStream | None = None,
     ) -> None:
+        self._stream = stream
         self._width, self._carried = assignment.model.row_width, assignment.model.carried_width
         self._row_bytes = encoded_row_bytes(assignment.wire, self._width, self._carried)
         self._boundary = assignment.outgoing_boundary
@@ -94,7 +98,8 @@ class ComputeStage:
         outgoing = self._outgoing(runs, groups, hidden)
         self._drop(checked)
         watch.stop("codec")
-        timing = StageTiming(self._shard_name, queue_us, watch.us("compute"), frame.received_bytes, frame.num_rows, watch.us("codec"))
+        compute_us = max(0, watch.us("compute") - self._waited_us())
+        timing = StageTiming(self._shard_name, queue_us, compute_us, frame.received_bytes, frame.num_rows, watch.us("codec"))
         timings = (*frame.timings, timing)
         if self._head is None:
             return MicroBatch(frame.epoch, frame.batch_id, frame.encoding, frame.begins, outgoing, frame.ends, timings)
@@ -174,9 +179,46 @@ class ComputeStage:
         ]
         try:
             with self._states.used_by(slices, body_units) as slices_with_states:
-                return self._body.run(self._kv, group.inputs, slices_with_states, units=body_units)
+                return self._run_units(self._body, body_units, group.inputs, slices_with_states)
         except (ValueError, LookupError) as error:
             raise DairllmError(f"the kernels refused the frame: {error}") from error
+
+    def _run_units(self, body: Stage, units: range, inputs: Inputs, slices: Sequence[StageSlice]) -> Rows:
+        """A unit that is streamed is computed by itself, while its matrices are in memory. Between two runs rows are rounded as in one."""
+        rows: Rows | None = None
+        for part in self._runs_in_memory(units):
+            if rows is not None:
+                inputs = round_rows(rows, self._encoding, self._carried)
+            with self._in_memory(part.start):
+                rows = body.run(self._kv, inputs, slices, units=part)
+        assert rows is not None, "there are units"
+        return rows
+
+    def _runs_in_memory(self, units: range) -> Iterator[range]:
+        start = units.start
+        for unit in units:
+            if self._is_streamed(unit):
+                yield from [range(start, unit)] if start < unit else []
+                yield range(unit, unit + 1)
+                start = unit + 1
+        yield from [range(start, units.stop)] if start < units.stop else []
+
+    def _is_streamed(self, unit: int) -> bool:
+        return self._stream is not None and unit in self._stream
+
+    def _in_memory(self, unit: int) -> contextlib.AbstractContextManager[None]:
+        if self._stream is None or unit not in self._stream:
+            return contextlib.nullcontext()
+        return self._stream.in_memory(unit)
+
+    def _waited_us(self) -> int:
+        """Since it was asked last, for weights: that says nothing of how fast the machine computes."""
+        return 0 if self._stream is None else round(self._stream.take_waited_s() * 1e6)
+
+    @property
+    def read_bytes(self) -> int:
+        """Of weights that were streamed so far."""
+        return 0 if self._stream is None else self._stream.read_bytes
 
     def _results(self, groups: dict[range, _Group], hidden: Sequence[Rows]) -> dict[int, SequenceResult]:
         assert self._head is not None

@@ -21,6 +21,7 @@ from dairllm.shard_service.weights.direct import DirectMember
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, PartialUnit, WeightsCache
 from dairllm.shard_service.weights.senders import WeightSenders
 from dairllm.shard_service.weights.sources import Piece
+from dairllm.shard_service.weights.streaming import FilePart, StreamedFile, UnitPlace
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 _CONNECT_S = 5.0
@@ -203,6 +204,17 @@ class FetchedUnits:
 
     def offers(self, unit: Unit) -> bool:
         return True
+
+    def place_of(self, unit: Unit) -> UnitPlace:
+        """Its file in the cache."""
+        try:
+            complete = None if self._cache is None else self._cache.find(unit.digest, unit.size_bytes)
+            if complete is not None:
+                with complete:
+                    return UnitPlace([FilePart(StreamedFile(complete.path, may_change=False), 0, unit.size_bytes)])
+        except OSError as error:
+            raise UnknownModel(f"unit {unit.index} cannot be streamed: {error}") from error
+        raise UnknownModel(f"unit {unit.index} is to be streamed, but came over the network, and no weights cache has kept it")
 
     @asynccontextmanager
     async def opened(self, unit: Unit) -> AsyncIterator[AsyncGenerator[Piece, None]]:

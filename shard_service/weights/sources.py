@@ -16,6 +16,7 @@ from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.manifest import ModelFile, Unit
 from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.shard_service.assignment import AssignmentFacts
+from dairllm.shard_service.weights.streaming import FilePart, StreamedFile, UnitPlace
 
 _MOST_FILES_LOOKED_AT = 10_000
 
@@ -45,6 +46,10 @@ class UnitSource(Protocol):
     def opened(self, unit: Unit) -> AbstractAsyncContextManager[AsyncGenerator[Piece, None]]:
         """The unit's bytes in order, in pieces of at most a few MiB. The block must take all of them, or raise: WeightsDiffer if they
         were wrong. Raises a DairllmError when this source cannot give them."""
+        ...
+
+    def place_of(self, unit: Unit) -> UnitPlace:
+        """Where a unit that it has given lies on this machine's disks from now on. Raises a DairllmError if it does not."""
         ...
 
 
@@ -77,6 +82,12 @@ class LocalFiles:
             self._differs = True
             raise
 
+    def place_of(self, unit: Unit) -> UnitPlace:
+        try:
+            return place_in(self.paths, unit)
+        except OSError as error:
+            raise InvalidModel(f"unit {unit.index} cannot be streamed: {error}") from error
+
     async def _pieces(self, unit: Unit) -> AsyncGenerator[Piece, None]:
         loop = asyncio.get_running_loop()
         try:
@@ -85,6 +96,12 @@ class LocalFiles:
                     yield Piece(await loop.run_in_executor(self._executor, source.read, place), is_local=True)
         except CorruptModelFile as error:
             raise InvalidModel(str(error)) from error
+
+
+def place_in(paths: ModelPaths, unit: Unit) -> UnitPlace:
+    """Raises OSError."""
+    files = {index: StreamedFile(path) for index in unit.file_indexes if (path := paths[index]) is not None}
+    return UnitPlace([FilePart(files[index], offset_bytes, size_bytes) for index, offset_bytes, size_bytes in unit.places])
 
 
 def have_files_of(paths: ModelPaths, unit: Unit) -> bool:

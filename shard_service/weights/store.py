@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -11,10 +12,11 @@ import numpy as np
 
 from dairllm.mesh.errors import DairllmError, UnknownModel, WeightsDiffer
 from dairllm.model_files.manifest import TensorInfo, Unit
-from dairllm.model_files.memory import weights_bytes
+from dairllm.model_files.memory import streamed_bytes, streamed_size_of, weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, share_matrix
 from dairllm.shard_service.weights.sources import Piece, UnitSource
+from dairllm.shard_service.weights.streaming import WeightStream
 from dairllm.shard_service.weights.writers import Matrices, Weights
 
 _UNITS_FETCHED_AT_ONCE = 4
@@ -45,21 +47,22 @@ class LayerStore:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._units: dict[UnitKey, LoadedUnit] = {}
+        self._streams: weakref.WeakSet[WeightStream] = weakref.WeakSet()
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all weights in memory, a shared matrix counted once."""
+        """Bytes of all weights in memory, a shared matrix counted once; of those that are streamed, what there is of them at a time."""
         sizes = {id(weights): _size_bytes(weights) for unit in self._units.values() for weights in unit.weights.values()}
-        return sum(sizes.values())
+        return sum(sizes.values()) + sum(stream.size_bytes for stream in self._streams)
 
     def keep_only(self, *assignments: AssignmentFacts) -> None:
-        """Free all units that none of these assignments has."""
-        wanted = {_key(unit) for assignment in assignments for unit in assignment.units}
+        """Free all units that none of these assignments has in memory."""
+        wanted = {_key(unit) for assignment in assignments for unit in assignment.resident_units}
         self._units = {key: unit for key, unit in self._units.items() if key in wanted}
 
     def bytes_besides(self, *assignments: AssignmentFacts) -> int:
-        """Bytes of units in memory that none of these assignments has."""
-        wanted = {_key(unit) for assignment in assignments for unit in assignment.units}
+        """Bytes of units in memory that none of these assignments has there."""
+        wanted = {_key(unit) for assignment in assignments for unit in assignment.resident_units}
         return weights_bytes(unit.facts for key, unit in self._units.items() if key not in wanted)
 
     def held_units(self) -> tuple[bytes, list[int]]:
@@ -70,14 +73,18 @@ class LayerStore:
         digest = max(by_model, key=lambda digest: len(by_model[digest]), default=b"")
         return digest, sorted(by_model.get(digest, ()))
 
-    async def load(self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress) -> tuple[LoadedUnit, ...]:
+    async def load(
+        self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress, stream: WeightStream | None = None
+    ) -> tuple[LoadedUnit, ...]:
         """All units of the assignment, in order: from memory, else from the first source that has the right bytes.
 
-        Files are read one unit after the other; of what comes from elsewhere several units are under way at once. Raises the last source's
-        error if none has a unit.
+        Of those that are streamed the bytes are verified, and it is settled where they are read from. Files are read one unit after the
+        other; of what comes from elsewhere several units are under way at once. Raises the last source's error if none has a unit.
         """
         counting = _Counting(sum(unit.size_bytes for unit in assignment.units), report)
-        plan = _Loading(assignment.model_digest, sources, counting)
+        plan = _Loading(assignment.model_digest, sources, counting, stream)
+        if stream is not None:
+            self._streams.add(stream)
         tasks: list[asyncio.Task[LoadedUnit]] = []
         for unit in assignment.units:
             before = [task for other, task in zip(assignment.units, tasks, strict=False) if share_matrix(other, unit)]
@@ -89,6 +96,8 @@ class LayerStore:
         if before:
             await asyncio.wait(before)
         counts = plan.counting.of_unit()
+        if plan.stream is not None and unit.index in plan.stream:
+            return await self._load(unit, plan, counts)
         held = self._units.get(_key(unit))
         if held is not None:
             counts.add("memory", unit.size_bytes)
@@ -103,7 +112,10 @@ class LayerStore:
             async with plan.turn(source):
                 for _ in range(source.attempts if source.offers(unit) else 0):
                     try:
-                        return await self._load_from(source, self._assembler(unit, plan.model_digest), unit, counts)
+                        loaded = await self._load_from(source, self._assembler(unit, plan), unit, counts)
+                        if plan.stream is not None and unit.index in plan.stream:
+                            plan.stream.place(unit.index, source.place_of(unit))
+                        return loaded
                     except DairllmError as error:
                         counts.clear()
                         last = type(error)(f"{source}: {error}")
@@ -123,13 +135,17 @@ class LayerStore:
                 counts.add("disk" if is_local else "network", len(data))
             return assembler.finish()
 
-    def _assembler(self, unit: Unit, model_digest: bytes) -> UnitAssembler:
-        same_model = [held for held in self._units.values() if held.model_digest == model_digest]
+    def _assembler(self, unit: Unit, plan: "_Loading") -> UnitAssembler:
+        """What is streamed has its matrices already, and nothing is packed into them yet."""
+        streamed = plan.stream.matrices_of(unit.index) if plan.stream is not None and unit.index in plan.stream else None
+        same_model = [held for held in self._units.values() if held.model_digest == plan.model_digest]
 
         def find_shared(tensor: TensorInfo) -> Matrices | None:
+            if streamed is not None:
+                return streamed[tensor.role]
             return next((matrix for held in same_model if (matrix := held.matrix_of(tensor)) is not None), None)
 
-        return UnitAssembler(unit, model_digest, find_shared)
+        return UnitAssembler(unit, plan.model_digest, find_shared)
 
 
 async def _one_ahead(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
@@ -158,8 +174,9 @@ async def _all_of(tasks: Sequence[asyncio.Task[LoadedUnit]]) -> list[LoadedUnit]
 class _Loading:
     """One call of `load`."""
 
-    def __init__(self, model_digest: bytes, sources: Sequence[UnitSource], counting: "_Counting") -> None:
+    def __init__(self, model_digest: bytes, sources: Sequence[UnitSource], counting: "_Counting", stream: WeightStream | None) -> None:
         self.model_digest = model_digest
+        self.stream = stream
         self.sources = sources
         self.counting = counting
         self._reading = asyncio.Semaphore(1)
@@ -202,11 +219,12 @@ class _UnitCounts:
 
 
 def bytes_together(*assignments: AssignmentFacts) -> int:
-    """Memory for the weights of all these assignments at once; what two of them share counts once."""
+    """Memory for the weights of all these assignments at once; what two of them share counts once, but for what is streamed."""
     by_model: dict[bytes, dict[UnitKey, Unit]] = {}
     for assignment in assignments:
-        by_model.setdefault(assignment.model_digest, {}).update((_key(unit), unit) for unit in assignment.units)
-    return sum(weights_bytes(units.values()) for units in by_model.values())
+        by_model.setdefault(assignment.model_digest, {}).update((_key(unit), unit) for unit in assignment.resident_units)
+    streams = [[streamed_size_of(unit) for unit in assignment.streamed_units] for assignment in assignments]
+    return sum(weights_bytes(units.values()) for units in by_model.values()) + sum(map(streamed_bytes, streams))
 
 
 UnitKey = tuple[bytes, tuple[tuple[str, str, str, tuple[int, ...], tuple[str, ...]], ...]]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import PackedMatrix, PackedStack, dequantize
+from dairllm.kernels_pyx import PackedMatrix, PackedStack, WeightMemory, dequantize
 from dairllm.mesh.errors import InvalidModel
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.manifest import TensorInfo
@@ -29,17 +29,37 @@ class Writer(Protocol):
     def result(self) -> Weights: ...
 
 
+def matrices_for(tensor: TensorInfo, memory: WeightMemory | None = None, offset_bytes: int = 0) -> Matrices:
+    """The matrix of a tensor, or its stack of them, in memory of its own or at an offset of that which is given."""
+    *stacked, outputs, inputs = tensor.shape
+    if stacked:
+        return PackedStack(tensor.packed_format, math.prod(stacked), outputs, inputs, memory=memory, offset_bytes=offset_bytes)
+    return PackedMatrix(tensor.packed_format, outputs, inputs, memory=memory, offset_bytes=offset_bytes)
+
+
+def pack_piece(tensor: TensorInfo, matrices: Matrices, first_row: int, data: memoryview | bytes) -> None:
+    """Rows as they are stored, all of one matrix: whole tiles, or the end of it; of a tensor with transforms the whole matrix.
+
+    first_row: counted over all matrices.
+    """
+    _Rows(tensor, matrices).pack(first_row, _moved(tensor, data) if tensor.transforms else data)
+
+
+def _moved(tensor: TensorInfo, data: memoryview | bytes) -> bytes:
+    """The values of one stored matrix where the transforms put them."""
+    rows, columns = tensor.stored_shape[-2:]
+    stored_shape = (rows, columns) if tensor.block_format in _VALUES else (rows, tensor.row_bytes)
+    stored = np.frombuffer(data, _VALUES.get(tensor.block_format, np.dtype("u1"))).reshape(stored_shape)
+    return transformed(stored, tensor.transforms, numbers=False).tobytes()
+
+
 class _Rows:
     """Where the rows of all matrices of a tensor go, one after the other."""
 
-    def __init__(self, tensor: TensorInfo) -> None:
-        *stacked, self.outputs, inputs = tensor.shape
+    def __init__(self, tensor: TensorInfo, matrices: Matrices | None = None) -> None:
+        self.outputs = tensor.shape[-2]
         self._tensor = tensor
-        self.matrices: Matrices = (
-            PackedStack(tensor.packed_format, math.prod(stacked), self.outputs, inputs)
-            if stacked
-            else PackedMatrix(tensor.packed_format, self.outputs, inputs)
-        )
+        self.matrices = matrices if matrices is not None else matrices_for(tensor)
 
     def pack(self, first_row: int, rows: memoryview | bytes) -> None:
         """first_row: counted over all matrices; the rows are all of one of them, as they are stored."""
@@ -89,10 +109,7 @@ class TransformedMatrixWriter:
     def __init__(self, tensor: TensorInfo) -> None:
         self._tensor = tensor
         self._rows = _Rows(tensor)
-        self._values = _VALUES.get(tensor.block_format, np.dtype("u1"))
-        rows, columns = tensor.stored_shape[-2:]
-        self._stored = (rows, columns) if tensor.block_format in _VALUES else (rows, tensor.row_bytes)
-        self._matrix_bytes = math.prod(self._stored) * self._values.itemsize
+        self._matrix_bytes = tensor.size_bytes // math.prod(tensor.shape[:-2])
         self._next_row = 0
         self._data = bytearray()
 
@@ -105,8 +122,7 @@ class TransformedMatrixWriter:
                 self._pack()
 
     def _pack(self) -> None:
-        stored = np.frombuffer(bytes(self._data), self._values).reshape(self._stored)
-        self._rows.pack(self._next_row, transformed(stored, self._tensor.transforms, numbers=False).tobytes())
+        self._rows.pack(self._next_row, _moved(self._tensor, bytes(self._data)))
         self._next_row += self._rows.outputs
         self._data.clear()
 

@@ -22,7 +22,7 @@ from dairllm.coordinator.planner import (
     UnitDemand,
     make_plan,
 )
-from dairllm.model_files.memory import Reserve
+from dairllm.model_files.memory import STREAM_READERS, STREAM_SLOTS, STREAMED_FEATURE, Reserve, StreamedSize
 from tests.instruments.descriptions import FEATURES, demand_of
 
 MIB = 1 << 20
@@ -361,3 +361,75 @@ def test_rows_that_choose_experts_alike_read_them_once() -> None:
     assert model.bytes_read_per_step(range(4)) == 1000 + 3000 + 10
     assert model.bytes_read_per_step(range(1, 3), 2) == 1000 + 1000 + 8000 * (1 - 9 / 16)
     assert model.bytes_read_per_step(range(1, 3), 1000) == 1000 + 9000
+
+
+STREAMED_LAYER = StreamedSize(slot_bytes=1000, numbers_bytes=0, reading_bytes=10)
+BUFFERS = STREAM_SLOTS * STREAMED_LAYER.slot_bytes + STREAM_READERS * STREAMED_LAYER.reading_bytes
+
+
+def deep(num_layers: int) -> ModelDemand:
+    """Layers of 1000 bytes each, which can be streamed, and 1 byte of cache for each token."""
+    model = demand((1000,) * num_layers, context=32)
+    layers = tuple(unit._replace(streamed=STREAMED_LAYER) for unit in model.units[1:-1])
+    return replace(model, units=(model.units[0], *layers, model.units[-1]))
+
+
+def streaming_offer(name: str, memory: int, s_per_byte: float = 1e-10) -> ShardOffer:
+    plain = offer(name, memory, s_per_byte)
+    return replace(plain, features=plain.features | {STREAMED_FEATURE})
+
+
+@settings(deadline=None)
+@given(st.integers(4, 40), st.lists(st.integers(3000, 30_000), min_size=1, max_size=4), st.integers(1, 3))
+def test_as_few_layers_as_possible_are_streamed(num_layers: int, memories: list[int], min_shards: int) -> None:
+    model, offers = deep(num_layers), [streaming_offer(f"s{i}", memory) for i, memory in enumerate(memories)]
+    plan = make_plan(model, offers, min_shards=min_shards)
+    if isinstance(plan, Infeasible):
+        return
+    by_name = {one.name: one for one in offers}
+    for stage in plan.stages:
+        room = by_name[stage.shard].memory_budget_bytes
+        needed = stage.weights_bytes + stage.kv_cache_bytes
+        assert needed <= room
+        assert stage.weights_bytes == model.resident_bytes(stage.units, stage.streamed)
+        assert set(stage.streamed) <= {unit for unit in stage.units if 0 < unit < model.num_units - 1}
+        assert stage.streamed_bytes == 1000 * len(stage.streamed)
+        if stage.streamed:
+            least_cache = model.state_bytes_per_token(stage.units) * 32
+            assert model.resident_bytes(stage.units, stage.streamed[1:]) + least_cache > room, "one less has no room"
+            gaps = [b - a for a, b in pairwise(stage.streamed)]
+            assert max(gaps, default=1) - min(gaps, default=1) <= 1, "spread evenly"
+
+
+def test_nothing_is_streamed_where_everything_has_room() -> None:
+    model = deep(10)
+    enough = 10 * 1000 + 200 + 10 * 32
+    (stage,) = planned(model, [streaming_offer("A", enough)]).stages
+    assert stage.streamed == ()
+    plan = planned(model, [streaming_offer("A", enough - 1)])
+    assert plan.streamed_bytes == 4000, "three are in memory to be computed with or to be read"
+    assert plan.predicted_step_s > planned(model, [streaming_offer("A", enough)]).predicted_step_s
+    assert isinstance(make_plan(model, [offer("A", enough - 1)]), Infeasible), "it can't stream"
+    assert isinstance(make_plan(model, [streaming_offer("A", BUFFERS)]), Infeasible), "embedding and head stay in memory"
+    both = planned(model, [offer("A", enough - 1), streaming_offer("B", enough // 2)])
+    assert [(one.shard, one.streamed) for one in both.stages] != []
+    assert both.streamed_bytes == 0, "two have the memory together"
+
+
+def test_a_plan_that_streams_stays_as_it_is() -> None:
+    model, offers = deep(20), [streaming_offer("A", 9000), streaming_offer("B", 9000)]
+    plan = planned(model, offers)
+    assert plan.streamed_bytes > 0
+    again = make_plan(model, offers, previous=plan)
+    assert isinstance(again, Plan)
+    assert again.same_work_as(plan)
+    more = make_plan(model, [offers[0], streaming_offer("B", 12_000)], previous=plan)
+    assert isinstance(more, Plan)
+    assert not more.same_work_as(plan)
+    assert more.streamed_bytes < plan.streamed_bytes
+
+
+def planned(model: ModelDemand, offers: list[ShardOffer]) -> Plan:
+    plan = make_plan(model, offers)
+    assert isinstance(plan, Plan), plan
+    return plan

@@ -19,6 +19,7 @@ from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.dense_decoder import dense_decoder
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, Router
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, TensorPiece, Unit, compute_model_digest
+from dairllm.model_files.memory import STREAMED_FEATURE
 from dairllm.model_files.norm import Norm
 from dairllm.model_files.roles import is_numbers, unit_shapes
 from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
@@ -151,14 +152,17 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
-def offer_of(name: str, budget: MemoryBudget, demand: ModelDemand) -> ShardOffer:
-    return ShardOffer(name, budget.total_bytes, budget.reserve, 0.0, 0.0, demand.features, demand.block_formats, get_num_threads())
+def offer_of(name: str, budget: MemoryBudget, demand: ModelDemand, *, streams: bool = True) -> ShardOffer:
+    features = demand.features | ({STREAMED_FEATURE} if streams else set())
+    return ShardOffer(name, budget.total_bytes, budget.reserve, 0.0, 0.0, features, demand.block_formats, get_num_threads())
 
 
 def assignment_of(manifest: Manifest, stage: Stage, geometry: CacheGeometry) -> AssignmentFacts:
     units = tuple(manifest.units[index] for index in stage.units)
-    next_member = Peer("next", ())
-    return AssignmentFacts(1, manifest.model_digest, manifest.spec, units, "", manifest.files, next_member, geometry, "F32")
+    streamed = frozenset(stage.streamed)
+    return AssignmentFacts(
+        1, manifest.model_digest, manifest.spec, units, "", manifest.files, Peer("next", ()), geometry, "F32", streamed=streamed
+    )
 
 
 @settings(deadline=None, max_examples=150)
@@ -184,6 +188,13 @@ def test_a_plan_that_is_made_can_be_loaded(
         needed = demand_of_assignment(assignment_of(manifest, stage, geometry))
         budgets[stage.shard].require(needed)
         assert (stage.weights_bytes, stage.kv_cache_bytes) == (needed.weights_bytes, needed.kv_cache_bytes)
+    in_memory = make_plan(
+        demand,
+        [offer_of(name, budget, demand, streams=False) for name, budget in budgets.items()],
+        min_shards=min_shards,
+        kv=KvDemand(BLOCK_TOKENS, 4 * context_length),
+    )
+    assert plan == in_memory if isinstance(in_memory, Plan) else plan.streamed_bytes > 0
 
 
 @settings(deadline=None, max_examples=100)
@@ -197,7 +208,7 @@ def test_what_one_shard_can_load_alone_is_planned(manifest: Manifest, spare_mib:
     total = needed.weights_bytes + needed.kv_cache_bytes
     while MemoryBudget(total).missing_bytes(needed):
         total += spare_mib * MIB
-    assert isinstance(make_plan(demand, [offer_of("A", MemoryBudget(total), demand)]), Plan)
+    assert isinstance(make_plan(demand, [offer_of("A", MemoryBudget(total), demand, streams=False)]), Plan)
 
 
 def loaded(manifest: Manifest, unit: Unit) -> LoadedUnit:

@@ -60,7 +60,7 @@ class SimulatedRing:
         assert self.geometry is not None
         assert batch.epoch == self.geometry.epoch
         self.queue.append(batch)
-        assert len(self.queue) <= self.geometry.num_stages + 1
+        assert len(self.queue) <= self.geometry.frames_at_once + 1
 
     def compute_partly(self, num_stages: int) -> None:
         """The first shards compute the oldest frame, and then the ring breaks."""
@@ -71,7 +71,7 @@ class SimulatedRing:
     def compute(self) -> BatchCompleted:
         assert self.geometry is not None
         batch = self.queue.popleft()
-        return BatchCompleted(self._compute(batch, self.geometry.num_stages).result())
+        return BatchCompleted(self._compute(batch, len(self.geometry.placement)).result())
 
     def _compute(self, batch: MicroBatch, num_stages: int) -> Passage:
         """What comes out of the last of these stages."""

@@ -227,6 +227,23 @@ def test_a_prompt_is_cut_so_that_all_stages_compute_at_once(is_replayed: bool) -
     assert harness.answer(1) == expected_answer(request, 64)
 
 
+def test_where_weights_are_streamed_all_rows_share_a_frame() -> None:
+    """Of every sequence, and of a prompt beside them as much as there is room for."""
+    harness = Harness(limits(max_batch_rows=48))
+    harness.open_ring(replace(geometry(1, 3, 64), streams=True))
+    requests = [GenerationRequest((number, 2, 3), max_tokens=6) for number in range(4)]
+    for number, request in enumerate(requests):
+        harness.request(number, request)
+    while not all(harness.answer(number) for number in range(4)):
+        harness.step()
+    assert [len(frame.slices) for frame in harness.ring.queue] == [4]
+    harness.request(4, GenerationRequest(tuple(range(1, 41)), max_tokens=2))
+    harness.step()
+    assert [frame.num_rows for frame in harness.ring.queue] == [4 + 40]
+    harness.run()
+    assert [harness.answer(number) for number in range(4)] == [expected_answer(request, 64) for request in requests]
+
+
 def test_a_result_that_cannot_be_changes_nothing() -> None:
     """Whoever finds it so closes the ring; the answers go on in the next one."""
     harness = Harness(limits())
@@ -310,7 +327,7 @@ stimuli = st.one_of(
     st.tuples(st.just("request"), requests),
     st.tuples(st.just("cancel"), st.integers(0, 10)),
     st.tuples(st.just("step"), st.integers(1, 10)),
-    st.tuples(st.just("break"), st.integers(0, 4), placements(), st.integers(16, 40)),
+    st.tuples(st.just("break"), st.integers(0, 4), placements(), st.integers(16, 40), st.booleans()),
     st.tuples(st.just("move"), placements(), st.integers(16, 40), st.sets(st.integers(1, NUM_UNITS - 2))),
     st.tuples(st.just("close"), st.none()),
     st.tuples(st.just("forget sent rows"), st.none()),
@@ -343,7 +360,7 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
                     harness.ring.compute_partly(rest[0])
                 harness.close_ring()
                 epoch, now = epoch + 1, rest[1]
-                harness.open_ring(geometry(epoch, now, rest[2]))
+                harness.open_ring(replace(geometry(epoch, now, rest[2]), streams=rest[3]))
             case "move":
                 harness.apply(harness.scheduler.handle(RingDraining()))
                 harness.run()

@@ -1,6 +1,7 @@
 """Stages of a model in this process, one behind the other, without a network."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from dairllm.kernels_pyx import encoded_row_bytes
 from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.model_files.containers import open_container
+from dairllm.model_files.manifest import Unit
 from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
 from dairllm.shard_service.forward.building import build_stage
@@ -15,7 +17,9 @@ from dairllm.shard_service.forward.compute_stage import ComputeStage
 from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import SequenceTable
 from dairllm.shard_service.kv_cache.layers import KvCaches
-from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
+from dairllm.shard_service.weights.assembler import FindMatrix, LoadedUnit, UnitAssembler
+from dairllm.shard_service.weights.sources import place_in
+from dairllm.shard_service.weights.streaming import WeightStream
 from tests.shard_service.fake_coordinator import FakeCoordinator
 
 
@@ -43,33 +47,51 @@ class LocalRing(NamedTuple):
         return passed
 
 
-def ring_over(path: Path, wire: str, cuts: Sequence[int] = (2,), **changes: Any) -> LocalRing:
-    """cuts: the units that a stage begins with, but for the first one. changes: of the assignments."""
+def ring_over(path: Path, wire: str, cuts: Sequence[int] = (2,), readers: Executor | None = None, **changes: Any) -> LocalRing:
+    """cuts: the units that a stage begins with, but for the first one. readers: threads by which all layers are streamed; None: they stay
+    in memory. changes: of the assignments."""
     coordinator = FakeCoordinator(path)
     assert coordinator.manifest is not None
     spec = coordinator.manifest.spec
     spans = [range(begin, end) for begin, end in zip((0, *cuts), (*cuts, spec.num_units), strict=True)]
-    stages = tuple(_stage(coordinator, f"{number}", units, wire, changes) for number, units in enumerate(spans))
+    stages = tuple(_stage(coordinator, f"{number}", units, wire, readers, changes) for number, units in enumerate(spans))
     return LocalRing(stages, spec.hidden_size)
 
 
-def _stage(coordinator: FakeCoordinator, name: str, units: range, wire: str, changes: Mapping[str, Any]) -> ComputeStage:
-    assignment = assignment_from_proto(coordinator.assignment(1, units, wire=parse_encoding(wire), **changes))
+def _stage(
+    coordinator: FakeCoordinator, name: str, units: range, wire: str, readers: Executor | None, changes: Mapping[str, Any]
+) -> ComputeStage:
+    assert coordinator.manifest is not None
+    layers = range(max(units.start, 1), min(units.stop, coordinator.manifest.spec.head_index)) if readers else ()
+    message = coordinator.assignment(1, units, wire=parse_encoding(wire), **changes)
+    message.streamed_units.extend(layers)
+    assignment = assignment_from_proto(message)
+    stream = WeightStream(assignment.streamed_units, readers) if readers is not None and assignment.streamed else None
     sequences = SequenceTable(assignment.model, assignment.geometry)
     sent_rows = SentRows(encoded_row_bytes(wire, assignment.model.row_width, assignment.model.carried_width), 1 << 20)
-    stage = build_stage(assignment, _loaded(coordinator, assignment))
-    return ComputeStage(assignment, stage, KvCaches().arrange(assignment), sequences, sent_rows, name)
+    stage = build_stage(assignment, _loaded(coordinator, assignment, stream))
+    return ComputeStage(assignment, stage, KvCaches().arrange(assignment), sequences, sent_rows, name, stream)
 
 
-def _loaded(coordinator: FakeCoordinator, assignment: AssignmentFacts) -> list[LoadedUnit]:
+def _loaded(coordinator: FakeCoordinator, assignment: AssignmentFacts, stream: WeightStream | None) -> list[LoadedUnit]:
     assert coordinator.model is not None
     found = []
-    with ModelSource(open_container(coordinator.model).paths) as source:
+    paths = open_container(coordinator.model).paths
+    with ModelSource(paths) as source:
         for unit in assignment.units:
-            assembler = UnitAssembler(unit, assignment.model_digest, lambda *_: None)
+            assembler = UnitAssembler(unit, assignment.model_digest, _streamed(unit, stream, paths))
             for place in ranges_of(unit):
                 piece = source.read(place)
                 assembler.hash(piece)
                 assembler.pack(piece)
             found.append(assembler.finish())
     return found
+
+
+def _streamed(unit: Unit, stream: WeightStream | None, paths: tuple[Path, ...]) -> FindMatrix:
+    """The matrices that a unit has already, if it is streamed; it is read from these files then."""
+    if stream is None or unit.index not in stream:
+        return lambda _: None
+    stream.place(unit.index, place_in(paths, unit))
+    matrices = stream.matrices_of(unit.index)
+    return lambda tensor: matrices[tensor.role]

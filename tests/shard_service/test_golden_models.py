@@ -1,5 +1,7 @@
 """Tiny models of all families through the real kernels: the logits and the tokens of transformers, on one stage and on two."""
 
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from dairllm.mesh.sampling import SamplingParams
 from dairllm.model_files.architectures import architecture_of
 from dairllm.model_files.containers import open_container
 from dairllm.model_files.converting.writing import convert_model
+from dairllm.model_files.memory import STREAM_READERS
 from dairllm.model_files.spec import ModelSpec
 from tests.instruments.golden import LARGEST_F32_ERROR, TINY
 from tests.shard_service.fake_coordinator import KV_BLOCK_TOKENS
@@ -19,6 +22,7 @@ from tests.shard_service.local_ring import LocalRing, ring_over
 
 WIRE, DEFAULT_WIRE = "F32", "Q8_0_OUTLIERS"
 NUM_TOP = 20
+NUM_CONTINUED = 8
 UNSAYABLE = ("deepseek-v3-plain-queries",)
 """GGUF has no key for two different magnitudes."""
 
@@ -52,11 +56,11 @@ def prompt_scores(ring: LocalRing, ids: list[int], wire: str = WIRE) -> tuple[tu
     return result.scores, result.sampled.token_id
 
 
-def continued(ring: LocalRing, first: int, position: int, count: int) -> list[int]:
+def continued(ring: LocalRing, first: int, position: int, count: int, wire: str = WIRE) -> list[int]:
     tokens = [first]
     while len(tokens) < count:
         rows = SequenceSlice(RingId(1), position, (tokens[-1],), blocks(position, 1), sample=True)
-        (result,) = ring.compute(frame(1 + len(tokens), (), rows)).results
+        (result,) = ring.compute(frame(1 + len(tokens), (), rows, wire)).results
         assert result.sampled is not None, result.failure
         tokens.append(result.sampled.token_id)
         position += 1
@@ -87,6 +91,26 @@ def require_golden(name: str, model: Path, cuts: tuple[int, ...]) -> None:
         assert [one.logprob for one in score.top] == pytest.approx(np.sort(expected[row])[::-1][:NUM_TOP], abs=LARGEST_F32_ERROR)
     greedy = golden["greedy"].tolist()
     assert continued(ring, following, len(ids), len(greedy)) == greedy
+
+
+@pytest.fixture
+def readers() -> Iterator[Executor]:
+    with ThreadPoolExecutor(STREAM_READERS) as threads:
+        yield threads
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_layers_that_are_streamed_give_the_same_bits(name: str, readers: Executor) -> None:
+    """All of them, with the default encoding of the wire: what rounds rows between units does so between those that are read apart."""
+    ids, cuts = np.load(TINY / name / "golden.npz")["input_ids"].tolist(), (SPECS[name].num_units - 1,)
+    context_length = len(ids) + NUM_CONTINUED
+    in_memory = ring_over(TINY / name, DEFAULT_WIRE, cuts, context_length=context_length)
+    streamed = ring_over(TINY / name, DEFAULT_WIRE, cuts, readers, context_length=context_length)
+    (scores, first), others = prompt_scores(in_memory, ids, DEFAULT_WIRE), prompt_scores(streamed, ids, DEFAULT_WIRE)
+    assert (scores, first) == others
+    expected = continued(in_memory, first, len(ids), NUM_CONTINUED, DEFAULT_WIRE)
+    assert continued(streamed, first, len(ids), NUM_CONTINUED, DEFAULT_WIRE) == expected
+    assert streamed.first.read_bytes > 0
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
 from dairllm.shard_service.weights.sources import LocalFiles, Piece
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts
+from dairllm.shard_service.weights.streaming import UnitPlace
 from dairllm.shard_service.weights.writers import Weights
 from tests.instruments.descriptions import spec_of
 
@@ -144,6 +145,9 @@ class FakeSource:
         if unit.index not in self._units:
             raise UnknownModel(f"no unit {unit.index}")
         yield self.pieces(unit)
+
+    def place_of(self, unit: Unit) -> UnitPlace:
+        raise UnknownModel(f"unit {unit.index} lies nowhere")
 
     async def pieces(self, unit: Unit) -> AsyncGenerator[Piece, None]:
         data = self._units[unit.index]

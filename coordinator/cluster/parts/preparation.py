@@ -78,7 +78,7 @@ class Preparation(MachinePart):
         assert model is not None
         shards = list(candidate.plan.placement)
         position = shards.index(member.name)
-        units = candidate.plan.stages[position].units
+        units, streamed = candidate.plan.stages[position].units, candidate.plan.stages[position].streamed
         following = self._members[shards[position + 1]].peer if position + 1 < len(shards) else None
         candidate.tell(member.name)
         exclusive = candidate.assigned[member.name]
@@ -91,7 +91,7 @@ class Preparation(MachinePart):
             self._cache.narrow(member.holder, units)
             member.held = member.held & frozenset(units)
         geometry = candidate.plan.num_kv_blocks, self._config.kv_block_tokens, model.context_length, self._config.max_batch_rows
-        self._journal.do(AssignUnits(member.name, member.boot_id, candidate.epoch, units, following, *geometry, exclusive))
+        self._journal.do(AssignUnits(member.name, member.boot_id, candidate.epoch, units, following, *geometry, exclusive, streamed))
 
     def assign_exclusively(self, candidate: Candidate, member: Member) -> None:
         """It can't load its part beside what it has: it frees that first, at once or when the ring is closed."""

@@ -21,6 +21,8 @@ from dairllm.mesh.peers import COORDINATOR_NAME
 
 _CPU_STEP_US = 1000
 """Processor time that counts as a movement."""
+_SLOW_DISK_S_PER_BYTE = 1e-7
+"""10 MB/s, as over a slow network. Whether a shard reads at all shows in its work, as whether it computes does."""
 
 
 class FrameLies(NamedTuple):
@@ -117,12 +119,13 @@ class Standstills(MachinePart):
         return self._config.unheard_s + self._config.unheard_row_s * most_work
 
     def _expected_s(self, member: Member, most_work: float) -> float:
-        """What its part takes if every row is computed alone, which is the slowest way."""
+        """What its part takes if every row is computed alone, and what is streamed comes slowly."""
         state = self._state
         assert state.model is not None
         assert state.active is not None
-        read_bytes = state.model.bytes_read_per_step(state.active.plan.placement[member.name])
-        return most_work * read_bytes * member.speed.planned_s(1.0)
+        stage = next(stage for stage in state.active.plan.stages if stage.shard == member.name)
+        read_bytes = state.model.bytes_read_per_step(stage.units)
+        return most_work * read_bytes * member.speed.planned_s(1.0) + stage.streamed_bytes * _SLOW_DISK_S_PER_BYTE
 
     # -- what is loaded does not get on
 

@@ -228,7 +228,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("epoch", "model_digest", "spec", "units", "model_folder", "model_files", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key", "wire", "model_urls")
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_folder", "model_files", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key", "wire", "model_urls", "streamed_units")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +247,7 @@ class Assignment(_message.Message):
     KV_KEY_FIELD_NUMBER: _ClassVar[int]
     WIRE_FIELD_NUMBER: _ClassVar[int]
     MODEL_URLS_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_UNITS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model_digest: bytes
     spec: _model_pb2.ModelSpec
@@ -265,7 +266,8 @@ class Assignment(_message.Message):
     kv_key: bytes
     wire: _model_pb2.Encoding
     model_urls: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_folder: _Optional[str] = ..., model_files: _Optional[_Iterable[_Union[_model_pb2.ModelFile, _Mapping]]] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., model_urls: _Optional[_Iterable[str]] = ...) -> None: ...
+    streamed_units: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_folder: _Optional[str] = ..., model_files: _Optional[_Iterable[_Union[_model_pb2.ModelFile, _Mapping]]] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., model_urls: _Optional[_Iterable[str]] = ..., streamed_units: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ActivateStage(_message.Message):
     __slots__ = ("epoch", "transfers", "alive_sequences")
@@ -561,7 +563,7 @@ class LostShard(_message.Message):
     def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., since_time_s: _Optional[float] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., software_version: _Optional[str] = ...) -> None: ...
 
 class ShardState(_message.Message):
-    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit")
+    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit", "streamed_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -579,6 +581,7 @@ class ShardState(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
     NEXT_END_UNIT_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     phase: ShardPhase
@@ -596,7 +599,8 @@ class ShardState(_message.Message):
     software_version: str
     next_first_unit: int
     next_end_unit: int
-    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ..., next_first_unit: _Optional[int] = ..., next_end_unit: _Optional[int] = ...) -> None: ...
+    streamed_bytes: int
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ..., next_first_unit: _Optional[int] = ..., next_end_unit: _Optional[int] = ..., streamed_bytes: _Optional[int] = ...) -> None: ...
 
 class DrainShardRequest(_message.Message):
     __slots__ = ("name", "force")

@@ -1,0 +1,289 @@
+"""Units whose matrices do not stay in memory: they are read anew for every frame, in order and round and round, ahead of what computes.
+
+    order     3    6    9    12   3 …      the n-th unit lies in slot n modulo their number
+    slot      0    1    2    0    0
+                   ▲    ▲    ▲
+      computed with│    │    │being read, since unit 3 has been computed
+                        │read already
+
+Slots, what stays of the units and what is read at a time are all that this takes in memory (`model_files/memory.py`): files are read past
+the page cache where the system can do that. The bytes were verified when the unit was loaded; a file that changes afterwards is noticed.
+"""
+
+import contextlib
+import logging
+import math
+import mmap
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+from dairllm.kernels_pyx import WeightMemory
+from dairllm.mesh.errors import DairllmError, PeerUnreachable, WeightsDiffer
+from dairllm.model_files.errors import ModelFileError
+from dairllm.model_files.file_identity import FileIdentity, identity_of
+from dairllm.model_files.manifest import TensorInfo, Unit
+from dairllm.model_files.memory import (
+    STREAM_PAGE_BYTES,
+    STREAM_READERS,
+    STREAM_SLOTS,
+    slot_layout,
+    stream_piece_bytes,
+    streamed_bytes,
+    streamed_size_of,
+)
+from dairllm.shard_service.weights.writers import Matrices, matrices_for, pack_piece
+
+STALL_S = 60.0
+"""A disk that has given nothing for so long has failed."""
+
+log = logging.getLogger(__name__)
+
+
+class StreamedFile:
+    """Ranges of a file, past the page cache if the file system can do that. may_change: somebody may write to it. Raises OSError."""
+
+    def __init__(self, path: Path, *, may_change: bool = True) -> None:
+        self.path = path
+        self._descriptor = _open(path)
+        self._identity = self._found() if may_change else None
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, offset: int, size: int, buffer: mmap.mmap) -> memoryview:
+        """The bytes, within the buffer, which begins at a page and has room for two more than the range needs."""
+        begin = offset // STREAM_PAGE_BYTES * STREAM_PAGE_BYTES
+        end = -(-(offset + size) // STREAM_PAGE_BYTES) * STREAM_PAGE_BYTES
+        filled, needed = 0, offset + size - begin
+        while filled < needed:
+            with memoryview(buffer) as whole, whole[filled : end - begin] as part:
+                count = os.preadv(self._descriptor, [part], begin + filled)
+            if not count:
+                raise OSError(f"{self.path} ends before byte {offset + size}")
+            filled += count
+        return memoryview(buffer)[offset - begin : needed]
+
+    def require_unchanged(self) -> None:
+        if self._identity is not None and self._found() != self._identity:
+            raise OSError(f"{self.path} has changed since it was verified")
+
+    def _found(self) -> FileIdentity:
+        return identity_of(os.fstat(self._descriptor))
+
+
+def _open(path: Path) -> int:
+    """Not every file system has O_DIRECT: those in memory, and some over a network."""
+    direct = getattr(os, "O_DIRECT", 0)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct)
+        try:
+            with mmap.mmap(-1, STREAM_PAGE_BYTES) as page:
+                os.preadv(descriptor, [page], 0)
+        except OSError:
+            os.close(descriptor)
+        else:
+            return descriptor
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class FilePart(NamedTuple):
+    file: StreamedFile
+    offset_bytes: int
+    size_bytes: int
+
+
+class UnitPlace:
+    """Where the bytes of a unit lie, in order."""
+
+    def __init__(self, parts: Sequence[FilePart]) -> None:
+        self._parts = parts
+        self._begins = [0, *accumulate(part.size_bytes for part in parts)]
+
+    def read(self, begin: int, size: int, buffer: mmap.mmap) -> memoryview | bytes:
+        """A range of the unit. Raises OSError."""
+        found = [
+            (part.file, part.offset_bytes + max(begin - at, 0), min(begin + size, after) - max(begin, at))
+            for part, at, after in zip(self._parts, self._begins, self._begins[1:], strict=False)
+            if at < begin + size and begin < after
+        ]
+        if len(found) == 1:
+            return found[0][0].read(*found[0][1:], buffer)
+        return b"".join(bytes(file.read(offset, length, buffer)) for file, offset, length in found)
+
+    def require_unchanged(self) -> None:
+        for file in {part.file for part in self._parts}:
+            file.require_unchanged()
+
+
+class _Piece(NamedTuple):
+    """What is read and packed at once. first_row: counted over all matrices of the tensor."""
+
+    tensor: TensorInfo
+    first_row: int
+    begin: int
+    size_bytes: int
+
+
+def _pieces_of(unit: Unit) -> Iterator[_Piece]:
+    """Of its matrices; begin: in the unit's bytes."""
+    begin = 0
+    for tensor in unit.tensors:
+        if not tensor.is_numbers:
+            num_matrices, outputs, piece_bytes = math.prod(tensor.shape[:-2]), tensor.shape[-2], stream_piece_bytes(tensor)
+            matrix_bytes = tensor.size_bytes // num_matrices
+            for matrix in range(num_matrices):
+                for at in range(0, matrix_bytes, piece_bytes):
+                    first_row = matrix * outputs + at // tensor.row_bytes
+                    yield _Piece(tensor, first_row, begin + matrix * matrix_bytes + at, min(piece_bytes, matrix_bytes - at))
+        begin += tensor.size_bytes
+
+
+@dataclass(slots=True)
+class _Slot:
+    """unit: whose matrices are in it, or come. left: pieces that are under way. turn: counts what it was filled with."""
+
+    unit: int | None = None
+    left: int = 0
+    turn: int = 0
+    failure: DairllmError | None = None
+
+
+@dataclass(slots=True)
+class _Streamed:
+    unit: Unit
+    slot: _Slot
+    matrices: Mapping[str, Matrices]
+    pieces: Sequence[_Piece]
+    place: UnitPlace | None = field(default=None)
+
+
+class WeightStream:
+    """threads: STREAM_READERS of them, which read. All units are placed before the first is read; only one thread computes with them."""
+
+    def __init__(self, units: Sequence[Unit], threads: Executor) -> None:
+        layouts = [slot_layout(unit) for unit in units]
+        self._slots = [_Slot() for _ in range(min(len(units), STREAM_SLOTS))]
+        memories = [WeightMemory(max(size_bytes for _, size_bytes in layouts)) for _ in self._slots]
+        self._units: dict[int, _Streamed] = {}
+        for number, (unit, (offsets, _)) in enumerate(zip(units, layouts, strict=True)):
+            at = number % len(self._slots)
+            matrices = {one.role: matrices_for(one, memories[at], offsets[one.role]) for one in unit.tensors if not one.is_numbers}
+            self._units[unit.index] = _Streamed(unit, self._slots[at], matrices, tuple(_pieces_of(unit)))
+        self._order = [unit.index for unit in units]
+        self._next = 0
+        self.size_bytes = streamed_bytes([streamed_size_of(unit) for unit in units])
+        self.read_bytes = 0
+        self._waited_s = 0.0
+        self._threads = threads
+        self._buffers: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+        largest_bytes = max(piece.size_bytes for one in self._units.values() for piece in one.pieces)
+        for _ in range(STREAM_READERS):
+            self._buffers.put(mmap.mmap(-1, largest_bytes + 2 * STREAM_PAGE_BYTES))
+        self._changed = threading.Condition()
+
+    def __contains__(self, unit: int) -> bool:
+        return unit in self._units
+
+    def matrices_of(self, unit: int) -> Mapping[str, Matrices]:
+        """By role; they have the unit's weights within `in_memory`."""
+        return self._units[unit].matrices
+
+    def place(self, unit: int, place: UnitPlace) -> None:
+        """Where it is read from: the bytes there were verified."""
+        self._units[unit].place = place
+
+    @contextlib.contextmanager
+    def in_memory(self, unit: int) -> Iterator[None]:
+        """The unit's matrices are complete within the block. Raises a DairllmError if they can't be read."""
+        began_s = time.perf_counter()
+        self._wait_for(unit)
+        self._waited_s += time.perf_counter() - began_s
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._units[unit].slot.unit = None
+                self._read_ahead()
+
+    def take_waited_s(self) -> float:
+        """How long was waited for weights since this was asked last."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
+
+    def _wait_for(self, unit: int) -> None:
+        slot = self._units[unit].slot
+        with self._changed:
+            if slot.unit != unit:
+                self._go_to(unit)
+            self._wait_until_read([slot])
+            if slot.failure is not None:
+                failure, slot.failure, slot.unit = slot.failure, None, None
+                raise failure
+
+    def _go_to(self, unit: int) -> None:
+        """The next one is another than was expected: what was read ahead is for nothing."""
+        for slot in self._slots:
+            slot.unit, slot.failure = None, None
+            slot.turn += 1
+        self._wait_until_read(self._slots)
+        self._next = self._order.index(unit)
+        self._read_ahead()
+
+    def _wait_until_read(self, slots: Sequence[_Slot]) -> None:
+        seen_bytes, seen_s = self.read_bytes, time.monotonic()
+        while any(slot.left for slot in slots):
+            self._changed.wait(STALL_S / 10)
+            if self.read_bytes != seen_bytes:
+                seen_bytes, seen_s = self.read_bytes, time.monotonic()
+            elif time.monotonic() - seen_s > STALL_S:
+                raise PeerUnreachable(f"the disk has given nothing of the weights for {STALL_S:g} s")
+
+    def _read_ahead(self) -> None:
+        while True:
+            one = self._units[self._order[self._next]]
+            if one.slot.unit is not None or one.slot.left:
+                return
+            slot = one.slot
+            slot.unit, slot.left = one.unit.index, len(one.pieces)
+            slot.turn += 1
+            for piece in one.pieces:
+                self._threads.submit(self._read, one, piece, slot.turn)
+            self._next = (self._next + 1) % len(self._order)
+
+    def _read(self, one: _Streamed, piece: _Piece, turn: int) -> None:
+        failure: DairllmError | None = None
+        try:
+            if one.slot.turn == turn and one.slot.failure is None:
+                self._pack(one, piece)
+        except DairllmError as error:
+            failure = error
+        except (OSError, ModelFileError) as error:
+            failure = WeightsDiffer(f"unit {one.unit.index} cannot be read any more: {error}")
+        except Exception as error:
+            log.exception("reading weights failed by a fault of this program")
+            failure = DairllmError(f"reading unit {one.unit.index} failed: {type(error).__name__}; the cause is in the shard's log")
+        with self._changed:
+            one.slot.left -= 1
+            self.read_bytes += piece.size_bytes
+            if failure is not None and one.slot.turn == turn:
+                one.slot.failure = failure
+            self._changed.notify_all()
+
+    def _pack(self, one: _Streamed, piece: _Piece) -> None:
+        assert one.place is not None, "units are placed before they are read"
+        buffer = self._buffers.get()
+        try:
+            if piece is one.pieces[0]:
+                one.place.require_unchanged()
+            pack_piece(
+                piece.tensor, one.matrices[piece.tensor.role], piece.first_row, one.place.read(piece.begin, piece.size_bytes, buffer)
+            )
+        finally:
+            self._buffers.put(buffer)
