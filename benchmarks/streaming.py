@@ -1,0 +1,125 @@
+"""How fast a model decodes that has no room in memory, beside what the disk gives: real processes on this machine over loopback.
+
+    .venv/bin/python benchmarks/synthetic_model.py 8b.gguf --shape 8b
+    .venv/bin/python benchmarks/streaming.py 8b.gguf --memory 2GiB --memory 1GiB,1GiB --memory 1GiB,1GiB,1GiB [--tokens 8] [--json]
+
+Each --memory is a cluster: a budget for every shard of it. Between the clusters the disk is measured: the same file, read past the page
+cache by the threads that shards read with, in the pieces that they take.
+
+- streamed: of the weights, what is read anew for every token.
+- disk: bytes per second. limit: tok/s if nothing took time but reading. share: of it, what is reached.
+- expected: what the plan says.
+- peak: of a shard, the most that was resident (VmHWM), beside its budget.
+"""
+
+import json
+import mmap
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from command import run, show
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dairllm.mesh.settings import parse_size
+from dairllm.model_files.memory import STREAM_PAGE_BYTES, STREAM_PIECE_BYTES, STREAM_READERS
+from dairllm.shard_service.weights.streaming import StreamedFile
+from tests.instruments.clusters import Cluster, ShardSetup
+from tests.instruments.streamed_answers import StreamedAnswer
+
+CONTEXT = 256
+PROMPT = [5, 6, 7, 8]
+SERVING_S = 300.0
+MEASURED_BYTES = 2 << 30
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    memory: str
+    streamed_bytes: int
+    tok_s: float
+    expected_tok_s: float
+    disk_bytes_s: float
+    peak_bytes: tuple[int, ...]
+
+    @property
+    def limit_tok_s(self) -> float:
+        return self.disk_bytes_s / self.streamed_bytes if self.streamed_bytes else 0.0
+
+
+def disk_bytes_s(model: Path) -> float:
+    """Several pieces at a time, as shards read, over the beginning of the file."""
+    file, size = StreamedFile(model), min(MEASURED_BYTES, model.stat().st_size - STREAM_PIECE_BYTES)
+    offsets = range(0, size // STREAM_PIECE_BYTES * STREAM_PIECE_BYTES, STREAM_PIECE_BYTES)
+
+    def read(offset: int) -> None:
+        with mmap.mmap(-1, STREAM_PIECE_BYTES + 2 * STREAM_PAGE_BYTES) as buffer:
+            file.read(offset, STREAM_PIECE_BYTES, buffer).release()
+
+    began_s = time.perf_counter()
+    with ThreadPoolExecutor(STREAM_READERS) as threads:
+        list(threads.map(read, offsets))
+    return len(offsets) * STREAM_PIECE_BYTES / (time.perf_counter() - began_s)
+
+
+def measure(model: Path, memory: str, num_tokens: int) -> Speed:
+    """The median of the times between two tokens."""
+    members = [ShardSetup(name, memory=budget) for name, budget in zip("abcdefgh", memory.split(","), strict=False)]
+    arguments = ("--context-length", str(CONTEXT), "--kv-tokens", str(CONTEXT))
+    before = disk_bytes_s(model)
+    with Cluster(model, members, name="streaming", arguments=arguments, wait=False) as cluster:
+        state = cluster.wait_serving(SERVING_S)
+        with StreamedAnswer(cluster.http, PROMPT, num_tokens) as stream:
+            times = [token.arrived_s for token in stream.wait_complete()]
+        gaps = [after - earlier for earlier, after in pairwise(times[1:])]
+        peaks = tuple(peak_bytes(cluster.processes[member.name].pid) for member in members)
+    streamed = sum(int(shard["streamed_bytes"]) for shard in state["shards"])
+    disk = statistics.mean((before, disk_bytes_s(model)))
+    return Speed(memory, streamed, 1 / statistics.median(gaps), float(state["predicted_decode_tok_s"]), disk, peaks)
+
+
+def peak_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def main(
+    model: Annotated[Path, typer.Argument(exists=True)],
+    memory: Annotated[list[str], typer.Option(metavar="SIZE[,SIZE]", help="A budget for each shard of a cluster; repeatable.")],
+    tokens: Annotated[int, typer.Option(min=4)] = 8,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Decode with less memory than the model."""
+    speeds = [measure(model, one, tokens) for one in memory]
+    if as_json:
+        print(json.dumps([{**asdict(speed), "limit_tok_s": speed.limit_tok_s} for speed in speeds]))
+        return
+    table = Table("memory", "streamed, GB", "tok/s", "expected", "disk, GB/s", "limit", "share", "peak, MiB", title=model.name)
+    for speed in speeds:
+        share = f"{speed.tok_s / speed.limit_tok_s:.0%}" if speed.streamed_bytes else "-"
+        budgets = [parse_size(budget) // MIB for budget in speed.memory.split(",")]
+        peaks = ", ".join(f"{peak // MIB} of {budget}" for peak, budget in zip(speed.peak_bytes, budgets, strict=True))
+        table.add_row(
+            speed.memory,
+            f"{speed.streamed_bytes / 1e9:.2f}",
+            f"{speed.tok_s:.2f}",
+            f"{speed.expected_tok_s:.2f}",
+            f"{speed.disk_bytes_s / 1e9:.2f}",
+            f"{speed.limit_tok_s:.2f}",
+            share,
+            peaks,
+        )
+    show(table)
+
+
+if __name__ == "__main__":
+    run(main)
