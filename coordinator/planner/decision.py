@@ -42,7 +42,7 @@ def make_plan(
     problem = pose_problem(demand, kv or KvDemand(), able, min_shards, placement, held or {}, surcharge)
     problem, cover = _find(problem)
     if cover is None:
-        streaming, _ = _split_by_ability(frozenset({STREAMED_FEATURE}), frozenset(), able)
+        streaming, unable = _split_by_ability(frozenset({STREAMED_FEATURE}), frozenset(), able)
 
         def find(share: float) -> tuple[Problem, Cover | None]:
             return _find(pose_problem(demand, kv or KvDemand(), streaming, min_shards, placement, held or {}, surcharge, share))
@@ -51,6 +51,7 @@ def make_plan(
         if found is None:
             return explain_lack(problem, left_out)
         problem, cover = found
+        left_out += unable
     balanced = balance(problem, cover)
     plan = plan_of(problem, balanced if has_room(problem, balanced) else cover, cover)
     kept = keep(problem, previous) if previous else None

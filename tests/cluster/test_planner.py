@@ -411,9 +411,9 @@ def test_nothing_is_streamed_where_everything_has_room() -> None:
     assert plan.predicted_step_s > planned(model, [streaming_offer("A", enough)]).predicted_step_s
     assert isinstance(make_plan(model, [offer("A", enough - 1)]), Infeasible), "it can't stream"
     assert isinstance(make_plan(model, [streaming_offer("A", BUFFERS)]), Infeasible), "embedding and head stay in memory"
-    both = planned(model, [offer("A", enough - 1), streaming_offer("B", enough // 2)])
-    assert [(one.shard, one.streamed) for one in both.stages] != []
-    assert both.streamed_bytes == 0, "two have the memory together"
+    assert planned(model, [offer("A", enough - 1), streaming_offer("B", enough // 2)]).streamed_bytes == 0, "two have the memory together"
+    alone = planned(model, [offer("A", 50), streaming_offer("B", enough - 1)])
+    assert ([stage.shard for stage in alone.stages], alone.left_out) == (["B"], (LeftOut("A", "cannot do weights:streamed"),))
 
 
 def test_a_plan_that_streams_stays_as_it_is() -> None:
