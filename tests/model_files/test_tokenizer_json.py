@@ -1,6 +1,7 @@
 """tokenizer.json: the ids that the library itself gives, bytes that make its texts, and one sentence for whatever is wrong."""
 
 import base64
+import copy
 import json
 import random
 import struct
@@ -248,7 +249,7 @@ def change(content: Any, random_of: random.Random) -> None:
             if random_of.random() < 0.3:
                 del content[key]
             else:
-                content[key] = random_of.choice(STRANGE)
+                content[key] = copy.deepcopy(random_of.choice(STRANGE))  # or the next change is made to all of them
             return
         content = inner
 
