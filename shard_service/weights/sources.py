@@ -49,7 +49,7 @@ class UnitSource(Protocol):
         ...
 
     def place_of(self, unit: Unit) -> UnitPlace:
-        """Where a unit that it has given lies on this machine's disks from now on. Raises a DairllmError if it does not."""
+        """Where a unit that it has given lies on this machine's disks from now on. Blocks. Raises a DairllmError if it does not."""
         ...
 
 

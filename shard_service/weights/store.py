@@ -114,7 +114,8 @@ class LayerStore:
                     try:
                         loaded = await self._load_from(source, self._assembler(unit, plan), unit, counts)
                         if plan.stream is not None and unit.index in plan.stream:
-                            plan.stream.place(unit.index, source.place_of(unit))
+                            place = await asyncio.get_running_loop().run_in_executor(self._executor, source.place_of, unit)
+                            plan.stream.place(unit.index, place)
                         return loaded
                     except DairllmError as error:
                         counts.clear()

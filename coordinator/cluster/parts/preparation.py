@@ -78,7 +78,8 @@ class Preparation(MachinePart):
         assert model is not None
         shards = list(candidate.plan.placement)
         position = shards.index(member.name)
-        units, streamed = candidate.plan.stages[position].units, candidate.plan.stages[position].streamed
+        stage = candidate.plan.stages[position]
+        units, streamed = stage.units, stage.streamed
         following = self._members[shards[position + 1]].peer if position + 1 < len(shards) else None
         candidate.tell(member.name)
         exclusive = candidate.assigned[member.name]
