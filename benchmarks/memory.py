@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dairllm.model_files.getting.resolve import resolve_model
 from dairllm.model_files.manifest_builder import build_manifest
 from tests.instruments.clusters import Cluster, ShardSetup
+from tests.instruments.processes import status_bytes
 
 ALLOWANCE_BYTES = 150_000_000
 BLOCK_TOKENS = 32
@@ -56,14 +57,6 @@ class ShardMemory:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "beyond_bytes": self.beyond_bytes, "is_within": self.is_within}
-
-
-def status_bytes(pid: int, name: str) -> int:
-    """A figure of /proc/PID/status, where it stands in kB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
 
 
 def measure(cluster: Cluster, prompt: list[int], generate: int) -> list[ShardMemory]:

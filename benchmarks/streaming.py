@@ -33,6 +33,7 @@ from dairllm.mesh.settings import parse_size
 from dairllm.model_files.memory import STREAM_PAGE_BYTES, STREAM_PIECE_BYTES, STREAM_READERS
 from dairllm.shard_service.weights.streaming import StreamedFile
 from tests.instruments.clusters import Cluster, ShardSetup
+from tests.instruments.processes import status_bytes
 from tests.instruments.streamed_answers import StreamedAnswer
 
 CONTEXT = 256
@@ -81,15 +82,10 @@ def measure(model: Path, memory: str, num_tokens: int) -> Speed:
         with StreamedAnswer(cluster.http, PROMPT, num_tokens) as stream:
             times = [token.arrived_s for token in stream.wait_complete()]
         gaps = [after - earlier for earlier, after in pairwise(times[1:])]
-        peaks = tuple(peak_bytes(cluster.processes[member.name].pid) for member in members)
+        peaks = tuple(status_bytes(cluster.processes[member.name].pid, "VmHWM") for member in members)
     streamed = sum(int(shard["streamed_bytes"]) for shard in state["shards"])
     disk = statistics.mean((before, disk_bytes_s(model)))
     return Speed(memory, streamed, 1 / statistics.median(gaps), float(state["predicted_decode_tok_s"]), disk, peaks)
-
-
-def peak_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def main(

@@ -5,15 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.instruments.clusters import Cluster, shards
+from tests.instruments.processes import status_bytes
 
 ALLOWANCE_BYTES = 150_000_000
 LONG_PROMPT = [1, *range(2, 1200)]
-
-
-def peak_bytes(pid: int) -> int:
-    """Of the resident set since the process began."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 @pytest.mark.slow
@@ -23,5 +18,5 @@ def test_peak_is_weights_and_cache_and_a_fixed_allowance(smollm2_path: Path) -> 
         state = cluster.wait_until(lambda state: all(shard["usage"]["weights_bytes"] > 0 for shard in state["shards"]))
         for shard in state["shards"]:
             held = shard["usage"]["weights_bytes"] + shard["usage"]["kv_cache_bytes"]
-            peak = peak_bytes(cluster.processes[shard["name"]].pid)
+            peak = status_bytes(cluster.processes[shard["name"]].pid, "VmHWM")
             assert shard["usage"]["weights_bytes"] < peak <= held + ALLOWANCE_BYTES, (shard["name"], held, peak)

@@ -11,6 +11,7 @@ from tests.e2e.answers import PROMPTS, Answer, ask_all, assert_no_fault
 from tests.e2e.test_lost_shards import HEALED_WITHIN_S, shard_at_stage
 from tests.instruments.clusters import Cluster, ShardSetup, wait_for
 from tests.instruments.namespaces import unavailable_reason
+from tests.instruments.processes import status_bytes
 from tests.instruments.streamed_answers import StreamedAnswer
 from tests.tiny_gguf import write_tiny_llama
 
@@ -47,18 +48,13 @@ def streamed_bytes(cluster: Cluster) -> int:
     return sum(int(shard["streamed_bytes"]) for shard in cluster.state()["shards"])
 
 
-def peak_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-
-
 def test_a_machine_that_is_too_small_streams_layers(deep_model: Path, expected: list[Answer]) -> None:
     with Cluster(deep_model, [small("a")], arguments=ARGUMENTS) as cluster:
         assert ask_all(cluster, NUM_TOKENS) == expected
         assert "a layers 0-15 + head; streams " in cluster.processes["coordinator"].output()
         assert 0 < streamed_bytes(cluster) < 64 * MIB
         shard = cluster.processes["a"]
-        assert peak_bytes(shard.pid) < SMALL_MIB * MIB
+        assert status_bytes(shard.pid, "VmHWM") < SMALL_MIB * MIB
         open_files = psutil.Process(shard.pid).open_files()
         assert [file.path for file in open_files if file.path.endswith(".gguf")], "read from the file itself"
         assert_no_fault(*cluster.processes.values())
@@ -76,7 +72,7 @@ def test_when_a_machine_is_lost_the_others_stream_more(deep_model: Path, expecte
         assert streamed_bytes(cluster) > before
         assert ask_all(cluster, NUM_TOKENS) == expected
         (left,) = (process for name, process in cluster.processes.items() if process.running and name != "coordinator")
-        assert peak_bytes(left.pid) < SMALL_MIB * MIB
+        assert status_bytes(left.pid, "VmHWM") < SMALL_MIB * MIB
         assert_no_fault(left, cluster.processes["coordinator"])
 
 
@@ -98,7 +94,7 @@ def test_a_file_that_changes_is_not_computed_with(deep_model: Path, expected: li
         assert Answer.of_stream(stream) == expected[0]
 
 
-@pytest.mark.skipif(unavailable_reason() is not None, reason="hiding a folder needs root")
+@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 def test_what_came_over_the_network_is_streamed_from_the_cache(deep_model: Path, expected: list[Answer], tmp_path: Path) -> None:
     arguments = ("--weights-cache", "1GiB")
     with Cluster(deep_model, [small("a", cache=tmp_path, arguments=arguments)], arguments=ARGUMENTS) as cluster:
@@ -106,7 +102,7 @@ def test_what_came_over_the_network_is_streamed_from_the_cache(deep_model: Path,
         assert_no_fault(*cluster.processes.values())
 
 
-@pytest.mark.skipif(unavailable_reason() is not None, reason="hiding a folder needs root")
+@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 def test_without_a_file_nothing_can_be_streamed_and_the_reason_is_said(deep_model: Path, tmp_path: Path) -> None:
     with Cluster(deep_model, [small("a", cache=tmp_path)], arguments=ARGUMENTS, wait=False) as cluster:
         words = "is to be streamed, but came over the network, and no weights cache has kept it"

@@ -8,6 +8,7 @@ that breaks one of these is left in build/, and the run ends with a traceback.
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tests.instruments.processes import status_bytes
 
 KINDS = ("gguf", "distributed_llama", "safetensors", "index", "config", "tokenizer", "template")
 MOST_SECONDS = 2.0
@@ -109,7 +112,7 @@ def reader_of(kind: str, folder: Path) -> Reader:
 
 
 def peak_bytes() -> int:
-    return next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return status_bytes(os.getpid(), "VmHWM")
 
 
 def forget_peak() -> None:

@@ -181,6 +181,14 @@ def _family(pid: int) -> list[psutil.Process]:
     return []
 
 
+def status_bytes(pid: int, name: str) -> int:
+    """A figure of /proc/PID/status, where it stands in kB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
 @dataclass(frozen=True)
 class Holdings:
     """What this process holds that it should give back: threads, child processes, open files, internet sockets."""
