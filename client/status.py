@@ -62,7 +62,7 @@ def render(told: cluster_pb2.ClusterState) -> RenderableType:
     state = message_on_one_line(told)
     in_ring_order = sorted(state.shards, key=lambda shard: (not shard.HasField("stage"), shard.stage, shard.name))
     shards = _Shards(in_ring_order, state.num_layers) if state.shards else Text("no shards yet", style="dim")
-    parts: list[RenderableType] = [_headline(state), _speed_line(state), *_answers_lines(state), Text(""), shards]
+    parts: list[RenderableType] = [_headline(state), _speed_line(state), *_streaming_lines(state), *_answers_lines(state), Text(""), shards]
     notes = [Text.assemble("  ", (shard.name, "yellow"), f": {shard.note}") for shard in in_ring_order if shard.note]
     parts += [Text(""), *notes] if notes else []
     if state.lost:
@@ -115,6 +115,15 @@ def _speed_line(state: cluster_pb2.ClusterState) -> Text:
     return Text(" · ".join(parts), style="dim")
 
 
+def _streaming_lines(state: cluster_pb2.ClusterState) -> Iterator[Text]:
+    """Where machines have too little memory: what that costs."""
+    if state.memory_for_all_bytes:
+        size_bytes = sum(shard.streamed_bytes for shard in state.shards)
+        streams = f"streams {format_size(size_bytes)} of {format_size(state.model_size_bytes)} a token"
+        more = f"{format_size(state.memory_for_all_bytes)} more memory would give {state.in_memory_decode_tok_s:.1f} tok/s"
+        yield Text(f"{streams}: {more}", style="yellow")
+
+
 def _answers_lines(state: cluster_pb2.ClusterState) -> Iterator[Text]:
     """What answers depend on, if there is a model: those of clusters with one fingerprint are equal, whatever their plans and machines."""
     if state.system_fingerprint:
@@ -149,7 +158,8 @@ class _Row(NamedTuple):
 
 def _shard_row(shard: cluster_pb2.ShardState, num_layers: int) -> _Row:
     used_bytes = shard.usage.weights_bytes + shard.usage.kv_cache_bytes + shard.usage.scratch_bytes
-    streams = f", streams {format_size(shard.streamed_bytes)}" if shard.streamed_bytes else ""
+    rate = f" at {1e-9 / shard.stream_s_per_byte:.1f} GB/s" if shard.stream_s_per_byte else ""
+    streams = f", streams {format_size(shard.streamed_bytes)}{rate}" if shard.streamed_bytes else ""
     return _Row(
         stage=str(shard.stage) if shard.HasField("stage") else "-",
         shard=shard.name,

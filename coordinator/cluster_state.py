@@ -40,6 +40,8 @@ def state_to_proto(snapshot: ClusterSnapshot, clock_offset_s: float, seen: Seque
         seen=[_seen_to_proto(shard, clock_offset_s) for shard in seen],
         lost=[_lost_to_proto(shard, clock_offset_s) for shard in snapshot.lost],
         events=[_event_to_proto(event, clock_offset_s) for event in snapshot.events],
+        memory_for_all_bytes=snapshot.memory_for_all_bytes,
+        in_memory_decode_tok_s=snapshot.in_memory_decode_tok_s,
     )
 
 
@@ -99,6 +101,7 @@ def _shard_to_proto(shard: ShardSnapshot) -> cluster_pb2.ShardState:
         next_first_unit=shard.next_units.start,
         next_end_unit=shard.next_units.stop,
         streamed_bytes=shard.streamed_bytes,
+        stream_s_per_byte=shard.stream_s_per_byte,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dairllm.coordinator.cluster.events import AnswersRecovered
 from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.shard_reports import ShardHello
-from dairllm.coordinator.planner import Plan, format_bytes, format_speed
+from dairllm.coordinator.planner import ModelDemand, Plan, format_bytes, format_speed
 from dairllm.mesh.words import counted
 
 
@@ -26,11 +26,14 @@ def describe_units(units: range, num_layers: int) -> str:
     return " + ".join([*embedding, *layers, *head])
 
 
-def describe_plan(epoch: Epoch, plan: Plan, num_layers: int) -> str:
-    stages = ", ".join(f"{stage.shard} {describe_units(stage.units, num_layers)}" for stage in plan.stages)
-    total_bytes, streamed_bytes = sum(stage.weights_bytes for stage in plan.stages), plan.streamed_bytes
-    streams = f"; streams {format_bytes(streamed_bytes)} a token, {format_bytes(total_bytes)} stay in memory" if streamed_bytes else ""
-    return f"plan {epoch}: {stages}{streams}; expected {format_speed(plan.predicted_decode_tok_s)} tok/s"
+def describe_plan(epoch: Epoch, plan: Plan, model: ModelDemand) -> str:
+    stages = ", ".join(f"{stage.shard} {describe_units(stage.units, model.num_layers)}" for stage in plan.stages)
+    expected = f"expected {format_speed(plan.predicted_decode_tok_s)} tok/s"
+    if plan.in_memory is None:
+        return f"plan {epoch}: {stages}; {expected}"
+    streams = f"streams {format_bytes(plan.streamed_bytes)} of {format_bytes(model.size_bytes)} a token"
+    more = f"{format_bytes(plan.in_memory.missing_bytes)} more memory would give {format_speed(1 / plan.in_memory.step_s)}"
+    return f"plan {epoch}: {stages}; {streams}; {expected}; {more}"
 
 
 def describe_moves(before: Mapping[str, range], after: Mapping[str, range]) -> str:

@@ -77,7 +77,7 @@ class ClusterMachine:
         yield Row(on.TimePassed, about.cluster, ANY_PHASE, self._on_time)
 
         yield Row(on.JoinRequested, about.cluster, ANY_PHASE, joins.on_join)
-        yield Row(on.HeartbeatReceived, about.boot, ANY_PHASE, standstills.on_beat)
+        yield Row(on.HeartbeatReceived, about.boot, ANY_PHASE, self._on_beat)
         yield Row(on.LeaseBroken, about.lease, ANY_PHASE, joins.on_lease_broken)
         yield Row(on.ShardLeft, about.lease, ANY_PHASE, joins.on_left)
 
@@ -114,6 +114,10 @@ class ClusterMachine:
         self._table.handle(event)
         self._planning.plan_if_due()
         return self._journal.actions
+
+    def _on_beat(self, event: on.HeartbeatReceived) -> None:
+        self._measurements.on_beat(event)
+        self._standstills.on_beat(event)
 
     def _on_time(self, event: on.TimePassed) -> None:
         """All but leases, whose end comes first, look at every member: so not with every heartbeat."""

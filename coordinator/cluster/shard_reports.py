@@ -70,6 +70,9 @@ class ShardUsage:
     compute_us: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
+    streamed_bytes: int = 0
+    streaming_us: int = 0
+    stalled_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class ShardSnapshot:
     note: str
     software_version: str
     streamed_bytes: int
+    stream_s_per_byte: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class ClusterSnapshot:
     kv_blocks_free: int
     lost: tuple[LostShard, ...]
     events: tuple[ClusterEvent, ...]
+    memory_for_all_bytes: int
+    in_memory_decode_tok_s: float
 
     @property
     def public_phase(self) -> str:
@@ -104,6 +107,7 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
     """now_s: by the machine's own time."""
     config, state = books.config, books.state
     model, plan = state.model, state.plan
+    in_memory = plan.in_memory if plan else None
     step_s = _measured_s(books, None)
     return ClusterSnapshot(
         coordinator_id=config.coordinator_id,
@@ -130,6 +134,8 @@ def take_snapshot(books: Books, now_s: float, load: EngineLoad) -> ClusterSnapsh
         kv_blocks_free=load.kv_blocks_free,
         lost=books.losses.of_late(books.journal.clock_s),
         events=tuple(books.journal.records),
+        memory_for_all_bytes=in_memory.missing_bytes if in_memory else 0,
+        in_memory_decode_tok_s=1 / in_memory.step_s if in_memory else 0.0,
     )
 
 
@@ -166,6 +172,7 @@ def _shard_snapshot(books: Books, member: Member, now_s: float) -> ShardSnapshot
         note=member.note,
         software_version=member.hello.software_version,
         streamed_bytes=stages[position].streamed_bytes if position is not None else 0,
+        stream_s_per_byte=member.disk.s_per_byte,
     )
 
 

@@ -120,7 +120,7 @@ function memoryCell(shard) {
   const share = budget ? Math.min(100, (100 * used) / budget) : 0;
   const title = `weights ${bytes(usage.weights_bytes)}, KV cache ${bytes(usage.kv_cache_bytes)}, scratch ${bytes(usage.scratch_bytes)}`;
   const bar = element("span", { className: "bar" }, element("i", { style: { width: `${share}%`, ...(inPlan(shard) ? { "--hue": String(hue(shard.stage)) } : {}) } }));
-  const streamed = shard.streamed_bytes ? [element("div", { className: "note" }, `streams ${bytes(shard.streamed_bytes)} a step`)] : [];
+  const streamed = shard.streamed_bytes ? [element("div", { className: "note" }, `streams ${bytes(shard.streamed_bytes)} a step, ${(1e-9 / shard.stream_s_per_byte).toFixed(1)} GB/s`)] : [];
   return element("td", { title }, `${bytes(used)} of ${bytes(budget)}`, bar, ...streamed);
 }
 

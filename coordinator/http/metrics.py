@@ -1,6 +1,7 @@
 """What Prometheus sees. Counters are kept here, gauges are read from the engine and the cluster when they are asked for."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -86,9 +87,25 @@ class _StateCollector(Collector):
         epoch = cluster.get("epoch")
         yield GaugeMetricFamily("dairllm_cluster_epoch", "Number of the plan.", epoch if isinstance(epoch, int) else 0)
         shards = cluster.get("shards")
-        yield GaugeMetricFamily(
-            "dairllm_cluster_shards", "Shards that are members.", len(shards) if isinstance(shards, list | tuple) else 0
-        )
+        members = shards if isinstance(shards, list | tuple) else []
+        yield GaugeMetricFamily("dairllm_cluster_shards", "Shards that are members.", len(members))
+        yield from _streaming_metrics(members)
+
+
+_STREAMING = {
+    "streamed_bytes": ("dairllm_shard_streamed_bytes", "Bytes read of weights that have no room in memory.", 1.0),
+    "streaming_us": ("dairllm_shard_streaming_seconds", "Time during which a shard read some of them.", 1e-6),
+    "stalled_us": ("dairllm_shard_stalled_seconds", "Time for which frames waited for them.", 1e-6),
+}
+"""What shards say of their use: name, help, and what one of it is."""
+
+
+def _streaming_metrics(shards: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
+    for field, (name, about, unit) in _STREAMING.items():
+        family = CounterMetricFamily(name, about, labels=("shard",))
+        for shard in shards:
+            family.add_metric((str(shard.get("name", "")),), unit * float(shard.get("usage", {}).get(field, 0)))
+        yield family
 
 
 class CountRequests:

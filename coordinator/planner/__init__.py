@@ -3,7 +3,7 @@
 A plan gives every unit (embedding, layers, head) to exactly one shard, each shard a contiguous run. One token of one sequence
 passes through all stages one after the other, so a step takes
 
-    T = sum over the stages (decode_s_per_byte * bytes read + hop_s)
+    T = sum over the stages (decode_s_per_byte * bytes read + hop_s)        (`streaming`: where there is no room for all layers)
 
 and a shard only helps if memory or `min_shards` demands it, or if it is faster than the one whose layers it takes. The embedding
 reads one row of its table per token, so it counts for memory but not for time. A run fits a shard if its weights (a table that
@@ -27,11 +27,12 @@ from dairllm.coordinator.planner.balancing import BALANCE_SLACK
 from dairllm.coordinator.planner.decision import make_plan
 from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer, UnitDemand
 from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan, Stage
-from dairllm.coordinator.planner.problem import ASSUMED_DECODE_S_PER_BYTE, HYSTERESIS
+from dairllm.coordinator.planner.problem import ASSUMED_DECODE_S_PER_BYTE, ASSUMED_STREAM_S_PER_BYTE, HYSTERESIS
 from dairllm.coordinator.planner.search import EXACT_SHARDS
 
 __all__ = [
     "ASSUMED_DECODE_S_PER_BYTE",
+    "ASSUMED_STREAM_S_PER_BYTE",
     "BALANCE_SLACK",
     "EXACT_SHARDS",
     "HYSTERESIS",

@@ -11,7 +11,7 @@ from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan
 from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, Cover, Problem, pose_problem, with_a_layer_each
 from dairllm.coordinator.planner.search import find_cover
 from dairllm.coordinator.planner.stages import keep, plan_of
-from dairllm.coordinator.planner.streaming import find_streamed, has_room
+from dairllm.coordinator.planner.streaming import find_streamed
 from dairllm.mesh.words import counted
 from dairllm.model_files.memory import STREAMED_FEATURE
 
@@ -44,16 +44,15 @@ def make_plan(
     if cover is None:
         streaming, unable = _split_by_ability(frozenset({STREAMED_FEATURE}), frozenset(), able)
 
-        def find(share: float) -> tuple[Problem, Cover | None]:
-            return _find(pose_problem(demand, kv or KvDemand(), streaming, min_shards, placement, held or {}, surcharge, share))
+        def find(limits: Mapping[str, int]) -> tuple[Problem, Cover | None]:
+            return _find(pose_problem(demand, kv or KvDemand(), streaming, min_shards, placement, held or {}, surcharge, limits))
 
-        found = find_streamed(find) if streaming and demand.can_be_streamed else None
+        found = find_streamed(demand, streaming, find) if streaming and demand.can_be_streamed else None
         if found is None:
             return explain_lack(problem, left_out)
         problem, cover = found
         left_out += unable
-    balanced = balance(problem, cover)
-    plan = plan_of(problem, balanced if has_room(problem, balanced) else cover, cover)
+    plan = plan_of(problem, cover if problem.streams else balance(problem, cover), cover)
     kept = keep(problem, previous) if previous else None
     if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + least_gain)):
         return replace(kept, left_out=left_out + explain_kept(problem, kept, plan, least_gain))

@@ -85,12 +85,13 @@ class ModelDemand:
 
     @property
     def stream_buffers_bytes(self) -> int:
-        """At most, of a machine that streams any of the layers, beside those that stay."""
-        return streamed_bytes([unit.streamed for unit in self.units if unit.streamed is not None])
+        """At most, of a machine that streams any of the layers: where they are read to."""
+        return streamed_bytes([unit.streamed._replace(numbers_bytes=0) for unit in self.units if unit.streamed is not None])
 
-    def streamed_sizes(self, share: float) -> list[int]:
-        """Bytes of each unit that are read anew for every step if so much of each layer is."""
-        return [0 if unit.streamed is None else int(unit.size_bytes * share) for unit in self.units]
+    @property
+    def streamed_sizes(self) -> list[int]:
+        """Bytes of each unit that do not stay in memory if it is streamed."""
+        return [0 if unit.streamed is None else unit.size_bytes - unit.streamed.numbers_bytes for unit in self.units]
 
     def weights_bytes_of_both(self, one: range, other: range) -> int:
         """Bytes of the weights of two runs in one memory."""
@@ -133,6 +134,7 @@ class ShardOffer:
     decode_s_per_byte: seconds per byte of weights for one row; 0 if unknown.
     hop_s: what one more edge of the ring, to this shard, adds to a step.
     most_bytes: of weights and KV cache, if it is not to be asked for more than that whatever its budget is.
+    stream_s_per_byte: what reading a byte of weights takes that have no room; 0 if unknown.
     """
 
     name: str
@@ -144,6 +146,7 @@ class ShardOffer:
     block_formats: frozenset[str]
     num_threads: int = 1
     most_bytes: int | None = None
+    stream_s_per_byte: float = 0.0
 
     def room_for(self, demand: ModelDemand, units: range) -> int:
         """Bytes for the weights and the KV cache of these units; below zero if it needs more than it has without them."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """weights_bytes: in memory. streamed: units that are read anew for every step; streamed_bytes: of their weights."""
+    """weights_bytes: in memory. predicted_step_s: without reading. streamed: units that are read anew for every step; streamed_bytes: of
+    their weights."""
 
     shard: str
     units: range
@@ -17,6 +18,13 @@ class Stage:
     predicted_step_s: float
     streamed: tuple[int, ...] = ()
     streamed_bytes: int = 0
+
+
+class InMemory(NamedTuple):
+    """The same stages with so much more memory: nothing would be streamed."""
+
+    missing_bytes: int
+    step_s: float
 
 
 class LeftOut(NamedTuple):
@@ -29,13 +37,14 @@ class LeftOut(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Plan:
     """stages: in ring order. fastest_step_s: the least T found, which predicted_step_s exceeds by at most BALANCE_SLACK, or by
-    what hysteresis allows where units stayed."""
+    what hysteresis allows where units stayed. in_memory: None where nothing is streamed."""
 
     stages: tuple[Stage, ...]
     num_kv_blocks: int
     predicted_step_s: float
     fastest_step_s: float
     left_out: tuple[LeftOut, ...] = ()
+    in_memory: InMemory | None = None
     placement: Mapping[str, range] = field(init=False, repr=False, compare=False)
     """Units by shard, in ring order."""
 

@@ -26,7 +26,7 @@ PICOSECONDS = 1e12
 NEVER = 1 << 100
 """The cost of what is impossible."""
 ASSUMED_STREAM_S_PER_BYTE = 1e-9
-"""What a disk takes to read a byte: 1 GB/s."""
+"""For a disk that nothing has been streamed from yet: 1 GB/s."""
 _SLOWEST_PS = 1 << 52
 """More than an hour for one unit counts as this: sums stay whole numbers."""
 
@@ -49,6 +49,10 @@ class ShardCosts:
     @property
     def name(self) -> str:
         return self.offer.name
+
+    @property
+    def stream_ps_per_byte(self) -> float:
+        return (self.offer.stream_s_per_byte or ASSUMED_STREAM_S_PER_BYTE) * PICOSECONDS
 
     def step_ps(self, start: int, stop: int) -> int:
         return self.time_ps[stop] - self.time_ps[start] + self.hop_ps
@@ -95,8 +99,8 @@ class Problem:
     """One question to the planner.
 
     placement: what lies where by the previous plan. need_bytes: [u]: weights and least KV cache of units [0, u), where a shared table
-    counts twice; of layers the part that stays in memory. shards: by name. uncut: units before which no run may begin.
-    streamed_share: of each layer, how much is read anew for every step: which layers of a stage are, is settled when its cuts are known.
+    counts twice. shards: by name. uncut: units before which no run may begin.
+    streams: layers may be read anew for every step: which ones of a stage, is settled when its cuts are known.
     """
 
     demand: ModelDemand
@@ -106,7 +110,7 @@ class Problem:
     need_bytes: list[int]
     shards: list[ShardCosts]
     uncut: frozenset[int] = frozenset()
-    streamed_share: float = 0.0
+    streams: bool = False
 
     @property
     def num_units(self) -> int:
@@ -136,21 +140,24 @@ def pose_problem(
     placement: Mapping[str, range],
     held: Mapping[str, Set[int]],
     move_surcharge: float,
-    streamed_share: float = 0.0,
+    streamed_bytes: Mapping[str, int] | None = None,
 ) -> Problem:
     """offers: by name, at least one. held: units that shards have in memory. move_surcharge: of units that are at another shard,
-    as a part of their time."""
-    need_bytes = _needed_up_to(demand, kv, streamed_share)
+    as a part of their time. streamed_bytes: of its layers each shard may read about so much anew for every step; None: nothing."""
+    need_bytes = _needed_up_to(demand, kv)
     surcharges = move_surcharge * _moved_parts(demand.num_units, offers, placement, held)
-    shards = _measured(demand, offers, need_bytes, surcharges, streamed_share)
-    return Problem(demand, kv, min_shards, placement, need_bytes, shards, streamed_share=streamed_share)
+    rooms = _rooms(demand, offers)
+    furthest = _furthest(demand, rooms, need_bytes)
+    if streamed_bytes is not None:
+        limits = np.array([streamed_bytes.get(offer.name, 0) for offer in offers], np.int64)
+        furthest = np.maximum(furthest, _furthest_streaming(demand, rooms, need_bytes, limits))
+    shards = _measured(demand, offers, surcharges, rooms, furthest)
+    return Problem(demand, kv, min_shards, placement, need_bytes, shards, streams=streamed_bytes is not None)
 
 
-def _needed_up_to(demand: ModelDemand, kv: KvDemand, streamed_share: float) -> list[int]:
+def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
     least_tokens = kv.block_tokens * kv.least_blocks(demand.context_length)
-    streamed = demand.streamed_sizes(streamed_share)
-    needs = zip(demand.units, streamed, strict=True)
-    return [0, *accumulate(unit.size_bytes - size + unit.state_bytes_per_token * least_tokens for unit, size in needs)]
+    return [0, *accumulate(unit.size_bytes + unit.state_bytes_per_token * least_tokens for unit in demand.units)]
 
 
 def _moved_parts(
@@ -167,37 +174,56 @@ def _moved_parts(
 
 
 def _measured(
-    demand: ModelDemand, offers: Sequence[ShardOffer], need_bytes: list[int], surcharges: NDArray[np.float64], streamed_share: float
+    demand: ModelDemand, offers: Sequence[ShardOffer], surcharges: NDArray[np.float64], rooms: "_Rooms", furthest: NDArray[np.int64]
 ) -> list[ShardCosts]:
     """All at once as matrices, shards by units: of a thousand shards most are only looked at."""
     sizes = np.array([unit.step_bytes for unit in demand.units], np.float64)
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
-    reading_ps = np.array(demand.streamed_sizes(streamed_share), np.float64) * ASSUMED_STREAM_S_PER_BYTE * PICOSECONDS
-    times = np.minimum(np.rint(sizes * rates_ps[:, None] + reading_ps), _SLOWEST_PS)
+    times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
     costs = times + np.rint(times * surcharges)
     hops_ps = [max(1, round(offer.hop_s * PICOSECONDS)) for offer in offers]
-    buffers_bytes = demand.stream_buffers_bytes if streamed_share else 0
-    rooms, furthest = _reaches(demand, offers, np.array(need_bytes, np.int64), buffers_bytes)
-    return [ShardCosts(*each) for each in zip(offers, rooms, hops_ps, _sums(times), _sums(costs), furthest, strict=True)]
+    each = zip(offers, rooms.body.tolist(), hops_ps, _sums(times), _sums(costs), furthest.tolist(), strict=True)
+    return [ShardCosts(*one) for one in each]
 
 
-def _reaches(
-    demand: ModelDemand, offers: Sequence[ShardOffer], needs: NDArray[np.int64], buffers_bytes: int
-) -> tuple[list[int], list[list[int]]]:
-    """Room in front of the head, and how far each shard gets from each unit on. The head takes scratch of its own.
+class _Rooms(NamedTuple):
+    """Bytes by shard: for a run without the head, for the whole model, for the head alone. The head takes scratch of its own.
 
-    Rooms are below zero where a shard needs more for itself than it has: then it can hold nothing, not even a part of no bytes.
+    They are below zero where a shard needs more for itself than it has: then it can hold nothing, not even a part of no bytes.
     """
+
+    body: NDArray[np.int64]
+    whole: NDArray[np.int64]
+    head: NDArray[np.int64]
+
+    def plus(self, size_bytes: NDArray[np.int64] | int) -> "_Rooms":
+        return _Rooms(self.body + size_bytes, self.whole + size_bytes, self.head + size_bytes)
+
+
+def _rooms(demand: ModelDemand, offers: Sequence[ShardOffer]) -> _Rooms:
     num_units = demand.num_units
     runs = (range(num_units - 1), range(num_units), range(num_units - 1, num_units))
-    body, whole, head = (np.array([offer.room_for(demand, run) - buffers_bytes for offer in offers], np.int64) for run in runs)
-    furthest = np.maximum(np.searchsorted(needs[:-1], needs[:-1] + body[:, None], side="right") - 1, np.arange(num_units))
+    return _Rooms(*(np.array([offer.room_for(demand, run) for offer in offers], np.int64) for run in runs))
+
+
+def _furthest(demand: ModelDemand, rooms: _Rooms, need_bytes: list[int]) -> NDArray[np.int64]:
+    """How far each shard gets from each unit on."""
+    num_units, needs = demand.num_units, np.array(need_bytes, np.int64)
+    reached = np.searchsorted(needs[:-1], needs[:-1] + rooms.body[:, None], side="right") - 1
+    furthest = np.maximum(reached, np.arange(num_units)).astype(np.int64)
     to_the_end = needs[-1] - needs[:-1]
     to_the_end[0] -= demand.tied_bytes
-    at_the_end = np.repeat(whole[:, None], num_units, axis=1)
-    at_the_end[:, -1] = head
+    at_the_end = np.repeat(rooms.whole[:, None], num_units, axis=1)
+    at_the_end[:, -1] = rooms.head
     furthest[to_the_end <= at_the_end] = num_units
-    return body.tolist(), furthest.tolist()
+    return furthest
+
+
+def _furthest_streaming(demand: ModelDemand, rooms: _Rooms, need_bytes: list[int], limits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same where layers need not stay: up to so many bytes, and there is room at all for what they are read to and for all else."""
+    beside = rooms.plus(-demand.stream_buffers_bytes)
+    least_bytes = [need - size for need, size in zip(need_bytes, [0, *accumulate(demand.streamed_sizes)], strict=True)]
+    return np.minimum(_furthest(demand, beside.plus(limits), need_bytes), _furthest(demand, beside, least_bytes))
 
 
 def _sums(numbers: NDArray[np.float64]) -> list[list[int]]:

@@ -2,18 +2,27 @@
 
 from itertools import pairwise
 
-from dairllm.coordinator.planner.plan import Plan, Stage
+from dairllm.coordinator.planner.plan import InMemory, Plan, Stage
 from dairllm.coordinator.planner.problem import NEVER, PICOSECONDS, Cover, Problem, Run, step_ps_of
-from dairllm.coordinator.planner.streaming import streamed_units
+from dairllm.coordinator.planner.streaming import StreamedUnits, step_ps_with_reading, streamed_units
 
 
 def plan_of(problem: Problem, cover: Cover, fastest: Cover) -> Plan:
-    streamed = [streamed_units(problem, run) or () for run in cover]
-    beside = [_blocks_beside(problem, run, units) for run, units in zip(cover, streamed, strict=True)]
+    streamed = [streamed_units(problem, run) or StreamedUnits() for run in cover]
+    beside = [_blocks_beside(problem, run, part.units) for run, part in zip(cover, streamed, strict=True)]
     num_blocks = min([problem.kv.most_blocks(problem.demand.context_length), *beside])
-    stages = tuple(_stage(problem, run, units, num_blocks) for run, units in zip(cover, streamed, strict=True))
-    step_s, fastest_s = step_ps_of(cover) / PICOSECONDS, step_ps_of(fastest) / PICOSECONDS
-    return Plan(stages, num_blocks, step_s, min(step_s, fastest_s))
+    stages = tuple(_stage(problem, run, part, num_blocks) for run, part in zip(cover, streamed, strict=True))
+    step_s, fastest_s = (step_ps_with_reading(problem, one) / PICOSECONDS for one in (cover, fastest))
+    in_memory = _in_memory(problem, cover) if any(part.units for part in streamed) else None
+    return Plan(stages, num_blocks, step_s, min(step_s, fastest_s), in_memory=in_memory)
+
+
+def _in_memory(problem: Problem, cover: Cover) -> InMemory:
+    demand, least_tokens = problem.demand, problem.kv.block_tokens * problem.kv.least_blocks(problem.demand.context_length)
+    needed = [demand.weights_bytes(run.units) + demand.state_bytes_per_token(run.units) * least_tokens for run in cover]
+    rooms = [run.shard.offer.room_for(demand, run.units) for run in cover]
+    missing_bytes = sum(max(0, need - room) for need, room in zip(needed, rooms, strict=True))
+    return InMemory(missing_bytes, step_ps_of(cover) / PICOSECONDS)
 
 
 def keep(problem: Problem, previous: Plan) -> Plan | None:
@@ -38,8 +47,7 @@ def _blocks_beside(problem: Problem, run: Run, streamed: tuple[int, ...]) -> int
     return room_bytes // block_bytes if block_bytes else NEVER
 
 
-def _stage(problem: Problem, run: Run, streamed: tuple[int, ...], num_blocks: int) -> Stage:
-    demand = problem.demand
-    weights_bytes, kv_cache_bytes = demand.resident_bytes(run.units, streamed), _block_bytes(problem, run.units) * num_blocks
-    streamed_bytes = sum(demand.units[unit].size_bytes for unit in streamed)
-    return Stage(run.shard.name, run.units, weights_bytes, kv_cache_bytes, run.step_ps / PICOSECONDS, streamed, streamed_bytes)
+def _stage(problem: Problem, run: Run, streamed: StreamedUnits, num_blocks: int) -> Stage:
+    weights_bytes = problem.demand.resident_bytes(run.units, streamed.units)
+    kv_cache_bytes, step_s = _block_bytes(problem, run.units) * num_blocks, run.step_ps / PICOSECONDS
+    return Stage(run.shard.name, run.units, weights_bytes, kv_cache_bytes, step_s, streamed.units, streamed.size_bytes)

@@ -64,6 +64,7 @@ BLOCKS = Several(MAX_CONTEXT, BLOCK)
 _USAGE = {
     **dict.fromkeys(("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes"), SIZE),
     **dict.fromkeys(("frames", "rows", "compute_us", "sent_bytes", "received_bytes"), COUNT),
+    **dict.fromkeys(("streamed_bytes", "streaming_us", "stalled_us"), COUNT),
 }
 _PROGRESS = dict.fromkeys(("loaded_bytes", "total_bytes", "from_memory_bytes", "from_disk_bytes", "from_network_bytes"), SIZE)
 _SAMPLING = {name: Real(low, high) for name, (low, high) in SAMPLING_RANGES.items()}
@@ -181,7 +182,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         **{"model_size_bytes": SIZE, "reason": REPORT, "epoch": EPOCH, "shards": Several(2**16), "predicted_decode_tok_s": SPEED},
         **{"measured_decode_tok_s": SPEED, "running_sequences": ANY_32, "waiting_sequences": ANY_32, "kv_blocks_total": BLOCK},
         **{"kv_blocks_free": BLOCK, "events": Several(2**16), "next_epoch": EPOCH, "missing_bytes": SIZE, "seen": Several(2**16)},
-        "lost": Several(2**16),
+        **{"lost": Several(2**16), "memory_for_all_bytes": SIZE, "in_memory_decode_tok_s": SPEED},
         **{"arithmetic": WORDS, "system_fingerprint": LABEL},
     },
     "SeenShard": {"id": HEARD, "name": HEARD, "addresses": Several(64, HEARD), "reason": REPORT, "since_time_s": SECONDS},
@@ -201,7 +202,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "ShardState": {
         **{"name": LABEL, "addresses": ADDRESSES, "stage": UNIT, "first_unit": UNIT, "end_unit": UNIT, "round_trip_us": ANY_32},
         **{"last_seen_s": SECONDS, "predicted_step_s": SECONDS, "measured_step_s": SECONDS, "note": REPORT, "software_version": LABEL},
-        **{"next_first_unit": UNIT, "next_end_unit": UNIT, "streamed_bytes": SIZE},
+        **{"next_first_unit": UNIT, "next_end_unit": UNIT, "streamed_bytes": SIZE, "stream_s_per_byte": SECONDS},
     },
     "DrainShardRequest": {"name": WORDS},
     "CordonShardRequest": {"name": WORDS},

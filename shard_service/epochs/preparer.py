@@ -29,7 +29,7 @@ from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts, bytes_together
-from dairllm.shard_service.weights.streaming import WeightStream
+from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
 
 T = TypeVar("T")
 
@@ -85,6 +85,7 @@ class Preparer:
         direct: bool = False,
     ) -> None:
         self._readers = ThreadPoolExecutor(STREAM_READERS, thread_name_prefix="reader", initializer=name_thread, initargs=("reader",))
+        self.stream_meter = StreamMeter()
         self._store = store
         self._caches = caches
         self._threads = threads
@@ -104,10 +105,15 @@ class Preparer:
         demand = demand_of(assignment)
         budget.require(demand)
         self._make_room(assignment, active, demand, budget)
-        stream = await self._in_loader(lambda: WeightStream(assignment.streamed_units, self._readers)) if assignment.streamed else None
+        stream = await self._in_loader(lambda: self._stream_of(assignment)) if assignment.streamed else None
         units = await self._load(assignment, report, stream)
         parts = await self._in_loader(lambda: build_stage(assignment, units))
+        if stream is not None:
+            stream.start()
         return Prepared(assignment, parts, demand.scratch_bytes, stream)
+
+    def _stream_of(self, assignment: AssignmentFacts) -> WeightStream:
+        return WeightStream(assignment.streamed_units, self._readers, self.stream_meter)
 
     def close(self) -> None:
         """Nothing is prepared or streamed any more."""

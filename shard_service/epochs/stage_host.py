@@ -216,7 +216,7 @@ class StageHost:
         return cluster_pb2.HeldUnits(model_digest=digest, unit_indexes=indexes)
 
     def usage(self) -> cluster_pb2.ShardUsage:
-        counted = self.counters
+        counted, streamed = self.counters, self._preparer.stream_meter
         return cluster_pb2.ShardUsage(
             weights_bytes=self._store.weights_bytes,
             kv_cache_bytes=self._caches.size_bytes,
@@ -227,6 +227,9 @@ class StageHost:
             compute_us=counted.compute_us,
             sent_bytes=counted.sent_bytes,
             received_bytes=counted.received_bytes,
+            streamed_bytes=streamed.read_bytes,
+            streaming_us=round(streamed.reading_s * 1e6),
+            stalled_us=round(streamed.stalled_s * 1e6),
         )
 
     def work(self) -> cluster_pb2.ShardWork:

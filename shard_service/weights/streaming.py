@@ -93,6 +93,41 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
+class StreamMeter:
+    """What a process has read of weights that do not stay in memory, and how long that took, whatever stream it was for.
+
+    stalled_s: for how long frames waited. Any thread.
+    """
+
+    def __init__(self) -> None:
+        self.read_bytes = 0
+        self.stalled_s = 0.0
+        self._reading_s = 0.0
+        self._under_way = 0
+        self._from_s = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def reading_s(self) -> float:
+        """During which something was read and packed."""
+        with self._lock:
+            return self._reading_s + (time.perf_counter() - self._from_s if self._under_way else 0.0)
+
+    def begin(self, num_pieces: int) -> None:
+        with self._lock:
+            if num_pieces and not self._under_way:
+                self._from_s = time.perf_counter()
+            self._under_way += num_pieces
+
+    def end(self, read_bytes: int) -> None:
+        """Of one piece; 0 bytes if it was not wanted any more."""
+        with self._lock:
+            self.read_bytes += read_bytes
+            self._under_way -= 1
+            if not self._under_way:
+                self._reading_s += time.perf_counter() - self._from_s
+
+
 class FilePart(NamedTuple):
     file: StreamedFile
     offset_bytes: int
@@ -167,7 +202,8 @@ class _Streamed:
 class WeightStream:
     """threads: STREAM_READERS of them, which read. All units are placed before the first is read; only one thread computes with them."""
 
-    def __init__(self, units: Sequence[Unit], threads: Executor) -> None:
+    def __init__(self, units: Sequence[Unit], threads: Executor, meter: StreamMeter) -> None:
+        self._meter = meter
         layouts = [slot_layout(unit) for unit in units]
         self._slots = [_Slot() for _ in range(min(len(units), STREAM_SLOTS))]
         memories = [WeightMemory(max(size_bytes for _, size_bytes in layouts)) for _ in self._slots]
@@ -199,12 +235,19 @@ class WeightStream:
         """Where it is read from: the bytes there were verified."""
         self._units[unit].place = place
 
+    def start(self) -> None:
+        """Read what comes first before anybody waits for it. All units are placed."""
+        with self._changed:
+            self._read_ahead()
+
     @contextlib.contextmanager
     def in_memory(self, unit: int) -> Iterator[None]:
         """The unit's matrices are complete within the block. Raises a DairllmError if they can't be read."""
         began_s = time.perf_counter()
         self._wait_for(unit)
-        self._waited_s += time.perf_counter() - began_s
+        waited_s = time.perf_counter() - began_s
+        self._waited_s += waited_s
+        self._meter.stalled_s += waited_s
         try:
             yield
         finally:
@@ -253,15 +296,18 @@ class WeightStream:
             slot = one.slot
             slot.unit, slot.left = one.unit.index, len(one.pieces)
             slot.turn += 1
+            self._meter.begin(len(one.pieces))
             for piece in one.pieces:
                 self._threads.submit(self._read, one, piece, slot.turn)
             self._next = (self._next + 1) % len(self._order)
 
     def _read(self, one: _Streamed, piece: _Piece, turn: int) -> None:
         failure: DairllmError | None = None
+        read_bytes = 0
         try:
             if one.slot.turn == turn and one.slot.failure is None:
                 self._pack(one, piece)
+                read_bytes = piece.size_bytes
         except DairllmError as error:
             failure = error
         except (OSError, ModelFileError) as error:
@@ -269,6 +315,7 @@ class WeightStream:
         except Exception as error:
             log.exception("reading weights failed by a fault of this program")
             failure = DairllmError(f"reading unit {one.unit.index} failed: {type(error).__name__}; the cause is in the shard's log")
+        self._meter.end(read_bytes)
         with self._changed:
             one.slot.left -= 1
             self.read_bytes += piece.size_bytes

@@ -1,5 +1,6 @@
 """Properties of the planner: what every plan has, and that the fastest is the fastest."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -427,6 +428,40 @@ def test_a_plan_that_streams_stays_as_it_is() -> None:
     assert isinstance(more, Plan)
     assert not more.same_work_as(plan)
     assert more.streamed_bytes < plan.streamed_bytes
+
+
+def with_disk(shard: ShardOffer, s_per_byte: float) -> ShardOffer:
+    return replace(shard, stream_s_per_byte=s_per_byte)
+
+
+def test_where_a_little_is_missing_all_disks_read_for_equally_long() -> None:
+    """All that is read is read ahead, while the others compute."""
+    model, machine = deep(20), streaming_offer("A", 9000)
+    streamed = [stage.streamed_bytes for stage in planned(model, [machine, replace(machine, name="B")]).stages]
+    assert max(streamed) - min(streamed) <= 1000, "to a layer"
+    slow = with_disk(replace(machine, name="B"), 1e-8)
+    assert {stage.shard: stage.streamed_bytes > 0 for stage in planned(model, [machine, slow]).stages} == {"A": True, "B": False}
+
+
+def test_what_is_waited_for_anyway_is_read_from_the_fastest_disk() -> None:
+    """Much more is missing than can be read ahead."""
+    model = deep(60)
+    offers = [with_disk(streaming_offer("A", 9000), 3e-8), with_disk(streaming_offer("B", 9000), 1e-8)]
+    streamed = {stage.shard: stage.streamed_bytes for stage in planned(model, offers).stages}
+    assert streamed["B"] > 10 * streamed.get("A", 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(8, 40), st.lists(st.tuples(st.integers(4000, 12_000), st.sampled_from([1e-9, 2e-9, 5e-9])), min_size=1, max_size=3))
+def test_streaming_is_no_slower_than_from_any_one_disk(num_layers: int, machines: list[tuple[int, float]]) -> None:
+    model = deep(num_layers)
+    offers = [with_disk(streaming_offer(f"s{i}", memory), disk_s) for i, (memory, disk_s) in enumerate(machines)]
+    plan = make_plan(model, offers)
+    if isinstance(plan, Infeasible) or plan.in_memory is None:
+        return
+    assert plan.in_memory.missing_bytes > 0
+    alone = [make_plan(model, [one]) for one in offers]
+    assert plan.predicted_step_s <= min([one.predicted_step_s for one in alone if isinstance(one, Plan)], default=math.inf)
 
 
 def planned(model: ModelDemand, offers: list[ShardOffer]) -> Plan:

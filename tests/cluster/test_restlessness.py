@@ -16,6 +16,7 @@ from dairllm.coordinator.cluster.actions import EventKind
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.phases import Phase
 from dairllm.coordinator.cluster.shard_reports import ShardUsage
+from dairllm.model_files.memory import STREAMED_FEATURE, StreamedSize
 from tests.cluster.scenario import Cluster, hello
 from tests.instruments.descriptions import demand_of
 
@@ -171,3 +172,64 @@ def test_a_change_for_good_is_not_taken_for_restlessness() -> None:
         speed.measure(1.0 if second < 150 else 3.0, second)
         assert speed.spread == 0
     assert speed.adopted_s == 3.0
+
+
+def a_tenth_more_or_less(name: str, now_s: float) -> float:
+    return 1 + 0.2 * (random.Random(f"{name}{now_s}").random() - 0.5)
+
+
+def streaming_pair() -> "StreamsServed":
+    served = StreamsServed()
+    served.read_for(60, a_tenth_more_or_less)
+    return served
+
+
+class StreamsServed(Served):
+    """Two machines that have half of the memory that the model needs, and disks that are measured with every heartbeat."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster()
+        layer, size = GIB // 4, StreamedSize(GIB // 4, 0, 0)
+        model = demand_of("toy", b"\1", (0, *[layer] * 24, 0))
+        units = [unit._replace(streamed=size) if unit.size_bytes else unit for unit in model.units]
+        self.cluster.happen(on.ModelRegistered(replace(model, units=tuple(units))))
+        for name in "ab":
+            plain = hello(name, memory=2 * GIB)
+            able = replace(plain.capabilities, features=plain.capabilities.features | {STREAMED_FEATURE})
+            self.cluster.join(replace(plain, capabilities=able))
+        self.read: dict[str, tuple[int, float]] = {name: (0, 0.0) for name in "ab"}
+        self.pass_time(5, lambda name, now_s: 1.0)
+
+    def read_for(self, seconds: int, slowness: Factor) -> None:
+        """1 GB/s, and slower."""
+        for _ in range(seconds):
+            for name, (read_bytes, us) in self.read.items():
+                self.read[name] = read_bytes + 10**8, us + 1e5 * slowness(name, self.cluster.now_s)
+                usage = ShardUsage(streamed_bytes=self.read[name][0], streaming_us=round(self.read[name][1]))
+                self._happen(on.HeartbeatReceived(name, self.cluster.boot_of(name), usage, 0))
+            self.pass_time(1, lambda name, now_s: 1.0)
+
+    @property
+    def streamed(self) -> dict[str, int]:
+        return {stage.shard: stage.streamed_bytes for stage in self.cluster.plan.stages}
+
+
+def test_disks_that_are_as_expected_change_no_plan_for_an_hour() -> None:
+    served = streaming_pair()
+    served.read_for(3600, a_tenth_more_or_less)
+    assert served.times_of(EventKind.SWITCHED) == []
+
+
+def test_less_is_streamed_from_a_disk_that_is_much_slower_than_assumed_and_what_is_expected_follows() -> None:
+    served = streaming_pair()
+    before = served.streamed
+    slow = max(before, key=lambda name: before[name])
+    served.read_for(300, lambda name, now_s: 4.0 if name == slow else 1.0)
+    assert served.streamed.get(slow, 0) < before[slow] / 2
+    assert len(served.times_of(EventKind.SWITCHED)) == 1
+    (fast,) = (name for name in "ab" if name != slow)
+    reads_s = served.streamed[fast] * 1e-9
+    assert served.cluster.plan.predicted_step_s == pytest.approx(reads_s, rel=0.15)
+    served.read_for(300, lambda name, now_s: 1.1)
+    assert served.cluster.plan.predicted_step_s == pytest.approx(1.1 * reads_s, rel=0.05), "the plan stays, with new numbers"
+    assert len(served.times_of(EventKind.SWITCHED)) == 1

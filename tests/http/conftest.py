@@ -28,6 +28,8 @@ LIMITS = HttpLimits(
     cluster_interval_s=0.02,
 )
 
+SHARDS = [{"name": "a", "usage": {"streamed_bytes": 5000, "streaming_us": 2_500_000, "stalled_us": 1_000_000}}, {"name": "b"}]
+
 
 @dataclass
 class Site:
@@ -79,7 +81,7 @@ async def run_site(
     """cluster_view: gives the state of the cluster; None for that of Site."""
     engine = FakeEngine()
     events = [{"number": 1, "text": "shard b joined"}]
-    cluster: dict[str, object] = {"phase": "serving", "epoch": 3, "shards": [{"name": "a"}, {"name": "b"}], "events": events}
+    cluster: dict[str, object] = {"phase": "serving", "epoch": 3, "shards": SHARDS, "events": events}
     app = create_app(served, engine, cluster_view or (lambda: cluster), CollectorRegistry(), limits, access)
     stop = asyncio.Event()
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()

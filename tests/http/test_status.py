@@ -50,6 +50,10 @@ async def test_metrics(site: Site) -> None:
     assert metrics["dairllm_cluster_phase", "waiting"] == 0
     assert metrics["dairllm_cluster_epoch",] == 3
     assert metrics["dairllm_cluster_shards",] == 2
+    assert metrics["dairllm_shard_streamed_bytes_total", "a"] == 5000
+    assert metrics["dairllm_shard_streaming_seconds_total", "a"] == 2.5
+    assert metrics["dairllm_shard_stalled_seconds_total", "a"] == 1.0
+    assert metrics["dairllm_shard_streamed_bytes_total", "b"] == 0
 
 
 async def test_the_state_of_the_cluster(site: Site) -> None:

@@ -19,7 +19,7 @@ from dairllm.shard_service.forward.sequences import SequenceTable
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.weights.assembler import FindMatrix, LoadedUnit, UnitAssembler
 from dairllm.shard_service.weights.sources import place_in
-from dairllm.shard_service.weights.streaming import WeightStream
+from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
 from tests.shard_service.fake_coordinator import FakeCoordinator
 
 
@@ -66,7 +66,7 @@ def _stage(
     message = coordinator.assignment(1, units, wire=parse_encoding(wire), **changes)
     message.streamed_units.extend(layers)
     assignment = assignment_from_proto(message)
-    stream = WeightStream(assignment.streamed_units, readers) if readers is not None and assignment.streamed else None
+    stream = WeightStream(assignment.streamed_units, readers, StreamMeter()) if readers is not None and assignment.streamed else None
     sequences = SequenceTable(assignment.model, assignment.geometry)
     sent_rows = SentRows(encoded_row_bytes(wire, assignment.model.row_width, assignment.model.carried_width), 1 << 20)
     stage = build_stage(assignment, _loaded(coordinator, assignment, stream))

@@ -26,7 +26,7 @@ from dairllm.model_files.memory import (
 )
 from dairllm.shard_service.weights import streaming
 from dairllm.shard_service.weights.sources import place_in
-from dairllm.shard_service.weights.streaming import WeightStream
+from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
 
 NUM_UNITS = 7
 ROWS, COLUMNS, EXPERTS = 48, 64, 3
@@ -88,7 +88,7 @@ def write_units(folder: Path) -> Stored:
 
 def stream_of(stored: Stored, readers: ThreadPoolExecutor, units: Sequence[Unit] | None = None) -> WeightStream:
     streamed = stored.units if units is None else units
-    stream = WeightStream(streamed, readers)
+    stream = WeightStream(streamed, readers, StreamMeter())
     for unit in streamed:
         stream.place(unit.index, place_in(stored.paths, unit))
     return stream
@@ -153,6 +153,22 @@ def test_a_file_that_ends_too_early_is_named(stored: Stored, readers: ThreadPool
     assert fails(stream, NUM_UNITS, "has changed since it was verified")
 
 
+def test_what_was_read_and_how_long_it_took_is_counted(stored: Stored, readers: ThreadPoolExecutor) -> None:
+    """From the start, which reads ahead, and nothing while nothing is read."""
+    meter = StreamMeter()
+    stream = WeightStream(stored.units, readers, meter)
+    for unit in stored.units:
+        stream.place(unit.index, place_in(stored.paths, unit))
+    stream.start()
+    for unit in stored.units[:STREAM_SLOTS]:
+        require_right(stored, stream, unit.index)
+    readers.shutdown()
+    read_s = meter.reading_s
+    assert meter.read_bytes == stream.read_bytes > 0
+    assert 0 < read_s == meter.reading_s
+    assert meter.stalled_s >= 0
+
+
 def fails(stream: WeightStream, unit: int, words: str) -> bool:
     with pytest.raises(WeightsDiffer, match=rf"unit {unit} cannot be read any more: .*{words}"), stream.in_memory(unit):
         pass
@@ -190,7 +206,7 @@ def test_rows_are_quantised_on_the_way(tmp_path: Path, readers: ThreadPoolExecut
     pieces = (TensorPiece(offset_bytes=0, size_bytes=numbers.nbytes),)
     tensor = TensorInfo(name="q", role="q", block_format="F32", shape=numbers.shape, pieces=pieces, quantized_to="Q8_0")
     unit = Unit(index=1, tensors=(tensor,), size_bytes=numbers.nbytes, digest=b"")
-    stream = WeightStream([unit], readers)
+    stream = WeightStream([unit], readers, StreamMeter())
     stream.place(1, place_in((tmp_path / "model.bin",), unit))
     with stream.in_memory(1):
         matrix = stream.matrices_of(1)["q"]

@@ -4,7 +4,7 @@ A book keeps its own invariants: parts read it, and change it by its methods onl
 
     book             what stands there                                              changed by
     journal          the time, actions, what is told to people                      all
-    members          who is a member, leases, cordons                               machine, joins_and_losses, wishes, standstills
+    members          who is a member, leases, cordons                               machine, joins_and_losses, wishes, measurements
     state            the phase, and the plans: before, active, candidate            switch, preparation, planning, failures, faults
     timer            when a plan is made                                            planning
     better           whether a faster plan may exist, and when it is looked for     planning, switch, measurements, wishes, joins_and_losses

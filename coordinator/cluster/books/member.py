@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
+from dairllm.coordinator.cluster.books.disks import Disk
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.books.watch import Watch
 from dairllm.coordinator.cluster.config import ClusterConfig
@@ -100,6 +101,7 @@ class Member:
     unplanned_bytes: int = 0
     held: frozenset[int] = frozenset()
     told_note: str = ""
+    disk: Disk = field(default_factory=Disk)
 
     @property
     def name(self) -> str:
@@ -217,4 +219,5 @@ class Member:
             capabilities.block_formats,
             max(1, capabilities.num_threads),
             self.limit_bytes if now_s < self.limit_until_s else None,
+            self.disk.s_per_byte,
         )

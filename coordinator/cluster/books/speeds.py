@@ -34,7 +34,7 @@ LONGEST_MEMORY_S = 3600.0
 class SpeedEstimate:
     """All in seconds per byte of weights for one row. adopted_s: what a measurement has replaced the probe's value by, None if nothing.
 
-    told_s: what people were told last, None if nothing.
+    told_s: what people were told last, None if nothing. assumed_s: without a probe. deviation: see above.
     """
 
     probed_s: float
@@ -48,10 +48,12 @@ class SpeedEstimate:
     off_s: list[float] = field(default_factory=list)
     least_ratio: float | None = None
     memory_s: float = MEMORY_S
+    assumed_s: float = ASSUMED_DECODE_S_PER_BYTE
+    deviation: float = DEVIATION
 
     @property
     def expected_s(self) -> float:
-        return self.probed_s or ASSUMED_DECODE_S_PER_BYTE
+        return self.probed_s or self.assumed_s
 
     @property
     def used_s(self) -> float:
@@ -84,7 +86,7 @@ class SpeedEstimate:
         return self._adopt_if_sustained(smoothed_s, now_s)
 
     def _adopt_if_sustained(self, smoothed_s: float, now_s: float) -> bool:
-        if _difference(smoothed_s, self.used_s) <= max(DEVIATION, self.spread):
+        if _difference(smoothed_s, self.used_s) <= max(self.deviation, self.spread):
             self._be_as_planned()
             return False
         if self.off_from_s is None:

@@ -1,6 +1,6 @@
 """Which phase the cluster is in, and with which plans."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dairllm.coordinator.cluster.books.deployments import Candidate, Deployment
 from dairllm.coordinator.cluster.identities import NO_EPOCH, Epoch, Holder
@@ -97,6 +97,12 @@ class ClusterState:
 
     def note_activated(self, name: str) -> None:
         self.unactivated.discard(name)
+
+    def renew(self, plan: Plan) -> None:
+        """The active one with today's numbers."""
+        assert self.active is not None
+        assert plan.same_work_as(self.active.plan)
+        self.active = replace(self.active, plan=plan)
 
     def note_opened(self) -> None:
         """The ring of the active plan is open."""

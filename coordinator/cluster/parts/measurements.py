@@ -3,7 +3,7 @@
 from dairllm.coordinator.cluster.actions import EventKind
 from dairllm.coordinator.cluster.books.member import Member
 from dairllm.coordinator.cluster.descriptions import describe_recovery
-from dairllm.coordinator.cluster.events import AnswersRecovered, StepMeasured
+from dairllm.coordinator.cluster.events import AnswersRecovered, HeartbeatReceived, StepMeasured
 from dairllm.coordinator.cluster.parts.machine_part import MachinePart
 from dairllm.coordinator.planner import format_rate
 
@@ -24,6 +24,11 @@ class Measurements(MachinePart):
             if member.speed.is_worth_telling():
                 self._tell_speed(member, before_s)
 
+    def on_beat(self, event: HeartbeatReceived) -> None:
+        self._members.beat(event)
+        if self._members[event.name].disk.measure(event.usage, self._now_s):
+            self._better.expect()
+
     def _tell_speed(self, member: Member, before_s: float) -> None:
         words = f"shard {member.name} computes at {format_rate(member.speed.used_s)}, {format_rate(before_s)} were expected"
         self._journal.tell(EventKind.SPEED_CHANGED, member.name, words)
@@ -34,5 +39,8 @@ class Measurements(MachinePart):
 
     def forget_old_speeds(self) -> None:
         for member in self._members:
-            if not self._state.cares_for(member.name) and member.speed.expire(self._now_s):
-                self._better.expect()
+            if self._state.cares_for(member.name):
+                continue
+            for estimate in (member.speed, member.disk.speed):
+                if estimate.expire(self._now_s):
+                    self._better.expect()

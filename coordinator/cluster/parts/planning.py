@@ -97,6 +97,7 @@ class Planning(MachinePart):
         if better.note_looked_for(is_found, self._now_s + config.better_look_s, num_needed):
             self._take_beside(state.model, outcome, is_for_speed=True)
         elif not is_found and isinstance(outcome, Plan):
+            self._state.renew(outcome)
             self._idle.leave_out(outcome)
 
     def _gain_for_speed(self) -> float:
@@ -138,6 +139,7 @@ class Planning(MachinePart):
             self._wait(outcome)
         elif outcome.same_work_as(state.active.plan):
             self._preparation.stop("the plan that serves is good enough")
+            state.renew(outcome)
             self._idle.leave_out(outcome)
         elif not self._may_retry:
             self.schedule(self._retries_beside.not_before_s)

@@ -32,7 +32,7 @@ class Preparation(MachinePart):
         state.propose(plan, holders, exclusive, self._now_s)
         state.enter(phase, reason, self._now_s)
         kind, begin = (EventKind.PLAN, "") if phase is Phase.LOADING else (EventKind.PREPARING, "preparing ")
-        self._journal.tell(kind, "", begin + describe_plan(state.newest_epoch, plan, model.num_layers))
+        self._journal.tell(kind, "", begin + describe_plan(state.newest_epoch, plan, model))
         for stage in plan.stages:
             member = self._members[stage.shard]
             member.load, member.load_moved_s = LoadProgress(), self._now_s

@@ -46,7 +46,6 @@ class Standstills(MachinePart):
     # -- the thread that computes
 
     def on_beat(self, event: HeartbeatReceived) -> None:
-        self._members.beat(event)
         member, work = self._members[event.name], event.work
         progress = (work.done, work.cpu_us // _CPU_STEP_US) if work and member.is_computing else None
         member.computing.see(progress, self._now_s, member.num_beats)

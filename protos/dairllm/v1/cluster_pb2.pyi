@@ -186,7 +186,7 @@ class ShardWork(_message.Message):
     def __init__(self, given: _Optional[int] = ..., done: _Optional[int] = ..., cpu_us: _Optional[int] = ..., epoch: _Optional[int] = ..., received_frames: _Optional[int] = ..., computed_frames: _Optional[int] = ..., sent_frames: _Optional[int] = ...) -> None: ...
 
 class ShardUsage(_message.Message):
-    __slots__ = ("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes", "frames", "rows", "compute_us", "sent_bytes", "received_bytes")
+    __slots__ = ("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes", "frames", "rows", "compute_us", "sent_bytes", "received_bytes", "streamed_bytes", "streaming_us", "stalled_us")
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,9 @@ class ShardUsage(_message.Message):
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAMING_US_FIELD_NUMBER: _ClassVar[int]
+    STALLED_US_FIELD_NUMBER: _ClassVar[int]
     weights_bytes: int
     kv_cache_bytes: int
     scratch_bytes: int
@@ -205,7 +208,10 @@ class ShardUsage(_message.Message):
     compute_us: int
     sent_bytes: int
     received_bytes: int
-    def __init__(self, weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., frames: _Optional[int] = ..., rows: _Optional[int] = ..., compute_us: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ...) -> None: ...
+    streamed_bytes: int
+    streaming_us: int
+    stalled_us: int
+    def __init__(self, weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., frames: _Optional[int] = ..., rows: _Optional[int] = ..., compute_us: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., streaming_us: _Optional[int] = ..., stalled_us: _Optional[int] = ...) -> None: ...
 
 class HeartbeatAck(_message.Message):
     __slots__ = ("number",)
@@ -455,7 +461,7 @@ class CoordinatorIdentity(_message.Message):
     def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., cluster_hash: _Optional[str] = ..., time_s: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen", "arithmetic", "system_fingerprint", "lost", "can_answer")
+    __slots__ = ("coordinator_id", "software_version", "model", "model_digest", "num_layers", "model_size_bytes", "wire", "phase", "reason", "epoch", "shards", "predicted_decode_tok_s", "measured_decode_tok_s", "running_sequences", "waiting_sequences", "kv_blocks_total", "kv_blocks_free", "events", "next_epoch", "missing_bytes", "seen", "arithmetic", "system_fingerprint", "lost", "can_answer", "memory_for_all_bytes", "in_memory_decode_tok_s")
     COORDINATOR_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -481,6 +487,8 @@ class ClusterState(_message.Message):
     SYSTEM_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     CAN_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FOR_ALL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IN_MEMORY_DECODE_TOK_S_FIELD_NUMBER: _ClassVar[int]
     coordinator_id: str
     software_version: str
     model: str
@@ -506,7 +514,9 @@ class ClusterState(_message.Message):
     system_fingerprint: str
     lost: _containers.RepeatedCompositeFieldContainer[LostShard]
     can_answer: bool
-    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ..., arithmetic: _Optional[str] = ..., system_fingerprint: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[LostShard, _Mapping]]] = ..., can_answer: bool = ...) -> None: ...
+    memory_for_all_bytes: int
+    in_memory_decode_tok_s: float
+    def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., num_layers: _Optional[int] = ..., model_size_bytes: _Optional[int] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., phase: _Optional[_Union[ClusterPhase, str]] = ..., reason: _Optional[str] = ..., epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., predicted_decode_tok_s: _Optional[float] = ..., measured_decode_tok_s: _Optional[float] = ..., running_sequences: _Optional[int] = ..., waiting_sequences: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., next_epoch: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., seen: _Optional[_Iterable[_Union[SeenShard, _Mapping]]] = ..., arithmetic: _Optional[str] = ..., system_fingerprint: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[LostShard, _Mapping]]] = ..., can_answer: bool = ..., memory_for_all_bytes: _Optional[int] = ..., in_memory_decode_tok_s: _Optional[float] = ...) -> None: ...
 
 class SeenShard(_message.Message):
     __slots__ = ("id", "name", "addresses", "phase", "reason", "since_time_s")
@@ -563,7 +573,7 @@ class LostShard(_message.Message):
     def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., since_time_s: _Optional[float] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., software_version: _Optional[str] = ...) -> None: ...
 
 class ShardState(_message.Message):
-    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit", "streamed_bytes")
+    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit", "streamed_bytes", "stream_s_per_byte")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -582,6 +592,7 @@ class ShardState(_message.Message):
     NEXT_FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
     NEXT_END_UNIT_FIELD_NUMBER: _ClassVar[int]
     STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAM_S_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     phase: ShardPhase
@@ -600,7 +611,8 @@ class ShardState(_message.Message):
     next_first_unit: int
     next_end_unit: int
     streamed_bytes: int
-    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ..., next_first_unit: _Optional[int] = ..., next_end_unit: _Optional[int] = ..., streamed_bytes: _Optional[int] = ...) -> None: ...
+    stream_s_per_byte: float
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ..., next_first_unit: _Optional[int] = ..., next_end_unit: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., stream_s_per_byte: _Optional[float] = ...) -> None: ...
 
 class DrainShardRequest(_message.Message):
     __slots__ = ("name", "force")
