@@ -197,7 +197,7 @@ class StreamsServed(Served):
             plain = hello(name, memory=2 * GIB)
             able = replace(plain.capabilities, features=plain.capabilities.features | {STREAMED_FEATURE})
             self.cluster.join(replace(plain, capabilities=able))
-        self.read: dict[str, tuple[int, float]] = {name: (0, 0.0) for name in "ab"}
+        self.read: dict[str, tuple[int, float]] = dict.fromkeys("ab", (0, 0.0))
         self.pass_time(5, lambda name, now_s: 1.0)
 
     def read_for(self, seconds: int, slowness: Factor) -> None:
