@@ -1,7 +1,7 @@
 """The interface of the extension. Mistakes in arguments raise ValueError with one sentence; no call keeps the GIL while it computes."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,12 +86,42 @@ class PackedMatrix:
     def dequantize_rows(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Rows `ids` [n] as [n, inputs], exactly the values that their blocks stand for."""
 
+class ExpertKeeper(Protocol):
+    """Brings the experts of a layer into their places when they are chosen. What it raises, whoever runs the kernels gets."""
+
+    def want(self, experts: list[int]) -> list[bool]:
+        """These experts, ascending, are wanted until the next call, and have places from now on; of each, whether all of it is there."""
+        ...
+
+    def wait(self, whole: bool) -> None:
+        """Until gate and up of all that are wanted are there, or all of them."""
+        ...
+
+class ExpertPlaces:
+    """Where the experts of a layer lie in a memory that is divided into places of one size. most: so many may be wanted at once."""
+
+    def __init__(self, num_experts: int, memory: WeightMemory, place_bytes: int, most: int, keeper: ExpertKeeper) -> None: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def place_bytes(self) -> int: ...
+    def put(self, expert: int, place: int | None) -> None:
+        """place: its number; None: in none. Not while a kernel computes with it."""
+
 class PackedStack:
     """Weight matrices [outputs, inputs] of many experts or heads, as so many PackedMatrix in one memory; each begins with a tile
-    of its own. The memory is as that of a PackedMatrix."""
+    of its own. The memory is as that of a PackedMatrix. With places, each lies at the offset in its expert's place."""
 
     def __init__(
-        self, block_format: str, num_matrices: int, outputs: int, inputs: int, *, memory: WeightMemory | None = None, offset_bytes: int = 0
+        self,
+        block_format: str,
+        num_matrices: int,
+        outputs: int,
+        inputs: int,
+        *,
+        memory: WeightMemory | None = None,
+        offset_bytes: int = 0,
+        places: ExpertPlaces | None = None,
     ) -> None: ...
     @property
     def block_format(self) -> str: ...

@@ -50,7 +50,7 @@ cdef extern from "c/experts.h" nogil:
         float* out
 
     size_t experts_scratch_bytes(const expert_block* block, int max_rows)
-    void experts_run(const expert_block* block, const kernel_table* kernels, int num_threads, const experts_rows* rows, void* scratch)
+    int experts_run(const expert_block* block, const kernel_table* kernels, int num_threads, const experts_rows* rows, void* scratch)
 
 cdef extern from "c/stage.h" nogil:
     const block_kind EXPERT_FEED_FORWARD
@@ -164,19 +164,22 @@ cdef class ExpertBlock(LayerBlock):
             shared_scores = matrix.matmul(array)
             shared = shared_scores
             rows.shared_logits = &shared[0, 0]
-        run_experts(&part, &rows)
+        if run_experts(&part, &rows) != 0:
+            (<PackedStack>weights["expert_gate"]).places.raise_error()
         return result
 
 
-cdef int run_experts(const expert_block* block, const experts_rows* rows) except -1:
+cdef int run_experts(const expert_block* block, const experts_rows* rows) except? -1:
+    """1 if experts did not come into memory."""
     cdef size_t bytes = experts_scratch_bytes(block, rows.num_rows)
     cdef void* scratch = aligned_alloc(64, bytes)
     if scratch == NULL:
         raise MemoryError(f"no memory for {bytes} bytes of scratch")
+    cdef int status
     with nogil:
-        experts_run(block, active_kernels(), pool_num_threads(pool_shared()), rows, scratch)
+        status = experts_run(block, active_kernels(), pool_num_threads(pool_shared()), rows, scratch)
     free(scratch)
-    return 0
+    return status != 0
 
 
 def _choose_experts(router, num_used, logits, selection_bias=None):

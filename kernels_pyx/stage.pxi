@@ -34,6 +34,8 @@ cdef extern from "c/stage.h" nogil:
     ctypedef struct c_stage "stage":
         pass
 
+    enum: STAGE_LACKS_EXPERTS
+
     c_stage* stage_create(const stage_spec* spec, int max_rows, int max_context)
     void stage_free(c_stage* s)
     void stage_set_embedding(c_stage* s, const packed_matrix* table, const per_layer_embedding* per_layer)
@@ -371,9 +373,21 @@ cdef class Stage:
         cdef int status
         with nogil:
             status = stage_run(self.stage, batch)
-        if status != 0:
+        if status == STAGE_LACKS_EXPERTS:
+            self.raise_error_of_places()
+        elif status != 0:
             raise MemoryError(f"no memory for {self.scratch_bytes} bytes of scratch")
         return result
+
+    cdef int raise_error_of_places(self) except -1:
+        cdef LayerWeights kept
+        cdef ExpertPlaces places
+        for _, kept in self.layers.values():
+            for weight in kept.kept.values():
+                if isinstance(weight, PackedStack) and (<PackedStack>weight).places is not None:
+                    places = (<PackedStack>weight).places
+                    places.raise_error()
+        raise RuntimeError("experts did not come into memory, and nobody says why")
 
 
 cdef str described(tuple shape):

@@ -59,6 +59,8 @@ _ALIGNMENT_BYTES = 40 * 64
 _PAIR_FACTS_BYTES = 5 * 4
 _EXPERT_GROUP_BYTES = 768
 """What is noted of each expert that has rows, and what its parts are rounded up by."""
+_EXPERT_WANTED_BYTES = 8
+"""What is noted of each expert that comes into memory when it is chosen."""
 _EXPERT_ITEMS_BYTES = 32 * 1024
 """The parts in which work is shared out over the most threads that there may be."""
 _TABLES = frozenset({"token_embedding", "per_layer_embedding"})
@@ -243,10 +245,10 @@ def expert_scratch_bytes(experts: ExpertFeedForward, tensors: Sequence[TensorInf
     pairs = max_rows * experts.num_experts_used
     pair_bytes = _pair_bytes(by_role, "expert", experts.intermediate_size) + _PAIR_FACTS_BYTES
     shared_bytes = _pair_bytes(by_role, "shared", experts.shared_intermediate_size) if experts.shared_intermediate_size else 0
-    row_numbers = hidden_size + 2 * experts.num_experts + 2 * experts.router.num_groups + 1
+    row_numbers = 2 * hidden_size + 2 * experts.num_experts + 2 * experts.router.num_groups + 1
     groups_bytes = (min(pairs, experts.num_experts) + 1) * _EXPERT_GROUP_BYTES
     row_bytes = shared_bytes + _PAIR_FACTS_BYTES + _NUMBER_BYTES * row_numbers
-    return pairs * pair_bytes + max_rows * row_bytes + groups_bytes + _EXPERT_ITEMS_BYTES
+    return pairs * pair_bytes + max_rows * row_bytes + groups_bytes + _EXPERT_ITEMS_BYTES + experts.num_experts * _EXPERT_WANTED_BYTES
 
 
 def _pair_bytes(by_role: Mapping[str, TensorInfo], prefix: str, intermediate_size: int) -> int:

@@ -10,6 +10,7 @@ enum {
     MACS_PER_CHUNK = 40000, /* about 2 us of one row, with weights from memory */
     READING_ROWS = 8,       /* reading a matrix takes about as long as computing so many rows with it */
     TILE_STEP = 4,          /* kernels of one row like tiles by fours */
+    SHARED = -1,
 };
 
 /* ---- scratch ---- */
@@ -17,6 +18,8 @@ enum {
 /* Rows that pass one expert: of that expert's matrices, activations as these want them, and what comes out. */
 typedef struct {
     packed_matrix gate, up, down;
+    int expert;                  /* SHARED: the one that all rows pass */
+    int comes;                   /* it is not in memory yet */
     const float *gate_bias, *up_bias, *down_bias;
     int first_slot, num_rows;
     void *gate_input, *up_input; /* the same if their formats are */
@@ -37,6 +40,9 @@ typedef struct {
     float* slot_weight;
     expert_group* groups;
     expert_item* items;
+    int32_t* wanted;
+    uint8_t* is_there;           /* of those that are wanted */
+    float* sums;                 /* [rows, hidden], where some experts are computed after others */
     uint8_t *inputs, *numbers;   /* activations, then those of the last product; gated and raised */
     float* outputs;              /* [rows, hidden]: of the last product, for one expert after the other */
     size_t size_bytes;
@@ -90,6 +96,9 @@ static experts_scratch lay_out_scratch(const expert_block* block, int max_rows, 
     parts.slot_weight = take_scratch(&cursor, slots * sizeof(float));
     parts.groups = take_scratch(&cursor, groups * sizeof(expert_group));
     parts.items = take_scratch(&cursor, items * sizeof(expert_item));
+    parts.wanted = take_scratch(&cursor, experts * sizeof(int32_t));
+    parts.is_there = take_scratch(&cursor, experts);
+    parts.sums = take_scratch(&cursor, block->gate->places ? rows * (size_t)block->down->outputs * sizeof(float) : 0);
     parts.inputs = take_scratch(&cursor, most_input_bytes(block, max_rows));
     parts.numbers = take_scratch(&cursor, most_number_bytes(block, max_rows));
     parts.outputs = take_scratch(&cursor, rows * (size_t)block->down->outputs * sizeof(float));
@@ -104,7 +113,9 @@ size_t experts_scratch_bytes(const expert_block* block, int max_rows) { return l
 typedef struct {
     const expert_block* block;
     const kernel_table* kernels;
-    int num_threads, num_rows, num_slots, num_groups, num_chunks;
+    int num_threads, num_rows, num_groups, num_chunks;
+    int first_group, end_group;  /* that are computed now */
+    int comes;                   /* of these, those that had to come, or the others */
     const float* x;
     float *logits, *shared_logits, *out;
     experts_scratch scratch;
@@ -160,6 +171,7 @@ static const float* row_of(const float* rows, int row, int width) { return rows 
 
 static expert_group group_of_expert(const expert_block* block, int expert) {
     return (expert_group){
+        .expert = expert,
         .gate = stack_matrix(block->gate, expert),
         .up = stack_matrix(block->up, expert),
         .down = stack_matrix(block->down, expert),
@@ -219,25 +231,31 @@ static void group_rows(experts_step* step) {
         scratch->slot_row[slot] = i / used;
         scratch->slot_weight[slot] = scratch->weights[i];
     }
-    step->num_slots = pairs;
     if (block->shared_gate) {
-        const expert_group shared = {.gate = *block->shared_gate, .up = *block->shared_up, .down = *block->shared_down};
+        const expert_group shared = {.expert = SHARED, .gate = *block->shared_gate, .up = *block->shared_up, .down = *block->shared_down};
         for (int row = 0; row < step->num_rows; row++) {
             scratch->slot_row[pairs + row] = row;
             scratch->slot_weight[pairs + row] = step->shared_logits ? step->shared_logits[row] : 1.0f;
         }
         add_group(step, shared, pairs, step->num_rows);
-        step->num_slots += step->num_rows;
     }
     place_groups(step);
 }
 
 /* ---- the experts ---- */
 
+/* Slots of the groups that are computed now. */
+static int first_slot(const experts_step* step) { return step->scratch.groups[step->first_group].first_slot; }
+
+static int count_slots(const experts_step* step) {
+    const expert_group* last = &step->scratch.groups[step->end_group - 1];
+    return last->first_slot + last->num_rows - first_slot(step);
+}
+
 static void prepare_slots(void* context, int chunk) {
     const experts_step* step = context;
-    const int end = chunk_begin(step->num_slots, chunk + 1, step->num_chunks);
-    for (int slot = chunk_begin(step->num_slots, chunk, step->num_chunks); slot < end; slot++) {
+    const int first = first_slot(step), count = count_slots(step), end = first + chunk_begin(count, chunk + 1, step->num_chunks);
+    for (int slot = first + chunk_begin(count, chunk, step->num_chunks); slot < end; slot++) {
         const expert_group* group = &step->scratch.groups[step->scratch.slot_group[slot]];
         const int row = step->scratch.slot_row[slot], index = slot - group->first_slot;
         prepare_row_of(step, &group->gate, step->x, row, index, group->num_rows, group->gate_input);
@@ -249,8 +267,8 @@ static void prepare_slots(void* context, int chunk) {
 
 static void prepare_gated(void* context, int chunk) {
     const experts_step* step = context;
-    const int end = chunk_begin(step->num_slots, chunk + 1, step->num_chunks);
-    for (int slot = chunk_begin(step->num_slots, chunk, step->num_chunks); slot < end; slot++) {
+    const int first = first_slot(step), count = count_slots(step), end = first + chunk_begin(count, chunk + 1, step->num_chunks);
+    for (int slot = first + chunk_begin(count, chunk, step->num_chunks); slot < end; slot++) {
         const expert_group* group = &step->scratch.groups[step->scratch.slot_group[slot]];
         const int index = slot - group->first_slot;
         prepare_row_of(step, &group->down, group->gated, index, index, group->num_rows, group->down_input);
@@ -277,17 +295,22 @@ static void gate_and_up(void* context, int chunk) {
 /* How long a group's tiles take, in rows of a tile. */
 static int64_t work_of(const expert_group* group) { return (int64_t)whole_tiles(group->gate.outputs) * (group->num_rows + READING_ROWS); }
 
+static int is_computed_now(const experts_step* step, int g) { return step->scratch.groups[g].comes == step->comes; }
+
 /* Shares the groups out in items of about equal work; returns how many. */
 static int make_items(experts_step* step) {
     const int64_t tile_macs = (int64_t)2 * TILE_OUTPUTS * step->block->gate->all.inputs;
     int64_t total = 0;
     int count = 0;
-    for (int g = 0; g < step->num_groups; g++) {
-        total += work_of(&step->scratch.groups[g]);
+    for (int g = step->first_group; g < step->end_group; g++) {
+        total += is_computed_now(step, g) ? work_of(&step->scratch.groups[g]) : 0;
     }
     const int64_t shared_out = total / (CHUNKS_PER_THREAD * step->num_threads), least = MACS_PER_CHUNK / tile_macs;
     const int64_t target = 1 + (shared_out > least ? shared_out : least);
-    for (int g = 0; g < step->num_groups; g++) {
+    for (int g = step->first_group; g < step->end_group; g++) {
+        if (!is_computed_now(step, g)) {
+            continue;
+        }
         const expert_group* group = &step->scratch.groups[g];
         const int tiles = whole_tiles(group->gate.outputs), steps = (tiles + TILE_STEP - 1) / TILE_STEP;
         const int64_t wanted = 1 + work_of(group) / target;
@@ -307,10 +330,10 @@ static void sum_experts(void* context, int chunk) {
     const int begin = chunk_begin(tiles, chunk, step->num_chunks), end = chunk_begin(tiles, chunk + 1, step->num_chunks);
     const int first = begin * TILE_OUTPUTS, columns = min_int(end * TILE_OUTPUTS, hidden) - first;
     const size_t ld = (size_t)hidden;
-    for (int row = 0; row < step->num_rows; row++) {
+    for (int row = 0; row < step->num_rows && step->first_group == 0; row++) {
         memset(step->out + (size_t)row * ld + first, 0, (size_t)columns * sizeof(float));
     }
-    for (int g = 0; g < step->num_groups; g++) {
+    for (int g = step->first_group; g < step->end_group; g++) {
         const expert_group* group = &step->scratch.groups[g];
         step->kernels->matmul_tiles(&group->down, group->down_input, group->num_rows, step->scratch.outputs, ld, begin, end);
         for (int i = 0; i < group->num_rows; i++) {
@@ -326,11 +349,81 @@ static void sum_experts(void* context, int chunk) {
 
 static int down_chunks(const experts_step* step) {
     const int tiles = whole_tiles(step->block->down->outputs);
-    const int64_t macs = (int64_t)tiles * TILE_OUTPUTS * step->block->down->all.inputs * step->num_slots;
+    const int64_t macs = (int64_t)tiles * TILE_OUTPUTS * step->block->down->all.inputs * count_slots(step);
     return min_int(most_chunks(step, macs / MACS_PER_CHUNK), tiles);
 }
 
-void experts_run(const expert_block* block, const kernel_table* kernels, int num_threads, const experts_rows* rows, void* scratch) {
+static void run_gate_and_up(experts_step* step, int comes) {
+    step->comes = comes;
+    const int items = make_items(step);
+    if (items) {
+        run_chunks(step, items, gate_and_up);
+    }
+}
+
+static void run_down(experts_step* step) {
+    run_each(step, count_slots(step), prepare_gated);
+    run_chunks(step, down_chunks(step), sum_experts);
+}
+
+/* What the groups that are computed now have of their experts' places. */
+static int want_experts(experts_step* step) {
+    const expert_block* block = step->block;
+    const expert_places* places = block->gate->places;
+    experts_scratch* scratch = &step->scratch;
+    int count = 0;
+    for (int g = step->first_group; g < step->end_group; g++) {
+        if (scratch->groups[g].expert != SHARED) {
+            scratch->wanted[count++] = scratch->groups[g].expert;
+        }
+    }
+    if (places->want(places->context, scratch->wanted, count, scratch->is_there) != 0) {
+        return -1;
+    }
+    for (int i = 0; i < count; i++) {
+        expert_group* group = &scratch->groups[step->first_group + i];
+        group->gate = stack_matrix(block->gate, group->expert);
+        group->up = stack_matrix(block->up, group->expert);
+        group->down = stack_matrix(block->down, group->expert);
+        group->comes = !scratch->is_there[i];
+    }
+    return 0;
+}
+
+/* As many as may be wanted at once; the shared one, which is always there, with the last of them. */
+static int run_coming(experts_step* step, int first_group) {
+    const expert_places* places = step->block->gate->places;
+    const int routed = step->num_groups - (step->block->shared_gate != NULL), end = min_int(first_group + places->most, routed);
+    step->first_group = first_group;
+    step->end_group = end < routed ? end : step->num_groups;
+    if (want_experts(step) != 0) {
+        return -1;
+    }
+    run_each(step, count_slots(step), prepare_slots);
+    run_gate_and_up(step, 0);
+    if (places->wait(places->context, 0) != 0) {
+        return -1;
+    }
+    run_gate_and_up(step, 1);
+    if (places->wait(places->context, 1) != 0) {
+        return -1;
+    }
+    run_down(step);
+    return 0;
+}
+
+static int run_all_coming(experts_step* step, float* out) {
+    step->out = step->scratch.sums;
+    for (int group = 0; group < step->num_groups; group = step->end_group) {
+        if (run_coming(step, group) != 0) {
+            return -1;
+        }
+    }
+    memcpy(out, step->out, (size_t)step->num_rows * (size_t)step->block->down->outputs * sizeof(float));
+    return 0;
+}
+
+int experts_run(const expert_block* block, const kernel_table* kernels, int num_threads, const experts_rows* rows, void* scratch) {
     experts_step step = {
         .block = block,
         .kernels = kernels,
@@ -344,10 +437,14 @@ void experts_run(const expert_block* block, const kernel_table* kernels, int num
     };
     run_each(&step, step.num_rows, choose_rows);
     group_rows(&step);
-    run_each(&step, step.num_slots, prepare_slots);
-    run_chunks(&step, make_items(&step), gate_and_up);
-    run_each(&step, step.num_slots, prepare_gated);
-    run_chunks(&step, down_chunks(&step), sum_experts);
+    if (block->gate->places) {
+        return run_all_coming(&step, rows->out);
+    }
+    step.end_group = step.num_groups;
+    run_each(&step, count_slots(&step), prepare_slots);
+    run_gate_and_up(&step, 0);
+    run_down(&step);
+    return 0;
 }
 
 /* ---- as a block of a stage ---- */
@@ -376,8 +473,10 @@ static void run(phase* p) {
     use_matrices(p, p->s->spec.hidden_size, block->shared_router ? 2 : 1, routers, (float*[]){rows.logits, rows.shared_logits});
     take_input(p);
     multiply_all(p);
-    experts_run(block, p->kernels, p->s->num_threads, &rows, p->s->scratch.block + cursor.at);
-    add_normed(p);
+    p->has_failed = experts_run(block, p->kernels, p->s->num_threads, &rows, p->s->scratch.block + cursor.at) != 0;
+    if (!p->has_failed) {
+        add_normed(p);
+    }
 }
 
 const block_kind EXPERT_FEED_FORWARD = {.measure = measure, .run = run};

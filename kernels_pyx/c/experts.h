@@ -5,7 +5,8 @@
    in which transformers adds them up. A row's result depends on that row alone.
 
    Rows are computed expert by expert: of a stack only the matrices of experts that a row has chosen are read, each of them once for all of
-   its rows. */
+   its rows. Where experts come into memory when they are chosen (stacks.h), those that are there are computed first, while the others come;
+   if more are chosen than may be wanted at once, some after the others, so that sums keep their order. */
 #ifndef DAIRLLM_EXPERTS_H
 #define DAIRLLM_EXPERTS_H
 
@@ -34,7 +35,7 @@ typedef struct experts_rows {
 } experts_rows;
 
 size_t experts_scratch_bytes(const expert_block* block, int max_rows);
-/* scratch: experts_scratch_bytes of as many rows, 64-byte aligned. */
-void experts_run(const expert_block* block, const kernel_table* kernels, int num_threads, const experts_rows* rows, void* scratch);
+/* scratch: experts_scratch_bytes of as many rows, 64-byte aligned. 0, or -1 if experts did not come. */
+int experts_run(const expert_block* block, const kernel_table* kernels, int num_threads, const experts_rows* rows, void* scratch);
 
 #endif

@@ -105,13 +105,14 @@ typedef struct {
     void* block;                  /* what the running block needs in its phases */
     int num_row_groups, attention_parts;
     int num_chunks;
+    int has_failed;               /* what the block needs did not come into memory */
 } phase;
 
 struct block_kind {
     /* When the layer is added: 0, or -1 if there is no memory. */
     int (*bind)(stage* s, stage_layer* layer);
     void (*measure)(const stage_layer* layer, int rows, scratch_need* need);
-    /* phase.norm, post_norm, residual_scale and boundary_encoding are those of the block. */
+    /* phase.norm, post_norm, residual_scale and boundary_encoding are those of the block. It may set has_failed. */
     void (*run)(phase* p);
 };
 

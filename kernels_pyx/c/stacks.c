@@ -11,6 +11,8 @@
 void packed_stack_describe(packed_stack* stack, int format, int num_matrices, int outputs, int inputs) {
     stack->num_matrices = num_matrices;
     stack->outputs = outputs;
+    stack->places = NULL;
+    stack->offset = 0;
     packed_matrix_describe(&stack->all, format, num_matrices * whole_tiles(outputs) * TILE_OUTPUTS, inputs);
 }
 
@@ -19,12 +21,18 @@ void packed_stack_free(packed_stack* stack) { packed_matrix_free(&stack->all); }
 packed_matrix stack_matrix(const packed_stack* stack, int index) {
     packed_matrix matrix = stack->all;
     matrix.outputs = stack->outputs;
-    matrix.tiles += (size_t)index * (size_t)whole_tiles(stack->outputs) * matrix.tile_bytes;
+    if (stack->places) {
+        uint8_t* place = stack->places->at[index];
+        matrix.tiles = place ? place + stack->offset : NULL;
+    } else {
+        matrix.tiles += (size_t)index * (size_t)whole_tiles(stack->outputs) * matrix.tile_bytes;
+    }
     return matrix;
 }
 
 void pack_stack_rows(packed_stack* stack, int index, int first_row, int num_rows, const uint8_t* rows) {
-    pack_rows(&stack->all, index * whole_tiles(stack->outputs) * TILE_OUTPUTS + first_row, num_rows, rows);
+    packed_matrix matrix = stack_matrix(stack, index);
+    pack_rows(&matrix, first_row, num_rows, rows);
 }
 
 size_t stack_resident_bytes(const packed_stack* stack) {

@@ -239,6 +239,9 @@ static void run_layer(phase* p, int unit) {
     p->post_norm = layer->feed_forward_post_norm;
     p->boundary_encoding = ENCODING_F32;
     layer->feed_forward_kind->run(p);
+    if (p->has_failed) {
+        return;
+    }
     if (layer->input.width) {
         run_per_layer_input(p);
     }
@@ -250,7 +253,7 @@ static void run_layer(phase* p, int unit) {
 static void run_layers(phase* p, int first_unit, int end_unit) {
     stage* s = p->s;
     run_rows(p, find_angles_of_rows);
-    for (int unit = first_unit; unit < end_unit; unit++) {
+    for (int unit = first_unit; unit < end_unit && !p->has_failed; unit++) {
         const int local = unit - 1 - s->first_layer;
         p->layer = &s->layers[local];
         p->cache = p->batch->caches[local];
@@ -307,7 +310,7 @@ static void run_embedding(phase* p) {
     }
 }
 
-static void run_units(stage* s, const stage_batch* batch) {
+static int run_units(stage* s, const stage_batch* batch) {
     phase p = {.s = s, .kernels = active_kernels(), .batch = batch, .num_rows = batch->num_rows};
     const int head = s->spec.num_layers + 1, first_layer = batch->first_unit ? batch->first_unit : 1, end_layer = min_int(batch->end_unit, head);
     describe_rows(s, batch, &p);
@@ -319,18 +322,22 @@ static void run_units(stage* s, const stage_batch* batch) {
     if (first_layer < end_layer) {
         run_layers(&p, first_layer, end_layer);
     }
+    if (p.has_failed) {
+        return STAGE_LACKS_EXPERTS;
+    }
     if (batch->end_unit > head) {
         run_head(&p);
     } else {
         give_rows(s, batch);
     }
+    return 0;
 }
 
 int stage_run(stage* s, const stage_batch* batch) {
     pthread_mutex_lock(&s->running);
-    const int status = reserve_scratch(s);
+    int status = reserve_scratch(s);
     if (status == 0) {
-        run_units(s, batch);
+        status = run_units(s, batch);
     }
     pthread_mutex_unlock(&s->running);
     return status;

@@ -15,6 +15,8 @@
 #include "pool.h"
 #include "stacks.h"
 
+enum { STAGE_LACKS_EXPERTS = 1 };
+
 typedef struct stage stage;
 typedef struct block_kind block_kind; /* phases.h */
 
@@ -136,7 +138,8 @@ void stage_set_embedding(stage* s, const packed_matrix* table, const per_layer_e
 int stage_add_layer(stage* s, int index, const stage_layer* layer);
 void stage_set_head(stage* s, const norm_spec* norm, const packed_matrix* output);
 size_t stage_scratch_bytes(const stage* s);
-int stage_run(stage* s, const stage_batch* batch);                          /* 0, or -1 if there is no memory; one run at a time, others wait */
+/* 0, -1 if there is no memory, or STAGE_LACKS_EXPERTS if some did not come into memory. One run at a time, others wait. */
+int stage_run(stage* s, const stage_batch* batch);
 
 /* angles per position: theta^(-2i / rope_dim), divided by factors[i] unless factors is NULL */
 void rope_frequencies(double theta, int rope_dim, const double* factors, double* out);

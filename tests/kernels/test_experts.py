@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from dairllm.kernels_pyx import (
     ExpertBlock,
+    ExpertPlaces,
     PackedMatrix,
     PackedStack,
     StageActivation,
     StageRouter,
+    WeightMemory,
     _kernels,
     dequantize,
     quantize_q4_0,
@@ -241,11 +243,12 @@ def in_format(values: Floats, block_format: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Weights as the kernels hold them, and as the numbers that they stand for."""
+    """Weights as the kernels hold them, as the numbers that they stand for, and as they were packed from."""
 
     shape: Shape
     packed: Weights
     dense: Mapping[str, Floats]
+    stored: Mapping[str, Floats]
 
     def run(self, x: Floats) -> Floats:
         return self.shape.block()._run(self.packed, x)
@@ -254,7 +257,7 @@ class Experts:
 def random_experts(shape: Shape, seed: int = 0) -> Experts:
     random = np.random.default_rng(seed)
     packed: dict[str, PackedMatrix | PackedStack | Floats] = {}
-    dense: dict[str, Floats] = {}
+    dense, stored = dict[str, Floats](), dict[str, Floats]()
     for role, dimensions in shape.shapes().items():
         values = (random.standard_normal(dimensions) / np.sqrt(dimensions[-1])).astype(np.float32)
         if role == "router":
@@ -262,10 +265,10 @@ def random_experts(shape: Shape, seed: int = 0) -> Experts:
         if len(dimensions) == 1 or role.endswith("_bias"):
             packed[role] = dense[role] = values
             continue
-        block_format = shape.format_of(role)
+        block_format, stored[role] = shape.format_of(role), values
         dense[role] = dequantize(block_format, in_format(values, block_format), values.size).reshape(dimensions)
         packed[role] = pack(values, block_format)
-    return Experts(shape, packed, dense)
+    return Experts(shape, packed, dense, stored)
 
 
 def pack(values: Floats, block_format: str) -> PackedMatrix | PackedStack:
@@ -429,3 +432,98 @@ def test_weights_that_do_not_fit_are_refused(role: str, weight: PackedMatrix | P
     weights = {name: one for name, one in {**experts.packed, role: weight}.items() if one is not None}
     with pytest.raises(ValueError, match=message):
         experts.shape.block()._run(weights, random_rows(experts.shape, 1))
+
+
+# ---- experts that come into memory when they are chosen ----
+
+
+class Coming:
+    """A keeper with so many places. What is in none comes as late as it may: gate and up when they are waited for, then down."""
+
+    def __init__(self, experts: Experts, num_places: int, seed: int) -> None:
+        self._experts, self._random = experts, np.random.default_rng(seed)
+        self._of_place: list[int | None] = [None] * num_places
+        self._wanted: list[tuple[int, bool]] = []
+        shape = experts.shape
+        rows = {"expert_gate": shape.intermediate, "expert_up": shape.intermediate, "expert_down": shape.hidden}
+        sizes = {role: PackedStack(shape.format_of(role), 1, count, experts.stored[role].shape[2]).size_bytes for role, count in rows.items()}
+        offsets = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())]).tolist()
+        memory = WeightMemory(num_places * offsets[-1])
+        self._places = ExpertPlaces(shape.experts, memory, offsets[-1], num_places, self)
+        self.stacks = {
+            role: PackedStack(shape.format_of(role), *experts.stored[role].shape, places=self._places, offset_bytes=offset)
+            for role, offset in zip(sizes, offsets, strict=False)
+        }
+        self.num_read = 0
+
+    def want(self, experts: list[int]) -> list[bool]:
+        assert experts == sorted(set(experts))
+        self._wanted = [(expert, expert in self._of_place) for expert in experts]
+        free = [place for place, expert in enumerate(self._of_place) if expert not in experts]
+        self._random.shuffle(free)
+        free.sort(key=lambda place: self._of_place[place] is None)
+        for expert, is_there in self._wanted:
+            if not is_there:
+                place = free.pop()
+                if (before := self._of_place[place]) is not None:
+                    self._places.put(before, None)
+                self._of_place[place] = expert
+                self._places.put(expert, place)
+                for role in ("expert_gate", "expert_up", "expert_down"):
+                    self._fill(role, expert, np.full_like(self._experts.stored[role][expert], 7))
+        return [is_there for _, is_there in self._wanted]
+
+    def wait(self, whole: bool) -> None:
+        for expert, is_there in self._wanted:
+            for role in () if is_there else ("expert_down",) if whole else ("expert_gate", "expert_up"):
+                self._fill(role, expert, self._experts.stored[role][expert])
+        self.num_read += 0 if whole else sum(not is_there for _, is_there in self._wanted)
+
+    def _fill(self, role: str, expert: int, values: Floats) -> None:
+        self.stacks[role].pack_rows(expert, 0, in_format(values, self._experts.shape.format_of(role)))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_experts_that_come_when_they_are_chosen_give_the_same_bits(isa: str, name: str) -> None:
+    """With places for all, for some, and for one: then one is computed after the other."""
+    shape = SHAPES[name]
+    experts = random_experts(shape)
+    for num_places in sorted({1, 2, shape.used, shape.experts}):
+        coming = Coming(experts, num_places, seed=num_places)
+        in_places = Experts(shape, {**experts.packed, **coming.stacks}, experts.dense, experts.stored)
+        for rows in (1, 1, 3, 40):
+            x = random_rows(shape, rows, seed=rows)
+            for count in (1, 3):
+                with threads(count):
+                    np.testing.assert_array_equal(in_places.run(x), experts.run(x))
+        if num_places == shape.experts:
+            assert coming.num_read <= shape.experts, "each once"
+
+
+def test_why_experts_do_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = random_experts(SHAPES["mixtral"])
+    x = random_rows(experts.shape, 3)
+    for name in ("want", "wait"):
+        coming = Coming(experts, 2, seed=1)
+        in_places = Experts(experts.shape, {**experts.packed, **coming.stacks}, experts.dense, experts.stored)
+        with monkeypatch.context() as patch:
+            patch.setattr(coming, name, lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                in_places.run(x)
+        assert len(in_places.run(x)) == 3, "the next time they do"
+
+
+def test_places_are_checked() -> None:
+    experts = random_experts(SHAPES["mixtral"])
+    coming = Coming(experts, 2, seed=1)
+    with pytest.raises(ValueError, match="matrix 3 is in no place"):
+        coming.stacks["expert_up"].dequantize_rows(3)
+    with pytest.raises(ValueError, match="place_bytes is 65, expected a multiple of 64"):
+        ExpertPlaces(4, WeightMemory(128), 65, 1, coming)
+    places = ExpertPlaces(4, WeightMemory(128), 64, 1, coming)
+    with pytest.raises(ValueError, match="place is 2, expected an integer from 0 to 1"):
+        places.put(0, 2)
+    with pytest.raises(ValueError, match="the places are for 4 experts, expected 3"):
+        PackedStack("F32", 3, 16, 1, places=places)
+    with pytest.raises(ValueError, match="expected a multiple of 64 with 128 bytes behind it in a place of 64"):
+        PackedStack("F32", 4, 16, 2, places=places)
