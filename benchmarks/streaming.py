@@ -2,11 +2,14 @@
 
     .venv/bin/python benchmarks/synthetic_model.py 8b.gguf --shape 8b
     .venv/bin/python benchmarks/streaming.py 8b.gguf --memory 2GiB --memory 1GiB,1GiB --memory 1GiB,1GiB,1GiB [--tokens 8] [--json]
+    .venv/bin/python benchmarks/synthetic_model.py moe.gguf --shape 30b-a3b-8-layers
+    .venv/bin/python benchmarks/streaming.py moe.gguf --memory 4GiB --memory 1700MiB --tokens 200 --warm-up 100 --temperature 2
 
 Each --memory is a cluster: a budget for every shard of it. Between the clusters the disk is measured: the same file, read past the page
 cache by the threads that shards read with, in the pieces that they take.
 
-- streamed: of the weights, what is read anew for every token.
+- streamed: bytes read for every token, on average; stall: for how long one waits for them.
+- hits: of the experts that were chosen, how many were in memory. Tokens are drawn with the temperature, so that other experts are chosen.
 - disk: bytes per second. limit: tok/s if nothing took time but reading. share: of it, what is reached.
 - expected: what the plan says once the disks have been measured, which reading for the answer does.
 - peak: of a shard, the most that was resident (VmHWM), beside its budget.
@@ -21,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from command import run, show
@@ -40,14 +43,20 @@ CONTEXT = 256
 PROMPT = [5, 6, 7, 8]
 SERVING_S = 300.0
 LOOKED_AFTER_S = 12.0
+TOLD_AFTER_S = 1.5
+"""Shards say with every heartbeat what they have used."""
 MEASURED_BYTES = 2 << 30
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
+    """streamed_bytes, stalled_s: of a token. hits: None where all experts are in memory."""
+
     memory: str
-    streamed_bytes: int
+    streamed_bytes: float
+    stalled_s: float
+    hits: float | None
     tok_s: float
     expected_tok_s: float
     disk_bytes_s: float
@@ -56,6 +65,14 @@ class Speed:
     @property
     def limit_tok_s(self) -> float:
         return self.disk_bytes_s / self.streamed_bytes if self.streamed_bytes else 0.0
+
+
+class Run(NamedTuple):
+    """tokens: of an answer, of which the first are not measured."""
+
+    tokens: int
+    warm_up: int
+    temperature: float
 
 
 def disk_bytes_s(model: Path) -> float:
@@ -73,21 +90,39 @@ def disk_bytes_s(model: Path) -> float:
     return len(offsets) * STREAM_PIECE_BYTES / (time.perf_counter() - began_s)
 
 
-def measure(model: Path, memory: str, num_tokens: int) -> Speed:
-    """The median of the times between two tokens."""
+def measure(model: Path, memory: str, run: Run) -> Speed:
+    """The mean of the times between two tokens, since some wait for more than others."""
     members = [ShardSetup(name, memory=budget) for name, budget in zip("abcdefgh", memory.split(","), strict=False)]
     arguments = ("--context-length", str(CONTEXT), "--kv-tokens", str(CONTEXT))
     before = disk_bytes_s(model)
     with Cluster(model, members, name="streaming", arguments=arguments, wait=False) as cluster:
         cluster.wait_serving(SERVING_S)
-        with StreamedAnswer(cluster.http, PROMPT, num_tokens) as stream:
+        with StreamedAnswer(cluster.http, PROMPT, run.tokens, temperature=run.temperature, seed=1) as stream:
+            stream.wait_tokens(run.warm_up)
+            begun = _used(cluster.state())
+            num_before = len(stream.tokens)
             times = [token.arrived_s for token in stream.wait_complete()]
-        gaps = [after - earlier for earlier, after in pairwise(times[1:])]
+        time.sleep(TOLD_AFTER_S)
+        used = {name: value - begun[name] for name, value in _used(cluster.state()).items()}
         state = _measured_state(cluster)
         peaks = tuple(status_bytes(cluster.processes[member.name].pid, "VmHWM") for member in members)
-    streamed = sum(int(shard["streamed_bytes"]) for shard in state["shards"])
-    disk = statistics.mean((before, disk_bytes_s(model)))
-    return Speed(memory, streamed, 1 / statistics.median(gaps), float(state["predicted_decode_tok_s"]), disk, peaks)
+    num_tokens, chosen = len(times) - num_before, used["experts_found"] + used["experts_missed"]
+    step_s = statistics.mean(after - earlier for earlier, after in pairwise(times[num_before - 1 :]))
+    return Speed(
+        memory,
+        used["streamed_bytes"] / num_tokens,
+        used["stalled_us"] * 1e-6 / num_tokens,
+        used["experts_found"] / chosen if chosen else None,
+        1 / step_s,
+        float(state["predicted_decode_tok_s"]),
+        statistics.mean((before, disk_bytes_s(model))),
+        peaks,
+    )
+
+
+def _used(state: dict[str, Any]) -> dict[str, int]:
+    names = ("streamed_bytes", "stalled_us", "experts_found", "experts_missed")
+    return {name: sum(int(shard["usage"][name]) for shard in state["shards"]) for name in names}
 
 
 def _measured_state(cluster: Cluster) -> dict[str, Any]:
@@ -100,21 +135,28 @@ def main(
     model: Annotated[Path, typer.Argument(exists=True)],
     memory: Annotated[list[str], typer.Option(metavar="SIZE[,SIZE]", help="A budget for each shard of a cluster; repeatable.")],
     tokens: Annotated[int, typer.Option(min=4)] = 8,
+    warm_up: Annotated[int, typer.Option(min=1, help="So many of them are not measured.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Decode with less memory than the model."""
-    speeds = [measure(model, one, tokens) for one in memory]
+    how = Run(tokens, warm_up, temperature)
+    speeds = [measure(model, one, how) for one in memory]
     if as_json:
         print(json.dumps([{**asdict(speed), "limit_tok_s": speed.limit_tok_s} for speed in speeds]))
         return
-    table = Table("memory", "streamed, GB", "tok/s", "expected", "disk, GB/s", "limit", "share", "peak, MiB", title=model.name)
+    table = Table(
+        "memory", "streamed, GB", "stall, ms", "hits", "tok/s", "expected", "disk, GB/s", "limit", "share", "peak, MiB", title=model.name
+    )
     for speed in speeds:
         share = f"{speed.tok_s / speed.limit_tok_s:.0%}" if speed.streamed_bytes else "-"
         budgets = [parse_size(budget) // MIB for budget in speed.memory.split(",")]
         peaks = ", ".join(f"{peak // MIB} of {budget}" for peak, budget in zip(speed.peak_bytes, budgets, strict=True))
         table.add_row(
             speed.memory,
-            f"{speed.streamed_bytes / 1e9:.2f}",
+            f"{speed.streamed_bytes / 1e9:.3f}",
+            f"{speed.stalled_s * 1e3:.0f}",
+            "-" if speed.hits is None else f"{speed.hits:.1%}",
             f"{speed.tok_s:.2f}",
             f"{speed.expected_tok_s:.2f}",
             f"{speed.disk_bytes_s / 1e9:.2f}",

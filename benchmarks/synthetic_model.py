@@ -74,24 +74,31 @@ FORMATS = {
 }
 MIXTURE = "Q4_K_M"
 WEIGHT_SIZE = 0.02
+EMBEDDING_SIZE_WITH_EXPERTS = 0.15
+"""So that experts are chosen by tokens: much smaller, and what layers add to rows would be nearly the same for all of them."""
 
 
 def random_blocks(numbers: np.random.Generator, block_format: str, count: int, scale: float) -> npt.NDArray[np.uint8]:
-    """Any bits with scales of 0.7 to 1.3 times `scale`."""
+    """Any bits with scales of 0.7 to 1.3 times `scale`; without -8 in Q4_0, so that they are zero on average."""
     where = FORMATS[block_format]
     blocks = numbers.integers(0, 256, (count, BLOCK_FORMATS[block_format].block_bytes), np.uint8)
     scales = scale * numbers.uniform(0.7, 1.3, count)
     blocks[:, where.scale_at : where.scale_at + 2] = scales.astype("<f2").view(np.uint8).reshape(count, 2)
+    if block_format == "Q4_0":
+        quants = blocks[:, 2:]
+        quants |= np.where(quants & 0x0F, 0, 0x08).astype(np.uint8) | np.where(quants & 0xF0, 0, 0x80).astype(np.uint8)
     if where.minimum is not None:
         blocks[:, where.scale_at + 2 : where.scale_at + 4] = (scales * where.minimum).astype("<f2").view(np.uint8).reshape(count, 2)
     return blocks
 
 
-def random_matrix(numbers: np.random.Generator, outputs: int, inputs: int, block_format: str) -> npt.NDArray[np.uint8]:
+def random_matrix(
+    numbers: np.random.Generator, outputs: int, inputs: int, block_format: str, size: float = WEIGHT_SIZE
+) -> npt.NDArray[np.uint8]:
     block_size = BLOCK_FORMATS[block_format].block_size
     sample = random_blocks(np.random.default_rng(SEED), block_format, 64, 1.0)
     unit = float(dequantize(block_format, sample.tobytes(), 64 * block_size).std())
-    return random_blocks(numbers, block_format, outputs * inputs // block_size, WEIGHT_SIZE / unit).reshape(outputs, -1)
+    return random_blocks(numbers, block_format, outputs * inputs // block_size, size / unit).reshape(outputs, -1)
 
 
 def format_of(block_format: str, role: str, layer: int, num_layers: int) -> str:
@@ -159,7 +166,8 @@ def write(
                 writer.add_tensor(name, 0.02 * numbers.standard_normal(dimensions, np.float32))
             else:
                 stored = format_of(block_format, role, unit - 1, facts.num_layers)
-                rows = random_matrix(numbers, math.prod(dimensions[:-1]), dimensions[-1], stored)
+                size = EMBEDDING_SIZE_WITH_EXPERTS if facts.experts and role == "token_embedding" else WEIGHT_SIZE
+                rows = random_matrix(numbers, math.prod(dimensions[:-1]), dimensions[-1], stored, size)
                 writer.add_tensor(name, rows.reshape(*dimensions[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[stored])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

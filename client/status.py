@@ -122,6 +122,18 @@ def _streaming_lines(state: cluster_pb2.ClusterState) -> Iterator[Text]:
         streams = f"streams {format_size(size_bytes)} of {format_size(state.model_size_bytes)} a token"
         more = f"{format_size(state.memory_for_all_bytes)} more memory would give {state.in_memory_decode_tok_s:.1f} tok/s"
         yield Text(f"{streams}: {more}", style="yellow")
+    for shard in state.shards:
+        if shard.expert_places:
+            yield _experts_line(shard)
+
+
+def _experts_line(shard: cluster_pb2.ShardState) -> Text:
+    chosen = shard.usage.experts_found + shard.usage.experts_missed
+    hits = f", {shard.usage.experts_found / chosen:.0%} of those that were chosen were there" if chosen else ""
+    text = Text(f"{shard.name} has {shard.expert_places} experts in memory{hits}", style="dim")
+    if shard.expert_places < shard.experts_touched:
+        text.append(f"; a token uses {shard.experts_touched}: with fewer than that nearly every one is read anew", style="yellow")
+    return text
 
 
 def _answers_lines(state: cluster_pb2.ClusterState) -> Iterator[Text]:

@@ -102,6 +102,8 @@ def _shard_to_proto(shard: ShardSnapshot) -> cluster_pb2.ShardState:
         next_end_unit=shard.next_units.stop,
         streamed_bytes=shard.streamed_bytes,
         stream_s_per_byte=shard.stream_s_per_byte,
+        expert_places=shard.expert_places,
+        experts_touched=shard.experts_touched,
     )
 
 

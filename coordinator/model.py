@@ -20,7 +20,7 @@ from dairllm.model_files.getting.references import HubModel, WebFile, parse_refe
 from dairllm.model_files.getting.resolve import resolve_model
 from dairllm.model_files.manifest import Manifest, Unit
 from dairllm.model_files.manifest_builder import build_manifest
-from dairllm.model_files.memory import cache_bytes_per_token, scratch_of, streamed_size_of, weights_bytes
+from dairllm.model_files.memory import cache_bytes_per_token, experts_size_of, scratch_of, streamed_size_of, weights_bytes
 from dairllm.model_files.progress import ProgressCallback
 from dairllm.model_files.quantizing import quantized_manifest
 from dairllm.model_files.spec import ModelSpec
@@ -146,7 +146,9 @@ def _unit_demand(spec: ModelSpec, unit: Unit, element_bytes: int, context_length
     experts = layer.feed_forward if layer is not None and isinstance(layer.feed_forward, ExpertFeedForward) else None
     share = 0.0 if experts is None else experts.num_experts_used / experts.num_experts
     streamed = None if layer is None else streamed_size_of(unit)
-    return UnitDemand(weights_bytes([unit]), unit.bytes_read_per_step(spec), state_bytes, unit.expert_bytes, share, streamed)
+    size_of_experts = None if experts is None else experts_size_of(unit, experts.num_experts_used)
+    sizes = weights_bytes([unit]), unit.bytes_read_per_step(spec), state_bytes, unit.expert_bytes
+    return UnitDemand(*sizes, share, streamed, size_of_experts)
 
 
 def _tied_bytes(units: Sequence[Unit]) -> int:

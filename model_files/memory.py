@@ -34,6 +34,8 @@ _PLACES_PER_CONTEXT = 8
 
 STREAMED_FEATURE = "weights:streamed"
 """What a shard says that can do so."""
+EXPERTS_FEATURE = "weights:experts"
+"""The same of the experts of layers."""
 STREAM_SLOTS = 3
 """Of the units that are streamed, so many have their matrices in memory: one is computed with, the others are read."""
 STREAM_READERS = 2
@@ -169,6 +171,85 @@ def streamed_bytes(sizes: Sequence[StreamedSize]) -> int:
         return 0
     slots_bytes = min(len(sizes), STREAM_SLOTS) * max(size.slot_bytes for size in sizes)
     return slots_bytes + sum(size.numbers_bytes for size in sizes) + STREAM_READERS * max(size.reading_bytes for size in sizes)
+
+
+class ExpertsSize(NamedTuple):
+    """What a layer takes in memory whose experts come there when they are chosen.
+
+    place_bytes: of one of them. others_bytes: of all else of the layer, which stays. reading_bytes: of a thread that reads experts.
+    """
+
+    num_experts: int
+    num_used: int
+    place_bytes: int
+    others_bytes: int
+    reading_bytes: int
+
+
+def experts_size_of(unit: Unit, num_used: int) -> ExpertsSize | None:
+    """None for a unit without experts. num_used: of them, by a row."""
+    stacks = [tensor for tensor in unit.tensors if tensor.is_expert_stack]
+    if not stacks:
+        return None
+    others_bytes = sum(_packed_bytes(tensor) for tensor in unit.tensors if not tensor.is_expert_stack)
+    return ExpertsSize(stacks[0].shape[0], num_used, expert_layout(unit)[1], others_bytes, max(map(_reading_bytes, stacks)))
+
+
+def expert_layout(unit: Unit) -> tuple[dict[str, int], int]:
+    """Where each matrix of an expert lies in its place, by role, and how large the place is."""
+    offsets, size_bytes = dict[str, int](), 0
+    for tensor in unit.tensors:
+        if tensor.is_expert_stack:
+            offsets[tensor.role] = size_bytes
+            size_bytes += _multiple(_packed_bytes(tensor) // tensor.shape[0], _LINE_BYTES)
+    return offsets, size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsInMemory:
+    """So many places for the experts of some layers. With fewer than one row chooses, in all layers together, those that were used last are
+    always gone before they come round: then the first experts that come to most of the places stay there, and the others share the rest.
+    """
+
+    sizes: Sequence[ExpertsSize]
+    num_places: int
+
+    @property
+    def least_places(self) -> int:
+        """With fewer a row cannot be computed."""
+        return max(size.num_used for size in self.sizes)
+
+    @property
+    def num_touched(self) -> int:
+        """By a row."""
+        return sum(size.num_used for size in self.sizes)
+
+    @property
+    def num_pinned(self) -> int:
+        """Places whose expert stays; 0 if the one that was not used for the longest time makes room."""
+        return max(0, self.num_places - self.least_places) if self.is_below_cliff else 0
+
+    @property
+    def is_below_cliff(self) -> bool:
+        return self.num_places < self.num_touched
+
+    @property
+    def expected_hits(self) -> float:
+        """Of the chosen experts, how many are there, if each is as likely as the others."""
+        total = sum(size.num_experts for size in self.sizes)
+        return min(1.0, (self.num_pinned if self.is_below_cliff else self.num_places) / total)
+
+    @property
+    def place_bytes(self) -> int:
+        return max(size.place_bytes for size in self.sizes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the layers, with what reads them."""
+        if not self.sizes:
+            return 0
+        reading_bytes = STREAM_READERS * max(size.reading_bytes for size in self.sizes)
+        return self.num_places * self.place_bytes + sum(size.others_bytes for size in self.sizes) + reading_bytes
 
 
 def _packed_bytes(tensor: TensorInfo) -> int:

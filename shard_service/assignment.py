@@ -9,8 +9,9 @@ from dairllm.mesh.errors import InvalidModel, Unsupported
 from dairllm.mesh.peers import Peer
 from dairllm.model_files.codec import file_from_proto, spec_from_proto, unit_from_proto
 from dairllm.model_files.errors import ModelFileError, UnsupportedModel
+from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.manifest import ModelFile, Unit, validate_units
-from dairllm.model_files.memory import cache_bytes_per_token, tokens_per_place
+from dairllm.model_files.memory import ExpertsInMemory, cache_bytes_per_token, experts_size_of, tokens_per_place
 from dairllm.model_files.spec import ModelSpec, require_features
 from dairllm.v1 import cluster_pb2
 
@@ -31,8 +32,8 @@ class CacheGeometry:
 @dataclass(frozen=True, slots=True)
 class AssignmentFacts:
     """units: contiguous, ascending, at least one. model_folder: where the files lie on the coordinator. wire: name of the encoding that
-    rounds between any two units. streamed: indexes of units whose matrices are read anew for every frame. exclusive, weight_sources,
-    model_urls: as in cluster.proto.
+    rounds between any two units. streamed: indexes of units whose matrices are read anew for every frame. expert_places: so many experts of
+    the other layers are in memory at a time; 0: all. exclusive, weight_sources, model_urls: as in cluster.proto.
     """
 
     epoch: int
@@ -50,6 +51,7 @@ class AssignmentFacts:
     kv_key: bytes = field(default=b"", repr=False)
     model_urls: tuple[str, ...] = ()
     streamed: frozenset[int] = frozenset()
+    expert_places: int = 0
 
     @property
     def span(self) -> range:
@@ -58,7 +60,26 @@ class AssignmentFacts:
     @property
     def resident_units(self) -> tuple[Unit, ...]:
         """Those whose weights stay in memory."""
-        return tuple(unit for unit in self.units if unit.index not in self.streamed)
+        others = self.streamed | self.experts_used.keys()
+        return tuple(unit for unit in self.units if unit.index not in others)
+
+    @property
+    def experts_used(self) -> dict[int, int]:
+        """By unit, how many experts a row chooses, of layers whose experts come into memory then."""
+        if not self.expert_places:
+            return {}
+        parts = {unit: self.model.layers[unit - 1].feed_forward for unit in self.layer_units if unit not in self.streamed}
+        return {unit: part.num_experts_used for unit, part in parts.items() if isinstance(part, ExpertFeedForward)}
+
+    @property
+    def expert_units(self) -> tuple[Unit, ...]:
+        return tuple(unit for unit in self.units if unit.index in self.experts_used)
+
+    @property
+    def experts_in_memory(self) -> ExpertsInMemory:
+        used = self.experts_used
+        sizes = [size for unit in self.expert_units if (size := experts_size_of(unit, used[unit.index])) is not None]
+        return ExpertsInMemory(sizes, self.expert_places)
 
     @property
     def streamed_units(self) -> tuple[Unit, ...]:
@@ -134,11 +155,21 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         kv_key=message.kv_key,
         model_urls=tuple(message.model_urls) if len(message.model_urls) == len(files) else (),
         streamed=frozenset(message.streamed_units),
+        expert_places=message.expert_places,
     )
     others = assignment.streamed - {*assignment.layer_units}
     if others:
         raise InvalidModel(f"unit {min(others)} is to be streamed; expected a layer of units {assignment.layer_units}")
+    _require_places(assignment)
     return assignment
+
+
+def _require_places(assignment: AssignmentFacts) -> None:
+    experts = assignment.experts_in_memory
+    if assignment.expert_places and not experts.sizes:
+        raise InvalidModel(f"expert_places is {assignment.expert_places}; expected 0 for units without experts")
+    if experts.sizes and experts.num_places < experts.least_places:
+        raise InvalidModel(f"expert_places is {experts.num_places}; expected at least {experts.least_places}, which a row chooses")
 
 
 def _geometry_from_proto(message: cluster_pb2.Assignment) -> CacheGeometry:

@@ -28,7 +28,7 @@ from dairllm.mesh.shard_names import next_shard_name
 from dairllm.mesh.system_memory import require_budget
 from dairllm.mesh.telemetry import fields
 from dairllm.model_files.cache_folder import cache_folder
-from dairllm.model_files.memory import STREAMED_FEATURE
+from dairllm.model_files.memory import EXPERTS_FEATURE, STREAMED_FEATURE
 from dairllm.shard_service.epochs.stage_host import Identity, StageHost
 from dairllm.shard_service.machine.memory import MemoryBudget
 from dairllm.shard_service.machine.probe import Speed, cpu_model, measure_again, measure_or_recall, probe_path, recall, scaled
@@ -289,7 +289,7 @@ class Shard:
             cpu_model=cpu_model(),
             decode_s_per_byte=self._speed.decode_s_per_byte,
             block_formats=list(BLOCK_FORMATS),
-            features=(*STAGE_FEATURES, ARITHMETIC_FEATURE, STREAMED_FEATURE),
+            features=(*STAGE_FEATURES, ARITHMETIC_FEATURE, STREAMED_FEATURE, EXPERTS_FEATURE),
         )
 
     def _addresses(self) -> list[str]:

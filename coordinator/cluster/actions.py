@@ -92,7 +92,8 @@ class AssignUnits:
     """Send the Assignment: prepare the stage, change nothing else. next: the member that follows, None for the coordinator.
 
     exclusive: the shard may free units that are not among these first; only sent while the ring is closed. The same epoch may be assigned
-    again, also as exclusive what was not before. streamed: units whose weights do not stay in memory.
+    again, also as exclusive what was not before. streamed: units whose weights do not stay in memory. expert_places: so many
+    experts do, 0: all.
     """
 
     name: str
@@ -106,6 +107,7 @@ class AssignUnits:
     max_batch_rows: int
     exclusive: bool = False
     streamed: tuple[int, ...] = ()
+    expert_places: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dairllm.coordinator.cluster.events import AnswersRecovered
 from dairllm.coordinator.cluster.identities import Epoch
 from dairllm.coordinator.cluster.shard_reports import ShardHello
-from dairllm.coordinator.planner import ModelDemand, Plan, format_bytes, format_speed
+from dairllm.coordinator.planner import ModelDemand, Plan, Stage, format_bytes, format_speed
 from dairllm.mesh.words import counted
 
 
@@ -33,7 +33,13 @@ def describe_plan(epoch: Epoch, plan: Plan, model: ModelDemand) -> str:
         return f"plan {epoch}: {stages}; {expected}"
     streams = f"streams {format_bytes(plan.streamed_bytes)} of {format_bytes(model.size_bytes)} a token"
     more = f"{format_bytes(plan.in_memory.missing_bytes)} more memory would give {format_speed(1 / plan.in_memory.step_s)}"
-    return f"plan {epoch}: {stages}; {streams}; {expected}; {more}"
+    few = "".join(_describe_cliff(stage) for stage in plan.stages if stage.is_below_cliff)
+    return f"plan {epoch}: {stages}; {streams}; {expected}; {more}{few}"
+
+
+def _describe_cliff(stage: Stage) -> str:
+    has = f"{stage.shard} has room for {stage.expert_places} of the {stage.experts_touched} experts that a token uses"
+    return f"; {has}: with fewer than all of them nearly every one is read anew"
 
 
 def describe_moves(before: Mapping[str, range], after: Mapping[str, range]) -> str:

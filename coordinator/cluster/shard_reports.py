@@ -73,6 +73,8 @@ class ShardUsage:
     streamed_bytes: int = 0
     streaming_us: int = 0
     stalled_us: int = 0
+    experts_found: int = 0
+    experts_missed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

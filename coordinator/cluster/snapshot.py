@@ -61,6 +61,8 @@ class ShardSnapshot:
     software_version: str
     streamed_bytes: int
     stream_s_per_byte: float
+    expert_places: int
+    experts_touched: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,8 @@ def _shard_snapshot(books: Books, member: Member, now_s: float) -> ShardSnapshot
         software_version=member.hello.software_version,
         streamed_bytes=stages[position].streamed_bytes if position is not None else 0,
         stream_s_per_byte=member.disk.s_per_byte,
+        expert_places=stages[position].expert_places if position is not None else 0,
+        experts_touched=stages[position].experts_touched if position is not None else 0,
     )
 
 

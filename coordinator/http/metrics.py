@@ -96,6 +96,8 @@ _STREAMING = {
     "streamed_bytes": ("dairllm_shard_streamed_bytes", "Bytes read of weights that have no room in memory.", 1.0),
     "streaming_us": ("dairllm_shard_streaming_seconds", "Time during which a shard read some of them.", 1e-6),
     "stalled_us": ("dairllm_shard_stalled_seconds", "Time for which frames waited for them.", 1e-6),
+    "experts_found": ("dairllm_shard_experts_found", "Chosen experts that were in memory, where not all have room.", 1.0),
+    "experts_missed": ("dairllm_shard_experts_missed", "Chosen experts that had to be read.", 1.0),
 }
 """What shards say of their use: name, help, and what one of it is."""
 

@@ -68,6 +68,7 @@ class Orders:
             kv_key=self._ring.kv_key_of(action.name, action.boot_id),
             model_urls=self._model.urls,
             streamed_units=action.streamed,
+            expert_places=action.expert_places,
         )
         self._streams.send(action.name, cluster_pb2.JoinResponse(assignment=assignment))
 

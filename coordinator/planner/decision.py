@@ -1,11 +1,13 @@
 """The way in: who can compute the model at all, the search, and whether what it finds is worth a move."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 
 from dairllm.coordinator.planner.balancing import balance
 from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer
 from dairllm.coordinator.planner.explanations import explain_kept, explain_unused
+from dairllm.coordinator.planner.kinds_of_streaming import ExpertsInPlaces, StreamedLayers, Streaming
 from dairllm.coordinator.planner.lack import explain_lack
 from dairllm.coordinator.planner.plan import Infeasible, LeftOut, Plan
 from dairllm.coordinator.planner.problem import HYSTERESIS, URGENT_SURCHARGE, Cover, Problem, pose_problem, with_a_layer_each
@@ -13,7 +15,6 @@ from dairllm.coordinator.planner.search import find_cover
 from dairllm.coordinator.planner.stages import keep, plan_of
 from dairllm.coordinator.planner.streaming import find_streamed
 from dairllm.mesh.words import counted
-from dairllm.model_files.memory import STREAMED_FEATURE
 
 
 def make_plan(
@@ -42,17 +43,13 @@ def make_plan(
     problem = pose_problem(demand, kv or KvDemand(), able, min_shards, placement, held or {}, surcharge)
     problem, cover = _find(problem)
     if cover is None:
-        streaming, unable = _split_by_ability(frozenset({STREAMED_FEATURE}), frozenset(), able)
-
-        def find(limits: Mapping[str, int]) -> tuple[Problem, Cover | None]:
-            return _find(pose_problem(demand, kv or KvDemand(), streaming, min_shards, placement, held or {}, surcharge, limits))
-
-        found = find_streamed(demand, streaming, find) if streaming and demand.can_be_streamed else None
+        pose = partial(pose_problem, demand, kv or KvDemand(), min_shards=min_shards, placement=placement, held=held or {})
+        found = _find_streamed(demand, able, partial(pose, move_surcharge=surcharge))
         if found is None:
             return explain_lack(problem, left_out)
-        problem, cover = found
+        problem, cover, unable = found
         left_out += unable
-    plan = plan_of(problem, cover if problem.streams else balance(problem, cover), cover)
+    plan = plan_of(problem, balance(problem, cover) if problem.streaming is None else cover, cover)
     kept = keep(problem, previous) if previous else None
     if kept and (urgent or kept.predicted_step_s <= plan.predicted_step_s * (1 + least_gain)):
         return replace(kept, left_out=left_out + explain_kept(problem, kept, plan, least_gain))
@@ -67,6 +64,22 @@ def _find(problem: Problem) -> tuple[Problem, Cover | None]:
         if cover is not None:
             return narrower, cover
     return problem, find_cover(problem)
+
+
+def _find_streamed(
+    demand: ModelDemand, able: Sequence[ShardOffer], pose: Callable[..., Problem]
+) -> tuple[Problem, Cover, tuple[LeftOut, ...]] | None:
+    """By experts that are chosen, if the rest of the model has room, else by whole layers; and who can do neither."""
+    for kind in (ExpertsInPlaces(demand), StreamedLayers(demand)):
+        offers, unable = _split_by_ability(frozenset({kind.feature}), frozenset(), able)
+
+        def find(limits: Mapping[str, int], kind: Streaming = kind, offers: Sequence[ShardOffer] = offers) -> tuple[Problem, Cover | None]:
+            return _find(pose(offers=offers, streaming=kind, streamed_bytes=limits))
+
+        found = find_streamed(kind, offers, find) if offers and any(kind.sizes) else None
+        if found is not None:
+            return (*found, unable)
+    return None
 
 
 def _split_by_ability(

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dairllm.model_files.memory import NO_SCRATCH, Reserve, Scratch, StreamedSize, streamed_bytes
+from dairllm.model_files.memory import NO_SCRATCH, ExpertsSize, Reserve, Scratch, StreamedSize, streamed_bytes
 
 NO_ROOM = -(1 << 52)
 """Less than this is the same."""
@@ -14,7 +14,7 @@ class UnitDemand(NamedTuple):
     """What one unit needs: bytes of its weights in memory, of them that a step of one row reads, and that it keeps for each token.
 
     expert_bytes: of all its experts, of which a row reads `expert_share`, as part of step_bytes. streamed: what it takes in memory if it
-    is read anew for every step; None if it can't be.
+    is read anew for every step; experts: the same if its experts are that are chosen; None if it can't be.
     """
 
     size_bytes: int
@@ -23,6 +23,7 @@ class UnitDemand(NamedTuple):
     expert_bytes: int = 0
     expert_share: float = 0.0
     streamed: StreamedSize | None = None
+    experts: ExpertsSize | None = None
 
     def bytes_read_per_step(self, rows: float) -> float:
         """Rows choose their experts by themselves: those that several of them have chosen are read once."""
@@ -78,10 +79,6 @@ class ModelDemand:
         """Bytes of the weights of a run of units, some of which are streamed."""
         sizes = [size for unit in streamed if (size := self.units[unit].streamed) is not None]
         return self.weights_bytes(units) - sum(self.units[unit].size_bytes for unit in streamed) + streamed_bytes(sizes)
-
-    @property
-    def can_be_streamed(self) -> bool:
-        return any(unit.streamed is not None for unit in self.units)
 
     @property
     def stream_buffers_bytes(self) -> int:

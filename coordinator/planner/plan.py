@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """weights_bytes: in memory. predicted_step_s: without reading. streamed: units that are read anew for every step; streamed_bytes: of
-    their weights."""
+    """weights_bytes: in memory. predicted_step_s: without reading. streamed: units that are read anew for every step. streamed_bytes: that
+    such a step of one row reads of weights. expert_places: so many experts are in memory, 0: all; experts_touched: so many a row
+    chooses."""
 
     shard: str
     units: range
@@ -18,6 +19,13 @@ class Stage:
     predicted_step_s: float
     streamed: tuple[int, ...] = ()
     streamed_bytes: int = 0
+    expert_places: int = 0
+    experts_touched: int = 0
+
+    @property
+    def is_below_cliff(self) -> bool:
+        """Of the experts that a row chooses, not all have room at once."""
+        return self.expert_places < self.experts_touched
 
 
 class InMemory(NamedTuple):
@@ -68,7 +76,7 @@ class Plan:
 
     def same_work_as(self, other: "Plan") -> bool:
         """Whether every shard has the same to do, at the same place, with the same cache."""
-        own, others = ([(stage.shard, stage.units, stage.streamed) for stage in plan.stages] for plan in (self, other))
+        own, others = ([(stage.shard, stage.units, stage.streamed, stage.expert_places) for stage in plan.stages] for plan in (self, other))
         return own == others and self.num_kv_blocks == other.num_kv_blocks
 
 

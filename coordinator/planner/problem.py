@@ -6,12 +6,14 @@ Times are added as whole picoseconds, so that sums do not depend on their order 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dairllm.coordinator.planner.demand import KvDemand, ModelDemand, ShardOffer
+from dairllm.coordinator.planner.kinds_of_streaming import Streaming
 
 HYSTERESIS = 0.2
 """How much dearer a unit counts that is not where it was."""
@@ -100,7 +102,7 @@ class Problem:
 
     placement: what lies where by the previous plan. need_bytes: [u]: weights and least KV cache of units [0, u), where a shared table
     counts twice. shards: by name. uncut: units before which no run may begin.
-    streams: layers may be read anew for every step: which ones of a stage, is settled when its cuts are known.
+    streaming: what may be read anew for every step; which part of a stage is, is settled when its cuts are known. None: nothing.
     """
 
     demand: ModelDemand
@@ -110,7 +112,7 @@ class Problem:
     need_bytes: list[int]
     shards: list[ShardCosts]
     uncut: frozenset[int] = frozenset()
-    streams: bool = False
+    streaming: Streaming | None = None
 
     @property
     def num_units(self) -> int:
@@ -140,19 +142,20 @@ def pose_problem(
     placement: Mapping[str, range],
     held: Mapping[str, Set[int]],
     move_surcharge: float,
-    streamed_bytes: Mapping[str, int] | None = None,
+    streaming: Streaming | None = None,
+    streamed_bytes: Mapping[str, int] = MappingProxyType({}),
 ) -> Problem:
     """offers: by name, at least one. held: units that shards have in memory. move_surcharge: of units that are at another shard,
-    as a part of their time. streamed_bytes: of its layers each shard may read about so much anew for every step; None: nothing."""
+    as a part of their time. streamed_bytes: of what need not stay each shard may lack about so much."""
     need_bytes = _needed_up_to(demand, kv)
     surcharges = move_surcharge * _moved_parts(demand.num_units, offers, placement, held)
     rooms = _rooms(demand, offers)
     furthest = _furthest(demand, rooms, need_bytes)
-    if streamed_bytes is not None:
+    if streaming is not None:
         limits = np.array([streamed_bytes.get(offer.name, 0) for offer in offers], np.int64)
-        furthest = np.maximum(furthest, _furthest_streaming(demand, rooms, need_bytes, limits))
+        furthest = np.maximum(furthest, _furthest_streaming(demand, streaming, rooms, need_bytes, limits))
     shards = _measured(demand, offers, surcharges, rooms, furthest)
-    return Problem(demand, kv, min_shards, placement, need_bytes, shards, streams=streamed_bytes is not None)
+    return Problem(demand, kv, min_shards, placement, need_bytes, shards, streaming=streaming)
 
 
 def _needed_up_to(demand: ModelDemand, kv: KvDemand) -> list[int]:
@@ -219,10 +222,12 @@ def _furthest(demand: ModelDemand, rooms: _Rooms, need_bytes: list[int]) -> NDAr
     return furthest
 
 
-def _furthest_streaming(demand: ModelDemand, rooms: _Rooms, need_bytes: list[int], limits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same where layers need not stay: up to so many bytes, and there is room at all for what they are read to and for all else."""
-    beside = rooms.plus(-demand.stream_buffers_bytes)
-    least_bytes = [need - size for need, size in zip(need_bytes, [0, *accumulate(demand.streamed_sizes)], strict=True)]
+def _furthest_streaming(
+    demand: ModelDemand, streaming: Streaming, rooms: _Rooms, need_bytes: list[int], limits: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The same where not all need stay: up to so many bytes, and there is room at all for what must, and for where the rest is read to."""
+    beside = rooms.plus(-streaming.buffers_bytes)
+    least_bytes = [need - size for need, size in zip(need_bytes, [0, *accumulate(streaming.sizes)], strict=True)]
     return np.minimum(_furthest(demand, beside.plus(limits), need_bytes), _furthest(demand, beside, least_bytes))
 
 

@@ -2,18 +2,19 @@
 
 from itertools import pairwise
 
+from dairllm.coordinator.planner.kinds_of_streaming import StreamedPart
 from dairllm.coordinator.planner.plan import InMemory, Plan, Stage
 from dairllm.coordinator.planner.problem import NEVER, PICOSECONDS, Cover, Problem, Run, step_ps_of
-from dairllm.coordinator.planner.streaming import StreamedUnits, step_ps_with_reading, streamed_units
+from dairllm.coordinator.planner.streaming import step_ps_with_reading, streamed_part
 
 
 def plan_of(problem: Problem, cover: Cover, fastest: Cover) -> Plan:
-    streamed = [streamed_units(problem, run) or StreamedUnits() for run in cover]
-    beside = [_blocks_beside(problem, run, part.units) for run, part in zip(cover, streamed, strict=True)]
+    streamed = [_part(problem, run) for run in cover]
+    beside = [_blocks_beside(problem, run, part) for run, part in zip(cover, streamed, strict=True)]
     num_blocks = min([problem.kv.most_blocks(problem.demand.context_length), *beside])
     stages = tuple(_stage(problem, run, part, num_blocks) for run, part in zip(cover, streamed, strict=True))
     step_s, fastest_s = (step_ps_with_reading(problem, one) / PICOSECONDS for one in (cover, fastest))
-    in_memory = _in_memory(problem, cover) if any(part.units for part in streamed) else None
+    in_memory = _in_memory(problem, cover) if any(part.size_bytes for part in streamed) else None
     return Plan(stages, num_blocks, step_s, min(step_s, fastest_s), in_memory=in_memory)
 
 
@@ -32,7 +33,7 @@ def keep(problem: Problem, previous: Plan) -> Plan | None:
         return None
     cover = [Run(by_name[stage.shard], stage.units.start, stage.units.stop) for stage in previous.stages]
     joined = all(a.stop == b.start for a, b in pairwise(cover)) and cover[0].start == 0 and cover[-1].stop == problem.num_units
-    if not joined or any(run.shard.furthest[run.start] < run.stop or streamed_units(problem, run) is None for run in cover):
+    if not joined or any(run.shard.furthest[run.start] < run.stop or streamed_part(problem, run) is None for run in cover):
         return None
     return plan_of(problem, cover, cover)
 
@@ -41,13 +42,26 @@ def _block_bytes(problem: Problem, units: range) -> int:
     return problem.demand.state_bytes_per_token(units) * problem.kv.block_tokens
 
 
-def _blocks_beside(problem: Problem, run: Run, streamed: tuple[int, ...]) -> int:
+def _part(problem: Problem, run: Run) -> StreamedPart:
+    whole = StreamedPart(problem.demand.weights_bytes(run.units))
+    return whole if problem.streaming is None else streamed_part(problem, run) or whole
+
+
+def _blocks_beside(problem: Problem, run: Run, part: StreamedPart) -> int:
     block_bytes = _block_bytes(problem, run.units)
-    room_bytes = run.shard.offer.room_for(problem.demand, run.units) - problem.demand.resident_bytes(run.units, streamed)
+    room_bytes = run.shard.offer.room_for(problem.demand, run.units) - part.weights_bytes
     return room_bytes // block_bytes if block_bytes else NEVER
 
 
-def _stage(problem: Problem, run: Run, streamed: StreamedUnits, num_blocks: int) -> Stage:
-    weights_bytes = problem.demand.resident_bytes(run.units, streamed.units)
-    kv_cache_bytes, step_s = _block_bytes(problem, run.units) * num_blocks, run.step_ps / PICOSECONDS
-    return Stage(run.shard.name, run.units, weights_bytes, kv_cache_bytes, step_s, streamed.units, streamed.size_bytes)
+def _stage(problem: Problem, run: Run, part: StreamedPart, num_blocks: int) -> Stage:
+    return Stage(
+        run.shard.name,
+        run.units,
+        part.weights_bytes,
+        _block_bytes(problem, run.units) * num_blocks,
+        run.step_ps / PICOSECONDS,
+        part.layers,
+        part.size_bytes,
+        part.expert_places,
+        part.num_touched,
+    )

@@ -1,19 +1,20 @@
-"""Where the memory of all machines together is too small: some layers of each stage are read anew for every step.
+"""Where the memory of all machines together is too small: some weights of each stage are read anew for every step (`kinds_of_streaming`).
 
 All disks read at once, ahead of what is computed, as far as there are slots to read to: the rest is read while its stage is waited for. So
 
     T = the larger of: the longest that one disk reads; the sum over the stages of the larger of computing and reading what is not ahead
+
+Experts can't be read ahead, since nobody knows them: reading them is added to computing.
 
 What is sought is the least time for which the disks must be read if all of them are read for equally long, and the faster ones more. One
 disk that does not have to wait for others may do better than that, so it is also sought for the fastest few of them alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
-from dairllm.coordinator.planner.demand import ModelDemand, ShardOffer
+from dairllm.coordinator.planner.demand import ShardOffer
+from dairllm.coordinator.planner.kinds_of_streaming import NOTHING_STREAMED, StreamedPart, Streaming
 from dairllm.coordinator.planner.problem import ASSUMED_STREAM_S_PER_BYTE, PICOSECONDS, Cover, Problem, Run, cost_of, step_ps_of
-from dairllm.model_files.memory import STREAM_SLOTS
 
 STEPS = 64
 """The time is sought in so many steps of what one disk takes for all layers."""
@@ -21,38 +22,32 @@ STEPS = 64
 Find = Callable[[Mapping[str, int]], tuple[Problem, Cover | None]]
 
 
-class StreamedUnits(NamedTuple):
-    """Layers of a stage that are read anew for every step. ahead_bytes: of size_bytes, what is read while other stages compute."""
+def find_streamed(kind: Streaming, offers: Sequence[ShardOffer], find: Find) -> tuple[Problem, Cover] | None:
+    """The quickest cover. find: one where each shard may lack at most about so many bytes. None if not even what must stay has room.
 
-    units: tuple[int, ...] = ()
-    size_bytes: int = 0
-    ahead_bytes: int = 0
-
-
-def find_streamed(demand: ModelDemand, offers: Sequence[ShardOffer], find: Find) -> tuple[Problem, Cover] | None:
-    """The quickest cover. find: one where each shard may stream at most about so many bytes. None if not even the slots have room.
-
-    The problem is that of shards which may stream all of their layers.
+    The problem is that of shards which may lack all that need not stay.
     """
-    total_bytes = sum(demand.streamed_sizes)
+    total_bytes = sum(kind.sizes)
     problem, cover = find({offer.name: total_bytes for offer in offers})
     if cover is None:
         return None
     by_speed = sorted(offers, key=lambda offer: (_s_per_byte(offer), offer.name))
-    covers = [cover, *_covers(problem, total_bytes, by_speed, find)]
+    covers = [cover, *_covers(problem, kind, by_speed, find)]
     possible = [one for one in covers if has_room(problem, one)]
     return (problem, min(possible, key=lambda one: _cost(problem, one))) if possible else None
 
 
-def _covers(problem: Problem, total_bytes: int, by_speed: Sequence[ShardOffer], find: Find) -> Iterator[Cover]:
+def _covers(problem: Problem, kind: Streaming, by_speed: Sequence[ShardOffer], find: Find) -> Iterator[Cover]:
+    total_bytes = sum(kind.sizes)
     for count in _counts(len(by_speed)):
         disks = by_speed[:count]
 
         def within(reading_s: float, disks: Sequence[ShardOffer] = disks) -> Cover | None:
-            cover = find({disk.name: min(total_bytes, int(reading_s / _s_per_byte(disk))) for disk in disks})[1]
+            limits = {disk.name: min(total_bytes, int(reading_s / (_s_per_byte(disk) * kind.read_share))) for disk in disks}
+            cover = find(limits)[1]
             return cover if cover is not None and has_room(problem, cover) else None
 
-        found = _least(within, total_bytes * _s_per_byte(disks[-1]))
+        found = _least(within, total_bytes * kind.read_share * _s_per_byte(disks[-1]))
         if found is not None:
             yield found
             slower = within(step_ps_with_reading(problem, found) / PICOSECONDS)  # as long as the step takes anyway
@@ -93,35 +88,22 @@ def step_ps_with_reading(problem: Problem, cover: Iterable[Run]) -> int:
     """What a step takes, in picoseconds."""
     passing, longest = 0, 0
     for run in cover:
-        streamed = streamed_units(problem, run) or StreamedUnits()
+        streamed = streamed_part(problem, run) or NOTHING_STREAMED
         ps_per_byte = run.shard.stream_ps_per_byte
-        passing += max(run.step_ps, round((streamed.size_bytes - streamed.ahead_bytes) * ps_per_byte))
+        passing += streamed.passing_ps(run.step_ps, ps_per_byte)
         longest = max(longest, round(streamed.size_bytes * ps_per_byte))
     return max(passing, longest)
 
 
 def has_room(problem: Problem, cover: Cover) -> bool:
     """For whole layers, too."""
-    return all(streamed_units(problem, run) is not None for run in cover)
+    return all(streamed_part(problem, run) is not None for run in cover)
 
 
-def streamed_units(problem: Problem, run: Run) -> StreamedUnits | None:
-    """The fewest layers of the run with which the others have room; None if there is no room with all of them."""
-    if not problem.streams:
-        return StreamedUnits()
+def streamed_part(problem: Problem, run: Run) -> StreamedPart | None:
+    """What of the run does not stay; None if there is no room even so."""
+    if problem.streaming is None:
+        return NOTHING_STREAMED
     demand, kv = problem.demand, problem.kv
-    layers = [unit for unit in run.units if demand.units[unit].streamed is not None]
     cache_bytes = demand.state_bytes_per_token(run.units) * kv.block_tokens * kv.least_blocks(demand.context_length)
-    room_bytes = run.shard.offer.room_for(demand, run.units) - cache_bytes
-    choices = (_spread(layers, count) for count in range(len(layers) + 1))
-    chosen = next((chosen for chosen in choices if demand.resident_bytes(run.units, chosen) <= room_bytes), None)
-    if chosen is None:
-        return None
-    all_sizes = demand.streamed_sizes
-    sizes = [all_sizes[unit] for unit in chosen]
-    return StreamedUnits(chosen, sum(sizes), sum(sizes[:STREAM_SLOTS]))
-
-
-def _spread(layers: list[int], count: int) -> tuple[int, ...]:
-    """So many of them, as far from each other as possible."""
-    return tuple(layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count))
+    return problem.streaming.part_of(run.units, run.shard.offer.room_for(demand, run.units) - cache_bytes)

@@ -64,7 +64,7 @@ BLOCKS = Several(MAX_CONTEXT, BLOCK)
 _USAGE = {
     **dict.fromkeys(("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes"), SIZE),
     **dict.fromkeys(("frames", "rows", "compute_us", "sent_bytes", "received_bytes"), COUNT),
-    **dict.fromkeys(("streamed_bytes", "streaming_us", "stalled_us"), COUNT),
+    **dict.fromkeys(("streamed_bytes", "streaming_us", "stalled_us", "experts_found", "experts_missed"), COUNT),
 }
 _PROGRESS = dict.fromkeys(("loaded_bytes", "total_bytes", "from_memory_bytes", "from_disk_bytes", "from_network_bytes"), SIZE)
 _SAMPLING = {name: Real(low, high) for name, (low, high) in SAMPLING_RANGES.items()}
@@ -159,7 +159,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         **{"epoch": EPOCH, "model_digest": DIGEST, "units": Several(MAX_UNITS), "model_folder": FILE_NAME, "model_files": Several(2**16)},
         **{"num_kv_blocks": BLOCK, "kv_block_tokens": Whole(2**16), "context_length": POSITION, "max_batch_rows": Whole(ROWS)},
         **{"ring_key": KEY, "weight_sources": Several(64), "kv_key": KEY, "model_urls": Several(2**16, FILE_NAME)},
-        "streamed_units": Several(MAX_UNITS, UNIT),
+        **{"streamed_units": Several(MAX_UNITS, UNIT), "expert_places": Whole(2**28)},
     },
     "ActivateStage": {"epoch": EPOCH, "transfers": Several(MAX_UNITS), "alive_sequences": Several(2**20, IDENTITY)},
     "KvTransfer": {"first_unit": UNIT, "end_unit": UNIT, "block_ids": BLOCKS, "kv_key": KEY},
@@ -203,6 +203,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         **{"name": LABEL, "addresses": ADDRESSES, "stage": UNIT, "first_unit": UNIT, "end_unit": UNIT, "round_trip_us": ANY_32},
         **{"last_seen_s": SECONDS, "predicted_step_s": SECONDS, "measured_step_s": SECONDS, "note": REPORT, "software_version": LABEL},
         **{"next_first_unit": UNIT, "next_end_unit": UNIT, "streamed_bytes": SIZE, "stream_s_per_byte": SECONDS},
+        **{"expert_places": ANY_32, "experts_touched": ANY_32},
     },
     "DrainShardRequest": {"name": WORDS},
     "CordonShardRequest": {"name": WORDS},

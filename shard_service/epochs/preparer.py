@@ -26,10 +26,12 @@ from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
 from dairllm.shard_service.weights.assembler import LoadedUnit
 from dairllm.shard_service.weights.direct import require_allowed
 from dairllm.shard_service.weights.disk_cache import WeightsCache
+from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts, bytes_together
 from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
+from dairllm.shard_service.weights.streams import NO_STREAMS, Streams
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ class Prepared(NamedTuple):
     assignment: AssignmentFacts
     parts: StageParts
     scratch_bytes: int
-    stream: WeightStream | None = None
+    streams: Streams = NO_STREAMS
 
 
 def make_loader_threads() -> ThreadPoolExecutor:
@@ -105,15 +107,17 @@ class Preparer:
         demand = demand_of(assignment)
         budget.require(demand)
         self._make_room(assignment, active, demand, budget)
-        stream = await self._in_loader(lambda: self._stream_of(assignment)) if assignment.streamed else None
-        units = await self._load(assignment, report, stream)
+        streams = await self._in_loader(lambda: self._streams_of(assignment))
+        units = await self._load(assignment, report, streams)
         parts = await self._in_loader(lambda: build_stage(assignment, units))
-        if stream is not None:
-            stream.start()
-        return Prepared(assignment, parts, demand.scratch_bytes, stream)
+        streams.start()
+        return Prepared(assignment, parts, demand.scratch_bytes, streams)
 
-    def _stream_of(self, assignment: AssignmentFacts) -> WeightStream:
-        return WeightStream(assignment.streamed_units, self._readers, self.stream_meter)
+    def _streams_of(self, assignment: AssignmentFacts) -> Streams:
+        threads, meter, experts = self._readers, self.stream_meter, assignment.expert_units
+        layers = WeightStream(assignment.streamed_units, threads, meter) if assignment.streamed else None
+        store = ExpertStore(experts, assignment.experts_used, assignment.expert_places, threads, meter) if experts else None
+        return Streams(layers, store, meter)
 
     def close(self) -> None:
         """Nothing is prepared or streamed any more."""
@@ -137,7 +141,7 @@ class Preparer:
         if budget.missing_bytes(replace(together, weights_bytes=together.weights_bytes + besides, kv_cache_bytes=all_caches_bytes)):
             self._caches.keep_only({*assignment.layer_units, *own_layers})
 
-    async def _load(self, assignment: AssignmentFacts, report: LoadReport, stream: WeightStream | None) -> tuple[LoadedUnit, ...]:
+    async def _load(self, assignment: AssignmentFacts, report: LoadReport, streams: Streams) -> tuple[LoadedUnit, ...]:
         found = await self._in_loader(lambda: find_local_files(assignment, self._model_dirs))
         peers = weight_peers(assignment.weight_sources, self._coordinator_addresses())
         urls = await self._in_loader(lambda: self._direct_urls(assignment))
@@ -146,7 +150,7 @@ class Preparer:
         fetched = FetchedUnits(members, self._cache, self._threads, keep)
         sources: list[UnitSource] = [*(LocalFiles(paths, self._threads) for paths in found), fetched]
         try:
-            return await self._store.load(assignment, sources, report, stream)
+            return await self._store.load(assignment, sources, report, streams)
         finally:
             await members.close()
 

@@ -230,6 +230,8 @@ class StageHost:
             streamed_bytes=streamed.read_bytes,
             streaming_us=round(streamed.reading_s * 1e6),
             stalled_us=round(streamed.stalled_s * 1e6),
+            experts_found=streamed.experts_found,
+            experts_missed=streamed.experts_missed,
         )
 
     def work(self) -> cluster_pb2.ShardWork:
@@ -391,7 +393,7 @@ class StageHost:
     def _start(self, prepared: Prepared, memory: _Memory, kv: Sequence[LayerCache]) -> None:
         assignment = prepared.assignment
         self._scratch_bytes = prepared.scratch_bytes
-        stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.sent_rows, self._identity.name, prepared.stream)
+        stage = ComputeStage(assignment, prepared.parts, kv, memory.sequences, memory.sent_rows, self._identity.name, prepared.streams)
         outgoing = OutgoingEdge(assignment.next, self._member_in(assignment).opening_to(assignment.next.name))
         self._run = EpochRun(assignment, stage, outgoing, self.compute_thread, self.counters, self._reports.edge_lost, self._reports.fault)
         self._run.start()

@@ -24,7 +24,7 @@ from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, 
 from dairllm.shard_service.forward.stage_states import StageStates
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 from dairllm.shard_service.kv_cache.layers import LayerCache, memory_of
-from dairllm.shard_service.weights.streaming import WeightStream
+from dairllm.shard_service.weights.streams import NO_STREAMS, Streams
 
 ANY_ENCODING_HOLDS = 60000.0
 """Numbers of this size, and half precision a few more."""
@@ -53,7 +53,7 @@ class _Group:
 class ComputeStage:
     """Computes frames of one epoch, in order. A frame that is refused changes nothing. kv: one cache per layer of the assignment.
 
-    sequences, sent_rows: what outlives the epoch. stream: of the units whose matrices do not stay in memory.
+    sequences, sent_rows: what outlives the epoch. streams: weights that do not stay in memory.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class ComputeStage:
         sequences: SequenceTable,
         sent_rows: SentRows,
         shard_name: str,
-        stream: WeightStream | None = None,
+        streams: Streams = NO_STREAMS,
     ) -> None:
-        self._stream = stream
+        self._streams = streams
+        self._stalled_s = 0.0
         self._width, self._carried = assignment.model.row_width, assignment.model.carried_width
         self._row_bytes = encoded_row_bytes(assignment.wire, self._width, self._carried)
         self._boundary = assignment.outgoing_boundary
@@ -204,21 +205,22 @@ class ComputeStage:
         yield from [range(start, units.stop)] if start < units.stop else []
 
     def _is_streamed(self, unit: int) -> bool:
-        return self._stream is not None and unit in self._stream
+        return self._streams.layers is not None and unit in self._streams.layers
 
     def _in_memory(self, unit: int) -> contextlib.AbstractContextManager[None]:
-        if self._stream is None or unit not in self._stream:
+        if self._streams.layers is None or unit not in self._streams.layers:
             return contextlib.nullcontext()
-        return self._stream.in_memory(unit)
+        return self._streams.layers.in_memory(unit)
 
     def _waited_us(self) -> int:
         """Since it was asked last, for weights: that says nothing of how fast the machine computes."""
-        return 0 if self._stream is None else round(self._stream.take_waited_s() * 1e6)
+        before_s, self._stalled_s = self._stalled_s, self._streams.meter.stalled_s
+        return round((self._stalled_s - before_s) * 1e6)
 
     @property
     def read_bytes(self) -> int:
-        """Of weights that were streamed so far."""
-        return 0 if self._stream is None else self._stream.read_bytes
+        """Of weights that do not stay in memory, by this process."""
+        return self._streams.meter.read_bytes
 
     def _results(self, groups: dict[range, _Group], hidden: Sequence[Rows]) -> dict[int, SequenceResult]:
         assert self._head is not None

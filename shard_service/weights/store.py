@@ -15,8 +15,10 @@ from dairllm.model_files.manifest import TensorInfo, Unit
 from dairllm.model_files.memory import streamed_bytes, streamed_size_of, weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, share_matrix
+from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.sources import Piece, UnitSource
 from dairllm.shard_service.weights.streaming import WeightStream
+from dairllm.shard_service.weights.streams import NO_STREAMS, Streams
 from dairllm.shard_service.weights.writers import Matrices, Weights
 
 _UNITS_FETCHED_AT_ONCE = 4
@@ -47,7 +49,7 @@ class LayerStore:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._units: dict[UnitKey, LoadedUnit] = {}
-        self._streams: weakref.WeakSet[WeightStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[WeightStream | ExpertStore] = weakref.WeakSet()
 
     @property
     def weights_bytes(self) -> int:
@@ -74,7 +76,7 @@ class LayerStore:
         return digest, sorted(by_model.get(digest, ()))
 
     async def load(
-        self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress, stream: WeightStream | None = None
+        self, assignment: AssignmentFacts, sources: Sequence[UnitSource], report: ReportProgress, streams: Streams = NO_STREAMS
     ) -> tuple[LoadedUnit, ...]:
         """All units of the assignment, in order: from memory, else from the first source that has the right bytes.
 
@@ -82,9 +84,8 @@ class LayerStore:
         other; of what comes from elsewhere several units are under way at once. Raises the last source's error if none has a unit.
         """
         counting = _Counting(sum(unit.size_bytes for unit in assignment.units), report)
-        plan = _Loading(assignment.model_digest, sources, counting, stream)
-        if stream is not None:
-            self._streams.add(stream)
+        plan = _Loading(assignment.model_digest, sources, counting, streams)
+        self._streams.update(streams)
         tasks: list[asyncio.Task[LoadedUnit]] = []
         for unit in assignment.units:
             before = [task for other, task in zip(assignment.units, tasks, strict=False) if share_matrix(other, unit)]
@@ -96,7 +97,7 @@ class LayerStore:
         if before:
             await asyncio.wait(before)
         counts = plan.counting.of_unit()
-        if plan.stream is not None and unit.index in plan.stream:
+        if plan.streams.has(unit.index):
             return await self._load(unit, plan, counts)
         held = self._units.get(_key(unit))
         if held is not None:
@@ -113,9 +114,9 @@ class LayerStore:
                 for _ in range(source.attempts if source.offers(unit) else 0):
                     try:
                         loaded = await self._load_from(source, self._assembler(unit, plan), unit, counts)
-                        if plan.stream is not None and unit.index in plan.stream:
+                        if plan.streams.has(unit.index):
                             place = await asyncio.get_running_loop().run_in_executor(self._executor, source.place_of, unit)
-                            plan.stream.place(unit.index, place)
+                            plan.streams.place(unit.index, place)
                         return loaded
                     except DairllmError as error:
                         counts.clear()
@@ -138,12 +139,11 @@ class LayerStore:
 
     def _assembler(self, unit: Unit, plan: "_Loading") -> UnitAssembler:
         """What is streamed has its matrices already, and nothing is packed into them yet."""
-        streamed = plan.stream.matrices_of(unit.index) if plan.stream is not None and unit.index in plan.stream else None
         same_model = [held for held in self._units.values() if held.model_digest == plan.model_digest]
 
         def find_shared(tensor: TensorInfo) -> Matrices | None:
-            if streamed is not None:
-                return streamed[tensor.role]
+            if plan.streams.has(unit.index):
+                return plan.streams.matrix_of(unit.index, tensor.role)
             return next((matrix for held in same_model if (matrix := held.matrix_of(tensor)) is not None), None)
 
         return UnitAssembler(unit, plan.model_digest, find_shared)
@@ -175,9 +175,9 @@ async def _all_of(tasks: Sequence[asyncio.Task[LoadedUnit]]) -> list[LoadedUnit]
 class _Loading:
     """One call of `load`."""
 
-    def __init__(self, model_digest: bytes, sources: Sequence[UnitSource], counting: "_Counting", stream: WeightStream | None) -> None:
+    def __init__(self, model_digest: bytes, sources: Sequence[UnitSource], counting: "_Counting", streams: Streams) -> None:
         self.model_digest = model_digest
-        self.stream = stream
+        self.streams = streams
         self.sources = sources
         self.counting = counting
         self._reading = asyncio.Semaphore(1)
@@ -225,7 +225,8 @@ def bytes_together(*assignments: AssignmentFacts) -> int:
     for assignment in assignments:
         by_model.setdefault(assignment.model_digest, {}).update((_key(unit), unit) for unit in assignment.resident_units)
     streams = [[streamed_size_of(unit) for unit in assignment.streamed_units] for assignment in assignments]
-    return sum(weights_bytes(units.values()) for units in by_model.values()) + sum(map(streamed_bytes, streams))
+    experts_bytes = sum(assignment.experts_in_memory.size_bytes for assignment in assignments)
+    return sum(weights_bytes(units.values()) for units in by_model.values()) + sum(map(streamed_bytes, streams)) + experts_bytes
 
 
 UnitKey = tuple[bytes, tuple[tuple[str, str, str, tuple[int, ...], tuple[str, ...]], ...]]

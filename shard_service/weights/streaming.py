@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -96,12 +96,14 @@ def _open(path: Path) -> int:
 class StreamMeter:
     """What a process has read of weights that do not stay in memory, and how long that took, whatever stream it was for.
 
-    stalled_s: for how long frames waited. Any thread.
+    stalled_s: for how long frames waited. experts_found, experts_missed: of those that were chosen, how many were in memory. Any thread.
     """
 
     def __init__(self) -> None:
         self.read_bytes = 0
         self.stalled_s = 0.0
+        self.experts_found = 0
+        self.experts_missed = 0
         self._reading_s = 0.0
         self._under_way = 0
         self._from_s = 0.0
@@ -157,17 +159,18 @@ class UnitPlace:
             file.require_unchanged()
 
 
-class _Piece(NamedTuple):
-    """What is read and packed at once. first_row: counted over all matrices of the tensor."""
+class MatrixPiece(NamedTuple):
+    """What is read and packed at once. matrix: its number in the tensor. first_row: over all matrices. begin: in the unit's bytes."""
 
     tensor: TensorInfo
+    matrix: int
     first_row: int
     begin: int
     size_bytes: int
 
 
-def _pieces_of(unit: Unit) -> Iterator[_Piece]:
-    """Of its matrices; begin: in the unit's bytes."""
+def pieces_of(unit: Unit) -> Iterator[MatrixPiece]:
+    """Of its matrices."""
     begin = 0
     for tensor in unit.tensors:
         if not tensor.is_numbers:
@@ -176,8 +179,78 @@ def _pieces_of(unit: Unit) -> Iterator[_Piece]:
             for matrix in range(num_matrices):
                 for at in range(0, matrix_bytes, piece_bytes):
                     first_row = matrix * outputs + at // tensor.row_bytes
-                    yield _Piece(tensor, first_row, begin + matrix * matrix_bytes + at, min(piece_bytes, matrix_bytes - at))
+                    yield MatrixPiece(tensor, matrix, first_row, begin + matrix * matrix_bytes + at, min(piece_bytes, matrix_bytes - at))
         begin += tensor.size_bytes
+
+
+class PieceReaders:
+    """Read pieces and pack them where they belong. threads: STREAM_READERS of them. largest_bytes: of a piece."""
+
+    def __init__(self, threads: Executor, meter: StreamMeter, largest_bytes: int) -> None:
+        self.meter = meter
+        self.changed = threading.Condition()
+        """Notified of every piece that was read, or was not."""
+        self._threads = threads
+        self._num_done = 0
+        self._buffers: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+        for _ in range(STREAM_READERS):
+            self._buffers.put(mmap.mmap(-1, largest_bytes + 2 * STREAM_PAGE_BYTES))
+
+    def submit(self, orders: Sequence["Order"]) -> None:
+        self.meter.begin(len(orders))
+        for order in orders:
+            self._threads.submit(self._carry_out, order)
+
+    def wait_while(self, is_open: Callable[[], bool]) -> None:
+        """`changed` is held. Raises PeerUnreachable if nothing comes for long."""
+        began_s, seen, seen_s = time.perf_counter(), self._num_done, time.monotonic()
+        while is_open():
+            self.changed.wait(STALL_S / 10)
+            if self._num_done != seen:
+                seen, seen_s = self._num_done, time.monotonic()
+            elif time.monotonic() - seen_s > STALL_S:
+                raise PeerUnreachable(f"the disk has given nothing of the weights for {STALL_S:g} s")
+        self.meter.stalled_s += time.perf_counter() - began_s
+
+    def _carry_out(self, order: "Order") -> None:
+        failure: DairllmError | None = None
+        is_wanted = order.is_wanted()
+        try:
+            if is_wanted:
+                self._pack(order)
+        except DairllmError as error:
+            failure = error
+        except (OSError, ModelFileError) as error:
+            failure = WeightsDiffer(f"unit {order.unit} cannot be read any more: {error}")
+        except Exception as error:
+            log.exception("reading weights failed by a fault of this program")
+            failure = DairllmError(f"reading unit {order.unit} failed: {type(error).__name__}; the cause is in the shard's log")
+        self.meter.end(order.piece.size_bytes if is_wanted else 0)
+        with self.changed:
+            self._num_done += 1
+            order.done(failure)
+            self.changed.notify_all()
+
+    def _pack(self, order: "Order") -> None:
+        buffer, piece = self._buffers.get(), order.piece
+        try:
+            if order.begins:
+                order.place.require_unchanged()
+            pack_piece(piece.tensor, order.matrices, piece.first_row, order.place.read(piece.begin, piece.size_bytes, buffer))
+        finally:
+            self._buffers.put(buffer)
+
+
+class Order(NamedTuple):
+    """A piece to be read. begins: the first of a unit or expert, before which the file is looked at. `changed` is held while it is done."""
+
+    unit: int
+    piece: MatrixPiece
+    place: UnitPlace
+    matrices: Matrices
+    begins: bool
+    is_wanted: Callable[[], bool]
+    done: Callable[[DairllmError | None], None]
 
 
 @dataclass(slots=True)
@@ -195,15 +268,14 @@ class _Streamed:
     unit: Unit
     slot: _Slot
     matrices: Mapping[str, Matrices]
-    pieces: Sequence[_Piece]
+    pieces: Sequence[MatrixPiece]
     place: UnitPlace | None = field(default=None)
 
 
 class WeightStream:
-    """threads: STREAM_READERS of them, which read. All units are placed before the first is read; only one thread computes with them."""
+    """All units are placed before the first is read; only one thread computes with them."""
 
     def __init__(self, units: Sequence[Unit], threads: Executor, meter: StreamMeter) -> None:
-        self._meter = meter
         layouts = [slot_layout(unit) for unit in units]
         self._slots = [_Slot() for _ in range(min(len(units), STREAM_SLOTS))]
         memories = [WeightMemory(max(size_bytes for _, size_bytes in layouts)) for _ in self._slots]
@@ -211,18 +283,13 @@ class WeightStream:
         for number, (unit, (offsets, _)) in enumerate(zip(units, layouts, strict=True)):
             at = number % len(self._slots)
             matrices = {one.role: matrices_for(one, memories[at], offsets[one.role]) for one in unit.tensors if not one.is_numbers}
-            self._units[unit.index] = _Streamed(unit, self._slots[at], matrices, tuple(_pieces_of(unit)))
+            self._units[unit.index] = _Streamed(unit, self._slots[at], matrices, tuple(pieces_of(unit)))
         self._order = [unit.index for unit in units]
         self._next = 0
         self.size_bytes = streamed_bytes([streamed_size_of(unit) for unit in units])
-        self.read_bytes = 0
-        self._waited_s = 0.0
-        self._threads = threads
-        self._buffers: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         largest_bytes = max(piece.size_bytes for one in self._units.values() for piece in one.pieces)
-        for _ in range(STREAM_READERS):
-            self._buffers.put(mmap.mmap(-1, largest_bytes + 2 * STREAM_PAGE_BYTES))
-        self._changed = threading.Condition()
+        self._readers = PieceReaders(threads, meter, largest_bytes)
+        self._changed = self._readers.changed
 
     def __contains__(self, unit: int) -> bool:
         return unit in self._units
@@ -236,18 +303,14 @@ class WeightStream:
         self._units[unit].place = place
 
     def start(self) -> None:
-        """Read what comes first before anybody waits for it. All units are placed."""
+        """Read what comes first before anybody waits for it."""
         with self._changed:
             self._read_ahead()
 
     @contextlib.contextmanager
     def in_memory(self, unit: int) -> Iterator[None]:
         """The unit's matrices are complete within the block. Raises a DairllmError if they can't be read."""
-        began_s = time.perf_counter()
         self._wait_for(unit)
-        waited_s = time.perf_counter() - began_s
-        self._waited_s += waited_s
-        self._meter.stalled_s += waited_s
         try:
             yield
         finally:
@@ -255,17 +318,12 @@ class WeightStream:
                 self._units[unit].slot.unit = None
                 self._read_ahead()
 
-    def take_waited_s(self) -> float:
-        """How long was waited for weights since this was asked last."""
-        waited_s, self._waited_s = self._waited_s, 0.0
-        return waited_s
-
     def _wait_for(self, unit: int) -> None:
         slot = self._units[unit].slot
         with self._changed:
             if slot.unit != unit:
                 self._go_to(unit)
-            self._wait_until_read([slot])
+            self._readers.wait_while(lambda: slot.left > 0)
             if slot.failure is not None:
                 failure, slot.failure, slot.unit = slot.failure, None, None
                 raise failure
@@ -275,18 +333,9 @@ class WeightStream:
         for slot in self._slots:
             slot.unit, slot.failure = None, None
             slot.turn += 1
-        self._wait_until_read(self._slots)
+        self._readers.wait_while(lambda: any(slot.left for slot in self._slots))
         self._next = self._order.index(unit)
         self._read_ahead()
-
-    def _wait_until_read(self, slots: Sequence[_Slot]) -> None:
-        seen_bytes, seen_s = self.read_bytes, time.monotonic()
-        while any(slot.left for slot in slots):
-            self._changed.wait(STALL_S / 10)
-            if self.read_bytes != seen_bytes:
-                seen_bytes, seen_s = self.read_bytes, time.monotonic()
-            elif time.monotonic() - seen_s > STALL_S:
-                raise PeerUnreachable(f"the disk has given nothing of the weights for {STALL_S:g} s")
 
     def _read_ahead(self) -> None:
         while True:
@@ -296,41 +345,20 @@ class WeightStream:
             slot = one.slot
             slot.unit, slot.left = one.unit.index, len(one.pieces)
             slot.turn += 1
-            self._meter.begin(len(one.pieces))
-            for piece in one.pieces:
-                self._threads.submit(self._read, one, piece, slot.turn)
+            self._readers.submit([self._order_of(one, piece, slot.turn) for piece in one.pieces])
             self._next = (self._next + 1) % len(self._order)
 
-    def _read(self, one: _Streamed, piece: _Piece, turn: int) -> None:
-        failure: DairllmError | None = None
-        read_bytes = 0
-        try:
-            if one.slot.turn == turn and one.slot.failure is None:
-                self._pack(one, piece)
-                read_bytes = piece.size_bytes
-        except DairllmError as error:
-            failure = error
-        except (OSError, ModelFileError) as error:
-            failure = WeightsDiffer(f"unit {one.unit.index} cannot be read any more: {error}")
-        except Exception as error:
-            log.exception("reading weights failed by a fault of this program")
-            failure = DairllmError(f"reading unit {one.unit.index} failed: {type(error).__name__}; the cause is in the shard's log")
-        self._meter.end(read_bytes)
-        with self._changed:
-            one.slot.left -= 1
-            self.read_bytes += piece.size_bytes
-            if failure is not None and one.slot.turn == turn:
-                one.slot.failure = failure
-            self._changed.notify_all()
-
-    def _pack(self, one: _Streamed, piece: _Piece) -> None:
+    @staticmethod
+    def _order_of(one: _Streamed, piece: MatrixPiece, turn: int) -> Order:
         assert one.place is not None, "units are placed before they are read"
-        buffer = self._buffers.get()
-        try:
-            if piece is one.pieces[0]:
-                one.place.require_unchanged()
-            pack_piece(
-                piece.tensor, one.matrices[piece.tensor.role], piece.first_row, one.place.read(piece.begin, piece.size_bytes, buffer)
-            )
-        finally:
-            self._buffers.put(buffer)
+        slot = one.slot
+
+        def is_wanted() -> bool:
+            return slot.turn == turn and slot.failure is None
+
+        def done(failure: DairllmError | None) -> None:
+            slot.left -= 1
+            if failure is not None and slot.turn == turn:
+                slot.failure = failure
+
+        return Order(one.unit.index, piece, one.place, one.matrices[piece.tensor.role], piece is one.pieces[0], is_wanted, done)

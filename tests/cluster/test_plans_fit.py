@@ -19,7 +19,7 @@ from dairllm.model_files.block_formats import BLOCK_FORMATS, VECTOR_FORMATS
 from dairllm.model_files.dense_decoder import dense_decoder
 from dairllm.model_files.feed_forward import Activation, DenseFeedForward, ExpertFeedForward, Router
 from dairllm.model_files.manifest import Manifest, ModelFile, TensorInfo, TensorPiece, Unit, compute_model_digest
-from dairllm.model_files.memory import STREAMED_FEATURE
+from dairllm.model_files.memory import EXPERTS_FEATURE, STREAMED_FEATURE
 from dairllm.model_files.norm import Norm
 from dairllm.model_files.roles import is_numbers, unit_shapes
 from dairllm.model_files.spec import LayerSpec, ModelSpec, PerLayerEmbedding, PerLayerInput
@@ -153,16 +153,14 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 def offer_of(name: str, budget: MemoryBudget, demand: ModelDemand, *, streams: bool = True) -> ShardOffer:
-    features = demand.features | ({STREAMED_FEATURE} if streams else set())
+    features = demand.features | ({STREAMED_FEATURE, EXPERTS_FEATURE} if streams else set())
     return ShardOffer(name, budget.total_bytes, budget.reserve, 0.0, 0.0, features, demand.block_formats, get_num_threads())
 
 
 def assignment_of(manifest: Manifest, stage: Stage, geometry: CacheGeometry) -> AssignmentFacts:
     units = tuple(manifest.units[index] for index in stage.units)
-    streamed = frozenset(stage.streamed)
-    return AssignmentFacts(
-        1, manifest.model_digest, manifest.spec, units, "", manifest.files, Peer("next", ()), geometry, "F32", streamed=streamed
-    )
+    facts = AssignmentFacts(1, manifest.model_digest, manifest.spec, units, "", manifest.files, Peer("next", ()), geometry, "F32")
+    return replace(facts, streamed=frozenset(stage.streamed), expert_places=stage.expert_places)
 
 
 @settings(deadline=None, max_examples=150)

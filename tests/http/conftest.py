@@ -28,7 +28,8 @@ LIMITS = HttpLimits(
     cluster_interval_s=0.02,
 )
 
-SHARDS = [{"name": "a", "usage": {"streamed_bytes": 5000, "streaming_us": 2_500_000, "stalled_us": 1_000_000}}, {"name": "b"}]
+USAGE = {"streamed_bytes": 5000, "streaming_us": 2_500_000, "stalled_us": 1_000_000, "experts_found": 30, "experts_missed": 10}
+SHARDS = [{"name": "a", "usage": USAGE}, {"name": "b"}]
 
 
 @dataclass

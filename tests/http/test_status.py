@@ -53,6 +53,8 @@ async def test_metrics(site: Site) -> None:
     assert metrics["dairllm_shard_streamed_bytes_total", "a"] == 5000
     assert metrics["dairllm_shard_streaming_seconds_total", "a"] == 2.5
     assert metrics["dairllm_shard_stalled_seconds_total", "a"] == 1.0
+    assert metrics["dairllm_shard_experts_found_total", "a"] == 30
+    assert metrics["dairllm_shard_experts_missed_total", "a"] == 10
     assert metrics["dairllm_shard_streamed_bytes_total", "b"] == 0
 
 

@@ -29,12 +29,12 @@ def completion_body(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
 class StreamedAnswer:
     """A streaming client in a thread of its own. Within the block it reads as fast as tokens come; leaving the block ends the answer.
 
-    http: the API's base URL. error: with what the server ended the answer. is_complete: it came whole; if it is over with neither, the
-    connection was lost. response: once its headers have come. num_comments: that kept it alive. ended_s: on the monotonic clock, as
-    Token.arrived_s.
+    http: the API's base URL. changes: of the body. error: with what the server ended the answer. is_complete: it came whole; if it is over
+    with neither, the connection was lost. response: once its headers have come. num_comments: that kept it alive. ended_s: on the
+    monotonic clock, as Token.arrived_s.
     """
 
-    def __init__(self, http: str, prompt: Sequence[int], num_tokens: int, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    def __init__(self, http: str, prompt: Sequence[int], num_tokens: int, timeout_s: float = REQUEST_TIMEOUT_S, **changes: Any) -> None:
         self.tokens: list[Token] = []
         self.error: str | None = None
         self.is_complete = False
@@ -44,7 +44,7 @@ class StreamedAnswer:
         self._connection_error: httpx.TransportError | None = None
         self._client = httpx.Client(base_url=http, timeout=timeout_s, trust_env=False)
         self._timeout_s = timeout_s
-        self._body = {**completion_body(prompt, num_tokens), "stream": True}
+        self._body = {**completion_body(prompt, num_tokens), "stream": True, **changes}
         self._is_left = threading.Event()
         self._thread = threading.Thread(target=self._read)
 

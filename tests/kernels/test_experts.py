@@ -446,7 +446,9 @@ class Coming:
         self._wanted: list[tuple[int, bool]] = []
         shape = experts.shape
         rows = {"expert_gate": shape.intermediate, "expert_up": shape.intermediate, "expert_down": shape.hidden}
-        sizes = {role: PackedStack(shape.format_of(role), 1, count, experts.stored[role].shape[2]).size_bytes for role, count in rows.items()}
+        sizes = {
+            role: PackedStack(shape.format_of(role), 1, count, experts.stored[role].shape[2]).size_bytes for role, count in rows.items()
+        }
         offsets = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())]).tolist()
         memory = WeightMemory(num_places * offsets[-1])
         self._places = ExpertPlaces(shape.experts, memory, offsets[-1], num_places, self)

@@ -18,8 +18,10 @@ from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import SequenceTable
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.weights.assembler import FindMatrix, LoadedUnit, UnitAssembler
+from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.sources import place_in
 from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
+from dairllm.shard_service.weights.streams import NO_STREAMS, Streams
 from tests.shard_service.fake_coordinator import FakeCoordinator
 
 
@@ -48,8 +50,8 @@ class LocalRing(NamedTuple):
 
 
 def ring_over(path: Path, wire: str, cuts: Sequence[int] = (2,), readers: Executor | None = None, **changes: Any) -> LocalRing:
-    """cuts: the units that a stage begins with, but for the first one. readers: threads by which all layers are streamed; None: they stay
-    in memory. changes: of the assignments."""
+    """cuts: the units that a stage begins with, but for the first one. readers: threads by which all layers are streamed, or the experts of
+    those where `expert_places` is among the changes; None: they stay in memory. changes: of the assignments."""
     coordinator = FakeCoordinator(path)
     assert coordinator.manifest is not None
     spec = coordinator.manifest.spec
@@ -62,24 +64,33 @@ def _stage(
     coordinator: FakeCoordinator, name: str, units: range, wire: str, readers: Executor | None, changes: Mapping[str, Any]
 ) -> ComputeStage:
     assert coordinator.manifest is not None
-    layers = range(max(units.start, 1), min(units.stop, coordinator.manifest.spec.head_index)) if readers else ()
-    message = coordinator.assignment(1, units, wire=parse_encoding(wire), **changes)
-    message.streamed_units.extend(layers)
+    layers = range(max(units.start, 1), min(units.stop, coordinator.manifest.spec.head_index))
+    expert_places = changes.get("expert_places", 0) if layers else 0
+    message = coordinator.assignment(1, units, wire=parse_encoding(wire), **{**changes, "expert_places": expert_places})
+    message.streamed_units.extend(layers if readers and not expert_places else ())
     assignment = assignment_from_proto(message)
-    stream = WeightStream(assignment.streamed_units, readers, StreamMeter()) if readers is not None and assignment.streamed else None
+    streams = NO_STREAMS if readers is None else _streams(assignment, readers)
     sequences = SequenceTable(assignment.model, assignment.geometry)
     sent_rows = SentRows(encoded_row_bytes(wire, assignment.model.row_width, assignment.model.carried_width), 1 << 20)
-    stage = build_stage(assignment, _loaded(coordinator, assignment, stream))
-    return ComputeStage(assignment, stage, KvCaches().arrange(assignment), sequences, sent_rows, name, stream)
+    stage = build_stage(assignment, _loaded(coordinator, assignment, streams))
+    return ComputeStage(assignment, stage, KvCaches().arrange(assignment), sequences, sent_rows, name, streams)
 
 
-def _loaded(coordinator: FakeCoordinator, assignment: AssignmentFacts, stream: WeightStream | None) -> list[LoadedUnit]:
+def _streams(assignment: AssignmentFacts, readers: Executor) -> Streams:
+    meter, experts = StreamMeter(), assignment.expert_units
+    layers = WeightStream(assignment.streamed_units, readers, meter) if assignment.streamed else None
+    return Streams(
+        layers, ExpertStore(experts, assignment.experts_used, assignment.expert_places, readers, meter) if experts else None, meter
+    )
+
+
+def _loaded(coordinator: FakeCoordinator, assignment: AssignmentFacts, streams: Streams) -> list[LoadedUnit]:
     assert coordinator.model is not None
     found = []
     paths = open_container(coordinator.model).paths
     with ModelSource(paths) as source:
         for unit in assignment.units:
-            assembler = UnitAssembler(unit, assignment.model_digest, _streamed(unit, stream, paths))
+            assembler = UnitAssembler(unit, assignment.model_digest, _streamed(unit, streams, paths))
             for place in ranges_of(unit):
                 piece = source.read(place)
                 assembler.hash(piece)
@@ -88,10 +99,8 @@ def _loaded(coordinator: FakeCoordinator, assignment: AssignmentFacts, stream: W
     return found
 
 
-def _streamed(unit: Unit, stream: WeightStream | None, paths: tuple[Path, ...]) -> FindMatrix:
-    """The matrices that a unit has already, if it is streamed; it is read from these files then."""
-    if stream is None or unit.index not in stream:
-        return lambda _: None
-    stream.place(unit.index, place_in(paths, unit))
-    matrices = stream.matrices_of(unit.index)
-    return lambda tensor: matrices[tensor.role]
+def _streamed(unit: Unit, streams: Streams, paths: tuple[Path, ...]) -> FindMatrix:
+    """The matrices that a unit has already, if they do not stay; they are read from these files then."""
+    if streams.has(unit.index):
+        streams.place(unit.index, place_in(paths, unit))
+    return lambda tensor: streams.matrix_of(unit.index, tensor.role)

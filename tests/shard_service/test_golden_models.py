@@ -14,6 +14,7 @@ from dairllm.mesh.sampling import SamplingParams
 from dairllm.model_files.architectures import architecture_of
 from dairllm.model_files.containers import open_container
 from dairllm.model_files.converting.writing import convert_model
+from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.memory import STREAM_READERS
 from dairllm.model_files.spec import ModelSpec
 from tests.instruments.golden import LARGEST_F32_ERROR, TINY
@@ -111,6 +112,28 @@ def test_layers_that_are_streamed_give_the_same_bits(name: str, readers: Executo
     expected = continued(in_memory, first, len(ids), NUM_CONTINUED, DEFAULT_WIRE)
     assert continued(streamed, first, len(ids), NUM_CONTINUED, DEFAULT_WIRE) == expected
     assert streamed.first.read_bytes > 0
+
+
+def with_experts(name: str) -> list[ExpertFeedForward]:
+    return [layer.feed_forward for layer in SPECS[name].layers if isinstance(layer.feed_forward, ExpertFeedForward)]
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if with_experts(name)])
+def test_experts_that_are_read_when_they_are_chosen_give_the_same_bits(name: str, readers: Executor) -> None:
+    """With as few in memory as can be, where one is computed after the other, with so many that some stay, and above the cliff."""
+    ids, cuts = np.load(TINY / name / "golden.npz")["input_ids"].tolist(), (SPECS[name].num_units - 1,)
+    context_length, experts = len(ids) + NUM_CONTINUED, with_experts(name)
+    least, touched = max(one.num_experts_used for one in experts), sum(one.num_experts_used for one in experts)
+    in_memory = ring_over(TINY / name, DEFAULT_WIRE, cuts, context_length=context_length)
+    expected = prompt_scores(in_memory, ids, DEFAULT_WIRE)
+    tokens = continued(in_memory, expected[1], len(ids), NUM_CONTINUED, DEFAULT_WIRE)
+    for places in sorted({least, touched - 1, touched, touched + 1} - {0}):
+        if places < least:
+            continue
+        ring = ring_over(TINY / name, DEFAULT_WIRE, cuts, readers, context_length=context_length, expert_places=places)
+        assert prompt_scores(ring, ids, DEFAULT_WIRE) == expected
+        assert continued(ring, expected[1], len(ids), NUM_CONTINUED, DEFAULT_WIRE) == tokens
+        assert ring.first.read_bytes > 0
 
 
 @pytest.fixture(autouse=True)

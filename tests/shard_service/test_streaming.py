@@ -86,9 +86,11 @@ def write_units(folder: Path) -> Stored:
     return Stored(paths, tuple(units), values)
 
 
-def stream_of(stored: Stored, readers: ThreadPoolExecutor, units: Sequence[Unit] | None = None) -> WeightStream:
+def stream_of(
+    stored: Stored, readers: ThreadPoolExecutor, units: Sequence[Unit] | None = None, meter: StreamMeter | None = None
+) -> WeightStream:
     streamed = stored.units if units is None else units
-    stream = WeightStream(streamed, readers, StreamMeter())
+    stream = WeightStream(streamed, readers, meter or StreamMeter())
     for unit in streamed:
         stream.place(unit.index, place_in(stored.paths, unit))
     return stream
@@ -107,12 +109,13 @@ def require_right(stored: Stored, stream: WeightStream, unit: int) -> None:
 
 
 def test_units_come_round_and_round(stored: Stored, readers: ThreadPoolExecutor) -> None:
-    stream = stream_of(stored, readers)
+    meter = StreamMeter()
+    stream = stream_of(stored, readers, meter=meter)
     for _ in range(3):
         for unit in stored.units:
             require_right(stored, stream, unit.index)
     matrices_bytes = sum(piece.size_bytes for unit in stored.units for tensor in unit.tensors[:2] for piece in tensor.pieces)
-    assert 3 * matrices_bytes <= stream.read_bytes <= (3 + 1) * matrices_bytes, "what is read ahead at the end, and nothing twice"
+    assert 3 * matrices_bytes <= meter.read_bytes <= (3 + 1) * matrices_bytes, "what is read ahead at the end, and nothing twice"
     assert stream.size_bytes == streamed_bytes([streamed_size_of(unit) for unit in stored.units])
 
 
@@ -164,7 +167,7 @@ def test_what_was_read_and_how_long_it_took_is_counted(stored: Stored, readers: 
         require_right(stored, stream, unit.index)
     readers.shutdown()
     read_s = meter.reading_s
-    assert meter.read_bytes == stream.read_bytes > 0
+    assert meter.read_bytes > 0
     assert 0 < read_s == meter.reading_s
     assert meter.stalled_s >= 0
 

@@ -79,7 +79,7 @@ class Preparation(MachinePart):
         shards = list(candidate.plan.placement)
         position = shards.index(member.name)
         stage = candidate.plan.stages[position]
-        units, streamed = stage.units, stage.streamed
+        units, streamed = stage.units, (stage.streamed, stage.expert_places)
         following = self._members[shards[position + 1]].peer if position + 1 < len(shards) else None
         candidate.tell(member.name)
         exclusive = candidate.assigned[member.name]
@@ -92,7 +92,7 @@ class Preparation(MachinePart):
             self._cache.narrow(member.holder, units)
             member.held = member.held & frozenset(units)
         geometry = candidate.plan.num_kv_blocks, self._config.kv_block_tokens, model.context_length, self._config.max_batch_rows
-        self._journal.do(AssignUnits(member.name, member.boot_id, candidate.epoch, units, following, *geometry, exclusive, streamed))
+        self._journal.do(AssignUnits(member.name, member.boot_id, candidate.epoch, units, following, *geometry, exclusive, *streamed))
 
     def assign_exclusively(self, candidate: Candidate, member: Member) -> None:
         """It can't load its part beside what it has: it frees that first, at once or when the ring is closed."""

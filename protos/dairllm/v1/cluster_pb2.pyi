@@ -186,7 +186,7 @@ class ShardWork(_message.Message):
     def __init__(self, given: _Optional[int] = ..., done: _Optional[int] = ..., cpu_us: _Optional[int] = ..., epoch: _Optional[int] = ..., received_frames: _Optional[int] = ..., computed_frames: _Optional[int] = ..., sent_frames: _Optional[int] = ...) -> None: ...
 
 class ShardUsage(_message.Message):
-    __slots__ = ("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes", "frames", "rows", "compute_us", "sent_bytes", "received_bytes", "streamed_bytes", "streaming_us", "stalled_us")
+    __slots__ = ("weights_bytes", "kv_cache_bytes", "scratch_bytes", "resident_bytes", "frames", "rows", "compute_us", "sent_bytes", "received_bytes", "streamed_bytes", "streaming_us", "stalled_us", "experts_found", "experts_missed")
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +199,8 @@ class ShardUsage(_message.Message):
     STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAMING_US_FIELD_NUMBER: _ClassVar[int]
     STALLED_US_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FOUND_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_MISSED_FIELD_NUMBER: _ClassVar[int]
     weights_bytes: int
     kv_cache_bytes: int
     scratch_bytes: int
@@ -211,7 +213,9 @@ class ShardUsage(_message.Message):
     streamed_bytes: int
     streaming_us: int
     stalled_us: int
-    def __init__(self, weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., frames: _Optional[int] = ..., rows: _Optional[int] = ..., compute_us: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., streaming_us: _Optional[int] = ..., stalled_us: _Optional[int] = ...) -> None: ...
+    experts_found: int
+    experts_missed: int
+    def __init__(self, weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., frames: _Optional[int] = ..., rows: _Optional[int] = ..., compute_us: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., streaming_us: _Optional[int] = ..., stalled_us: _Optional[int] = ..., experts_found: _Optional[int] = ..., experts_missed: _Optional[int] = ...) -> None: ...
 
 class HeartbeatAck(_message.Message):
     __slots__ = ("number",)
@@ -234,7 +238,7 @@ class Welcome(_message.Message):
     def __init__(self, coordinator_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_timeout_ms: _Optional[int] = ..., observed_host: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("epoch", "model_digest", "spec", "units", "model_folder", "model_files", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key", "wire", "model_urls", "streamed_units")
+    __slots__ = ("epoch", "model_digest", "spec", "units", "model_folder", "model_files", "next", "num_kv_blocks", "kv_block_tokens", "context_length", "max_batch_rows", "kv_cache_type", "ring_key", "exclusive", "weight_sources", "kv_key", "wire", "model_urls", "streamed_units", "expert_places")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +258,7 @@ class Assignment(_message.Message):
     WIRE_FIELD_NUMBER: _ClassVar[int]
     MODEL_URLS_FIELD_NUMBER: _ClassVar[int]
     STREAMED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_PLACES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model_digest: bytes
     spec: _model_pb2.ModelSpec
@@ -273,7 +278,8 @@ class Assignment(_message.Message):
     wire: _model_pb2.Encoding
     model_urls: _containers.RepeatedScalarFieldContainer[str]
     streamed_units: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_folder: _Optional[str] = ..., model_files: _Optional[_Iterable[_Union[_model_pb2.ModelFile, _Mapping]]] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., model_urls: _Optional[_Iterable[str]] = ..., streamed_units: _Optional[_Iterable[int]] = ...) -> None: ...
+    expert_places: int
+    def __init__(self, epoch: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., units: _Optional[_Iterable[_Union[_model_pb2.Unit, _Mapping]]] = ..., model_folder: _Optional[str] = ..., model_files: _Optional[_Iterable[_Union[_model_pb2.ModelFile, _Mapping]]] = ..., next: _Optional[_Union[Peer, _Mapping]] = ..., num_kv_blocks: _Optional[int] = ..., kv_block_tokens: _Optional[int] = ..., context_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., kv_cache_type: _Optional[_Union[CacheType, str]] = ..., ring_key: _Optional[bytes] = ..., exclusive: bool = ..., weight_sources: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., kv_key: _Optional[bytes] = ..., wire: _Optional[_Union[_model_pb2.Encoding, str]] = ..., model_urls: _Optional[_Iterable[str]] = ..., streamed_units: _Optional[_Iterable[int]] = ..., expert_places: _Optional[int] = ...) -> None: ...
 
 class ActivateStage(_message.Message):
     __slots__ = ("epoch", "transfers", "alive_sequences")
@@ -573,7 +579,7 @@ class LostShard(_message.Message):
     def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., since_time_s: _Optional[float] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., software_version: _Optional[str] = ...) -> None: ...
 
 class ShardState(_message.Message):
-    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit", "streamed_bytes", "stream_s_per_byte")
+    __slots__ = ("name", "addresses", "phase", "stage", "first_unit", "end_unit", "capabilities", "usage", "load", "round_trip_us", "last_seen_s", "predicted_step_s", "measured_step_s", "note", "software_version", "next_first_unit", "next_end_unit", "streamed_bytes", "stream_s_per_byte", "expert_places", "experts_touched")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -593,6 +599,8 @@ class ShardState(_message.Message):
     NEXT_END_UNIT_FIELD_NUMBER: _ClassVar[int]
     STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAM_S_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_PLACES_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_TOUCHED_FIELD_NUMBER: _ClassVar[int]
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     phase: ShardPhase
@@ -612,7 +620,9 @@ class ShardState(_message.Message):
     next_end_unit: int
     streamed_bytes: int
     stream_s_per_byte: float
-    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ..., next_first_unit: _Optional[int] = ..., next_end_unit: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., stream_s_per_byte: _Optional[float] = ...) -> None: ...
+    expert_places: int
+    experts_touched: int
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[ShardPhase, str]] = ..., stage: _Optional[int] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., capabilities: _Optional[_Union[ShardCapabilities, _Mapping]] = ..., usage: _Optional[_Union[ShardUsage, _Mapping]] = ..., load: _Optional[_Union[LoadProgress, _Mapping]] = ..., round_trip_us: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., note: _Optional[str] = ..., software_version: _Optional[str] = ..., next_first_unit: _Optional[int] = ..., next_end_unit: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., stream_s_per_byte: _Optional[float] = ..., expert_places: _Optional[int] = ..., experts_touched: _Optional[int] = ...) -> None: ...
 
 class DrainShardRequest(_message.Message):
     __slots__ = ("name", "force")

@@ -1,0 +1,42 @@
+"""Weights of a stage that do not stay in memory: whole layers, or the experts of layers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dairllm.shard_service.weights.experts import ExpertStore
+from dairllm.shard_service.weights.streaming import StreamMeter, UnitPlace, WeightStream
+from dairllm.shard_service.weights.writers import Matrices
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streams:
+    """layers, experts: None where there are none. meter: counts what is read, for all streams of the process."""
+
+    layers: WeightStream | None
+    experts: ExpertStore | None
+    meter: StreamMeter
+
+    def __iter__(self) -> Iterator[WeightStream | ExpertStore]:
+        return (stream for stream in (self.layers, self.experts) if stream is not None)
+
+    def has(self, unit: int) -> bool:
+        """Whether not all of it stays."""
+        return any(unit in stream for stream in self)
+
+    def matrix_of(self, unit: int, role: str) -> Matrices | None:
+        """Where a matrix comes to that does not stay; None for one that does."""
+        return next((stream.matrices_of(unit).get(role) for stream in self if unit in stream), None)
+
+    def place(self, unit: int, place: UnitPlace) -> None:
+        """Where it is read from: the bytes there were verified."""
+        for stream in self:
+            if unit in stream:
+                stream.place(unit, place)
+
+    def start(self) -> None:
+        """All units are placed."""
+        if self.layers is not None:
+            self.layers.start()
+
+
+NO_STREAMS = Streams(None, None, StreamMeter())
