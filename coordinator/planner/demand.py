@@ -132,6 +132,7 @@ class ShardOffer:
     hop_s: what one more edge of the ring, to this shard, adds to a step.
     most_bytes: of weights and KV cache, if it is not to be asked for more than that whatever its budget is.
     stream_s_per_byte: what reading a byte of weights takes that have no room; 0 if unknown.
+    expert_misses: of the experts that would have to be read if all were equally likely, how many have to be.
     """
 
     name: str
@@ -144,6 +145,7 @@ class ShardOffer:
     num_threads: int = 1
     most_bytes: int | None = None
     stream_s_per_byte: float = 0.0
+    expert_misses: float = 1.0
 
     def room_for(self, demand: ModelDemand, units: range) -> int:
         """Bytes for the weights and the KV cache of these units; below zero if it needs more than it has without them."""

@@ -1,7 +1,7 @@
 """What need not stay in memory: whole layers, or of layers with experts all experts but those that are chosen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dairllm.coordinator.planner.demand import ModelDemand
@@ -13,8 +13,8 @@ class StreamedPart:
     """What a stage reads anew for every step.
 
     weights_bytes: of all its weights, in memory. size_bytes: that a step of one row reads; ahead_bytes: of these, while other stages
-    compute. layers: the units that are read. expert_places: so many experts are in memory, 0: all. is_below_cliff: fewer than a row
-    chooses. num_touched: so many are those.
+    compute. layers: the units that are read. expert_places: so many experts are in memory, 0: all; num_touched: so many a row chooses;
+    missed_share: of these, how many have to be read if all are equally likely.
     """
 
     weights_bytes: int = 0
@@ -23,6 +23,11 @@ class StreamedPart:
     layers: tuple[int, ...] = ()
     expert_places: int = 0
     num_touched: int = 0
+    missed_share: float = 0.0
+
+    def with_misses(self, ratio: float) -> "StreamedPart":
+        """Where so many of the experts have to be read that would have to be if all were equally likely."""
+        return replace(self, size_bytes=round(self.size_bytes * ratio)) if self.expert_places else self
 
     def passing_ps(self, step_ps: int, ps_per_byte: float) -> int:
         """From a row's arrival to its departure. step_ps: of computing alone."""
@@ -110,9 +115,9 @@ class ExpertsInPlaces:
         experts = ExpertsInMemory(sizes, min(most, (room_bytes - besides - none.size_bytes) // none.place_bytes))
         if experts.num_places < none.least_places:
             return None
-        read_bytes = sum(size.num_used * size.place_bytes for size in sizes) * (1 - experts.expected_hits)
-        weights_bytes = besides + experts.size_bytes
-        return StreamedPart(weights_bytes, round(read_bytes), expert_places=experts.num_places, num_touched=experts.num_touched)
+        missed = 1 - experts.expected_hits
+        read_bytes = round(missed * sum(size.num_used * size.place_bytes for size in sizes))
+        return StreamedPart(besides + experts.size_bytes, read_bytes, 0, (), experts.num_places, experts.num_touched, missed)
 
     def _sizes_of(self, units: range) -> list[ExpertsSize]:
         return [size for unit in units if (size := self.demand.units[unit].experts) is not None]

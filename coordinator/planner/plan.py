@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Stage:
     """weights_bytes: in memory. predicted_step_s: without reading. streamed: units that are read anew for every step. streamed_bytes: that
     such a step of one row reads of weights. expert_places: so many experts are in memory, 0: all; experts_touched: so many a row
-    chooses."""
+    chooses; missed_share: of these, how many have to be read if all are equally likely."""
 
     shard: str
     units: range
@@ -21,6 +21,7 @@ class Stage:
     streamed_bytes: int = 0
     expert_places: int = 0
     experts_touched: int = 0
+    missed_share: float = 0.0
 
     @property
     def is_below_cliff(self) -> bool:

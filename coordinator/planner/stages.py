@@ -64,4 +64,5 @@ def _stage(problem: Problem, run: Run, part: StreamedPart, num_blocks: int) -> S
         part.size_bytes,
         part.expert_places,
         part.num_touched,
+        part.missed_share,
     )

@@ -106,4 +106,5 @@ def streamed_part(problem: Problem, run: Run) -> StreamedPart | None:
         return NOTHING_STREAMED
     demand, kv = problem.demand, problem.kv
     cache_bytes = demand.state_bytes_per_token(run.units) * kv.block_tokens * kv.least_blocks(demand.context_length)
-    return problem.streaming.part_of(run.units, run.shard.offer.room_for(demand, run.units) - cache_bytes)
+    part = problem.streaming.part_of(run.units, run.shard.offer.room_for(demand, run.units) - cache_bytes)
+    return None if part is None else part.with_misses(run.shard.offer.expert_misses)

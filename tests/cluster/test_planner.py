@@ -23,7 +23,7 @@ from dairllm.coordinator.planner import (
     UnitDemand,
     make_plan,
 )
-from dairllm.model_files.memory import STREAM_READERS, STREAM_SLOTS, STREAMED_FEATURE, Reserve, StreamedSize
+from dairllm.model_files.memory import EXPERTS_FEATURE, STREAM_READERS, STREAM_SLOTS, STREAMED_FEATURE, ExpertsSize, Reserve, StreamedSize
 from tests.instruments.descriptions import FEATURES, demand_of
 
 MIB = 1 << 20
@@ -462,6 +462,43 @@ def test_streaming_is_no_slower_than_from_any_one_disk(num_layers: int, machines
     assert plan.in_memory.missing_bytes > 0
     alone = [make_plan(model, [one]) for one in offers]
     assert plan.predicted_step_s <= min([one.predicted_step_s for one in alone if isinstance(one, Plan)], default=math.inf)
+
+
+def with_experts(num_layers: int) -> ModelDemand:
+    """Layers of 100 bytes and 10 experts of 100, of which a row uses 2."""
+    model = demand((1100,) * num_layers, context=32)
+    size = ExpertsSize(num_experts=10, num_used=2, place_bytes=100, others_bytes=100, reading_bytes=10)
+    layers = tuple(unit._replace(expert_bytes=1000, expert_share=0.2, step_bytes=300, experts=size) for unit in model.units[1:-1])
+    return replace(model, units=(model.units[0], *layers, model.units[-1]))
+
+
+def reading_offer(name: str, memory: int) -> ShardOffer:
+    plain = offer(name, memory)
+    return replace(plain, features=plain.features | {EXPERTS_FEATURE})
+
+
+def test_as_many_experts_as_there_is_room_for_are_in_memory() -> None:
+    model = with_experts(5)
+    whole = 200 + 5 * 32 + 5 * 1100
+    assert planned(model, [reading_offer("A", whole)]).stages[0].expert_places == 0
+    (stage,) = planned(model, [reading_offer("A", whole - 1)]).stages
+    assert (stage.expert_places, stage.experts_touched, stage.is_below_cliff) == (49, 10, False)
+    assert stage.streamed_bytes == 20, "one in 50 of the ten that a row chooses"
+    besides = whole - 5000 + STREAM_READERS * 10
+    assert planned(model, [reading_offer("A", besides + 1000)]).stages[0].is_below_cliff is False
+    (few,) = planned(model, [reading_offer("A", besides + 999)]).stages
+    assert (few.expert_places, few.is_below_cliff, few.streamed_bytes) == (9, True, 860), "two take turns, seven of 50 stay"
+    assert isinstance(make_plan(model, [reading_offer("A", besides + 199)]), Infeasible), "a row uses two"
+
+
+def test_what_is_read_of_experts_takes_its_time_and_as_many_as_were_measured_are() -> None:
+    model, machine = with_experts(5), replace(reading_offer("A", 3000), stream_s_per_byte=1e-6)
+    plan = planned(model, [machine])
+    (stage,) = plan.stages
+    assert plan.predicted_step_s == pytest.approx(stage.predicted_step_s + stage.streamed_bytes * 1e-6)
+    (kind,) = planned(model, [replace(machine, expert_misses=0.5)]).stages
+    assert kind.streamed_bytes == stage.streamed_bytes / 2
+    assert (kind.expert_places, kind.missed_share) == (stage.expert_places, stage.missed_share)
 
 
 def planned(model: ModelDemand, offers: list[ShardOffer]) -> Plan:

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from dairllm.coordinator.cluster.books.disks import Disk
+from dairllm.coordinator.cluster.books.expert_misses import ExpertMisses
 from dairllm.coordinator.cluster.books.speeds import SpeedEstimate
 from dairllm.coordinator.cluster.books.watch import Watch
 from dairllm.coordinator.cluster.config import ClusterConfig
@@ -102,6 +103,7 @@ class Member:
     held: frozenset[int] = frozenset()
     told_note: str = ""
     disk: Disk = field(default_factory=Disk)
+    misses: ExpertMisses = field(default_factory=ExpertMisses)
 
     @property
     def name(self) -> str:
@@ -220,4 +222,5 @@ class Member:
             max(1, capabilities.num_threads),
             self.limit_bytes if now_s < self.limit_until_s else None,
             self.disk.s_per_byte,
+            self.misses.ratio,
         )

@@ -26,7 +26,9 @@ class Measurements(MachinePart):
 
     def on_beat(self, event: HeartbeatReceived) -> None:
         self._members.beat(event)
-        if self._members[event.name].disk.measure(event.usage, self._now_s):
+        member, plan = self._members[event.name], self._state.plan
+        missed_share = next((stage.missed_share for stage in plan.stages if stage.shard == event.name), 0.0) if plan else 0.0
+        if member.disk.measure(event.usage, self._now_s) | member.misses.measure(event.usage, missed_share):
             self._better.expect()
 
     def _tell_speed(self, member: Member, before_s: float) -> None:
