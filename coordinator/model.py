@@ -57,7 +57,7 @@ def demand_of(manifest: Manifest, name: str, context_length: int, kv_cache: str,
     return ModelDemand(
         name=name,
         digest=manifest.model_digest,
-        units=tuple(_unit_demand(spec, unit, element_bytes, context_length) for unit in units),
+        units=tuple(_unit_demand(spec, unit, element_bytes, context_length, max_batch_rows) for unit in units),
         tied_bytes=_tied_bytes(units),
         features=spec.needed_features() | {ARITHMETIC_FEATURE},
         block_formats=frozenset(tensor.packed_format for unit in units for tensor in unit.tensors),
@@ -140,12 +140,12 @@ def _template_of(container: Container, tokenizer: Tokenizer | None) -> ChatTempl
         return None
 
 
-def _unit_demand(spec: ModelSpec, unit: Unit, element_bytes: int, context_length: int) -> UnitDemand:
+def _unit_demand(spec: ModelSpec, unit: Unit, element_bytes: int, context_length: int, max_rows: int) -> UnitDemand:
     state_bytes = cache_bytes_per_token(spec, unit.index, element_bytes, context_length)
     layer = spec.layer_of(unit.index)
     experts = layer.feed_forward if layer is not None and isinstance(layer.feed_forward, ExpertFeedForward) else None
     share = 0.0 if experts is None else experts.num_experts_used / experts.num_experts
-    streamed = None if layer is None else streamed_size_of(unit)
+    streamed = streamed_size_of(unit, max_rows)
     size_of_experts = None if experts is None else experts_size_of(unit, experts.num_experts_used)
     sizes = weights_bytes([unit]), unit.bytes_read_per_step(spec), state_bytes, unit.expert_bytes
     return UnitDemand(*sizes, share, streamed, size_of_experts)

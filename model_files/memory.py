@@ -132,10 +132,32 @@ class StreamedSize(NamedTuple):
     reading_bytes: int
 
 
-def streamed_size_of(unit: Unit) -> StreamedSize:
+def streamed_size_of(unit: Unit, max_rows: int) -> StreamedSize | None:
+    """Of a layer, or the embedding, of which the rows of a frame are read; None if it can't be streamed, as the head."""
+    if unit.index == 0:
+        return _rows_size_of(unit, max_rows)
+    if any(tensor.role == "output" for tensor in unit.tensors):
+        return None
     matrices = [tensor for tensor in unit.tensors if not tensor.is_numbers]
     numbers_bytes = sum(_packed_bytes(tensor) for tensor in unit.tensors if tensor.is_numbers)
     return StreamedSize(slot_layout(unit)[1], numbers_bytes, max(map(_reading_bytes, matrices), default=0))
+
+
+def _rows_size_of(unit: Unit, max_rows: int) -> StreamedSize | None:
+    """As they are read and as they are packed."""
+    tensor, *others = unit.tensors
+    if others or tensor.transforms:
+        return None
+    rows = table_rows(max_rows)
+    numbers_bytes = 3 * _NUMBER_BYTES * rows * tensor.shape[-1] if tensor.quantized_to else 0
+    return StreamedSize(
+        0, rows * (tensor.packed_row_bytes + tensor.row_bytes) + numbers_bytes + tensor.row_bytes + 2 * STREAM_PAGE_BYTES, 0
+    )
+
+
+def table_rows(max_rows: int) -> int:
+    """For which an embedding has room whose rows are read as they are needed."""
+    return _multiple(max_rows, TILE_ROWS)
 
 
 def slot_layout(unit: Unit) -> tuple[dict[str, int], int]:
@@ -169,7 +191,8 @@ def streamed_bytes(sizes: Sequence[StreamedSize]) -> int:
     """For all units in one memory that are streamed."""
     if not sizes:
         return 0
-    slots_bytes = min(len(sizes), STREAM_SLOTS) * max(size.slot_bytes for size in sizes)
+    num_slots = min(sum(size.slot_bytes > 0 for size in sizes), STREAM_SLOTS)
+    slots_bytes = num_slots * max(size.slot_bytes for size in sizes)
     return slots_bytes + sum(size.numbers_bytes for size in sizes) + STREAM_READERS * max(size.reading_bytes for size in sizes)
 
 

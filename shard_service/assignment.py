@@ -11,7 +11,14 @@ from dairllm.model_files.codec import file_from_proto, spec_from_proto, unit_fro
 from dairllm.model_files.errors import ModelFileError, UnsupportedModel
 from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.manifest import ModelFile, Unit, validate_units
-from dairllm.model_files.memory import ExpertsInMemory, cache_bytes_per_token, experts_size_of, tokens_per_place
+from dairllm.model_files.memory import (
+    ExpertsInMemory,
+    StreamedSize,
+    cache_bytes_per_token,
+    experts_size_of,
+    streamed_size_of,
+    tokens_per_place,
+)
 from dairllm.model_files.spec import ModelSpec, require_features
 from dairllm.v1 import cluster_pb2
 
@@ -83,7 +90,18 @@ class AssignmentFacts:
 
     @property
     def streamed_units(self) -> tuple[Unit, ...]:
-        return tuple(unit for unit in self.units if unit.index in self.streamed)
+        """Those that are read in their order."""
+        return tuple(unit for unit in self.units if unit.index in self.streamed and unit.index > 0)
+
+    @property
+    def has_embedding_rows(self) -> bool:
+        """Of the embedding only those rows are read that a frame needs."""
+        return 0 in self.streamed
+
+    @property
+    def streamed_sizes(self) -> list[StreamedSize]:
+        sizes = (streamed_size_of(unit, self.geometry.max_batch_rows) for unit in self.units if unit.index in self.streamed)
+        return [size for size in sizes if size is not None]
 
     @property
     def layers(self) -> range:
@@ -157,9 +175,8 @@ def assignment_from_proto(message: cluster_pb2.Assignment) -> AssignmentFacts:
         streamed=frozenset(message.streamed_units),
         expert_places=message.expert_places,
     )
-    others = assignment.streamed - {*assignment.layer_units}
-    if others:
-        raise InvalidModel(f"unit {min(others)} is to be streamed; expected a layer of units {assignment.layer_units}")
+    if len(assignment.streamed_sizes) < len(assignment.streamed):
+        raise InvalidModel(f"units {sorted(assignment.streamed)} are to be streamed; expected some of {assignment.span} that can be")
     _require_places(assignment)
     return assignment
 

@@ -78,17 +78,24 @@ class ModelDemand:
     def resident_bytes(self, units: range, streamed: Collection[int]) -> int:
         """Bytes of the weights of a run of units, some of which are streamed."""
         sizes = [size for unit in streamed if (size := self.units[unit].streamed) is not None]
-        return self.weights_bytes(units) - sum(self.units[unit].size_bytes for unit in streamed) + streamed_bytes(sizes)
+        return self.weights_bytes_of([unit for unit in units if unit not in streamed]) + streamed_bytes(sizes)
+
+    def weights_bytes_of(self, units: Collection[int]) -> int:
+        """Bytes of the weights of any units in one memory."""
+        shared = self.tied_bytes if 0 in units and self.num_units - 1 in units else 0
+        return sum(self.units[unit].size_bytes for unit in units) - shared
 
     @property
     def stream_buffers_bytes(self) -> int:
         """At most, of a machine that streams any of the layers: where they are read to."""
-        return streamed_bytes([unit.streamed._replace(numbers_bytes=0) for unit in self.units if unit.streamed is not None])
+        layers = [unit.streamed for unit in self.units[1:] if unit.streamed is not None]
+        return streamed_bytes([layer._replace(numbers_bytes=0) for layer in layers])
 
     @property
     def streamed_sizes(self) -> list[int]:
         """Bytes of each unit that do not stay in memory if it is streamed."""
-        return [0 if unit.streamed is None else unit.size_bytes - unit.streamed.numbers_bytes for unit in self.units]
+        sizes = [0 if unit.streamed is None else unit.size_bytes - unit.streamed.numbers_bytes for unit in self.units]
+        return [max(0, sizes[0] - self.tied_bytes), *sizes[1:]]
 
     def weights_bytes_of_both(self, one: range, other: range) -> int:
         """Bytes of the weights of two runs in one memory."""

@@ -1,6 +1,6 @@
 """What need not stay in memory: whole layers, or of layers with experts all experts but those that are chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -57,7 +57,8 @@ class Streaming(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamedLayers:
-    """Whole layers, each of which is read anew for every step."""
+    """Whole layers, each of which is read anew for every step. Rows of the embedding are read as they are needed, which costs nothing,
+    unless it is the head's matrix, too, and the head is on the same shard."""
 
     demand: ModelDemand
     feature: str = STREAMED_FEATURE
@@ -71,14 +72,20 @@ class StreamedLayers:
 
     def part_of(self, units: range, room_bytes: int) -> StreamedPart | None:
         """The fewest layers with which the others have room."""
-        layers = [unit for unit in units if self.demand.units[unit].streamed is not None]
-        for count in range(len(layers) + 1):
-            chosen = _spread(layers, count)
+        for chosen in self._choices(units):
             weights_bytes = self.demand.resident_bytes(units, chosen)
             if weights_bytes <= room_bytes:
-                sizes = [self.sizes[unit] for unit in chosen]
+                sizes = [self.sizes[unit] for unit in chosen if unit > 0]
                 return StreamedPart(weights_bytes, sum(sizes), sum(sizes[:STREAM_SLOTS]), chosen)
         return None
+
+    def _choices(self, units: range) -> Iterator[tuple[int, ...]]:
+        can = [unit for unit in units if self.demand.units[unit].streamed is not None]
+        is_shared = self.demand.tied_bytes > 0 and units.stop == self.demand.num_units
+        embedding, layers = tuple(unit for unit in can if unit == 0 and not is_shared), [unit for unit in can if unit > 0]
+        yield ()
+        for count in range(len(layers) + 1):
+            yield (*embedding, *_spread(layers, count))
 
 
 def _spread(layers: list[int], count: int) -> tuple[int, ...]:

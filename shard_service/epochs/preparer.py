@@ -26,6 +26,7 @@ from dairllm.shard_service.machine.memory import MemoryBudget, MemoryDemand
 from dairllm.shard_service.weights.assembler import LoadedUnit
 from dairllm.shard_service.weights.direct import require_allowed
 from dairllm.shard_service.weights.disk_cache import WeightsCache
+from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
 from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
 from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
@@ -115,9 +116,12 @@ class Preparer:
 
     def _streams_of(self, assignment: AssignmentFacts) -> Streams:
         threads, meter, experts = self._readers, self.stream_meter, assignment.expert_units
-        layers = WeightStream(assignment.streamed_units, threads, meter) if assignment.streamed else None
-        store = ExpertStore(experts, assignment.experts_used, assignment.expert_places, threads, meter) if experts else None
-        return Streams(layers, store, meter)
+        return Streams(
+            meter,
+            WeightStream(streamed, threads, meter) if (streamed := assignment.streamed_units) else None,
+            ExpertStore(experts, assignment.experts_used, assignment.expert_places, threads, meter) if experts else None,
+            EmbeddingRows(assignment.units[0], assignment.geometry.max_batch_rows, meter) if assignment.has_embedding_rows else None,
+        )
 
     def close(self) -> None:
         """Nothing is prepared or streamed any more."""

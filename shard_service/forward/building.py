@@ -27,7 +27,7 @@ def build_stage(assignment: AssignmentFacts, units: Sequence[LoadedUnit]) -> Sta
     parts = _empty_stage(assignment)
     try:
         for facts, unit in zip(assignment.units, units, strict=True):
-            _add_unit(parts, facts.index, unit.weights, assignment.model)
+            _add_unit(parts, facts.index, unit.weights, assignment)
     except ValueError as error:
         raise InvalidModel(f"the weights do not fit the model: {error}") from error
     return parts
@@ -59,7 +59,8 @@ def scratch_bytes(assignment: AssignmentFacts) -> int:
     return scratch.size_bytes(has_body=assignment.has_body, has_head=assignment.has_head, num_threads=get_num_threads())
 
 
-def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], model: ModelSpec) -> None:
+def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], assignment: AssignmentFacts) -> None:
+    model = assignment.model
     if index == model.head_index:
         assert parts.head is not None
         norm, output = weights["output_norm"], weights["output"]
@@ -72,7 +73,8 @@ def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], mod
     if index == 0:
         table = weights["token_embedding"]
         assert isinstance(table, PackedMatrix)
-        _require_outputs(table, model, "token_embedding")
+        if not assignment.has_embedding_rows:
+            _require_outputs(table, model, "token_embedding")
         others = {role: part for role, part in weights.items() if role != "token_embedding" and not isinstance(part, PackedStack)}
         parts.body.set_embedding(table, others)
     else:

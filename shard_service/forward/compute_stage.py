@@ -187,6 +187,8 @@ class ComputeStage:
     def _run_units(self, body: Stage, units: range, inputs: Inputs, slices: Sequence[StageSlice]) -> Rows:
         """A unit that is streamed is computed by itself, while its matrices are in memory. Between two runs rows are rounded as in one."""
         rows: Rows | None = None
+        if units.start == 0 and self._streams.embedding is not None:
+            inputs = self._streams.embedding.read(inputs.astype(np.int32, copy=False))
         for part in self._runs_in_memory(units):
             if rows is not None:
                 inputs = round_rows(rows, self._encoding, self._carried)

@@ -12,9 +12,10 @@ import numpy as np
 
 from dairllm.mesh.errors import DairllmError, UnknownModel, WeightsDiffer
 from dairllm.model_files.manifest import TensorInfo, Unit
-from dairllm.model_files.memory import streamed_bytes, streamed_size_of, weights_bytes
+from dairllm.model_files.memory import streamed_bytes, weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler, share_matrix
+from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
 from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.sources import Piece, UnitSource
 from dairllm.shard_service.weights.streaming import WeightStream
@@ -49,7 +50,7 @@ class LayerStore:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._units: dict[UnitKey, LoadedUnit] = {}
-        self._streams: weakref.WeakSet[WeightStream | ExpertStore] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[WeightStream | ExpertStore | EmbeddingRows] = weakref.WeakSet()
 
     @property
     def weights_bytes(self) -> int:
@@ -224,7 +225,7 @@ def bytes_together(*assignments: AssignmentFacts) -> int:
     by_model: dict[bytes, dict[UnitKey, Unit]] = {}
     for assignment in assignments:
         by_model.setdefault(assignment.model_digest, {}).update((_key(unit), unit) for unit in assignment.resident_units)
-    streams = [[streamed_size_of(unit) for unit in assignment.streamed_units] for assignment in assignments]
+    streams = [assignment.streamed_sizes for assignment in assignments]
     experts_bytes = sum(assignment.experts_in_memory.size_bytes for assignment in assignments)
     return sum(weights_bytes(units.values()) for units in by_model.values()) + sum(map(streamed_bytes, streams)) + experts_bytes
 

@@ -286,7 +286,7 @@ class WeightStream:
             self._units[unit.index] = _Streamed(unit, self._slots[at], matrices, tuple(pieces_of(unit)))
         self._order = [unit.index for unit in units]
         self._next = 0
-        self.size_bytes = streamed_bytes([streamed_size_of(unit) for unit in units])
+        self.size_bytes = streamed_bytes([size for unit in units if (size := streamed_size_of(unit, 1)) is not None])
         largest_bytes = max(piece.size_bytes for one in self._units.values() for piece in one.pieces)
         self._readers = PieceReaders(threads, meter, largest_bytes)
         self._changed = self._readers.changed

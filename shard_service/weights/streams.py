@@ -1,8 +1,9 @@
-"""Weights of a stage that do not stay in memory: whole layers, or the experts of layers."""
+"""Weights of a stage that do not stay in memory: whole layers, the experts of layers, the embedding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
 from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.streaming import StreamMeter, UnitPlace, WeightStream
 from dairllm.shard_service.weights.writers import Matrices
@@ -10,14 +11,15 @@ from dairllm.shard_service.weights.writers import Matrices
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Streams:
-    """layers, experts: None where there are none. meter: counts what is read, for all streams of the process."""
+    """None where there are none. meter: counts what is read, for all streams of the process."""
 
-    layers: WeightStream | None
-    experts: ExpertStore | None
     meter: StreamMeter
+    layers: WeightStream | None = None
+    experts: ExpertStore | None = None
+    embedding: EmbeddingRows | None = None
 
-    def __iter__(self) -> Iterator[WeightStream | ExpertStore]:
-        return (stream for stream in (self.layers, self.experts) if stream is not None)
+    def __iter__(self) -> Iterator[WeightStream | ExpertStore | EmbeddingRows]:
+        return (stream for stream in (self.layers, self.experts, self.embedding) if stream is not None)
 
     def has(self, unit: int) -> bool:
         """Whether not all of it stays."""
@@ -39,4 +41,4 @@ class Streams:
             self.layers.start()
 
 
-NO_STREAMS = Streams(None, None, StreamMeter())
+NO_STREAMS = Streams(StreamMeter())

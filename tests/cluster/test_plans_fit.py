@@ -192,7 +192,7 @@ def test_a_plan_that_is_made_can_be_loaded(
         min_shards=min_shards,
         kv=KvDemand(BLOCK_TOKENS, 4 * context_length),
     )
-    assert plan == in_memory if isinstance(in_memory, Plan) else plan.streamed_bytes > 0
+    assert plan == in_memory if isinstance(in_memory, Plan) else plan.streamed_bytes > 0 or 0 in plan.stages[0].streamed
 
 
 @settings(deadline=None, max_examples=100)

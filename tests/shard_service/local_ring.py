@@ -10,6 +10,7 @@ from dairllm.mesh.encodings import parse_encoding
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.model_files.containers import open_container
 from dairllm.model_files.manifest import Unit
+from dairllm.model_files.memory import streamed_size_of
 from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.shard_service.assignment import AssignmentFacts, assignment_from_proto
 from dairllm.shard_service.forward.building import build_stage
@@ -18,6 +19,7 @@ from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import SequenceTable
 from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.weights.assembler import FindMatrix, LoadedUnit, UnitAssembler
+from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
 from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.sources import place_in
 from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
@@ -50,8 +52,8 @@ class LocalRing(NamedTuple):
 
 
 def ring_over(path: Path, wire: str, cuts: Sequence[int] = (2,), readers: Executor | None = None, **changes: Any) -> LocalRing:
-    """cuts: the units that a stage begins with, but for the first one. readers: threads by which all layers are streamed, or the experts of
-    those where `expert_places` is among the changes; None: they stay in memory. changes: of the assignments."""
+    """cuts: the units that a stage begins with, but for the first one. readers: threads by which all units are streamed that can be, or the
+    experts of layers where `expert_places` is among the changes; None: they stay in memory. changes: of the assignments."""
     coordinator = FakeCoordinator(path)
     assert coordinator.manifest is not None
     spec = coordinator.manifest.spec
@@ -67,7 +69,7 @@ def _stage(
     layers = range(max(units.start, 1), min(units.stop, coordinator.manifest.spec.head_index))
     expert_places = changes.get("expert_places", 0) if layers else 0
     message = coordinator.assignment(1, units, wire=parse_encoding(wire), **{**changes, "expert_places": expert_places})
-    message.streamed_units.extend(layers if readers and not expert_places else ())
+    message.streamed_units.extend(_streamable(coordinator, units) if readers and not expert_places else ())
     assignment = assignment_from_proto(message)
     streams = NO_STREAMS if readers is None else _streams(assignment, readers)
     sequences = SequenceTable(assignment.model, assignment.geometry)
@@ -76,11 +78,18 @@ def _stage(
     return ComputeStage(assignment, stage, KvCaches().arrange(assignment), sequences, sent_rows, name, streams)
 
 
+def _streamable(coordinator: FakeCoordinator, units: range) -> list[int]:
+    assert coordinator.manifest is not None
+    return [unit for unit in units if streamed_size_of(coordinator.manifest.units[unit], 1) is not None]
+
+
 def _streams(assignment: AssignmentFacts, readers: Executor) -> Streams:
     meter, experts = StreamMeter(), assignment.expert_units
-    layers = WeightStream(assignment.streamed_units, readers, meter) if assignment.streamed else None
     return Streams(
-        layers, ExpertStore(experts, assignment.experts_used, assignment.expert_places, readers, meter) if experts else None, meter
+        meter,
+        WeightStream(streamed, readers, meter) if (streamed := assignment.streamed_units) else None,
+        ExpertStore(experts, assignment.experts_used, assignment.expert_places, readers, meter) if experts else None,
+        EmbeddingRows(assignment.units[0], assignment.geometry.max_batch_rows, meter) if assignment.has_embedding_rows else None,
     )
 
 
