@@ -9,7 +9,9 @@ Each --memory is a cluster: a budget for every shard of it. Between the clusters
 cache by the threads that shards read with, in the pieces that they take.
 
 - streamed: bytes read for every token, on average; stall: for how long one waits for them.
-- hits: of the experts that were chosen, how many were in memory. Tokens are drawn with the temperature, so that other experts are chosen.
+- hits: of the experts that were chosen, how many were in memory. With --temperature tokens are drawn, which choose some experts more often
+  than others. With --random-tokens N each step is a request of its own for one of N tokens: hardly a text chooses that evenly, and a step
+  is some ms longer.
 - disk: bytes per second. limit: tok/s if nothing took time but reading. share: of it, what is reached.
 - expected: what the plan says once the disks have been measured, which reading for the answer does.
 - peak: of a shard, the most that was resident (VmHWM), beside its budget.
@@ -17,6 +19,7 @@ cache by the threads that shards read with, in the pieces that they take.
 
 import json
 import mmap
+import random
 import statistics
 import sys
 import time
@@ -26,6 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import httpx
 import typer
 from command import run, show
 from rich.table import Table
@@ -37,7 +41,7 @@ from dairllm.model_files.memory import STREAM_PAGE_BYTES, STREAM_PIECE_BYTES, ST
 from dairllm.shard_service.weights.streaming import StreamedFile
 from tests.instruments.clusters import Cluster, ShardSetup
 from tests.instruments.processes import status_bytes
-from tests.instruments.streamed_answers import StreamedAnswer
+from tests.instruments.streamed_answers import StreamedAnswer, completion_body
 
 CONTEXT = 256
 PROMPT = [5, 6, 7, 8]
@@ -68,11 +72,12 @@ class Speed:
 
 
 class Run(NamedTuple):
-    """tokens: of an answer, of which the first are not measured."""
+    """tokens: of an answer, of which the first are not measured. random_tokens: instead of one answer, so many tokens are asked about."""
 
     tokens: int
     warm_up: int
     temperature: float
+    random_tokens: int
 
 
 def disk_bytes_s(model: Path) -> float:
@@ -97,17 +102,13 @@ def measure(model: Path, memory: str, run: Run) -> Speed:
     before = disk_bytes_s(model)
     with Cluster(model, members, name="streaming", arguments=arguments, wait=False) as cluster:
         cluster.wait_serving(SERVING_S)
-        with StreamedAnswer(cluster.http, PROMPT, run.tokens, temperature=run.temperature, seed=1) as stream:
-            stream.wait_tokens(run.warm_up)
-            begun = _used(cluster.state())
-            num_before = len(stream.tokens)
-            times = [token.arrived_s for token in stream.wait_complete()]
+        begun, times = _ask(cluster, run) if run.random_tokens else _answer(cluster, run)
         time.sleep(TOLD_AFTER_S)
         used = {name: value - begun[name] for name, value in _used(cluster.state()).items()}
         state = _measured_state(cluster)
         peaks = tuple(status_bytes(cluster.processes[member.name].pid, "VmHWM") for member in members)
-    num_tokens, chosen = len(times) - num_before, used["experts_found"] + used["experts_missed"]
-    step_s = statistics.mean(after - earlier for earlier, after in pairwise(times[num_before - 1 :]))
+    num_tokens, chosen = len(times) - 1, used["experts_found"] + used["experts_missed"]
+    step_s = statistics.mean(after - earlier for earlier, after in pairwise(times))
     return Speed(
         memory,
         used["streamed_bytes"] / num_tokens,
@@ -118,6 +119,28 @@ def measure(model: Path, memory: str, run: Run) -> Speed:
         statistics.mean((before, disk_bytes_s(model))),
         peaks,
     )
+
+
+def _answer(cluster: Cluster, run: Run) -> tuple[dict[str, int], list[float]]:
+    """What was used before, and when each token came from then on."""
+    with StreamedAnswer(cluster.http, PROMPT, run.tokens, temperature=run.temperature, seed=1) as stream:
+        stream.wait_tokens(run.warm_up)
+        begun, before = _used(cluster.state()), len(stream.tokens)
+        return begun, [token.arrived_s for token in stream.wait_complete()][before - 1 :]
+
+
+def _ask(cluster: Cluster, run: Run) -> tuple[dict[str, int], list[float]]:
+    """The same, a request for each."""
+    tokens, times = random.Random(1), list[float]()
+    with httpx.Client(base_url=cluster.http, timeout=SERVING_S, trust_env=False) as client:
+        for number in range(run.tokens):
+            if number == run.warm_up:
+                time.sleep(TOLD_AFTER_S)
+                begun, times = _used(cluster.state()), [time.monotonic()]
+            body = completion_body([tokens.randrange(run.random_tokens)], 1)
+            client.post("/v1/completions", json=body).raise_for_status()
+            times.append(time.monotonic())
+    return begun, times
 
 
 def _used(state: dict[str, Any]) -> dict[str, int]:
@@ -137,10 +160,11 @@ def main(
     tokens: Annotated[int, typer.Option(min=4)] = 8,
     warm_up: Annotated[int, typer.Option(min=1, help="So many of them are not measured.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
+    random_tokens: Annotated[int, typer.Option(min=0, help="Ask about tokens below it, one by one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Decode with less memory than the model."""
-    how = Run(tokens, warm_up, temperature)
+    how = Run(tokens, warm_up, temperature, random_tokens)
     speeds = [measure(model, one, how) for one in memory]
     if as_json:
         print(json.dumps([{**asdict(speed), "limit_tok_s": speed.limit_tok_s} for speed in speeds]))
