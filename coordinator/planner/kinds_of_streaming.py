@@ -1,6 +1,6 @@
 """What need not stay in memory: whole layers, or of layers with experts all experts but those that are chosen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -72,20 +72,21 @@ class StreamedLayers:
 
     def part_of(self, units: range, room_bytes: int) -> StreamedPart | None:
         """The fewest layers with which the others have room."""
-        for chosen in self._choices(units):
-            weights_bytes = self.demand.resident_bytes(units, chosen)
-            if weights_bytes <= room_bytes:
-                sizes = [self.sizes[unit] for unit in chosen if unit > 0]
-                return StreamedPart(weights_bytes, sum(sizes), sum(sizes[:STREAM_SLOTS]), chosen)
-        return None
-
-    def _choices(self, units: range) -> Iterator[tuple[int, ...]]:
         can = [unit for unit in units if self.demand.units[unit].streamed is not None]
         is_shared = self.demand.tied_bytes > 0 and units.stop == self.demand.num_units
         embedding, layers = tuple(unit for unit in can if unit == 0 and not is_shared), [unit for unit in can if unit > 0]
-        yield ()
-        for count in range(len(layers) + 1):
-            yield (*embedding, *_spread(layers, count))
+        found = self._part(units, (), room_bytes)
+        fails, works = -1, len(layers) + 1
+        while found is None and works - fails > 1:
+            middle = (fails + works) // 2
+            part = self._part(units, (*embedding, *_spread(layers, middle)), room_bytes)
+            fails, works = (middle, works) if part is None else (fails, middle)
+        return found or (self._part(units, (*embedding, *_spread(layers, works)), room_bytes) if works <= len(layers) else None)
+
+    def _part(self, units: range, chosen: tuple[int, ...], room_bytes: int) -> StreamedPart | None:
+        weights_bytes = self.demand.resident_bytes(units, chosen)
+        sizes = [self.sizes[unit] for unit in chosen if unit > 0]
+        return StreamedPart(weights_bytes, sum(sizes), sum(sizes[:STREAM_SLOTS]), chosen) if weights_bytes <= room_bytes else None
 
 
 def _spread(layers: list[int], count: int) -> tuple[int, ...]:

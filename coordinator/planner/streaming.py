@@ -7,7 +7,7 @@ All disks read at once, ahead of what is computed, as far as there are slots to 
 Experts can't be read ahead, since nobody knows them: reading them is added to computing.
 
 What is sought is the least time for which the disks must be read if all of them are read for equally long, and the faster ones more. One
-disk that does not have to wait for others may do better than that, so it is also sought for the fastest few of them alone.
+disk that does not have to wait for others may do better than that, so it is also sought for the fastest alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from dairllm.coordinator.planner.demand import ShardOffer
 from dairllm.coordinator.planner.kinds_of_streaming import NOTHING_STREAMED, StreamedPart, Streaming
 from dairllm.coordinator.planner.problem import ASSUMED_STREAM_S_PER_BYTE, PICOSECONDS, Cover, Problem, Run, cost_of, step_ps_of
 
-STEPS = 64
+STEPS = 32
 """The time is sought in so many steps of what one disk takes for all layers."""
 
 Find = Callable[[Mapping[str, int]], tuple[Problem, Cover | None]]
@@ -39,8 +39,7 @@ def find_streamed(kind: Streaming, offers: Sequence[ShardOffer], find: Find) -> 
 
 def _covers(problem: Problem, kind: Streaming, by_speed: Sequence[ShardOffer], find: Find) -> Iterator[Cover]:
     total_bytes = sum(kind.sizes)
-    for count in _counts(len(by_speed)):
-        disks = by_speed[:count]
+    for disks in dict.fromkeys((tuple(by_speed), tuple(by_speed[:1]))):
 
         def within(reading_s: float, disks: Sequence[ShardOffer] = disks) -> Cover | None:
             limits = {disk.name: min(total_bytes, int(reading_s / (_s_per_byte(disk) * kind.read_share))) for disk in disks}
@@ -52,14 +51,6 @@ def _covers(problem: Problem, kind: Streaming, by_speed: Sequence[ShardOffer], f
             yield found
             slower = within(step_ps_with_reading(problem, found) / PICOSECONDS)  # as long as the step takes anyway
             yield from [slower] if slower is not None else []
-
-
-def _counts(most: int) -> Iterator[int]:
-    count = 1
-    while count < most:
-        yield count
-        count *= 2
-    yield most
 
 
 def _least(within: Callable[[float], Cover | None], longest_s: float) -> Cover | None:
