@@ -45,7 +45,7 @@ from dairllm.kernels_pyx._kernels import (
     set_num_threads,
 )
 
-ARITHMETIC_VERSION = 2
+ARITHMETIC_VERSION = 3
 """Of the rules by which the kernels compute: another number where equal arguments may give other bits than before."""
 
 STAGE_FEATURES = (

@@ -175,6 +175,9 @@ def set_num_threads(num_threads: int) -> None:
 def _cores_of_cgroups(root: str) -> int:
     """As many as the quotas of this process's control groups allow, 256 without any. root: of a tree with /proc and /sys; for tests."""
 
+def _run_fmas(rounds: int) -> int:
+    """As many multiplications with addition of float32 as this returns, on one thread, at the speed of its arithmetic; for benchmarks."""
+
 def _count_pool_chunks(num_chunks: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Run the pool over chunks that count themselves; for tests. Returns how often each ran and the index of the thread that ran it."""
 

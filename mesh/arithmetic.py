@@ -22,7 +22,7 @@ class Arithmetic:
     kv_cache: str
 
     def __str__(self) -> str:
-        """Equal texts mean equal bits: 'rules=2,wire=Q8_0_OUTLIERS,kv_cache=F16'."""
+        """Equal texts mean equal bits: 'rules=3,wire=Q8_0_OUTLIERS,kv_cache=F16'."""
         return f"rules={ARITHMETIC_VERSION},wire={self.wire},kv_cache={self.kv_cache}"
 
 

@@ -48,7 +48,7 @@ STREAM_PAGE_BYTES = 4096
 _NUMBER_BYTES = 4
 _SAMPLER_ROWS = 24
 """What sampling takes beside the logits, in rows of them: copies, weights and sums in double precision of the row that is sampled."""
-_QUERIES_AT_ONCE = 8
+_QUERIES_AT_ONCE = 24
 _LATENT_ROWS = 64
 _LINE_BYTES = 64
 _TOGETHER = (("q", "k", "v"), ("q", "q_a", "kv_a"), ("qkv", "output_gate", "alpha", "beta"), ("gate", "up"), ("router", "shared_router"))

@@ -7,7 +7,7 @@
 
 #include "kv_cache.h"
 
-enum { MAX_HEAD_DIM = 1024, MAX_QUERIES_AT_ONCE = 8 };
+enum { MAX_HEAD_DIM = 1024, MAX_QUERIES_AT_ONCE = 24 };
 
 typedef struct attention_task {
     const kv_cache* cache;
@@ -21,8 +21,7 @@ typedef struct attention_task {
     const float* queries; /* of (row, head) at row * ld_queries + head * query_stride */
     float* out;           /* of (row, head) at row * ld_out + head * value_dim (or kv_rank) */
     size_t query_stride, ld_queries, ld_out;
-    float* scores;        /* scratch: MAX_QUERIES_AT_ONCE rows of ld_scores, the positions rounded up to 16 */
-    size_t ld_scores;
+    float* scores;        /* scratch: MAX_QUERIES_AT_ONCE times the positions, rounded up to 16 */
 } attention_task;
 
 #endif

@@ -6,12 +6,52 @@
      weight[j] = exp(score[j] - max), their sum in 16 partial sums (position j in partial j % 16) and the fixed tree; a sink counts for the
      max, and exp(sink - max) is added to the sum
      out[d] = (sum over j = s..p, in order, of fma(weight[j], value[j][d], sum)) * (1 / sum of weights)
-   A block holds positions of one sequence in order, so neither chunks nor block size matter. The type of the cache's elements is a constant
-   wherever it is passed on, so each type has its own copy of the loops. */
+   A block of the cache holds positions of one sequence in order, so neither chunks nor block size matter.
+
+   Queries that share a KV head go through the cache as a tile, in two passes: scores of all positions, then weights and outputs, a block of
+   positions at a time. Queries of a tile form parts, whose sums lie in registers; if there are several, a block is converted to float32 once for
+   all of them, into memory that the nearest cache holds. The number of queries of a part and the type of a block's numbers are constants
+   wherever they are passed on, so each has its own copy of the loops. */
 #include "attention.h"
 
-/* Accumulators are queries x vectors: as many as the registers hold beside the operands. */
-enum { MAX_QUERIES = FLOAT_ROWS / 2, MAX_VECTORS = 4 };
+enum {
+    MAX_QUERIES = FLOAT_ROWS < 8 ? FLOAT_ROWS : 8, /* of a part, whose sums lie in registers */
+    MAX_VECTORS = 4,                               /* of sums of each */
+    BLOCK_GROUPS = 16,                             /* of positions that are looked at together, at most */
+    BLOCK_NUMBERS = 4096,                          /* that several parts look at: as much as the nearest cache holds, or one group */
+    VALUE_NUMBERS = 64,                            /* of each position in such a block */
+};
+
+/* Queries that go through keys and values together. */
+typedef struct {
+    const attention_task* task;
+    int num_queries;
+    int first_group, end_group;                 /* of the positions that any of them sees */
+    int begins[MAX_QUERIES_AT_ONCE], ends[MAX_QUERIES_AT_ONCE]; /* of those that each sees; both ascend */
+    float* out[MAX_QUERIES_AT_ONCE];
+    const float* sinks[MAX_QUERIES_AT_ONCE];    /* or NULL */
+    f32x16 largest[MAX_QUERIES_AT_ONCE];        /* of the scores so far, by position mod 16 */
+    float maxima[MAX_QUERIES_AT_ONCE];
+    f32x16 sums[MAX_QUERIES_AT_ONCE];           /* of the weights so far */
+    float queries[MAX_QUERIES_AT_ONCE * MAX_HEAD_DIM]; /* scaled; part after part, [key_dim][queries] */
+    float numbers[KEY_GROUP * MAX_HEAD_DIM];    /* of the cache as float32 */
+} query_tile;
+
+/* Numbers [first, first + count) of keys, [count][16] of each group of positions, or of values, [16][stride]. They lie in the cache, or in
+   tile->numbers. */
+typedef struct {
+    kv_type type;
+    int group, num_groups, first, count;
+    size_t stride;
+    const uint8_t* groups[BLOCK_GROUPS];
+    const uint8_t* next[BLOCK_GROUPS];          /* the groups of the next block in the cache, to be fetched meanwhile */
+} number_block;
+
+static int within(int position, int begin, int end) { return position < begin ? begin : position < end ? position : end; }
+
+static int groups_to(int position) { return (position + KEY_GROUP - 1) / KEY_GROUP; }
+
+/* ---- from the cache ---- */
 
 /* The 16 elements from element `index` on. */
 LANES f32x16 load_elements(kv_type type, const uint8_t* base, size_t index) {
@@ -19,10 +59,122 @@ LANES f32x16 load_elements(kv_type type, const uint8_t* base, size_t index) {
     return type == KV_F32 ? f32x16_load((const float*)from) : f32x16_from_f16((const uint16_t*)from);
 }
 
+/* Of the head, element `first` of those that count from the group's first position, each position having so many of them. */
+static const uint8_t* find_group(const attention_task* task, int group, size_t position_elements, size_t first) {
+    const kv_cache* cache = task->cache;
+    const int block = group * KEY_GROUP / cache->block_tokens, position = group * KEY_GROUP % cache->block_tokens;
+    const size_t element = first + (size_t)position * position_elements;
+    return kv_cache_head(cache, task->block_table[block], task->kv_head) + element * kv_element_bytes(cache->type);
+}
+
+/* Then a block's numbers are looked at as they lie in the cache. */
+static int is_one_part(const query_tile* tile) { return tile->num_queries <= MAX_QUERIES; }
+
+/* Of a block with so many numbers of each position. */
+static int groups_at_once(const query_tile* tile, int numbers) {
+    return is_one_part(tile) ? BLOCK_GROUPS : within(BLOCK_NUMBERS / (KEY_GROUP * numbers), 1, BLOCK_GROUPS);
+}
+
+static void find_groups(const query_tile* tile, number_block* block, int at_once, size_t position_elements, size_t first) {
+    block->type = tile->task->cache->type;
+    block->num_groups = within(tile->end_group - block->group, 0, at_once);
+    for (int g = 0; g < block->num_groups; g++) {
+        const int next = block->group + g + at_once;
+        block->groups[g] = find_group(tile->task, block->group + g, position_elements, first);
+        block->next[g] = next < tile->end_group ? find_group(tile->task, next, position_elements, first) : block->groups[g];
+    }
+}
+
+/* Rows of `count` elements, a multiple of 16, `stride` elements apart: without gaps into `to`. The same rows from `next` on are fetched. */
+LANES void take_rows(kv_type type, const uint8_t* from, const uint8_t* next, int num_rows, int count, size_t stride, float* to) {
+    for (int row = 0; row < num_rows; row++, from += stride * kv_element_bytes(type), next += stride * kv_element_bytes(type)) {
+        for (int i = 0; i < count; i += 16, to += 16) {
+            f32x16_store(to, load_elements(type, from, (size_t)i));
+            __builtin_prefetch(next + (size_t)i * kv_element_bytes(type), 0, 2);
+        }
+    }
+}
+
+/* The block's numbers as float32, unless they are that, or looked at only once. */
+static void convert_block(query_tile* tile, number_block* block, int num_rows, int count) {
+    if (!is_one_part(tile) && block->type != KV_F32) {
+        float* to = tile->numbers;
+        for (int g = 0; g < block->num_groups; g++, to += num_rows * count) {
+            take_rows(KV_F16, block->groups[g], block->next[g], num_rows, count, block->stride, to);
+            block->groups[g] = (const uint8_t*)to;
+        }
+        block->type = KV_F32;
+        block->stride = (size_t)count;
+    }
+}
+
+static number_block take_keys(query_tile* tile, int group, int first, int count) {
+    number_block block = {.group = group, .first = first, .count = count, .stride = KEY_GROUP};
+    find_groups(tile, &block, groups_at_once(tile, count), (size_t)tile->task->cache->key_dim, (size_t)first * KEY_GROUP);
+    convert_block(tile, &block, 1, count * KEY_GROUP);
+    return block;
+}
+
+static number_block take_values(query_tile* tile, int group, int first, int count) {
+    const kv_cache* cache = tile->task->cache;
+    number_block block = {.group = group, .first = first, .count = count, .stride = (size_t)cache->value_stride};
+    find_groups(tile, &block, groups_at_once(tile, VALUE_NUMBERS), block.stride, kv_cache_value_offset(cache) + (size_t)first);
+    convert_block(tile, &block, KEY_GROUP, count);
+    return block;
+}
+
+/* ---- parts of a tile ---- */
+
+/* What lies behind the pointer is read again: registers are for sums. */
+#define FORGET(pointer) __asm__("" : "+r"(pointer))
+
+/* Vectors of sums of each query that go with so many queries. */
+LANES int vectors_with(int num_queries) {
+    return num_queries * MAX_VECTORS <= FLOAT_ROWS ? MAX_VECTORS : num_queries * 2 <= FLOAT_ROWS ? 2 : 1;
+}
+
+/* One copy of the code for each number of queries, so that its sums stay in registers. */
+#define QUERIES_CASE(n, function, ...)                                \
+    case n:                                                           \
+        if (n <= MAX_QUERIES) {                                       \
+            function(n < MAX_QUERIES ? n : MAX_QUERIES, __VA_ARGS__); \
+        }                                                             \
+        break;
+#define FOR_QUERIES(num_queries, function, ...)               \
+    switch (num_queries) {                                    \
+        QUERIES_CASE(1, function, __VA_ARGS__)                \
+        QUERIES_CASE(2, function, __VA_ARGS__)                \
+        QUERIES_CASE(3, function, __VA_ARGS__)                \
+        QUERIES_CASE(4, function, __VA_ARGS__)                \
+        QUERIES_CASE(5, function, __VA_ARGS__)                \
+        QUERIES_CASE(6, function, __VA_ARGS__)                \
+        QUERIES_CASE(7, function, __VA_ARGS__)                \
+        QUERIES_CASE(8, function, __VA_ARGS__)                \
+    }
+/* And for each type that numbers have. */
+#define FOR_BLOCK(block, num_queries, function, ...)                \
+    if ((block)->type == KV_F32) {                                  \
+        FOR_QUERIES(num_queries, function, KV_F32, __VA_ARGS__)     \
+    } else {                                                        \
+        FOR_QUERIES(num_queries, function, KV_F16, __VA_ARGS__)     \
+    }
+
+/* [groups][queries][16]: scores, then weights. */
+LANES float* scores_of(const query_tile* tile, int group, int query) {
+    return tile->task->scores + ((size_t)(group - tile->first_group) * (size_t)tile->num_queries + (size_t)query) * KEY_GROUP;
+}
+
+/* From a query's scores of a group to those of the next group. */
+LANES size_t scores_stride(const query_tile* tile) { return (size_t)tile->num_queries * KEY_GROUP; }
+
+/* ---- scores ---- */
+
 LANES void score_groups(
-    kv_type type, int num_queries, int num_vectors, const float* queries, const uint8_t* const* keys, int key_dim, float* scores, size_t ld
+    int num_queries, kv_type type, int num_vectors, const number_block* block, int first, const float* queries, float* scores, size_t ld
 ) {
     f32x16 sums[MAX_QUERIES][MAX_VECTORS];
+    const uint8_t* const* keys = block->groups + first;
+    const uint8_t* const* next = block->next + first;
     UNROLL_ROWS
     for (int q = 0; q < num_queries; q++) {
         UNROLL_ROWS
@@ -30,18 +182,17 @@ LANES void score_groups(
             sums[q][v] = f32x16_zero();
         }
     }
-    for (int d = 0; d < key_dim; d++) {
-        f32x16 key[MAX_VECTORS];
+    for (int d = 0; d < block->count; d++) {
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            key[v] = load_elements(type, keys[v], (size_t)d * KEY_GROUP);
-        }
-        UNROLL_ROWS
-        for (int q = 0; q < num_queries; q++) {
-            const f32x16 query = f32x16_set1(queries[d * num_queries + q]);
+            const f32x16 key = load_elements(type, keys[v], (size_t)d * KEY_GROUP);
+            if (type != KV_F32) {
+                __builtin_prefetch(next[v] + (size_t)d * KEY_GROUP * kv_element_bytes(type));
+            }
+            FORGET(queries);
             UNROLL_ROWS
-            for (int v = 0; v < num_vectors; v++) {
-                sums[q][v] = f32x16_fma(query, key[v], sums[q][v]);
+            for (int q = 0; q < num_queries; q++) {
+                sums[q][v] = f32x16_fma(f32x16_set1(queries[d * num_queries + q]), key, sums[q][v]);
             }
         }
     }
@@ -49,224 +200,255 @@ LANES void score_groups(
     for (int q = 0; q < num_queries; q++) {
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            f32x16_store(scores + (size_t)q * ld + v * KEY_GROUP, sums[q][v]);
+            f32x16_store(scores + (size_t)v * ld + (size_t)q * KEY_GROUP, sums[q][v]);
         }
     }
 }
 
-typedef struct {
-    const attention_task* task;
-    float queries[MAX_HEAD_DIM * MAX_QUERIES]; /* scaled; [key_dim][queries] */
-    float* out[MAX_QUERIES];
-    const float* sinks[MAX_QUERIES];           /* or NULL */
-    int begins[MAX_QUERIES], ends[MAX_QUERIES]; /* of the positions that each sees; both ascend */
-    float inverse_sum[MAX_QUERIES];
-} query_batch;
-
-LANES const uint8_t* head_of_position(const attention_task* task, int position) {
-    return kv_cache_head(task->cache, task->block_table[position / task->cache->block_tokens], task->kv_head);
+LANES void score_part(
+    int num_queries, kv_type type, const number_block* block, int first, int end, const float* queries, float* scores, size_t ld
+) {
+    const int num_vectors = vectors_with(num_queries);
+    for (; first + num_vectors <= end; first += num_vectors, scores += (size_t)num_vectors * ld) {
+        score_groups(num_queries, type, num_vectors, block, first, queries, scores, ld);
+    }
+    for (; first < end; first++, scores += ld) {
+        score_groups(num_queries, type, 1, block, first, queries, scores, ld);
+    }
 }
 
-LANES const uint8_t* keys_of_group(kv_type type, const attention_task* task, int group) {
-    const int position = group * KEY_GROUP, within = position % task->cache->block_tokens;
-    return head_of_position(task, position) + (size_t)within * (size_t)task->cache->key_dim * kv_element_bytes(type);
+/* Groups [first, end) of the block. */
+static void score_any_part(const query_tile* tile, const number_block* block, int query, int num_queries, int first, int end) {
+    const float* queries = tile->queries + (size_t)query * (size_t)block->count;
+    float* scores = scores_of(tile, block->group + first, query);
+    const size_t ld = scores_stride(tile);
+    FOR_BLOCK(block, num_queries, score_part, block, first, end, queries, scores, ld)
 }
 
-LANES void score_batch(kv_type type, int num_queries, int max_vectors, const query_batch* batch) {
-    const attention_task* task = batch->task;
-    const int num_groups = (batch->ends[num_queries - 1] + KEY_GROUP - 1) / KEY_GROUP;
-    for (int group = batch->begins[0] / KEY_GROUP; group < num_groups;) {
-        const int left = num_groups - group, num_vectors = left < max_vectors ? 1 : max_vectors;
-        const uint8_t* keys[MAX_VECTORS];
-        for (int v = 0; v < num_vectors; v++) {
-            keys[v] = keys_of_group(type, task, group + v);
+static void hide_scores(float* scores, int begin, int end) {
+    for (int i = 0; i < KEY_GROUP; i++) {
+        scores[i] = i >= begin && i < end ? scores[i] : -INFINITY;
+    }
+}
+
+/* Softcap and maximum of the scores of groups [first, end); -infinity where the query does not see. */
+static void bound_scores(query_tile* tile, int query, int first, int end) {
+    const int begin_seen = tile->begins[query], end_seen = tile->ends[query];
+    const int first_whole = groups_to(begin_seen), end_whole = end_seen / KEY_GROUP;
+    const float softcap = tile->task->softcap;
+    f32x16 largest = tile->largest[query];
+    for (int group = first; group < end; group++) {
+        float* scores = scores_of(tile, group, query);
+        if (softcap != 0.0f) {
+            f32x16_store(scores, f32x16_softcap(f32x16_load(scores), softcap));
         }
-        float* scores = task->scores + (size_t)group * KEY_GROUP;
-        if (num_vectors == 1) {
-            score_groups(type, num_queries, 1, batch->queries, keys, task->cache->key_dim, scores, task->ld_scores);
-        } else {
-            score_groups(type, num_queries, max_vectors, batch->queries, keys, task->cache->key_dim, scores, task->ld_scores);
+        if (group < first_whole || group >= end_whole) {
+            hide_scores(scores, begin_seen - group * KEY_GROUP, end_seen - group * KEY_GROUP);
         }
-        group += num_vectors;
+        largest = f32x16_max(largest, f32x16_load(scores));
+    }
+    tile->largest[query] = largest;
+}
+
+/* The queries of a part over the groups of a block that any of them sees. */
+static void score_block(query_tile* tile, const number_block* block, int query, int num_queries) {
+    const int block_end = block->group + block->num_groups;
+    const int first = within(tile->begins[query] / KEY_GROUP, block->group, block_end);
+    const int end = within(groups_to(tile->ends[query + num_queries - 1]), first, block_end);
+    if (first < end) {
+        score_any_part(tile, block, query, num_queries, first - block->group, end - block->group);
+        for (int q = query; q < query + num_queries; q++) {
+            bound_scores(tile, q, first, end);
+        }
+    }
+}
+
+static void score_tile(query_tile* tile) {
+    for (int group = tile->first_group; group < tile->end_group;) {
+        const number_block block = take_keys(tile, group, 0, tile->task->cache->key_dim);
+        for (int q = 0; q < tile->num_queries; q += MAX_QUERIES) {
+            score_block(tile, &block, q, within(tile->num_queries - q, 0, MAX_QUERIES));
+        }
+        group += block.num_groups;
+    }
+}
+
+/* ---- weights ---- */
+
+/* The scores of groups [first, end) become exp(score - max). */
+static void exponentiate(query_tile* tile, int first, int end) {
+    for (int q = 0; q < tile->num_queries; q++) {
+        const int first_seen = tile->begins[q] / KEY_GROUP, end_seen = groups_to(tile->ends[q]);
+        const f32x16 maximum = f32x16_set1(tile->maxima[q]);
+        f32x16 sum = tile->sums[q];
+        for (int group = first > first_seen ? first : first_seen; group < end && group < end_seen; group++) {
+            float* scores = scores_of(tile, group, q);
+            const f32x16 weight = f32x16_exp_below_0(f32x16_sub(f32x16_load(scores), maximum));
+            f32x16_store(scores, weight);
+            sum = f32x16_add(sum, weight);
+        }
+        tile->sums[q] = sum;
     }
 }
 
 static float exp_of(float x) { return f32x16_reduce_max(f32x16_exp(f32x16_set1(x))); }
 
-/* scores[begin..end) become exp(score - max), filled up with zeros to whole groups; returns 1 / their sum. */
-static float exponentiate_scores(const attention_task* task, float* scores, int begin, int end, const float* sink) {
-    const int first = begin / 16 * 16, padded = (end + 15) / 16 * 16;
-    for (int i = first; i < padded && task->softcap != 0.0f; i += 16) {
-        f32x16_store(scores + i, f32x16_softcap(f32x16_load(scores + i), task->softcap));
-    }
-    for (int i = first; i < begin; i++) {
-        scores[i] = -INFINITY;
-    }
-    for (int i = end; i < padded; i++) {
-        scores[i] = -INFINITY;
-    }
-    f32x16 largest = f32x16_set1(sink ? *sink : -INFINITY);
-    for (int i = first; i < padded; i += 16) {
-        largest = f32x16_max(largest, f32x16_load(scores + i));
-    }
-    const float maximum = f32x16_reduce_max(largest);
-    const f32x16 shift = f32x16_set1(maximum);
-    f32x16 sum = f32x16_zero();
-    for (int i = first; i < padded; i += 16) {
-        const f32x16 weight = f32x16_exp(f32x16_sub(f32x16_load(scores + i), shift));
-        f32x16_store(scores + i, weight);
-        sum = f32x16_add(sum, weight);
-    }
-    return 1.0f / (f32x16_reduce_add(sum) + (sink ? exp_of(*sink - maximum) : 0.0f));
+static float inverse_sum(const query_tile* tile, int query) {
+    const float* sink = tile->sinks[query];
+    return 1.0f / (f32x16_reduce_add(tile->sums[query]) + (sink ? exp_of(*sink - tile->maxima[query]) : 0.0f));
 }
 
-/* Positions [begin, end) of one query; `offset`: of the dimensions, in the values of a head. */
-LANES void mix_alone(
-    kv_type type, int num_vectors, const query_batch* batch, int query, int begin, int end, size_t offset, f32x16 sums[MAX_VECTORS]
+/* ---- outputs ---- */
+
+/* Positions [begin, end) of the block, counted from its first one; dimensions from `first` of the block on, of `width` that a head has. */
+LANES void mix_vectors(
+    int num_queries, kv_type type, int num_vectors, const number_block* block, int begin, int end, int first, const float* weights, size_t ld,
+    float* const* out, int width
 ) {
-    const attention_task* task = batch->task;
-    for (int position = begin; position < end; position++) {
-        const uint8_t* head = head_of_position(task, position);
-        const size_t row = offset + (size_t)(position % task->cache->block_tokens) * (size_t)task->cache->value_stride;
-        const f32x16 weight = f32x16_set1(task->scores[(size_t)query * task->ld_scores + (size_t)position]);
-        UNROLL_ROWS
-        for (int v = 0; v < num_vectors; v++) {
-            sums[v] = f32x16_fma(weight, load_elements(type, head, row + (size_t)v * 16), sums[v]);
-        }
-    }
-}
-
-/* Dimensions [16 * first, 16 * (first + num_vectors)) of all queries. The positions that all queries see are shared; each query has those
-   before and behind them alone, since a position that it does not see may hold anything, NaN too. */
-LANES void mix_values(kv_type type, int num_queries, int num_vectors, const query_batch* batch, int first) {
-    const attention_task* task = batch->task;
-    const int block_tokens = task->cache->block_tokens;
-    const size_t stride = (size_t)task->cache->value_stride, offset = kv_cache_value_offset(task->cache) + (size_t)first * 16;
-    const int first_shared = batch->begins[num_queries - 1];
-    const int end_shared = batch->ends[0] > first_shared ? batch->ends[0] : first_shared;
     f32x16 sums[MAX_QUERIES][MAX_VECTORS];
+    const size_t row_bytes = block->stride * kv_element_bytes(type);
+    const int dimension = block->first + first;
     UNROLL_ROWS
     for (int q = 0; q < num_queries; q++) {
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            sums[q][v] = f32x16_zero();
+            sums[q][v] = load_row(out[q], dimension + v * 16, width);
         }
-        const int end = batch->ends[q] < first_shared ? batch->ends[q] : first_shared;
-        mix_alone(type, num_vectors, batch, q, batch->begins[q], end, offset, sums[q]);
     }
-    for (int begin = first_shared, end; begin < end_shared; begin = end) {
-        const uint8_t* head = head_of_position(task, begin);
-        const int within = begin % block_tokens, rest = end_shared - begin;
-        size_t row = offset + (size_t)within * stride;
-        end = begin + (rest < block_tokens - within ? rest : block_tokens - within);
-        for (int position = begin; position < end; position++, row += stride) {
-            f32x16 value[MAX_VECTORS];
+    for (int position = begin, stop; position < end; position = stop) {
+        const int group = position / KEY_GROUP, row = position % KEY_GROUP, rest = KEY_GROUP - row;
+        const float* weight = weights + (size_t)group * ld + row;
+        const size_t offset = (size_t)row * row_bytes + (size_t)first * kv_element_bytes(type);
+        const uint8_t *values = block->groups[group] + offset, *next = block->next[group] + offset;
+        stop = rest < end - position ? position + rest : end;
+        for (int i = 0; i < stop - position; i++, values += row_bytes, next += row_bytes) {
             UNROLL_ROWS
             for (int v = 0; v < num_vectors; v++) {
-                value[v] = load_elements(type, head, row + (size_t)v * 16);
-            }
-            UNROLL_ROWS
-            for (int q = 0; q < num_queries; q++) {
-                const f32x16 weight = f32x16_set1(task->scores[(size_t)q * task->ld_scores + (size_t)position]);
+                const f32x16 value = load_elements(type, values, (size_t)v * 16);
+                if (type != KV_F32) {
+                    __builtin_prefetch(next + (size_t)v * 16 * kv_element_bytes(type));
+                }
+                FORGET(weight);
                 UNROLL_ROWS
-                for (int v = 0; v < num_vectors; v++) {
-                    sums[q][v] = f32x16_fma(weight, value[v], sums[q][v]);
+                for (int q = 0; q < num_queries; q++) {
+                    sums[q][v] = f32x16_fma(f32x16_set1(weight[q * KEY_GROUP + i]), value, sums[q][v]);
                 }
             }
         }
     }
     UNROLL_ROWS
     for (int q = 0; q < num_queries; q++) {
-        mix_alone(type, num_vectors, batch, q, end_shared, batch->ends[q], offset, sums[q]);
-        const f32x16 inverse = f32x16_set1(batch->inverse_sum[q]);
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            const int dimension = (first + v) * 16, rest = task->cache->value_dim - dimension;
-            f32x16_store_partial(batch->out[q] + dimension, f32x16_mul(sums[q][v], inverse), rest < 16 ? rest : 16);
+            store_row(out[q], dimension + v * 16, width, sums[q][v]);
         }
     }
 }
 
-LANES void mix_batch(kv_type type, int num_queries, int max_vectors, const query_batch* batch) {
-    const int num_vectors = batch->task->cache->value_stride / 16;
+LANES void mix_part(
+    int num_queries, kv_type type, const number_block* block, int begin, int end, const float* weights, size_t ld, float* const* out, int width
+) {
+    const int num_vectors = vectors_with(num_queries);
     int first = 0;
-    for (; first + max_vectors <= num_vectors; first += max_vectors) {
-        mix_values(type, num_queries, max_vectors, batch, first);
+    for (; first + 16 * num_vectors <= block->count; first += 16 * num_vectors) {
+        mix_vectors(num_queries, type, num_vectors, block, begin, end, first, weights, ld, out, width);
     }
-    for (; first < num_vectors; first++) {
-        mix_values(type, num_queries, 1, batch, first);
+    for (; first < block->count; first += 16) {
+        mix_vectors(num_queries, type, 1, block, begin, end, first, weights, ld, out, width);
+    }
+}
+
+/* Positions [begin, end), all of which these queries see. */
+static void mix_any_part(const query_tile* tile, const number_block* block, int query, int num_queries, int begin, int end) {
+    if (begin < end) {
+        const float* weights = scores_of(tile, block->group, query);
+        const size_t ld = scores_stride(tile);
+        float* const* out = tile->out + query;
+        const int origin = block->group * KEY_GROUP, width = tile->task->cache->value_dim;
+        FOR_BLOCK(block, num_queries, mix_part, block, begin - origin, end - origin, weights, ld, out, width)
+    }
+}
+
+/* The positions that all queries see are shared; each query has those before and behind them alone, since a position that it does not see
+   may hold anything, NaN too. */
+static void mix_block(const query_tile* tile, const number_block* block, int query, int num_queries) {
+    const int *begins = tile->begins + query, *ends = tile->ends + query;
+    const int block_begin = block->group * KEY_GROUP, block_end = block_begin + block->num_groups * KEY_GROUP;
+    const int begin = within(begins[num_queries - 1], block_begin, block_end), end = within(ends[0], begin, block_end);
+    for (int q = 0; q < num_queries; q++) {
+        mix_any_part(tile, block, query + q, 1, within(begins[q], block_begin, begin), within(ends[q], block_begin, begin));
+    }
+    mix_any_part(tile, block, query, num_queries, begin, end);
+    for (int q = 0; q < num_queries; q++) {
+        mix_any_part(tile, block, query + q, 1, end, within(ends[q], end, block_end));
+    }
+}
+
+static void mix_values(query_tile* tile) {
+    const int width = tile->task->cache->value_stride, numbers = is_one_part(tile) ? width : VALUE_NUMBERS;
+    for (int group = tile->first_group, next; group < tile->end_group; group = next) {
+        next = group + groups_at_once(tile, VALUE_NUMBERS);
+        exponentiate(tile, group, next);
+        for (int first = 0; first < width; first += numbers) {
+            const number_block block = take_values(tile, group, first, within(width - first, 0, numbers));
+            for (int q = 0; q < tile->num_queries; q += MAX_QUERIES) {
+                mix_block(tile, &block, q, within(tile->num_queries - q, 0, MAX_QUERIES));
+            }
+        }
     }
 }
 
 #include "latent.inc.h"
 
-LANES void attend_batch(kv_type type, int num_queries, query_batch* batch) {
-    const int max_vectors = num_queries * MAX_VECTORS <= FLOAT_ROWS ? MAX_VECTORS : MAX_VECTORS / 2;
-    score_batch(type, num_queries, max_vectors, batch);
-    for (int q = 0; q < num_queries; q++) {
-        float* scores = batch->task->scores + (size_t)q * batch->task->ld_scores;
-        batch->inverse_sum[q] = exponentiate_scores(batch->task, scores, batch->begins[q], batch->ends[q], batch->sinks[q]);
-    }
-    if (batch->task->kv_rank) {
-        mix_latent_batch(type, num_queries, max_vectors, batch);
-    } else {
-        mix_batch(type, num_queries, max_vectors, batch);
-    }
-}
+/* ---- queries ---- */
 
-/* One copy of the code for each number of queries, so that its sums stay in registers. */
-LANES void attend_any_batch(kv_type type, int num_queries, query_batch* batch) {
-#define QUERIES_CASE(n)                                         \
-    case n:                                                     \
-        if (n <= MAX_QUERIES) {                                 \
-            attend_batch(type, n < MAX_QUERIES ? n : MAX_QUERIES, batch); \
-        }                                                       \
-        break;
-    switch (num_queries) {
-        QUERIES_CASE(1)
-        QUERIES_CASE(2)
-        QUERIES_CASE(3)
-        QUERIES_CASE(4)
-        QUERIES_CASE(5)
-        QUERIES_CASE(6)
-        QUERIES_CASE(7)
-        QUERIES_CASE(8)
-    }
-#undef QUERIES_CASE
-}
-
-static void attend_f16(int num_queries, query_batch* batch) { attend_any_batch(KV_F16, num_queries, batch); }
-
-static void attend_f32(int num_queries, query_batch* batch) { attend_any_batch(KV_F32, num_queries, batch); }
-
-/* Query `q` of `count`. */
-static void describe_query(query_batch* batch, int q, int count, int row, int head) {
-    const attention_task* task = batch->task;
+static void describe_query(query_tile* tile, int q, int row, int head) {
+    const attention_task* task = tile->task;
+    const int key_dim = task->cache->key_dim, part = q / MAX_QUERIES * MAX_QUERIES;
+    const int queries = within(tile->num_queries - part, 0, MAX_QUERIES);
     const float* query = task->queries + (size_t)row * task->ld_queries + (size_t)head * task->query_stride;
-    for (int d = 0; d < task->cache->key_dim; d++) {
-        batch->queries[d * count + q] = query[d] * task->scale;
+    float* scaled = tile->queries + (size_t)part * (size_t)key_dim + (q - part);
+    for (int d = 0; d < key_dim; d++) {
+        scaled[d * queries] = query[d] * task->scale;
     }
     const int width = task->kv_rank ? task->kv_rank : task->cache->value_dim;
-    batch->out[q] = task->out + (size_t)row * task->ld_out + (size_t)head * (size_t)width;
-    batch->sinks[q] = task->sinks ? task->sinks + head : NULL;
-    batch->ends[q] = task->first_position + row + 1;
-    batch->begins[q] = task->window && task->window < batch->ends[q] ? batch->ends[q] - task->window : 0;
+    tile->out[q] = task->out + (size_t)row * task->ld_out + (size_t)head * (size_t)width;
+    memset(tile->out[q], 0, (size_t)width * sizeof(float));
+    tile->sinks[q] = task->sinks ? task->sinks + head : NULL;
+    tile->largest[q] = f32x16_set1(tile->sinks[q] ? *tile->sinks[q] : -INFINITY);
+    tile->sums[q] = f32x16_zero();
+    tile->ends[q] = task->first_position + row + 1;
+    tile->begins[q] = task->window && task->window < tile->ends[q] ? tile->ends[q] - task->window : 0;
+}
+
+static void attend_tile(query_tile* tile) {
+    const int width = tile->task->kv_rank ? tile->task->kv_rank : tile->task->cache->value_dim;
+    tile->first_group = tile->begins[0] / KEY_GROUP;
+    tile->end_group = groups_to(tile->ends[tile->num_queries - 1]);
+    score_tile(tile);
+    for (int q = 0; q < tile->num_queries; q++) {
+        tile->maxima[q] = f32x16_reduce_max(tile->largest[q]);
+    }
+    if (tile->task->kv_rank) {
+        mix_latents(tile);
+    } else {
+        mix_values(tile);
+    }
+    for (int q = 0; q < tile->num_queries; q++) {
+        scale_row(tile->out[q], inverse_sum(tile, q), 0.0f, width);
+    }
 }
 
 static void attention(const attention_task* task) {
-    query_batch batch;
-    batch.task = task;
+    query_tile tile;
+    tile.task = task;
     const int num_queries = task->num_rows * task->num_heads;
-    for (int begin = 0; begin < num_queries; begin += MAX_QUERIES) {
-        const int count = num_queries - begin < MAX_QUERIES ? num_queries - begin : MAX_QUERIES;
-        for (int q = 0; q < count; q++) {
-            describe_query(&batch, q, count, (begin + q) / task->num_heads, (begin + q) % task->num_heads);
+    for (int first = 0; first < num_queries; first += tile.num_queries) {
+        tile.num_queries = within(num_queries - first, 0, MAX_QUERIES_AT_ONCE);
+        for (int q = 0; q < tile.num_queries; q++) {
+            describe_query(&tile, q, (first + q) / task->num_heads, (first + q) % task->num_heads);
         }
-        if (task->cache->type == KV_F32) {
-            attend_f32(count, &batch);
-        } else {
-            attend_f16(count, &batch);
-        }
+        attend_tile(&tile);
     }
 }
 

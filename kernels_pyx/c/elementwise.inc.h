@@ -8,26 +8,43 @@
 #include <math.h>
 #include <string.h>
 
-/* exp(x) = 2^n * exp(r), |r| <= ln(2)/2, with a polynomial of degree 7: at most 2 ulp where the result is a normal number. Below
-   -87.33 the result is 0, above 88.7228 infinity; NaN stays NaN. */
-LANES f32x16 f32x16_exp(f32x16 x) {
-    const f32x16 low = f32x16_set1(-87.33f), high = f32x16_set1(88.72283f);
-    const f32x16 one = f32x16_set1(1.0f), two = f32x16_set1(2.0f), largest = f32x16_set1(127.0f);
-    const f32x16 bounded = f32x16_max(low, f32x16_min(high, x)); /* this order keeps NaN */
-    const f32x16 n = f32x16_round_even(f32x16_mul(bounded, f32x16_set1(0x1.715476p+0f)));
-    f32x16 r = f32x16_fma(n, f32x16_set1(-0x1.62e000p-1f), bounded);
-    r = f32x16_fma(n, f32x16_set1(-0x1.0bfbe8p-15f), r);
+/* exp(r) for |r| <= ln(2)/2, as a polynomial of degree 7. */
+LANES f32x16 exp_of_rest(f32x16 r) {
     f32x16 p = f32x16_set1(0x1.a1256cp-13f);
     p = f32x16_fma(p, r, f32x16_set1(0x1.6d43b0p-10f));
     p = f32x16_fma(p, r, f32x16_set1(0x1.1110e0p-7f));
     p = f32x16_fma(p, r, f32x16_set1(0x1.5554e8p-5f));
     p = f32x16_fma(p, r, f32x16_set1(0x1.555556p-3f));
     p = f32x16_fma(p, r, f32x16_set1(0.5f));
-    p = f32x16_fma(p, f32x16_mul(r, r), f32x16_add(r, one));
+    return f32x16_fma(p, f32x16_mul(r, r), f32x16_add(r, f32x16_set1(1.0f)));
+}
+
+/* x - n * ln(2) */
+LANES f32x16 without_powers(f32x16 x, f32x16 n) {
+    return f32x16_fma(n, f32x16_set1(-0x1.0bfbe8p-15f), f32x16_fma(n, f32x16_set1(-0x1.62e000p-1f), x));
+}
+
+#define EXP_LEAST (-87.33f)
+
+/* exp(x) = 2^n * exp(r), |r| <= ln(2)/2: at most 2 ulp where the result is a normal number. Below -87.33 the result is 0, above 88.7228
+   infinity; NaN stays NaN. */
+LANES f32x16 f32x16_exp(f32x16 x) {
+    const f32x16 low = f32x16_set1(EXP_LEAST), high = f32x16_set1(88.72283f);
+    const f32x16 one = f32x16_set1(1.0f), two = f32x16_set1(2.0f), largest = f32x16_set1(127.0f);
+    const f32x16 bounded = f32x16_max(low, f32x16_min(high, x)); /* this order keeps NaN */
+    const f32x16 n = f32x16_round_even(f32x16_mul(bounded, f32x16_set1(0x1.715476p+0f)));
     /* 2^128 is no float: the last binade takes two steps. */
-    const f32x16 exponent = f32x16_select_gt(n, largest, largest, f32x16_select_gt(x, low, n, f32x16_zero()));
-    p = f32x16_mul(f32x16_scale2(p, f32x16_to_i32(exponent)), f32x16_select_gt(n, largest, two, one));
-    p = f32x16_select_gt(x, high, f32x16_set1(INFINITY), p);
+    const f32x16 exponent = f32x16_select_gt(n, largest, largest, f32x16_select_gt(x, f32x16_set1(-88.0f), n, f32x16_zero()));
+    const f32x16 scaled = f32x16_scale2(exp_of_rest(without_powers(bounded, n)), f32x16_to_i32(exponent));
+    const f32x16 p = f32x16_mul(scaled, f32x16_select_gt(n, largest, two, one));
+    return f32x16_select_gt(low, x, f32x16_zero(), f32x16_select_gt(x, high, f32x16_set1(INFINITY), p));
+}
+
+/* The same of numbers that are at most 0, or NaN, in two thirds of the time. */
+LANES f32x16 f32x16_exp_below_0(f32x16 x) {
+    const f32x16 low = f32x16_set1(EXP_LEAST), bounded = f32x16_max(x, low); /* this order has -87.33 for NaN */
+    const f32x16 n = f32x16_round_even(f32x16_mul(bounded, f32x16_set1(0x1.715476p+0f)));
+    const f32x16 p = f32x16_scale2(exp_of_rest(without_powers(x, n)), f32x16_to_i32(n));
     return f32x16_select_gt(low, x, f32x16_zero(), p);
 }
 
@@ -39,6 +56,28 @@ static void exp_row(const float* x, int width, float* out) {
     if (i < width) {
         f32x16_store_partial(out + i, f32x16_exp(f32x16_load_partial(x + i, width - i)), width - i);
     }
+}
+
+/* FLOAT_ROWS * 16 multiplications with addition a round, that neither memory nor each other hold up: the peak that kernels are compared with. */
+static float fma_rounds(int rounds) {
+    static const float starts[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; /* equal lanes would be computed once */
+    f32x16 sums[FLOAT_ROWS], sum = f32x16_zero();
+    const f32x16 factor = f32x16_set1(0.5f), summand = f32x16_set1(1.0f);
+    UNROLL_ROWS
+    for (int i = 0; i < FLOAT_ROWS; i++) {
+        sums[i] = f32x16_add(f32x16_load(starts), f32x16_set1((float)(16 * i)));
+    }
+    for (int round = 0; round < rounds; round++) {
+        UNROLL_ROWS
+        for (int i = 0; i < FLOAT_ROWS; i++) {
+            sums[i] = f32x16_fma(sums[i], factor, summand);
+        }
+    }
+    UNROLL_ROWS
+    for (int i = 0; i < FLOAT_ROWS; i++) {
+        sum = f32x16_add(sum, sums[i]);
+    }
+    return f32x16_reduce_add(sum);
 }
 
 /* The 16 numbers from element i on of a row of `width`, or those that are left, filled up with zeros. */

@@ -46,6 +46,8 @@ typedef struct kernel_table {
     void (*round_row)(int encoding, float* x, int width);
 
     /* elementwise.inc.h, experts.inc.h, attention.inc.h */
+    int fmas_per_round;
+    float (*fma_rounds)(int rounds);
     void (*exp_row)(const float* x, int width, float* out);
     void (*norm_row)(const norm_spec* norm, const float* x, int width, float* out);
     void (*add_row)(float* x, const float* y, int width);

@@ -6,65 +6,102 @@
      out[d] = (sum over j = 0..p of weight[j] * latent[j][d], position j in partial sum j % 16, and the fixed tree) * (1 / sum of
      weights) */
 
-LANES f32x16 load_first_elements(kv_type type, const uint8_t* base, size_t index, int n) {
-    const uint8_t* from = base + index * kv_element_bytes(type);
-    return type == KV_F32 ? f32x16_load_partial((const float*)from, n) : f32x16_from_f16_partial((const uint16_t*)from, n);
-}
+enum { LATENT_NUMBERS = 16 }; /* of latents that are looked at together, of so many groups of positions as there may be in a block */
 
-/* Numbers [first, first + num_vectors) of the outputs of all queries. Groups that all queries see whole are shared; each query then goes on
-   alone, since a position that it does not see may hold anything, NaN too. */
-LANES void mix_latents(kv_type type, int num_queries, int num_vectors, const query_batch* batch, int first) {
-    const attention_task* task = batch->task;
-    const int shared = batch->ends[0] / KEY_GROUP;
+/* sums [queries][LATENT_NUMBERS][16] of the block's numbers from `first` on, over its groups [begin, end): weights [groups][ld]. */
+LANES void mix_numbers(
+    int num_queries, kv_type type, int num_vectors, const number_block* block, int begin, int end, int first, const float* weights, size_t ld,
+    float* all_sums
+) {
     f32x16 sums[MAX_QUERIES][MAX_VECTORS];
     UNROLL_ROWS
     for (int q = 0; q < num_queries; q++) {
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            sums[q][v] = f32x16_zero();
+            sums[q][v] = f32x16_load(all_sums + ((size_t)q * LATENT_NUMBERS + (size_t)(first + v)) * KEY_GROUP);
         }
     }
-    for (int group = 0; group < shared; group++) {
-        const uint8_t* latents = keys_of_group(type, task, group);
-        f32x16 latent[MAX_VECTORS];
+    for (int group = begin; group < end; group++) {
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            latent[v] = load_elements(type, latents, (size_t)(first + v) * KEY_GROUP);
-        }
-        UNROLL_ROWS
-        for (int q = 0; q < num_queries; q++) {
-            const f32x16 weights = f32x16_load(task->scores + (size_t)q * task->ld_scores + (size_t)group * KEY_GROUP);
+            const f32x16 latent = load_elements(type, block->groups[group], (size_t)(first + v) * KEY_GROUP);
             UNROLL_ROWS
-            for (int v = 0; v < num_vectors; v++) {
-                sums[q][v] = f32x16_fma(weights, latent[v], sums[q][v]);
+            for (int q = 0; q < num_queries; q++) {
+                sums[q][v] = f32x16_fma(f32x16_load(weights + (size_t)group * ld + (size_t)q * KEY_GROUP), latent, sums[q][v]);
             }
         }
     }
     UNROLL_ROWS
     for (int q = 0; q < num_queries; q++) {
-        for (int group = shared; group * KEY_GROUP < batch->ends[q]; group++) {
-            const uint8_t* latents = keys_of_group(type, task, group);
-            const int left = batch->ends[q] - group * KEY_GROUP, n = left < KEY_GROUP ? left : KEY_GROUP;
-            const f32x16 weights = f32x16_load(task->scores + (size_t)q * task->ld_scores + (size_t)group * KEY_GROUP);
-            UNROLL_ROWS
-            for (int v = 0; v < num_vectors; v++) {
-                sums[q][v] = f32x16_fma(weights, load_first_elements(type, latents, (size_t)(first + v) * KEY_GROUP, n), sums[q][v]);
-            }
-        }
         UNROLL_ROWS
         for (int v = 0; v < num_vectors; v++) {
-            batch->out[q][first + v] = f32x16_reduce_add(sums[q][v]) * batch->inverse_sum[q];
+            f32x16_store(all_sums + ((size_t)q * LATENT_NUMBERS + (size_t)(first + v)) * KEY_GROUP, sums[q][v]);
         }
     }
 }
 
-LANES void mix_latent_batch(kv_type type, int num_queries, int max_vectors, const query_batch* batch) {
-    const int kv_rank = batch->task->kv_rank;
+LANES void mix_latent_part(
+    int num_queries, kv_type type, const number_block* block, int begin, int end, const float* weights, size_t ld, float* sums
+) {
+    const int num_vectors = vectors_with(num_queries);
     int first = 0;
-    for (; first + max_vectors <= kv_rank; first += max_vectors) {
-        mix_latents(type, num_queries, max_vectors, batch, first);
+    for (; first + num_vectors <= block->count; first += num_vectors) {
+        mix_numbers(num_queries, type, num_vectors, block, begin, end, first, weights, ld, sums);
     }
-    for (; first < kv_rank; first++) {
-        mix_latents(type, num_queries, 1, batch, first);
+    for (; first < block->count; first++) {
+        mix_numbers(num_queries, type, 1, block, begin, end, first, weights, ld, sums);
+    }
+}
+
+/* Groups [begin, end) of the block, all of which these queries see whole. */
+static void mix_any_latents(const query_tile* tile, const number_block* block, int query, int num_queries, int begin, int end, float* sums) {
+    const float* weights = scores_of(tile, block->group, query);
+    const size_t ld = scores_stride(tile);
+    FOR_BLOCK(block, num_queries, mix_latent_part, block, begin, end, weights, ld, sums)
+}
+
+/* One query's last group, of which it sees n positions: the others may hold anything, NaN too. */
+static void mix_last_latents(const query_tile* tile, const number_block* block, int query, int group, int n, float* sums) {
+    const f32x16 weight = f32x16_load(scores_of(tile, block->group + group, query));
+    for (int i = 0; i < block->count; i++, sums += KEY_GROUP) {
+        float latents[KEY_GROUP];
+        f32x16_store(latents, block->type == KV_F32 ? load_elements(KV_F32, block->groups[group], (size_t)i * KEY_GROUP)
+                                                    : load_elements(KV_F16, block->groups[group], (size_t)i * KEY_GROUP));
+        f32x16_store(sums, f32x16_fma(weight, f32x16_load_partial(latents, n), f32x16_load(sums)));
+    }
+}
+
+/* Groups that all queries see whole are shared. */
+static void mix_latent_block(const query_tile* tile, const number_block* block, int query, int num_queries, float* sums) {
+    const int shared = within(tile->ends[query] / KEY_GROUP - block->group, 0, block->num_groups);
+    mix_any_latents(tile, block, query, num_queries, 0, shared, sums);
+    for (int q = query; q < query + num_queries; q++, sums += LATENT_NUMBERS * KEY_GROUP) {
+        const int last = tile->ends[q] / KEY_GROUP - block->group, n = tile->ends[q] % KEY_GROUP;
+        mix_any_latents(tile, block, q, 1, shared, within(last, shared, block->num_groups), sums);
+        if (n && last >= shared && last < block->num_groups) {
+            mix_last_latents(tile, block, q, last, n, sums);
+        }
+    }
+}
+
+static void mix_latents(query_tile* tile) {
+    float sums[MAX_QUERIES_AT_ONCE * LATENT_NUMBERS * KEY_GROUP];
+    exponentiate(tile, tile->first_group, tile->end_group);
+    for (int first = 0, count; first < tile->task->kv_rank; first += count) {
+        count = within(tile->task->kv_rank - first, 0, LATENT_NUMBERS);
+        memset(sums, 0, (size_t)tile->num_queries * LATENT_NUMBERS * KEY_GROUP * sizeof *sums);
+        for (int group = 0; group < tile->end_group;) {
+            const number_block block = take_keys(tile, group, first, count);
+            for (int q = 0; q < tile->num_queries; q += MAX_QUERIES) {
+                float* part = sums + (size_t)q * LATENT_NUMBERS * KEY_GROUP;
+                mix_latent_block(tile, &block, q, within(tile->num_queries - q, 0, MAX_QUERIES), part);
+            }
+            group += block.num_groups;
+        }
+        for (int q = 0; q < tile->num_queries; q++) {
+            for (int d = 0; d < count; d++) {
+                tile->out[q][first + d] = f32x16_reduce_add(f32x16_load(sums + ((size_t)q * LATENT_NUMBERS + (size_t)d) * KEY_GROUP));
+            }
+        }
     }
 }

@@ -123,7 +123,7 @@ static void attend(void* context, int chunk) {
     const latent_parts* parts = p->block;
     const int items = p->num_chunks / parts->num_groups, head = chunk % items * parts->heads_at_once;
     const row_group* group = &p->s->scratch.groups[parts->first_group + parts->num_groups - 1 - chunk / items];
-    const size_t row = (size_t)(group->first_row - parts->first_row), ld_scores = (size_t)(p->s->max_context + 15) / 16 * 16;
+    const size_t row = (size_t)(group->first_row - parts->first_row);
     const size_t ld_queries = (size_t)a->num_heads * (size_t)latent_dim(a), ld_out = (size_t)a->num_heads * (size_t)a->kv_rank;
     const attention_task task = {
         .cache = p->cache,
@@ -138,8 +138,7 @@ static void attend(void* context, int chunk) {
         .ld_queries = ld_queries,
         .out = parts->mixed + row * ld_out + (size_t)head * (size_t)a->kv_rank,
         .ld_out = ld_out,
-        .scores = p->s->scratch.scores + (size_t)pool_thread_index() * MAX_QUERIES_AT_ONCE * ld_scores,
-        .ld_scores = ld_scores,
+        .scores = p->s->scratch.scores + (size_t)pool_thread_index() * score_numbers(p->s),
     };
     p->kernels->attention(&task);
 }

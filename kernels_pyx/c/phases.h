@@ -11,7 +11,7 @@
 #include "stage.h"
 
 enum {
-    ATTENTION_ROWS = 8,          /* rows of a slice that share a pass over keys and values */
+    ATTENTION_ROWS = 16,         /* rows of a slice that share a pass over keys and values */
     MAX_MATRICES = 4,
 };
 
@@ -75,6 +75,8 @@ struct stage {
     scratch_parts scratch;
 };
 
+/* Of a thread, in scratch.scores. */
+size_t score_numbers(const stage* s);
 /* Index of the table for these angles, which begins to point into it; -1 if there is no memory. While the stage is locked. */
 int use_angles(stage* s, rope_spec* rope);
 

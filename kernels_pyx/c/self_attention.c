@@ -111,7 +111,6 @@ static void attend(void* context, int chunk) {
     const attention_parts* parts = p->block;
     const row_group* group = &p->s->scratch.groups[p->num_row_groups - 1 - chunk / p->attention_parts];
     const int part = chunk % p->attention_parts, heads_per_part = a->num_heads / p->attention_parts, head = part * heads_per_part;
-    const size_t ld_scores = (size_t)(p->s->max_context + 15) / 16 * 16;
     const attention_task task = {
         .cache = p->cache,
         .block_table = p->batch->slices[group->slice].block_table,
@@ -128,8 +127,7 @@ static void attend(void* context, int chunk) {
         .ld_queries = (size_t)a->q->outputs,
         .out = parts->attended + (size_t)group->first_row * (size_t)a->output->inputs + (size_t)head * (size_t)a->value_dim,
         .ld_out = (size_t)a->output->inputs,
-        .scores = p->s->scratch.scores + (size_t)pool_thread_index() * MAX_QUERIES_AT_ONCE * ld_scores,
-        .ld_scores = ld_scores,
+        .scores = p->s->scratch.scores + (size_t)pool_thread_index() * score_numbers(p->s),
     };
     p->kernels->attention(&task);
 }

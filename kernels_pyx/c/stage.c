@@ -126,10 +126,11 @@ static size_t angle_numbers(const stage* s) {
     return last ? last->offset + (size_t)s->max_rows * (size_t)last->dim : 0;
 }
 
+size_t score_numbers(const stage* s) { return MAX_QUERIES_AT_ONCE * ((size_t)(s->max_context + 15) / 16 * 16); }
+
 /* The parts of a scratch that begins at `base` (NULL: only its size is of use). */
 static scratch_parts lay_out_scratch(const stage* s, uint8_t* base) {
     const size_t rows = (size_t)s->max_rows, number = sizeof(float), hidden_bytes = rows * (size_t)s->spec.hidden_size * number;
-    const size_t score_numbers = (size_t)s->num_threads * MAX_QUERIES_AT_ONCE * ((size_t)(s->max_context + 15) / 16 * 16);
     const scratch_need need = measure_units(s);
     scratch_cursor cursor = {base, 0};
     scratch_parts parts;
@@ -138,7 +139,7 @@ static scratch_parts lay_out_scratch(const stage* s, uint8_t* base) {
     parts.normed = take_scratch(&cursor, hidden_bytes);
     parts.angles = take_scratch(&cursor, angle_numbers(s) * number);
     parts.activations = take_scratch(&cursor, need.activation_bytes);
-    parts.scores = take_scratch(&cursor, s->num_layers ? score_numbers * number : 0);
+    parts.scores = take_scratch(&cursor, s->num_layers ? (size_t)s->num_threads * score_numbers(s) * number : 0);
     parts.row_slice = take_scratch(&cursor, rows * sizeof(int));
     parts.row_position = take_scratch(&cursor, rows * sizeof(int));
     parts.groups = take_scratch(&cursor, rows * sizeof(row_group));

@@ -9,7 +9,9 @@ from hypothesis.extra import numpy as hnp
 from dairllm.kernels_pyx import exp_f32, log_softmax_rows
 from tests.kernels.computing import AVAILABLE_ISAS, Floats, instruction_set
 
-SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, -87.32, -87.34, 88.0, 88.37, 88.38, 88.72, 88.73, 1e-30, -200.0, 200.0], np.float32)
+SPECIAL = np.array(
+    [0.0, -0.0, np.inf, -np.inf, np.nan, -87.32, -87.33, -87.34, 88.0, 88.37, 88.38, 88.72, 88.73, 1e-30, -200.0, 200.0], np.float32
+)
 LOGITS = hnp.arrays(
     np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70), elements=st.floats(-100, 100, width=32, allow_subnormal=False)
 )
@@ -31,8 +33,8 @@ def test_exp_is_within_two_ulp(isa: str) -> None:
 
 
 def test_exp_of_special_numbers(isa: str) -> None:
-    expected = np.array([1, 1, np.inf, 0, np.nan, 0, 0, 0, 0, 0, 0, np.inf, 1, 0, np.inf], np.float32)
-    finite = np.isin(SPECIAL, np.array([-87.32, 88.0, 88.37, 88.38, 88.72], np.float32))
+    expected = np.array([1, 1, np.inf, 0, np.nan, 0, 0, 0, 0, 0, 0, 0, np.inf, 1, 0, np.inf], np.float32)
+    finite = np.isin(SPECIAL, np.array([-87.32, -87.33, 88.0, 88.37, 88.38, 88.72], np.float32))
     got = exp_f32(SPECIAL)
     np.testing.assert_array_equal(got[~finite], expected[~finite])
     np.testing.assert_allclose(got[finite], np.exp(SPECIAL[finite].astype(np.float64)), rtol=3e-7)

@@ -179,11 +179,12 @@ static void compare_attention(kv_type type, int num_heads, int head_dim, int num
     enum { BLOCK_TOKENS = 16, NUM_KV_HEADS = 2 };
     const int positions = first_position + num_rows, num_blocks = (positions + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     const int value_dim = kv_rank ? 0 : head_dim, out_dim = kv_rank ? kv_rank : value_dim, key_width = NUM_KV_HEADS * head_dim;
-    const size_t count = (size_t)num_rows * (size_t)num_heads * (size_t)out_dim, ld_scores = (size_t)(positions + 15) / 16 * 16;
+    const size_t count = (size_t)num_rows * (size_t)num_heads * (size_t)out_dim;
+    const size_t score_numbers = MAX_QUERIES_AT_ONCE * ((size_t)(positions + 15) / 16 * 16);
     int32_t* block_table = malloc((size_t)num_blocks * sizeof *block_table);
     float *keys = numbers((size_t)positions * (size_t)key_width), *values = numbers((size_t)positions * (size_t)key_width);
     float *queries = numbers((size_t)num_rows * (size_t)num_heads * (size_t)head_dim), *sinks = numbers((size_t)num_heads);
-    float *scores = malloc(MAX_QUERIES_AT_ONCE * ld_scores * sizeof *scores), *zeros = calloc(count, sizeof *zeros);
+    float *scores = malloc(score_numbers * sizeof *scores), *zeros = calloc(count, sizeof *zeros);
     kv_cache caches[2];
     for (int i = 0; i < 2; i++) {
         kv_cache_create(&caches[i], type, num_blocks, BLOCK_TOKENS, NUM_KV_HEADS, head_dim, value_dim);
@@ -202,7 +203,7 @@ static void compare_attention(kv_type type, int num_heads, int head_dim, int num
         .cache = &caches[0], .block_table = block_table, .kv_head = 1, .num_rows = num_rows, .num_heads = num_heads,
         .first_position = first_position, .window = window, .kv_rank = kv_rank, .scale = 0.125f, .softcap = window ? 20.0f : 0.0f,
         .sinks = window ? sinks : NULL, .queries = queries, .query_stride = (size_t)head_dim, .ld_queries = (size_t)(num_heads * head_dim),
-        .ld_out = (size_t)(num_heads * out_dim), .scores = scores, .ld_scores = ld_scores,
+        .ld_out = (size_t)(num_heads * out_dim), .scores = scores,
     };
     COMPARE_IN_PLACE("attention", "", zeros, count, (task.out = y, table->attention(&task)));
     for (int i = 0; i < 2; i++) {
@@ -306,7 +307,10 @@ static void compare_with(const kernel_table* table) {
         compare_attention(type, 3, 64, 5, 0, 0, 0);
         compare_attention(type, 4, 80, 1, 100, 0, 0);
         compare_attention(type, 2, 20, 7, 37, 9, 0);
+        compare_attention(type, 3, 64, 21, 290, 0, 0);
+        compare_attention(type, 2, 136, 20, 70, 33, 0);
         compare_attention(type, 5, 72, 3, 30, 0, 64);
+        compare_attention(type, 16, 72, 5, 300, 0, 64);
         compare_linear(1, 32, 32, type == KV_F16, 1);
         compare_linear(6, 24, 40, type == KV_F16, 0);
         compare_linear(3, 16, 80, type == KV_F16, 1);
