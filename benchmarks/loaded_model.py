@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from dairllm.kernels_pyx import KvCache, PackedMatrix
+from dairllm.mesh.cache_types import DEFAULT_CACHE_TYPE
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.model_files.containers import open_container
 from dairllm.model_files.getting.resolve import resolve_model
@@ -51,13 +52,13 @@ class LoadedModel:
         part = replace(self.assignment, units=self.assignment.units[span.start : span.stop])
         return build_stage(part, self.units[span.start : span.stop])
 
-    def kv_caches(self, span: range, num_tokens: int) -> list[KvCache]:
+    def kv_caches(self, span: range, num_tokens: int, element_type: str = DEFAULT_CACHE_TYPE) -> list[KvCache]:
         """One for each layer of `span`, with room for one sequence of this length: see `block_table`.
 
         InvalidSetting if one of them keeps a state instead.
         """
         layers = range(max(span.start - 1, 0), min(span.stop - 1, self.spec.num_layers))
-        geometry = replace(self.assignment.geometry, num_blocks=len(block_table(num_tokens)))
+        geometry = replace(self.assignment.geometry, num_blocks=len(block_table(num_tokens)), element_type=element_type)
         caches = [make_cache(self.spec.layers[layer], geometry) for layer in layers]
         blocks = [cache for cache in caches if isinstance(cache, KvCache)]
         if len(blocks) < len(caches):

@@ -40,6 +40,7 @@ from loaded_model import CHUNK_ROWS, LoadedModel, Text, TokenIds, block_table, c
 from rich.table import Table
 
 from dairllm.kernels_pyx import WIRE_ENCODINGS, StageSlice, decode_rows, encode_rows
+from dairllm.mesh.cache_types import DEFAULT_CACHE_TYPE, parse_cache_type
 from dairllm.mesh.errors import InvalidSetting
 from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.forward.building import StageParts
@@ -59,10 +60,11 @@ class Shard(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """cuts: boundaries that are rounded; boundary b lies before unit b, unit 0 being the embedding."""
+    """cuts: boundaries that are rounded; boundary b lies before unit b, unit 0 being the embedding. kv_cache: its element type."""
 
     cuts: tuple[int, ...]
     encoding: str
+    kv_cache: str = DEFAULT_CACHE_TYPE
 
 
 @dataclass(slots=True)
@@ -153,7 +155,7 @@ class Comparison:
     def _hidden(self, token_ids: TokenIds, variant: Variant) -> Iterator[Rows]:
         """What the head sees, in chunks of rows."""
         shards = self._shards[variant.cuts]
-        caches = [self.model.kv_caches(shard.span, len(token_ids)) for shard in shards]
+        caches = [self.model.kv_caches(shard.span, len(token_ids), variant.kv_cache) for shard in shards]
         table = block_table(len(token_ids))
         for first in range(0, len(token_ids), CHUNK_ROWS):
             rows: TokenIds | Rows = token_ids[first : first + CHUNK_ROWS]
@@ -217,22 +219,24 @@ def summarise(sums: Mapping[tuple[Variant, str], Sums]) -> list[dict[str, Any]]:
         own = {kind: value for (other, kind), value in sums.items() if other == variant}
         if len(own) > 1:
             own["all"] = sum(own.values(), Sums())
-        facts = {"cuts": list(variant.cuts), "encoding": variant.encoding}
+        facts = {"cuts": list(variant.cuts), "encoding": variant.encoding, "kv_cache": variant.kv_cache}
         rows += [{**facts, "text": kind, **asdict(Cost.of(value))} for kind, value in own.items()]
     return rows
 
 
 def describe_cuts(cuts: Sequence[int]) -> str:
+    if not cuts:
+        return "none"
     return f"all {len(cuts)}" if list(cuts) == list(range(1, len(cuts) + 1)) else ",".join(map(str, cuts))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    table = Table("cuts", "encoding", "text", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table("cuts", "encoding", "KV cache", "text", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for name in ("KL, nats", "largest", "|Δ log p|", "perplexity", "of F32", "same best"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            *(describe_cuts(row["cuts"]), row["encoding"], f"{row['text']} ({row['positions']})"),
+            *(describe_cuts(row["cuts"]), row["encoding"], row["kv_cache"], f"{row['text']} ({row['positions']})"),
             *(f"{row['kl_nats']:.2e}", f"{row['largest_kl_nats']:.2f}", f"{row['mean_abs_difference']:.5f}"),
             *(f"{row['perplexity']:.4f}", f"{row['exact_perplexity']:.4f}", f"{row['same_best']:.2%}"),
         )
@@ -246,6 +250,9 @@ def quality(
         typer.Option(help="Boundaries that are rounded, like 11,21; repeatable. Default: every one, as in a cluster."),
     ] = None,
     encoding: Annotated[list[str] | None, typer.Option(help="Encodings to compare with F32; repeatable. Default: all.")] = None,
+    kv_cache: Annotated[
+        list[str] | None, typer.Option(help="Element types of the KV cache to compare with F16, in place of encodings; repeatable.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of documents.")] = 2000,
     window: Annotated[int, typer.Option(min=2, help="Documents are read in pieces of this many tokens.")] = 1000,
     text: Annotated[list[Path] | None, typer.Option(exists=True, help="Document to read instead of the project's; repeatable.")] = None,
@@ -255,7 +262,7 @@ def quality(
     float_weights: Annotated[bool, typer.Option("--float-weights", help="Compute with float32 weights: no noise of the kernels.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
-    """Measure what each wire encoding costs in quality."""
+    """Measure what each wire encoding, or another KV cache, costs in quality."""
     samples = conversations() if with_conversations else []
     loaded = load(model, max(window, *(len(sample.token_ids) for sample in samples), 2))
     samples += documents(loaded.path, tokens, window, text or ())
@@ -264,14 +271,19 @@ def quality(
     encodings = encoding or [SMALLEST_CHANGE, *(name for name in WIRE_ENCODINGS if name != EXACT)]
     if float_weights:
         loaded = with_float_weights(loaded)
-    comparison = Comparison(loaded, [Variant(one, name) for one in chosen for name in encodings])
+    variants = [Variant(one, name) for one in chosen for name in encodings]
+    if kv_cache:
+        variants = [Variant((), EXACT, parse_cache_type(name)) for name in kv_cache]
+    comparison = Comparison(loaded, variants)
     for sample in samples:
         comparison.add(sample)
     rows = summarise(comparison.sums)
     if as_json:
         print(json.dumps({"model": loaded.spec.name, "num_layers": layers, "float_weights": float_weights, "results": rows}))
         return
-    print_table(rows, f"{loaded.spec.name}, {layers} layers{', float32 weights' if float_weights else ''}: wire encodings against F32")
+    print_table(
+        rows, f"{loaded.spec.name}, {layers} layers{', float32 weights' if float_weights else ''}: compared with F32 and a KV cache in F16"
+    )
 
 
 if __name__ == "__main__":

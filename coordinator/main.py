@@ -85,7 +85,8 @@ def coordinator(
         typer.Option(min=1, help="Tokens in the cache, of all requests together, where memory allows. Default: 4 contexts."),
     ] = None,
     kv_cache: Annotated[
-        str, typer.Option(help=f"What keys and values are kept in: {' or '.join(KV_ELEMENT_TYPES)}. F32 takes twice the memory.")
+        str,
+        typer.Option(help=f"What keys and values are kept in: {', '.join(KV_ELEMENT_TYPES)}. F32 takes twice the memory, Q8_0 half."),
     ] = DEFAULT_ARITHMETIC.kv_cache,
     max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests of one client that may wait; more are refused with 429.")] = 256,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dairllm.coordinator.planner import ModelDemand, UnitDemand
 from dairllm.coordinator.text import ServedModel
-from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
+from dairllm.mesh.cache_types import cache_features
 from dairllm.mesh.errors import InvalidModel
 from dairllm.mesh.foreign_text import on_one_line
 from dairllm.model_files.chat_template import ChatTemplate
@@ -53,13 +53,13 @@ class LoadedModel:
 
 def demand_of(manifest: Manifest, name: str, context_length: int, kv_cache: str, max_batch_rows: int) -> ModelDemand:
     """What the planner must know of a model."""
-    spec, units, element_bytes = manifest.spec, manifest.units, BLOCK_FORMATS[kv_cache].block_bytes
+    spec, units = manifest.spec, manifest.units
     return ModelDemand(
         name=name,
         digest=manifest.model_digest,
-        units=tuple(_unit_demand(spec, unit, element_bytes, context_length, max_batch_rows) for unit in units),
+        units=tuple(_unit_demand(spec, unit, kv_cache, context_length, max_batch_rows) for unit in units),
         tied_bytes=_tied_bytes(units),
-        features=spec.needed_features() | {ARITHMETIC_FEATURE},
+        features=spec.needed_features() | {ARITHMETIC_FEATURE} | cache_features(kv_cache),
         block_formats=frozenset(tensor.packed_format for unit in units for tensor in unit.tensors),
         context_length=context_length,
         scratch=scratch_of(spec, units, max_rows=max_batch_rows, context_length=context_length),
@@ -140,8 +140,8 @@ def _template_of(container: Container, tokenizer: Tokenizer | None) -> ChatTempl
         return None
 
 
-def _unit_demand(spec: ModelSpec, unit: Unit, element_bytes: int, context_length: int, max_rows: int) -> UnitDemand:
-    state_bytes = cache_bytes_per_token(spec, unit.index, element_bytes, context_length)
+def _unit_demand(spec: ModelSpec, unit: Unit, kv_cache: str, context_length: int, max_rows: int) -> UnitDemand:
+    state_bytes = cache_bytes_per_token(spec, unit.index, kv_cache, context_length)
     layer = spec.layer_of(unit.index)
     experts = layer.feed_forward if layer is not None and isinstance(layer.feed_forward, ExpertFeedForward) else None
     share = 0.0 if experts is None else experts.num_experts_used / experts.num_experts

@@ -455,7 +455,8 @@ class KvCache(LayerMemory):
     """Keys and values of one layer, in blocks of `block_tokens` positions (a multiple of 16). Pages that nothing was written to cost no
     memory. MemoryError if the address space is refused. value_dim 0: the keys are the values, too (LatentAttentionBlock).
 
-    `element_type`: "F16" rounds keys and values to half precision (magnitudes over 65504 saturate), "F32" keeps them as they are."""
+    `element_type`: "F16" rounds keys and values to half precision (magnitudes over 65504 saturate), "F32" keeps them as they are.
+    "Q8_0" quantises each head's keys and values of a position in blocks of 32 numbers, the last maybe shorter, to f16 scales and int8."""
 
     def __init__(
         self,

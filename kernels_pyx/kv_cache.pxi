@@ -9,6 +9,7 @@ cdef extern from "c/kv_cache.h" nogil:
     ctypedef enum kv_type:
         KV_F16
         KV_F32
+        KV_Q8_0
     ctypedef struct kv_cache:
         kv_type type
         int num_blocks
@@ -42,7 +43,7 @@ cdef int require_positive(str name, double value) except -1:
 
 
 # The place of a name is its kv_type.
-KV_ELEMENT_TYPES = ("F16", "F32")
+KV_ELEMENT_TYPES = ("F16", "F32", "Q8_0")
 
 
 cdef class LayerMemory:

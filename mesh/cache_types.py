@@ -20,6 +20,15 @@ def cache_type_name(cache_type: int) -> str:
     return name
 
 
+def cache_features(name: str) -> frozenset[str]:
+    """What shards must offer to keep keys and values in this type. Every shard knows those that were there from the beginning."""
+    return frozenset() if name in ("F16", "F32") else frozenset({f"kv_cache:{name}"})
+
+
+CACHE_FEATURES = tuple(sorted(frozenset().union(*map(cache_features, KV_ELEMENT_TYPES))))
+"""Those of these kernels."""
+
+
 def parse_cache_type(text: str) -> str:
     """The name of an element type, written in any case. Raises InvalidSetting."""
     name = text.upper()

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from dairllm.model_files.block_formats import BLOCK_FORMATS
 from dairllm.model_files.bounds import check_fields, within
 from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.norm import Norm
@@ -20,6 +21,13 @@ MAX_LAYERS = 1024
 NO_ROTATION = 1e30
 """A divisor of a frequency after which no position turns a pair by more than nothing (in single precision)."""
 _RECURRENT_ELEMENT_BYTES = 4
+
+
+def cache_row_bytes(element_type: str, numbers: int) -> int:
+    """What so many numbers of a position take in a cache of keys and values. Quantised, they end with a shorter block (c/kv_cache.h)."""
+    layout = BLOCK_FORMATS[element_type]
+    scale_bytes = layout.block_bytes - layout.block_size if layout.block_size > 1 else 0
+    return numbers * (layout.block_bytes - scale_bytes) // layout.block_size + scale_bytes * -(-numbers // layout.block_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +142,9 @@ class SelfAttention:
     def without_biases(self) -> "SelfAttention":
         return replace(self, q_bias=False, k_bias=False, v_bias=False, output_bias=False)
 
-    def state_bytes_per_token(self, element_bytes: int) -> int:
-        """element_bytes: of one number in the cache of keys and values."""
-        return (self.k_width + self.v_width) * element_bytes
+    def state_bytes_per_token(self, element_type: str) -> int:
+        """element_type: of the cache of keys and values."""
+        return self.num_kv_heads * (cache_row_bytes(element_type, self.key_dim) + cache_row_bytes(element_type, self.value_dim))
 
     @property
     def state_bytes_per_sequence(self) -> int:
@@ -195,8 +203,8 @@ class LatentAttention:
         """What the heads give together."""
         return self.num_heads * self.value_dim
 
-    def state_bytes_per_token(self, element_bytes: int) -> int:
-        return (self.kv_rank + self.rope.dim) * element_bytes
+    def state_bytes_per_token(self, element_type: str) -> int:
+        return cache_row_bytes(element_type, self.kv_rank + self.rope.dim)
 
     @property
     def state_bytes_per_sequence(self) -> int:
@@ -233,7 +241,7 @@ class LinearAttention:
         if self.num_value_heads % self.num_key_heads:
             raise CorruptModelFile(f"num_value_heads is {self.num_value_heads}; expected a multiple of num_key_heads, {self.num_key_heads}")
 
-    def state_bytes_per_token(self, element_bytes: int) -> int:
+    def state_bytes_per_token(self, element_type: str) -> int:
         return 0
 
     @property

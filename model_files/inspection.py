@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dairllm.kernels_pyx import BLOCK_FORMATS
 from dairllm.model_files.containers import Container, open_container
 from dairllm.model_files.errors import CorruptModelFile, ModelFetchError, UnsupportedModel
 from dairllm.model_files.getting.headers import RemoteHeaders
@@ -153,7 +152,6 @@ def _describe_tokenizer(container: Container) -> str:
 
 
 def _running(spec: ModelSpec, units: tuple[Unit, ...], tokens: int, kv_cache: str, max_rows: int) -> Running:
-    element_bytes = BLOCK_FORMATS[kv_cache].block_bytes
     scratch = scratch_of(spec, units, max_rows=max_rows, context_length=tokens)
     return Running(
         context_length=spec.context_length,
@@ -163,6 +161,6 @@ def _running(spec: ModelSpec, units: tuple[Unit, ...], tokens: int, kv_cache: st
         bytes_read_per_token=sum(unit.bytes_read_per_step(spec) for unit in units),
         weights_bytes=weights_bytes(units),
         sequence_tokens=tokens,
-        cache_bytes=tokens * sum(cache_bytes_per_token(spec, unit.index, element_bytes, tokens) for unit in units),
+        cache_bytes=tokens * sum(cache_bytes_per_token(spec, unit.index, kv_cache, tokens) for unit in units),
         scratch_bytes=scratch.body_bytes + scratch.thread_bytes + scratch.head_bytes,
     )

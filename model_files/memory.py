@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dairllm.model_files.attention import LatentAttention, LinearAttention, SelfAttention
+from dairllm.model_files.attention import LatentAttention, LinearAttention, SelfAttention, cache_row_bytes
 from dairllm.model_files.block_formats import BLOCK_FORMATS
 from dairllm.model_files.feed_forward import ExpertFeedForward
 from dairllm.model_files.manifest import TensorInfo, Unit
@@ -282,8 +282,8 @@ def _packed_bytes(tensor: TensorInfo) -> int:
     return math.prod(tensor.shape[:-2]) * _multiple(tensor.shape[-2], TILE_ROWS) * tensor.packed_row_bytes
 
 
-def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int, context_length: int) -> int:
-    """What the KV cache of a unit takes for a token; element_bytes: of one number in it. Values lie in whole groups of 16.
+def cache_bytes_per_token(spec: ModelSpec, unit: int, element_type: str, context_length: int) -> int:
+    """What the KV cache of a unit takes for a token; element_type: of keys and values. Values lie in whole groups of 16.
 
     A layer that carries a state along takes its share of a place (`tokens_per_place`).
     """
@@ -293,8 +293,9 @@ def cache_bytes_per_token(spec: ModelSpec, unit: int, element_bytes: int, contex
         return -(-place_bytes // _tokens_per_place(context_length))
     if layer is not None and isinstance(layer.attention, SelfAttention):
         attention = layer.attention
-        return attention.num_kv_heads * (attention.key_dim + _multiple(attention.value_dim, _SCORES_MULTIPLE)) * element_bytes
-    return spec.state_bytes_per_token(unit, element_bytes)
+        value_bytes = cache_row_bytes(element_type, _multiple(attention.value_dim, _SCORES_MULTIPLE))
+        return attention.num_kv_heads * (cache_row_bytes(element_type, attention.key_dim) + value_bytes)
+    return spec.state_bytes_per_token(unit, element_type)
 
 
 def state_numbers(attention: LinearAttention) -> int:

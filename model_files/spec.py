@@ -230,10 +230,10 @@ class ModelSpec:
         """
         return replace(self, layers=tuple(layer.for_context(context_length) for layer in self.layers))
 
-    def state_bytes_per_token(self, index: int, element_bytes: int) -> int:
-        """What unit `index` keeps for each token of a sequence; element_bytes: of one number in the cache of keys and values."""
+    def state_bytes_per_token(self, index: int, element_type: str) -> int:
+        """What unit `index` keeps for each token of a sequence; element_type: of the cache of keys and values."""
         layer = self.layer_of(index)
-        return 0 if layer is None else layer.attention.state_bytes_per_token(element_bytes)
+        return 0 if layer is None else layer.attention.state_bytes_per_token(element_type)
 
     def state_bytes_per_sequence(self, index: int) -> int:
         """What unit `index` keeps for each sequence, whatever its length."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dairllm.kernels_pyx import BLOCK_FORMATS, STAGE_FEATURES
+from dairllm.kernels_pyx import STAGE_FEATURES
 from dairllm.mesh.cache_types import cache_type_name
 from dairllm.mesh.encodings import encoding_name
 from dairllm.mesh.errors import InvalidModel, Unsupported
@@ -133,9 +133,8 @@ class AssignmentFacts:
     @property
     def kv_cache_bytes(self) -> int:
         """What the units keep of all tokens for which there are blocks."""
-        element_bytes = BLOCK_FORMATS[self.geometry.element_type].block_bytes
-        context_length = self.geometry.context_length
-        per_token = sum(cache_bytes_per_token(self.model, unit, element_bytes, context_length) for unit in self.span)
+        element_type, context_length = self.geometry.element_type, self.geometry.context_length
+        per_token = sum(cache_bytes_per_token(self.model, unit, element_type, context_length) for unit in self.span)
         return self.geometry.num_tokens * per_token
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 from dairllm.kernels_pyx import BLOCK_FORMATS, STAGE_FEATURES, get_num_threads, optimization_info, set_num_threads
 from dairllm.mesh.addresses import Address, parse_address
 from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
+from dairllm.mesh.cache_types import CACHE_FEATURES
 from dairllm.mesh.channels import add_standard_services, bind, create_server
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.discovery.announcer import Announcer
@@ -289,7 +290,7 @@ class Shard:
             cpu_model=cpu_model(),
             decode_s_per_byte=self._speed.decode_s_per_byte,
             block_formats=list(BLOCK_FORMATS),
-            features=(*STAGE_FEATURES, ARITHMETIC_FEATURE, STREAMED_FEATURE, EXPERTS_FEATURE),
+            features=(*STAGE_FEATURES, *CACHE_FEATURES, ARITHMETIC_FEATURE, STREAMED_FEATURE, EXPERTS_FEATURE),
         )
 
     def _addresses(self) -> list[str]:

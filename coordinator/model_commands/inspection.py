@@ -23,7 +23,7 @@ MODEL_HELP = "As behind --model of dairllm-coordinator: a path, a short name, hf
 def inspect_model(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     context_length: Annotated[int, typer.Option(min=1, help="Tokens of the sequence whose memory is told.")] = 8192,
-    kv_cache: Annotated[str, typer.Option(help="What keys and values are kept in: F16 or F32.")] = "F16",
+    kv_cache: Annotated[str, typer.Option(help="What keys and values are kept in: F16, F32 or Q8_0.")] = "F16",
     as_json: JsonOption = False,
     config: ConfigFile = None,
 ) -> None:

@@ -10,7 +10,7 @@
 
    Queries that share a KV head go through the cache as a tile, in two passes: scores of all positions, then weights and outputs, a block of
    positions at a time. Queries of a tile form parts, whose sums lie in registers; if there are several, a block is converted to float32 once for
-   all of them, into memory that the nearest cache holds. The number of queries of a part and the type of a block's numbers are constants
+   all of them, into memory that the nearest cache holds. Quantised numbers, scale * int8, are always converted. The number of queries of a part and the type of a block's numbers are constants
    wherever they are passed on, so each has its own copy of the loops. */
 #include "attention.h"
 
@@ -59,30 +59,23 @@ LANES f32x16 load_elements(kv_type type, const uint8_t* base, size_t index) {
     return type == KV_F32 ? f32x16_load((const float*)from) : f32x16_from_f16((const uint16_t*)from);
 }
 
-/* Of the head, element `first` of those that count from the group's first position, each position having so many of them. */
-static const uint8_t* find_group(const attention_task* task, int group, size_t position_elements, size_t first) {
-    const kv_cache* cache = task->cache;
-    const int block = group * KEY_GROUP / cache->block_tokens, position = group * KEY_GROUP % cache->block_tokens;
-    const size_t element = first + (size_t)position * position_elements;
-    return kv_cache_head(cache, task->block_table[block], task->kv_head) + element * kv_element_bytes(cache->type);
+/* Then a block's numbers are looked at as they lie in the cache, else as float32 in tile->numbers. */
+static int is_in_place(const query_tile* tile) {
+    const kv_type type = tile->task->cache->type;
+    return type == KV_F32 || (type == KV_F16 && tile->num_queries <= MAX_QUERIES);
 }
-
-/* Then a block's numbers are looked at as they lie in the cache. */
-static int is_one_part(const query_tile* tile) { return tile->num_queries <= MAX_QUERIES; }
 
 /* Of a block with so many numbers of each position. */
 static int groups_at_once(const query_tile* tile, int numbers) {
-    return is_one_part(tile) ? BLOCK_GROUPS : within(BLOCK_NUMBERS / (KEY_GROUP * numbers), 1, BLOCK_GROUPS);
+    const int is_looked_at_once = is_in_place(tile) && tile->num_queries <= MAX_QUERIES;
+    return is_looked_at_once ? BLOCK_GROUPS : within(BLOCK_NUMBERS / (KEY_GROUP * numbers), 1, BLOCK_GROUPS);
 }
 
-static void find_groups(const query_tile* tile, number_block* block, int at_once, size_t position_elements, size_t first) {
-    block->type = tile->task->cache->type;
-    block->num_groups = within(tile->end_group - block->group, 0, at_once);
-    for (int g = 0; g < block->num_groups; g++) {
-        const int next = block->group + g + at_once;
-        block->groups[g] = find_group(tile->task, block->group + g, position_elements, first);
-        block->next[g] = next < tile->end_group ? find_group(tile->task, next, position_elements, first) : block->groups[g];
-    }
+static const uint8_t* find_group(const attention_task* task, int group, int has_values) {
+    const kv_cache* cache = task->cache;
+    const int block = group * KEY_GROUP / cache->block_tokens, position = group * KEY_GROUP % cache->block_tokens;
+    const size_t offset = has_values ? kv_cache_values_offset(cache, position) : kv_cache_keys_offset(cache, position);
+    return kv_cache_head(cache, task->block_table[block], task->kv_head) + offset;
 }
 
 /* Rows of `count` elements, a multiple of 16, `stride` elements apart: without gaps into `to`. The same rows from `next` on are fetched. */
@@ -95,31 +88,72 @@ LANES void take_rows(kv_type type, const uint8_t* from, const uint8_t* next, int
     }
 }
 
-/* The block's numbers as float32, unless they are that, or looked at only once. */
-static void convert_block(query_tile* tile, number_block* block, int num_rows, int count) {
-    if (!is_one_part(tile) && block->type != KV_F32) {
-        float* to = tile->numbers;
-        for (int g = 0; g < block->num_groups; g++, to += num_rows * count) {
-            take_rows(KV_F16, block->groups[g], block->next[g], num_rows, count, block->stride, to);
+/* Keys [first, first + count) of a quantised group. */
+static void take_quantised_keys(const uint8_t* group, const uint8_t* next, int key_dim, int first, int count, float* to) {
+    const size_t numbers = kv_scales_bytes(key_dim);
+    for (int d = first; d < first + count; d++, to += KEY_GROUP) {
+        const f32x16 scales = f32x16_from_f16((const uint16_t*)(group + (size_t)(d / QUANT_BLOCK) * KEY_GROUP * sizeof(uint16_t)));
+        const size_t at = numbers + (size_t)d * KEY_GROUP;
+        f32x16_store(to, f32x16_mul(scales, f32x16_from_s8((const int8_t*)group + at)));
+        __builtin_prefetch(next + at, 0, 2);
+    }
+}
+
+/* Dimensions [first, first + count) of the values of a quantised group; first is that of a scale. */
+static void take_quantised_values(const uint8_t* group, const uint8_t* next, int value_stride, int first, int count, float* to) {
+    const size_t numbers = kv_scales_bytes(value_stride);
+    for (int i = 0; i < count; i += 16) {
+        float scales[KEY_GROUP];
+        f32x16_store(scales, f32x16_from_f16((const uint16_t*)(group + (size_t)((first + i) / QUANT_BLOCK) * KEY_GROUP * sizeof(uint16_t))));
+        for (int row = 0; row < KEY_GROUP; row++) {
+            const size_t at = numbers + (size_t)row * (size_t)value_stride + (size_t)(first + i);
+            f32x16_store(to + row * count + i, f32x16_mul(f32x16_set1(scales[row]), f32x16_from_s8((const int8_t*)group + at)));
+            __builtin_prefetch(next + at, 0, 2);
+        }
+    }
+}
+
+/* The numbers of group g of a block that are not looked at where they lie. */
+static void take_group(const query_tile* tile, const number_block* block, int g, int has_values, float* to) {
+    const kv_cache* cache = tile->task->cache;
+    const uint8_t *group = block->groups[g], *next = block->next[g];
+    if (cache->type == KV_F16) {
+        take_rows(KV_F16, group, next, has_values ? KEY_GROUP : 1, block->count * (has_values ? 1 : KEY_GROUP), block->stride, to);
+    } else if (has_values) {
+        take_quantised_values(group, next, cache->value_stride, block->first, block->count, to);
+    } else {
+        take_quantised_keys(group, next, cache->key_dim, block->first, block->count, to);
+    }
+}
+
+/* offset: from where a group begins to the block's numbers, in elements; a quantised group is taken by itself. */
+static void find_groups(query_tile* tile, number_block* block, int at_once, int has_values, size_t offset) {
+    const kv_type type = tile->task->cache->type;
+    const size_t offset_bytes = type == KV_Q8_0 ? 0 : offset * kv_element_bytes(type);
+    float* to = tile->numbers;
+    block->num_groups = within(tile->end_group - block->group, 0, at_once);
+    for (int g = 0; g < block->num_groups; g++, to += KEY_GROUP * block->count) {
+        const int group = block->group + g, next = group + at_once < tile->end_group ? group + at_once : group;
+        block->groups[g] = find_group(tile->task, group, has_values) + offset_bytes;
+        block->next[g] = find_group(tile->task, next, has_values) + offset_bytes;
+        if (!is_in_place(tile)) {
+            take_group(tile, block, g, has_values, to);
             block->groups[g] = (const uint8_t*)to;
         }
-        block->type = KV_F32;
-        block->stride = (size_t)count;
     }
+    block->type = is_in_place(tile) ? type : KV_F32;
 }
 
 static number_block take_keys(query_tile* tile, int group, int first, int count) {
     number_block block = {.group = group, .first = first, .count = count, .stride = KEY_GROUP};
-    find_groups(tile, &block, groups_at_once(tile, count), (size_t)tile->task->cache->key_dim, (size_t)first * KEY_GROUP);
-    convert_block(tile, &block, 1, count * KEY_GROUP);
+    find_groups(tile, &block, groups_at_once(tile, count), 0, (size_t)first * KEY_GROUP);
     return block;
 }
 
 static number_block take_values(query_tile* tile, int group, int first, int count) {
-    const kv_cache* cache = tile->task->cache;
-    number_block block = {.group = group, .first = first, .count = count, .stride = (size_t)cache->value_stride};
-    find_groups(tile, &block, groups_at_once(tile, VALUE_NUMBERS), block.stride, kv_cache_value_offset(cache) + (size_t)first);
-    convert_block(tile, &block, KEY_GROUP, count);
+    number_block block = {.group = group, .first = first, .count = count, .stride = (size_t)tile->task->cache->value_stride};
+    find_groups(tile, &block, groups_at_once(tile, VALUE_NUMBERS), 1, (size_t)first);
+    block.stride = is_in_place(tile) ? block.stride : (size_t)count;
     return block;
 }
 
@@ -385,7 +419,7 @@ static void mix_block(const query_tile* tile, const number_block* block, int que
 }
 
 static void mix_values(query_tile* tile) {
-    const int width = tile->task->cache->value_stride, numbers = is_one_part(tile) ? width : VALUE_NUMBERS;
+    const int width = tile->task->cache->value_stride, numbers = is_in_place(tile) && tile->num_queries <= MAX_QUERIES ? width : VALUE_NUMBERS;
     for (int group = tile->first_group, next; group < tile->end_group; group = next) {
         next = group + groups_at_once(tile, VALUE_NUMBERS);
         exponentiate(tile, group, next);
@@ -482,26 +516,50 @@ LANES void store_values(kv_type type, uint8_t* head, size_t index, const float* 
     }
 }
 
-LANES void store_heads(kv_type type, const kv_cache* cache, int block, int within, const float* keys, const float* values) {
-    const int key_dim = cache->key_dim, value_dim = cache->value_dim;
-    const size_t first_key = (size_t)(within / KEY_GROUP) * KEY_GROUP * (size_t)key_dim + (size_t)(within % KEY_GROUP);
-    const size_t first_value = kv_cache_value_offset(cache) + (size_t)within * (size_t)cache->value_stride;
-    for (int head = 0; head < cache->num_kv_heads; head++, keys += key_dim, values += value_dim) {
-        uint8_t* memory = kv_cache_head(cache, block, head);
-        for (int d = 0; d < key_dim; d += 16) {
-            store_keys(type, memory, first_key + (size_t)d * KEY_GROUP, keys + d, key_dim - d < 16 ? key_dim - d : 16);
-        }
-        for (int d = 0; d < value_dim; d += 16) {
-            store_values(type, memory, first_value + (size_t)d, values + d, value_dim - d < 16 ? value_dim - d : 16);
+LANES void store_numbers(kv_type type, const kv_cache* cache, uint8_t* head, int position, const float* keys, const float* values) {
+    uint8_t *key_group = head + kv_cache_keys_offset(cache, position), *value_group = head + kv_cache_values_offset(cache, position);
+    const int within_group = position % KEY_GROUP, key_dim = cache->key_dim, value_dim = cache->value_dim;
+    for (int d = 0; d < key_dim; d += 16) {
+        store_keys(type, key_group, (size_t)d * KEY_GROUP + (size_t)within_group, keys + d, key_dim - d < 16 ? key_dim - d : 16);
+    }
+    for (int d = 0; d < value_dim; d += 16) {
+        const size_t index = (size_t)within_group * (size_t)cache->value_stride + (size_t)d;
+        store_values(type, value_group, index, values + d, value_dim - d < 16 ? value_dim - d : 16);
+    }
+}
+
+/* Number i of n goes to numbers[i * step] of a quantised group whose scales are [scales][16], filled up with zeros to `padded` numbers. */
+LANES void store_quantised(uint8_t* group, int within_group, const float* x, int n, int padded, int8_t* numbers, size_t step) {
+    for (int first = 0; first < padded; first += QUANT_BLOCK) {
+        const int left = n - first, count = padded - first < QUANT_BLOCK ? padded - first : QUANT_BLOCK;
+        const f32x16 low = f32x16_load_partial(x + first, left < 16 ? left : 16);
+        const f32x16 high = left > 16 ? f32x16_load_partial(x + first + 16, left < 32 ? left - 16 : 16) : f32x16_zero();
+        uint8_t block[Q8_0_BYTES];
+        quantise_q8_0_block(low, high, block);
+        memcpy(group + ((size_t)(first / QUANT_BLOCK) * KEY_GROUP + (size_t)within_group) * sizeof(uint16_t), block, sizeof(uint16_t));
+        for (int i = 0; i < count; i++) {
+            numbers[(size_t)(first + i) * step] = (int8_t)block[sizeof(uint16_t) + i];
         }
     }
 }
 
+static void store_quantised_numbers(const kv_cache* cache, uint8_t* head, int position, const float* keys, const float* values) {
+    uint8_t *key_group = head + kv_cache_keys_offset(cache, position), *value_group = head + kv_cache_values_offset(cache, position);
+    const int within_group = position % KEY_GROUP;
+    int8_t* key_numbers = (int8_t*)key_group + kv_scales_bytes(cache->key_dim) + within_group;
+    store_quantised(key_group, within_group, keys, cache->key_dim, cache->key_dim, key_numbers, KEY_GROUP);
+    int8_t* value_numbers = (int8_t*)value_group + kv_scales_bytes(cache->value_stride) + (size_t)within_group * (size_t)cache->value_stride;
+    store_quantised(value_group, within_group, values, cache->value_dim, cache->value_stride, value_numbers, 1);
+}
+
 /* One position's keys and values into the cache of their layer. */
-static void store_position(const kv_cache* cache, int block, int within, const float* keys, const float* values) {
-    if (cache->type == KV_F32) {
-        store_heads(KV_F32, cache, block, within, keys, values);
-    } else {
-        store_heads(KV_F16, cache, block, within, keys, values);
+static void store_position(const kv_cache* cache, int block, int within_block, const float* keys, const float* values) {
+    for (int head = 0; head < cache->num_kv_heads; head++, keys += cache->key_dim, values += cache->value_dim) {
+        uint8_t* memory = kv_cache_head(cache, block, head);
+        switch (cache->type) {
+            case KV_F32: store_numbers(KV_F32, cache, memory, within_block, keys, values); break;
+            case KV_F16: store_numbers(KV_F16, cache, memory, within_block, keys, values); break;
+            case KV_Q8_0: store_quantised_numbers(cache, memory, within_block, keys, values); break;
+        }
     }
 }

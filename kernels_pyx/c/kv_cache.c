@@ -81,7 +81,7 @@ int kv_cache_create(kv_cache* cache, kv_type type, int num_blocks, int block_tok
         .value_dim = value_dim,
         .value_stride = (value_dim + 15) / 16 * 16,
     };
-    cache->head_bytes = (size_t)block_tokens * (size_t)(key_dim + cache->value_stride) * kv_element_bytes(type);
+    cache->head_bytes = kv_cache_values_offset(cache, block_tokens);
     cache->block_bytes = cache->head_bytes * (size_t)num_kv_heads;
     return map_blocks(cache);
 }

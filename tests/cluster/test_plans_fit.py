@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dairllm.coordinator.model import demand_of
 from dairllm.coordinator.planner import KvDemand, ModelDemand, Plan, ShardOffer, Stage, make_plan
-from dairllm.kernels_pyx import PackedMatrix, PackedStack, get_num_threads
+from dairllm.kernels_pyx import KV_ELEMENT_TYPES, PackedMatrix, PackedStack, get_num_threads
 from dairllm.mesh.peers import Peer
 from dairllm.mesh.system_memory import MIB
 from dairllm.model_files.attention import LatentAttention, LinearAttention, Rope, SelfAttention
@@ -169,7 +169,7 @@ def assignment_of(manifest: Manifest, stage: Stage, geometry: CacheGeometry) -> 
     st.lists(st.integers(128, 3000), min_size=1, max_size=4),
     st.integers(1, 20_000),
     st.sampled_from([1, 64, 512]),
-    st.sampled_from(["F16", "F32"]),
+    st.sampled_from(KV_ELEMENT_TYPES),
     st.integers(1, 3),
 )
 def test_a_plan_that_is_made_can_be_loaded(

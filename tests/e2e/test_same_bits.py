@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from dairllm.kernels_pyx import BLOCK_FORMATS, WIRE_ENCODINGS
-from dairllm.mesh.arithmetic import Arithmetic
+from dairllm.mesh.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, shards
 from tests.tiny_gguf import write_tiny_llama
 
@@ -77,6 +77,19 @@ def test_every_encoding_gives_the_same_bits_on_any_plan(tmp_path: Path, wire: st
             arithmetic.add(cluster.state()["arithmetic"])
     assert answers[0] == answers[1] == answers[2]
     assert arithmetic == {str(Arithmetic(wire, "F16"))}
+
+
+def test_a_quantised_kv_cache_gives_the_same_bits_on_any_plan(tmp_path: Path) -> None:
+    """A head of 20 numbers is shorter than a block."""
+    model = write_tiny_llama(tmp_path / "tiny.gguf", block_format="F32", num_layers=3, hidden_size=80, num_heads=4, num_kv_heads=2)
+    prompts = [[1, 2, 3, 4, 5], list(range(40, 80))]
+    answers, arithmetic = [], set()
+    for count, isas in ((1, (None,)), (3, ("scalar", "avx2"))):
+        with Cluster(model, shards(count, isas), arguments=("--kv-cache", "Q8_0")) as cluster:
+            answers.append([answer_to(cluster.http, prompt) for prompt in prompts])
+            arithmetic.add(cluster.state()["arithmetic"])
+    assert answers[0] == answers[1]
+    assert arithmetic == {str(Arithmetic(DEFAULT_ARITHMETIC.wire, "Q8_0"))}
 
 
 def test_a_mixture_of_all_element_types_gives_the_same_bits_on_any_plan(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import grpc
 
 from dairllm.kernels_pyx import BLOCK_FORMATS, STAGE_FEATURES
 from dairllm.mesh.arithmetic import ARITHMETIC_FEATURE
+from dairllm.mesh.cache_types import CACHE_FEATURES
 from dairllm.mesh.channels import bind, create_server, error_from_rpc, open_channel
 from dairllm.mesh.cluster_name import cluster_hash
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
@@ -256,7 +257,7 @@ class LightFleet:
                 num_threads=1,
                 decode_s_per_byte=DECODE_S_PER_BYTE,
                 block_formats=list(BLOCK_FORMATS),
-                features=(*STAGE_FEATURES, ARITHMETIC_FEATURE),
+                features=(*STAGE_FEATURES, *CACHE_FEATURES, ARITHMETIC_FEATURE),
             ),
         )
 

@@ -3,16 +3,26 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dairllm.kernels_pyx import _kernels, get_num_threads, optimization_info, set_num_threads
+from dairllm.kernels_pyx import _kernels, get_num_threads, optimization_info, round_rows, set_num_threads
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 AVAILABLE_ISAS = [str(name) for name in optimization_info()["isa_available"]]  # type: ignore[attr-defined]
+KV_NUMPY_TYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32}
+
+
+def as_in_cache(x: Doubles, element_type: str) -> Doubles:
+    """Keys or values [positions, heads, numbers] as a cache of this type gives them back."""
+    if element_type != "Q8_0":
+        return x.astype(KV_NUMPY_TYPES[element_type]).astype(np.float64)
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
+    return round_rows(rows, "Q8_0").astype(np.float64).reshape(x.shape)
 
 
 class Part(NamedTuple):

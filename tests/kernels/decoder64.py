@@ -14,11 +14,11 @@ from dairllm.model_files.norm import Norm
 from dairllm.model_files.roles import unit_shapes
 from dairllm.model_files.spec import ModelSpec
 from dairllm.shard_service.forward.stage_layers import stage_layer, stage_spec
+from tests.kernels.computing import as_in_cache
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 BLOCK_TOKENS = 16
-KV_NUMPY_TYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +142,7 @@ class _Block64:
         k = self.multiply(x, "k").reshape(x.shape[0], a.num_kv_heads, a.key_dim)
         v = self.multiply(x, "v").reshape(x.shape[0], a.num_kv_heads, a.value_dim)
         k, v = rotate64(self._head_norm(a, a.k_norm, k, "k_norm"), a.rope), self.norm(a.v_norm, v, "v_norm")
-        kind = KV_NUMPY_TYPES[self.element_type]
-        return k.astype(kind).astype(np.float64), v.astype(kind).astype(np.float64)
+        return as_in_cache(k, self.element_type), as_in_cache(v, self.element_type)
 
     def attention(
         self, a: SelfAttention, x: Doubles, keys: Mapping[int, tuple[Doubles, Doubles]]

@@ -20,6 +20,7 @@ from dairllm.kernels_pyx import (
     StageRope,
     StageSlice,
     StageSpec,
+    encode_rows,
 )
 
 MIB = 1 << 20
@@ -91,6 +92,30 @@ def test_a_sequence_moves_to_another_cache_bit_for_bit(geometry: tuple[int, int,
             assert target.read_block(int(to_block)) == data_of_block
     expected = logits_of(stage, old, ids[cut:], cut, from_blocks)
     assert np.array_equal(logits_of(stage, new, ids[cut:], cut, to_blocks), expected)
+
+
+def quantised(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Rows [16, numbers] as the wire would have them: the bytes of their scales [scales, 16], and their int8 [16, numbers]."""
+    blocks = np.frombuffer(encode_rows(rows, "Q8_0"), np.uint8).reshape(len(rows), -1, 34)
+    scales = blocks[:, :, :2].transpose(1, 0, 2)
+    return np.ascontiguousarray(scales), blocks[:, :, 2:].reshape(len(rows), -1)[:, : rows.shape[1]]
+
+
+@given(num_kv_heads=st.integers(1, 3), head_dim=st.sampled_from((2, 16, 32, 34, 48, 80)))
+@settings(max_examples=12, deadline=None)
+def test_a_quantised_cache_has_the_blocks_of_the_wire(num_kv_heads: int, head_dim: int) -> None:
+    """Those of the numbers that a cache of float32 holds: in each head scales and int8 of the keys, then of the values."""
+    stage, ids = random_stage(num_kv_heads, head_dim, num_layers=1), np.arange(16, dtype=np.int32)
+    caches = [KvCache(1, 16, num_kv_heads, head_dim, head_dim, element_type) for element_type in ("F32", "Q8_0")]
+    for cache in caches:
+        logits_of(stage, [cache], ids, 0, np.zeros(1, np.int32))
+    heads = np.frombuffer(caches[0].read_block(0), np.float32).reshape(num_kv_heads, -1)
+    expected = b""
+    for head in heads:
+        scales, numbers = quantised(np.ascontiguousarray(head[: 16 * head_dim].reshape(head_dim, 16).T))
+        expected += scales.tobytes() + np.ascontiguousarray(numbers.T).tobytes()
+        expected += b"".join(part.tobytes() for part in quantised(head[16 * head_dim :].reshape(16, -1)))
+    assert caches[1].read_block(0) == expected
 
 
 def test_blocks_hold_each_number_in_one_place() -> None:

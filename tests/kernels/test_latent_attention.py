@@ -101,7 +101,7 @@ def stage_of(shape: Shape, weights: dict[str, Floats]) -> Stage:
 def cache_of(shape: Shape, element_type: str = "F32") -> KvCache:
     """Full of what nobody may read."""
     cache = KvCache(NUM_BLOCKS, BLOCK_TOKENS, 1, shape.kv_rank + shape.rope_dim, 0, element_type)
-    number = np.full(1, np.nan, np.float16 if element_type == "F16" else np.float32)
+    number = np.full(1, np.nan, np.float32 if element_type == "F32" else np.float16)
     for block in range(NUM_BLOCKS):
         cache.write_block(block, number.tobytes() * (cache.block_bytes // number.nbytes))
     return cache
@@ -162,7 +162,7 @@ def layer64(shape: Shape, weights: dict[str, Floats], x: Doubles) -> Doubles:
     return np.asarray(x + (gate / (1 + np.exp(-gate)) * (normed @ weights["up"].T)) @ weights["down"].T)
 
 
-@pytest.mark.parametrize(("element_type", "tolerance"), [("F32", 2e-5), ("F16", 4e-3)])
+@pytest.mark.parametrize(("element_type", "tolerance"), [("F32", 2e-5), ("F16", 4e-3), ("Q8_0", 5e-2)])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_right_against_float64(shape: Shape, element_type: str, tolerance: float) -> None:
     weights, x = random_weights(shape), random_rows()
@@ -173,7 +173,7 @@ def test_right_against_float64(shape: Shape, element_type: str, tolerance: float
 # ---- the same bits ----
 
 
-@pytest.mark.parametrize("element_type", ["F32", "F16"])
+@pytest.mark.parametrize("element_type", ["F32", "F16", "Q8_0"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_every_instruction_set_gives_the_same_bits(shape: Shape, element_type: str) -> None:
     weights, x = random_weights(shape), random_rows()
@@ -185,7 +185,7 @@ def test_every_instruction_set_gives_the_same_bits(shape: Shape, element_type: s
 def test_chunks_threads_and_company_change_nothing(data: st.DataObject) -> None:
     """Chunks of one sequence, each in a run with whatever another sequence is at."""
     shape = SHAPES[data.draw(st.sampled_from(sorted(SHAPES)))]
-    element_type = data.draw(st.sampled_from(["F32", "F16"]))
+    element_type = data.draw(st.sampled_from(["F32", "F16", "Q8_0"]))
     weights = random_weights(shape)
     sequences = random_rows(1), random_rows(2)
     expected = [run_whole(shape, weights, x, element_type) for x in sequences]

@@ -145,7 +145,7 @@ def test_what_is_not_offered_is_refused_by_name(spec: ModelSpec, missing: str) -
 
 def test_what_a_layer_keeps_of_a_sequence() -> None:
     spec = model(layer(), layer(dataclasses.replace(FULL, value_dim=16)), layer(LATENT), layer(LINEAR))
-    kept = [(spec.state_bytes_per_token(unit, 2), spec.state_bytes_per_sequence(unit)) for unit in range(spec.num_units)]
+    kept = [(spec.state_bytes_per_token(unit, "F16"), spec.state_bytes_per_sequence(unit)) for unit in range(spec.num_units)]
     recurrent = 4 * (4 * 32 * 32 + 3 * (2 * 2 * 32 + 4 * 32))
     assert kept == [(0, 0), (2 * 2 * 2 * 32, 0), (2 * (2 * 32 + 2 * 16), 0), (2 * (32 + 16), 0), (0, recurrent), (0, 0)]
 
@@ -243,6 +243,6 @@ def test_tensors_of_layers_that_share_and_add() -> None:
     shared = unit_shapes(spec, 2)
     assert {"k", "v"}.isdisjoint(shared)
     assert (shared["per_layer_gate"], shared["per_layer_output"], shared["layer_scale"]) == ((8, 64), (64, 8), (1,))
-    assert [spec.state_bytes_per_token(unit, 2) for unit in (1, 2)] == [256, 256], "each layer keeps what it looks at"
+    assert [spec.state_bytes_per_token(unit, "F16") for unit in (1, 2)] == [256, 256], "each layer keeps what it looks at"
     assert (spec.carried_width, spec.row_width) == (2 * 8 + 128, 64 + 144)
     assert [spec.carried_keys(layer) for layer in (0, 1)] == [16, 16]

@@ -12,6 +12,7 @@ class CacheType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_TYPE_UNSPECIFIED: _ClassVar[CacheType]
     CACHE_TYPE_F16: _ClassVar[CacheType]
     CACHE_TYPE_F32: _ClassVar[CacheType]
+    CACHE_TYPE_Q8_0: _ClassVar[CacheType]
 
 class ClusterPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -39,6 +40,7 @@ class ShardPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 CACHE_TYPE_UNSPECIFIED: CacheType
 CACHE_TYPE_F16: CacheType
 CACHE_TYPE_F32: CacheType
+CACHE_TYPE_Q8_0: CacheType
 CLUSTER_PHASE_UNSPECIFIED: ClusterPhase
 CLUSTER_PHASE_WAITING: ClusterPhase
 CLUSTER_PHASE_LOADING: ClusterPhase

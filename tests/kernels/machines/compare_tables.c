@@ -303,7 +303,7 @@ static void compare_with(const kernel_table* table) {
         compare_rope(2, 96, 24, interleaved);
         compare_rope(5, 10, 6, interleaved);
     }
-    for (kv_type type = KV_F16; type <= KV_F32; type++) {
+    for (kv_type type = KV_F16; type <= KV_Q8_0; type++) {
         compare_attention(type, 3, 64, 5, 0, 0, 0);
         compare_attention(type, 4, 80, 1, 100, 0, 0);
         compare_attention(type, 2, 20, 7, 37, 9, 0);
