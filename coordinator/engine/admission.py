@@ -2,6 +2,7 @@
 
 - A sequence begins where there is a place on the shards and room in the cache for all its tokens, with a block more for each that runs
   and may still grow: one that begins only to be set back costs more than it gains.
+- One that begins as a running one does, and further than that has come, waits for it: what both need is computed once (`prefixes`).
 - One that finds no room may be overtaken by later ones that do, but only by a fourth of the blocks that it needs itself. After that, what
   becomes free is kept for it. So it is neither overtaken for ever, nor does it block those behind it before it must.
 - Where there is neither, a client that has less takes from one that has more: running sequences are set back, the last first, as long
@@ -28,7 +29,9 @@ class _Room:
         self.num_kept = 0
 
     def needs(self, sequence: Sequence) -> int:
-        return self._roster.blocks.blocks_for(len(sequence.tokens))
+        """Blocks, of those that can be had: running sequences may hold others of it already."""
+        blocks = self._roster.blocks
+        return blocks.blocks_for(len(sequence.tokens)) - sum(map(blocks.is_held, self._roster.reusable(sequence)))
 
     @property
     def _num_free(self) -> int:
@@ -48,6 +51,7 @@ class _Room:
         """Who has to be set back so that it can begin, none if there is room; None if it cannot."""
         end = self.turns[sequence.id].ahead + self._roster.share_of(sequence)
         chosen: list[Sequence] = []
+        reused = frozenset(self._roster.reusable(sequence))
         num_running, num_missing = self._num_running, self.needs(sequence) + self._num_growing - self._num_free
         while num_running >= self._roster.max_running or num_missing > 0:
             if len(chosen) == len(self._victims):
@@ -57,7 +61,7 @@ class _Room:
                 return None
             chosen.append(victim)
             num_running -= 1
-            num_missing -= len(victim.block_ids) + self._roster.may_grow(victim)
+            num_missing -= self._roster.blocks.num_held_once(victim.block_ids, reused) + self._roster.may_grow(victim)
         return chosen
 
     def begin(self, sequence: Sequence, victims: list[Sequence]) -> None:
@@ -76,7 +80,7 @@ def admit(roster: SequenceRoster, may_begin: Callable[[Sequence], bool]) -> Iter
     for sequence in sorted(roster.waiting, key=lambda s: room.turns[s.id]):
         if room.is_over(sequence):
             return
-        if not may_begin(sequence):
+        if roster.waits_for_another(sequence) or not may_begin(sequence):
             continue
         victims = room.victims_for(sequence)
         if victims is None:

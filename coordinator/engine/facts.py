@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.engine.recovery import Placement
 
 
 class SchedulerLimits(NamedTuple):
     """context_length in tokens; rows are tokens of one frame; short_chunk_rows bounds prompt rows beside running answers, and is the
     least that a prompt is cut into for the sake of a ring with several stages. tokens_per_place: for each so many tokens of the cache one
-    sequence may run, if that is limited beside its blocks."""
+    sequence may run, if that is limited beside its blocks. prefix_reuse: whose sequences share blocks."""
 
     context_length: int
     max_batch_rows: int = 512
@@ -17,6 +18,7 @@ class SchedulerLimits(NamedTuple):
     max_running: int = 64
     max_waiting: int = 256
     tokens_per_place: int | None = None
+    prefix_reuse: PrefixReuse = PrefixReuse.EVERYONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class RingGeometry:
     """What the scheduler must know of a plan.
 
     encoding: of activations, for the frames. present: layer units whose owner has the cache of all that was computed when the last ring
-    closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks. streams: weights are read anew for every frame, which
+    closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks. has_moved: some layers have changed hands since then, with
+    what the scheduler said is used of their cache. streams: weights are read anew for every frame, which
     takes longer than anything else.
     """
 
@@ -35,6 +38,7 @@ class RingGeometry:
     encoding: str
     present: frozenset[int] = frozenset()
     intact_blocks: int | None = None
+    has_moved: bool = False
     streams: bool = False
 
     @property

@@ -48,13 +48,21 @@ def plan_replay(holders: SentRowsHolders, placement: Placement, present: frozens
 
     present: layer units whose owner has the cache of all that was computed: it kept it, or has taken it over from the owner before.
     """
-    num_units = placement[-1].units.stop
-    missing = [unit for unit in range(1, num_units - 1) if unit not in present]
+    missing = _missing_layers(placement, present)
     if not missing:
         return None
     usable = [boundary for boundary, holder in holders.items() if boundary <= missing[0] and _can_send(holder, boundary, placement)]
     boundary = max(usable, default=0)
     return Replay(boundary, missing[-1] + 1, holders[boundary].name if boundary else "")
+
+
+def lacks_layers(placement: Placement, present: frozenset[int]) -> bool:
+    """Whether the owner of any layer has no cache of what was computed."""
+    return bool(_missing_layers(placement, present))
+
+
+def _missing_layers(placement: Placement, present: frozenset[int]) -> list[int]:
+    return [unit for unit in range(1, placement[-1].units.stop - 1) if unit not in present]
 
 
 def _can_send(holder: Holder, boundary: int, placement: Placement) -> bool:

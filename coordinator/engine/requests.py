@@ -49,9 +49,11 @@ class TokenGenerated(NamedTuple):
 
 
 class GenerationFinished(NamedTuple):
-    """The last event of every generation that does not fail. reason: 'stop' (an end token came) or 'length'."""
+    """The last event of every generation that does not fail. reason: 'stop' (an end token came) or 'length'. cached_tokens: so many of the
+    prompt were not computed, since an earlier one began with them."""
 
     reason: str
+    cached_tokens: int = 0
 
 
 GenerationEvent = PromptScored | TokenGenerated | GenerationFinished

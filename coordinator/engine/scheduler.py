@@ -8,6 +8,7 @@
   prompts in a frame evenly. Answers do not take them all.
 - Cache blocks are given out to a whole prompt when it begins, then as positions are filled. When they run out, the sequence whose turn
   comes last is set back and starts again later: it loses time, never tokens (see `sequences`, `turns` and `admission`).
+- Sequences that begin with the same tokens share the cache blocks which these fill, also one after the other (see `prefixes`).
 - A sequence's life on the shards is one `ring_id`; after a restart it has a new one, and results for the old are ignored.
 - Sequences and their blocks outlive a plan. Under the next one they resume where they were, after a replay of what was lost.
 """
@@ -36,6 +37,8 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.prefixes import PrefixReuse
+from dairllm.coordinator.engine.recovery import lacks_layers
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
 from dairllm.coordinator.engine.results import fault_in
 from dairllm.coordinator.engine.roster import SequenceRoster
@@ -65,7 +68,9 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self._ring: _Ring | None = None
-        self._roster = SequenceRoster(limits.max_running)
+        # What a state has come of cannot be shared in blocks.
+        reuse = limits.prefix_reuse if limits.tokens_per_place is None else PrefixReuse.OFF
+        self._roster = SequenceRoster(limits.max_running, reuse)
         self._num_frames = 0
         self._recovering: dict[SequenceId, int] = {}
 
@@ -94,13 +99,18 @@ class Scheduler:
         return self._roster.kv_blocks_free
 
     @property
+    def num_reused_tokens(self) -> int:
+        """Tokens that sequences found in the cache when they began, since the beginning."""
+        return self._roster.num_reused_tokens
+
+    @property
     def alive_ring_ids(self) -> tuple[RingId, ...]:
         """Sequences that the shards must not forget."""
         return self._roster.alive_ring_ids
 
     @property
     def used_block_ids(self) -> tuple[int, ...]:
-        """Cache blocks with content that is needed again."""
+        """Cache blocks with content that is needed again, or may be."""
         return self._roster.used_block_ids
 
     def handle(self, event: SchedulerEvent) -> list[SchedulerAction]:
@@ -135,11 +145,15 @@ class Scheduler:
         all_work = sum(s.num_completed for s in before) * geometry.placement[-1].units.stop
         restarted_work = sum(s.num_completed for s in lost) * geometry.placement[-1].units.stop
         self._roster.set_back(lost)
-        self._roster.resize(geometry.num_kv_blocks, geometry.kv_block_tokens)
+        self._roster.resize(geometry.num_kv_blocks, geometry.num_intact_blocks, geometry.kv_block_tokens)
         self._ring = _Ring(geometry)
         for sequence in self._roster.running:
             self._roster.trim(sequence)
             sequence.resume(geometry.placement, geometry.present)
+        if lacks_layers(geometry.placement, geometry.present):
+            self._roster.forget_blocks()
+        elif geometry.has_moved:
+            self._roster.forget_unmoved_blocks()
         if not before:
             return []
         self._recovering = {s.id: s.num_completed for s in before}
@@ -223,8 +237,10 @@ class Scheduler:
             return [FailSequence(sequence.id, result.failure)]
         if slice_.replay is not None:
             sequence.complete_replay(slice_.end_position)
+            self._roster.note_computed(sequence, slice_.end_position)
             return []
         sequence.complete_rows(slice_.end_position, ring.geometry.placement)
+        self._roster.note_computed(sequence, sequence.num_completed)
         events = self._events_of(sequence, slice_, result)
         if any(isinstance(event, GenerationFinished) for event in events):
             self._roster.drop(sequence.id)
@@ -255,6 +271,7 @@ class Scheduler:
         if free_slots < 0:
             return None
         self._num_frames += 1
+        self._roster.follow_replays()
         slices: list[SequenceSlice] = []
         begins: list[SequenceBegin] = []
         if free_slots > 0:
@@ -375,5 +392,5 @@ class Scheduler:
 
 
 def _prompt_rows(sequence: Sequence) -> int:
-    """Rows that are still to be sent before it decodes: of a replay first, then those that were never computed."""
-    return 0 if sequence.is_decoding else sequence.num_unreplayed or sequence.num_unsent
+    """Rows that can be sent before it decodes: of a replay first, then those that were never computed."""
+    return 0 if sequence.is_decoding or sequence.follows else sequence.num_unreplayed or sequence.num_unsent

@@ -2,12 +2,13 @@
 
 A sequence knows all its tokens: prompt and answer. Rows up to `num_completed` have come back from the ring, rows up to `num_sent`
 are on their way. When the ring breaks, it resumes from `num_completed`, after a replay of what was lost (see `recovery`); when its
-cache blocks are taken away, it restarts from nothing. Because a row's bits do not depend on when or with what it is computed, and
+cache blocks are taken away, it restarts from nothing, or from the blocks that others have left for it (see `prefixes`). Because a row's bits do not depend on when or with what it is computed, and
 randomness is counted by position, its next token is the one that it would have been.
 """
 
 from dataclasses import dataclass, field
 
+from dairllm.coordinator.engine.blocks import BlockKey
 from dairllm.coordinator.engine.recovery import Placement, SentRowsHolders, holders_after, holders_under, plan_replay
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
@@ -25,6 +26,9 @@ class Sequence:
     """sent_rows: who has kept its past rows; None while the shards do not hold all of its past: before the first row, and in the
     middle of a replay. replay: what is computed again before it goes on. begins: the shards must be told of it with its next slice.
     last_frame: number of the last frame with rows of it. overtaken_by: cache blocks with which later ones began while it had to wait.
+    block_keys: of its full blocks, from the first on, as far as somebody has asked for them. num_known_blocks: its first ones, which may be
+    known by these keys. follows: what it has to replay next is being replayed for another one. num_reused: tokens of the prompt that were
+    in the cache when it first began; None before.
     """
 
     id: SequenceId
@@ -42,7 +46,12 @@ class Sequence:
     num_replayed: int = 0
     last_frame: int = 0
     overtaken_by: int = 0
+    block_keys: list[BlockKey] = field(default_factory=list)
+    num_known_blocks: int = 0
+    follows: bool = False
+    num_reused: int | None = None
     _sent_rows_after_replay: SentRowsHolders | None = None
+    _sent_rows_after_part: SentRowsHolders | None = None
     _scores: list[TokenScore] = field(default_factory=list)
     _prompt_is_scored: bool = field(init=False)
 
@@ -60,8 +69,8 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Exactly the newest token is unsent, or its successor is being computed."""
-        return self.awaits_sample or (self.num_unsent == 1 and self.num_sent > 0 and self.num_unreplayed == 0)
+        """Exactly the newest token is unsent, or its successor is being computed, and the shards know of it."""
+        return self.awaits_sample or (self.num_unsent == 1 and not self.begins and self.num_sent > 0 and self.num_unreplayed == 0)
 
     @property
     def num_unreplayed(self) -> int:
@@ -82,8 +91,22 @@ class Sequence:
         self.begins = False
         self.num_sent = self.num_completed = self.num_replayed = 0
         self.awaits_sample = False
-        self.sent_rows = self._sent_rows_after_replay = self.replay = None
+        self.sent_rows = self._sent_rows_after_replay = self._sent_rows_after_part = self.replay = None
+        self.num_known_blocks = 0
+        self.follows = False
         self._scores = []
+
+    def begin(self, ring_id: RingId, reused: list[int], new: list[int], block_tokens: int) -> None:
+        """Its first rows are in the cache already, in the blocks `reused`; nobody has kept them as they were sent from shard to shard."""
+        self.ring_id = ring_id
+        self.begins = True
+        self.block_ids = [*reused, *new]
+        self.num_known_blocks = len(reused)
+        self.num_sent = self.num_completed = len(reused) * block_tokens
+        if reused:
+            self.sent_rows = {}
+        if self.num_reused is None:
+            self.num_reused = self.num_completed
 
     def resume(self, placement: Placement, present: frozenset[int]) -> None:
         """Go on under a new plan from what is completed. The caller has freed the blocks beyond it."""
@@ -94,7 +117,15 @@ class Sequence:
         self.awaits_sample = False
         self.replay = plan_replay(self.sent_rows, placement, present)
         self._sent_rows_after_replay = holders_after(self.sent_rows, placement, self.replay)
+        self._sent_rows_after_part = holders_after(self.sent_rows, placement, None)
         self.sent_rows = None if self.replay else self._sent_rows_after_replay
+
+    def replay_from(self, position: int) -> None:
+        """What comes before, others have replayed for it: then the rows that pass a boundary have no beginning there."""
+        self.num_replayed = position
+        if position:
+            self._sent_rows_after_replay = self._sent_rows_after_part
+            self.complete_replay(position)
 
     def complete_rows(self, stop: int, placement: Placement) -> None:
         """Rows before position `stop` have come back."""
@@ -125,11 +156,14 @@ class Sequence:
         self.tokens.append(token.token_id)
         events: list[GenerationEvent] = [TokenGenerated(token)]
         if token.token_id in self.request.end_ids:
-            events.append(GenerationFinished("stop"))
+            events.append(self._finished("stop"))
         elif len(self.tokens) >= self.max_length:
-            events.append(GenerationFinished("length"))
+            events.append(self._finished("length"))
         return events
 
     def finish_without_sample(self) -> list[GenerationEvent]:
         """The events of a sequence that only wanted its prompt scored, once every row was computed."""
-        return [] if self.wants_scores else [GenerationFinished("length")]
+        return [] if self.wants_scores else [self._finished("length")]
+
+    def _finished(self, reason: str) -> GenerationFinished:
+        return GenerationFinished(reason, self.num_reused or 0)

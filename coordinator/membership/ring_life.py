@@ -70,6 +70,7 @@ class RingLife:
             encoding=self._config.arithmetic.wire,
             present=action.kept | action.transferred,
             intact_blocks=action.intact_blocks,
+            has_moved=bool(action.transferred),
             streams=action.plan.streamed_bytes > 0,
         )
 

@@ -1,6 +1,7 @@
 """A ring of simulated shards that live on while plans change, for the scheduler's tests."""
 
 from collections import deque
+from collections.abc import Collection
 
 from dairllm.coordinator.cluster.identities import Holder
 from dairllm.coordinator.engine.events import BatchCompleted
@@ -40,8 +41,8 @@ class SimulatedRing:
     def _shard(self, holder: Holder, block_tokens: int) -> ShardContents:
         return self.shards.setdefault(holder, ShardContents(holder.name, block_tokens))
 
-    def transfer(self, now: Placement, units: frozenset[int], old: Placement) -> None:
-        """Hand the cache of these units over to their new owners."""
+    def transfer(self, now: Placement, units: frozenset[int], old: Placement, block_ids: Collection[int]) -> None:
+        """Hand these blocks of the cache of these units over to their new owners."""
         new_owner = {unit: stage.holder for stage in now for unit in stage.units}
         self.transferred = {(new_owner[unit], unit) for unit in units}
         for stage in old:
@@ -49,7 +50,7 @@ class SimulatedRing:
             if source is None:
                 continue
             for unit in units & source.cells.keys():
-                cells = {block: list(rows) for block, rows in source.cells[unit].items()}
+                cells = {block: list(rows) for block, rows in source.cells[unit].items() if block in block_ids or new_owner[unit] == stage.holder}
                 self._shard(new_owner[unit], source.block_tokens).cells[unit] = cells
 
     def close(self) -> None:

@@ -85,7 +85,9 @@ class Harness:
                     self.reports.append(other)
 
     def open_ring(self, ring_geometry: RingGeometry) -> None:
-        ring_geometry = replace(ring_geometry, present=self.ring.open(ring_geometry, self.scheduler.alive_ring_ids))
+        has_moved = bool(self.ring.transferred)
+        present = self.ring.open(ring_geometry, self.scheduler.alive_ring_ids)
+        ring_geometry = replace(ring_geometry, present=present, has_moved=has_moved)
         self.apply(self.scheduler.handle(RingAvailable(ring_geometry)))
 
     def close_ring(self) -> None:
@@ -181,9 +183,20 @@ def test_results_of_an_old_epoch_are_ignored() -> None:
     assert harness.answer(1) == []
 
 
+LONG_PROMPTS = [tuple(range(first, first + 40)) for first in (1, 2)]
+prompts = st.one_of(
+    st.lists(st.integers(0, 63), min_size=1, max_size=40).map(tuple),
+    st.builds(
+        lambda prompt, kept, others: (*prompt[:kept], *others),
+        st.sampled_from(LONG_PROMPTS),
+        st.integers(0, 36),
+        st.lists(st.integers(0, 1), min_size=1, max_size=4),
+    ),
+)
+"""Many begin as others do."""
 requests = st.builds(
     GenerationRequest,
-    prompt_ids=st.lists(st.integers(0, 63), min_size=1, max_size=40).map(tuple),
+    prompt_ids=prompts,
     max_tokens=st.none() | st.integers(0, 20),
     end_ids=st.sampled_from([frozenset(), frozenset({END_ID})]),
     score_prompt=st.booleans(),
@@ -276,7 +289,7 @@ def test_transferred_layers_cost_nothing() -> None:
     harness.run()
     assert isinstance(harness.reports[-1], ReportDrained)
     moved = frozenset({5, 6})
-    harness.ring.transfer(after, moved, before)
+    harness.ring.transfer(after, moved, before, harness.scheduler.used_block_ids)
     harness.close_ring()
     harness.open_ring(geometry(2, after, 64))
     assert harness.ring.replayed_rows == 0
@@ -365,7 +378,7 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
                 harness.apply(harness.scheduler.handle(RingDraining()))
                 harness.run()
                 transferred = frozenset(rest[2]) & _held(harness, now)
-                harness.ring.transfer(rest[0], transferred, now)
+                harness.ring.transfer(rest[0], transferred, now, harness.scheduler.used_block_ids)
                 harness.close_ring()
                 epoch, now = epoch + 1, rest[0]
                 harness.open_ring(geometry(epoch, now, rest[1]))
@@ -383,7 +396,9 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
             continue
         assert answer == expected
         finishes = [event for event in harness.events[number] if isinstance(event, GenerationFinished)]
-        assert finishes == [GenerationFinished("stop" if expected and expected[-1] in request.end_ids else "length")]
+        reason = "stop" if expected and expected[-1] in request.end_ids else "length"
+        assert [finish.reason for finish in finishes] == [reason]
+        assert finishes[0].cached_tokens < len(request.prompt_ids)
         assert sum(isinstance(event, PromptScored) for event in harness.events[number]) == request.score_prompt
     assert harness.scheduler.kv_blocks_free == 16
     assert harness.scheduler.num_running == harness.scheduler.num_waiting == 0

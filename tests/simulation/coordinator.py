@@ -213,7 +213,16 @@ class SimulatedCoordinator:
     def _geometry(self, ring: OpenRing) -> RingGeometry:
         placement = tuple(StagePlace(holder, stage.units) for holder, stage in zip(ring.holders, ring.plan.stages, strict=True))
         present = ring.kept | ring.transferred
-        return RingGeometry(ring.epoch, placement, ring.plan.num_kv_blocks, KV_BLOCK_TOKENS, "F32", present, ring.intact_blocks)
+        return RingGeometry(
+            ring.epoch,
+            placement,
+            ring.plan.num_kv_blocks,
+            KV_BLOCK_TOKENS,
+            "F32",
+            present,
+            ring.intact_blocks,
+            has_moved=bool(ring.transferred),
+        )
 
     def _lose_edge(self, edge: Edge | None) -> None:
         if self.is_alive and self.open and edge is self.outgoing:

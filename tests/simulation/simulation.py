@@ -125,7 +125,8 @@ class Simulation:
 
     def _request(self) -> GenerationRequest:
         random = self.world.random
-        prompt_ids = tuple(random.randrange(1000) for _ in range(random.choice([1, 3, 10, 30])))
+        common = tuple(range(random.choice([0, 0, 8, 20])))
+        prompt_ids = (*common, *(random.randrange(1000) for _ in range(random.choice([1, 3, 10, 30]))))
         max_tokens, end_ids = random.choice([1, 10, 30, 50, None]), frozenset({7} if random.random() < 0.3 else ())
         return GenerationRequest(prompt_ids, max_tokens=max_tokens, end_ids=end_ids, score_prompt=random.random() < 0.15)
 

@@ -4,7 +4,7 @@ import pytest
 
 from dairllm.coordinator.cluster.books.cache_places import CachePlaces, Intact
 from dairllm.coordinator.engine import sequences
-from dairllm.coordinator.engine.blocks import BlockAllocator
+from dairllm.coordinator.engine.blocks import BlockPool
 from dairllm.coordinator.engine.recovery import Placement, SentRowsHolders, holders_under
 from dairllm.mesh.ring.frames import Replay
 from tests.simulation.simulation import Simulation, run
@@ -73,18 +73,30 @@ def test_the_simulation_notices_that_nothing_is_replayed(monkeypatch: pytest.Mon
         run_all(range(200))
 
 
+def test_the_simulation_notices_lost_blocks_that_are_believed_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockPool, "forget_all", lambda self: None)
+    with pytest.raises(Wrong, match=r"seed \d+, .* was believed to have unit"):
+        run_all(range(200))
+
+
+def test_the_simulation_notices_blocks_that_have_not_moved_with_their_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockPool, "newest_idle", lambda self, most: [])
+    with pytest.raises(Wrong, match=r"seed \d+, .* was believed to have unit"):
+        run_all(range(1000))
+
+
 def test_records_that_are_not_where_they_are_believed_to_be_cost_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequences, "holders_after", from_anyone)
     run_all(range(50))
 
 
 def test_the_simulation_notices_blocks_that_two_sequences_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = BlockAllocator.allocate
+    real = BlockPool.allocate
 
-    def allocate(self: BlockAllocator, count: int) -> list[int] | None:
+    def allocate(self: BlockPool, count: int) -> list[int] | None:
         blocks = real(self, count)
         return [0, *blocks[1:]] if blocks else blocks
 
-    monkeypatch.setattr(BlockAllocator, "allocate", allocate)
+    monkeypatch.setattr(BlockPool, "allocate", allocate)
     with pytest.raises(Wrong, match=r"seed \d+"):
         run_all(range(50))
