@@ -143,7 +143,8 @@ def describe_speed(reply: Answer) -> str:
     parts = [f"{finish.completion_tokens} tokens"]
     if finish.decode_tok_s:
         parts.append(f"{finish.decode_tok_s:.1f} tok/s")
-    parts.append(f"first token after {finish.first_token_s:.2f} s ({finish.prompt_tokens} tokens of prompt)")
+    cached = f", {finish.cached_tokens} of them cached" if finish.cached_tokens else ""
+    parts.append(f"first token after {finish.first_token_s:.2f} s ({finish.prompt_tokens} tokens of prompt{cached})")
     if finish.reason == "length":
         parts.append("ended by the length limit")
     return ", ".join(parts)

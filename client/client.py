@@ -42,10 +42,12 @@ class TokenChoice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How an answer ended. reason: 'stop' or 'length'. Times as the coordinator measured them, from the arrival of the call."""
+    """How an answer ended. reason: 'stop' or 'length'. cached_tokens: of the prompt, which did not have to be computed.
+    Times as the coordinator measured them, from the arrival of the call."""
 
     reason: str
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
     first_token_s: float
     decode_s: float
@@ -119,7 +121,14 @@ class Answer:
         if response.HasField("finish"):
             finish = response.finish
             reason = _FINISH_REASONS.get(finish.reason, "unknown")
-            self.finish = Finish(reason, finish.prompt_tokens, finish.completion_tokens, finish.first_token_s, finish.decode_s)
+            self.finish = Finish(
+                reason,
+                finish.prompt_tokens,
+                finish.cached_tokens,
+                finish.completion_tokens,
+                finish.first_token_s,
+                finish.decode_s,
+            )
 
 
 class Client:

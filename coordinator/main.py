@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.http.gate.hosts import checked_host
 from dairllm.coordinator.http.gate.origins import checked_origin
 from dairllm.coordinator.service import run_coordinator
@@ -88,6 +89,13 @@ def coordinator(
         str,
         typer.Option(help=f"What keys and values are kept in: {', '.join(KV_ELEMENT_TYPES)}. F32 takes twice the memory, Q8_0 half."),
     ] = DEFAULT_ARITHMETIC.kv_cache,
+    prefix_reuse: Annotated[
+        PrefixReuse,
+        typer.Option(
+            help="Whose requests share what is computed of prompts that begin alike. How long a prompt takes tells whether another one "
+            "began as it does: with client, only to who has the same API key or address."
+        ),
+    ] = PrefixReuse.EVERYONE,
     max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests of one client that may wait; more are refused with 429.")] = 256,
     recovery_limit: Annotated[
@@ -135,6 +143,7 @@ def coordinator(
         min_shards=min_shards,
         context_length=context_length,
         kv_tokens=kv_tokens,
+        prefix_reuse=prefix_reuse,
         max_running=max_running,
         max_waiting=max_waiting,
         recovery_limit_s=recovery_limit,

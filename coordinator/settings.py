@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.mesh.addresses import Address
 from dairllm.mesh.arithmetic import Arithmetic
 from dairllm.mesh.errors import InvalidSetting
@@ -31,6 +32,7 @@ class CoordinatorSettings:
     min_shards: int
     context_length: int | None
     kv_tokens: int | None
+    prefix_reuse: PrefixReuse
     max_running: int
     max_waiting: int
     recovery_limit_s: float

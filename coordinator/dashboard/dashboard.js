@@ -92,6 +92,7 @@ function showFigures(state, engine) {
     ["waiting", engine.waiting ?? 0],
     ["KV cache in use", total ? `${used} %` : "–"],
     ["tokens generated", (engine.generated_tokens || 0).toLocaleString("en")],
+    ["prompt tokens reused", (engine.reused_tokens || 0).toLocaleString("en")],
   ];
   byId("figures").replaceChildren(
     ...figures.map(([label, value]) => element("div", { className: "figure" }, element("b", {}, String(value)), element("span", { className: "quiet" }, label))),

@@ -98,6 +98,7 @@ class Engine:
             scheduler.kv_blocks_free,
             self._num_prompt_tokens,
             self._num_generated_tokens,
+            scheduler.num_reused_tokens,
             self._flights.decode_step_s,
         )
 

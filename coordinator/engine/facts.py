@@ -26,8 +26,8 @@ class RingGeometry:
     """What the scheduler must know of a plan.
 
     encoding: of activations, for the frames. present: layer units whose owner has the cache of all that was computed when the last ring
-    closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks. has_moved: some layers have changed hands since then, with
-    what the scheduler said is used of their cache. streams: weights are read anew for every frame, which
+    closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks. has_moved: some layers have changed hands since then,
+    with what the scheduler said is used of their cache. streams: weights are read anew for every frame, which
     takes longer than anything else.
     """
 

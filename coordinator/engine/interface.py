@@ -14,6 +14,8 @@ class EngineStats(NamedTuple):
     kv_blocks_free: int
     prompt_tokens: int
     generated_tokens: int
+    reused_tokens: int
+    """Tokens of prompts that were in the cache already."""
     decode_step_s: float
     """Smoothed time once around the ring for a frame that only decodes; 0 if none was seen."""
 

@@ -38,6 +38,12 @@ class GenerationRequest:
     asker: Asker = NOBODY
 
 
+class PrefixReused(NamedTuple):
+    """So many tokens of the prompt, at least one, were not computed, since an earlier one began with them; comes at most once, first."""
+
+    num_tokens: int
+
+
 class PromptScored(NamedTuple):
     """Scores of prompt tokens 1 … n-1, in order; comes once, before the first TokenGenerated."""
 
@@ -49,11 +55,9 @@ class TokenGenerated(NamedTuple):
 
 
 class GenerationFinished(NamedTuple):
-    """The last event of every generation that does not fail. reason: 'stop' (an end token came) or 'length'. cached_tokens: so many of the
-    prompt were not computed, since an earlier one began with them."""
+    """The last event of every generation that does not fail. reason: 'stop' (an end token came) or 'length'."""
 
     reason: str
-    cached_tokens: int = 0
 
 
-GenerationEvent = PromptScored | TokenGenerated | GenerationFinished
+GenerationEvent = PrefixReused | PromptScored | TokenGenerated | GenerationFinished

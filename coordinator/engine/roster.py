@@ -5,12 +5,11 @@ from itertools import takewhile
 
 from dairllm.coordinator.engine.blocks import BlockKey, BlockPool
 from dairllm.coordinator.engine.invariants import check_sequences
-from dairllm.coordinator.engine.prefixes import PrefixReuse, Prefixes
+from dairllm.coordinator.engine.prefixes import Prefixes, PrefixReuse
 from dairllm.coordinator.engine.requests import SequenceId
 from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import Turn, take_turns
 from dairllm.mesh.ring.frames import RingId
-
 
 MOST_IDLE_TOKENS_MOVED = 4096
 """When layers change hands, so many tokens of the cache that no sequence holds move with them: what sequences hold must not be late."""

@@ -248,7 +248,7 @@ class Scheduler:
 
     @staticmethod
     def _events_of(sequence: Sequence, slice_: SequenceSlice, result: SequenceResult) -> list[GenerationEvent]:
-        events: list[GenerationEvent] = []
+        events = sequence.report_reuse()
         if slice_.score_targets:
             events += sequence.accept_scores(result.scores)
         if result.sampled is not None:

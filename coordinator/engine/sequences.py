@@ -2,8 +2,9 @@
 
 A sequence knows all its tokens: prompt and answer. Rows up to `num_completed` have come back from the ring, rows up to `num_sent`
 are on their way. When the ring breaks, it resumes from `num_completed`, after a replay of what was lost (see `recovery`); when its
-cache blocks are taken away, it restarts from nothing, or from the blocks that others have left for it (see `prefixes`). Because a row's bits do not depend on when or with what it is computed, and
-randomness is counted by position, its next token is the one that it would have been.
+cache blocks are taken away, it restarts from nothing, or from the blocks that others have left for it (see `prefixes`). Because a
+row's bits do not depend on when or with what it is computed, and randomness is counted by position, its next token is the one that
+it would have been.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dairllm.coordinator.engine.requests import (
     GenerationEvent,
     GenerationFinished,
     GenerationRequest,
+    PrefixReused,
     PromptScored,
     SequenceId,
     TokenGenerated,
@@ -27,8 +29,8 @@ class Sequence:
     middle of a replay. replay: what is computed again before it goes on. begins: the shards must be told of it with its next slice.
     last_frame: number of the last frame with rows of it. overtaken_by: cache blocks with which later ones began while it had to wait.
     block_keys: of its full blocks, from the first on, as far as somebody has asked for them. num_known_blocks: its first ones, which may be
-    known by these keys. follows: what it has to replay next is being replayed for another one. num_reused: tokens of the prompt that were
-    in the cache when it first began; None before.
+    known by these keys. follows: what it has to replay next is being replayed for another one. num_reused: tokens that were in the cache
+    when it first began; None before.
     """
 
     id: SequenceId
@@ -54,6 +56,7 @@ class Sequence:
     _sent_rows_after_part: SentRowsHolders | None = None
     _scores: list[TokenScore] = field(default_factory=list)
     _prompt_is_scored: bool = field(init=False)
+    _reuse_is_reported: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
@@ -143,6 +146,13 @@ class Sequence:
         last = self.prompt_length - 1
         return tuple(self.tokens[min(position + 1, last)] for position in range(start, stop))
 
+    def report_reuse(self) -> list[GenerationEvent]:
+        """When its first rows come back, whatever becomes of it later."""
+        if self._reuse_is_reported:
+            return []
+        self._reuse_is_reported = True
+        return [PrefixReused(self.num_reused)] if self.num_reused else []
+
     def accept_scores(self, scores: tuple[TokenScore, ...]) -> list[GenerationEvent]:
         self._scores.extend(scores)
         wanted = self.prompt_length - 1
@@ -156,14 +166,11 @@ class Sequence:
         self.tokens.append(token.token_id)
         events: list[GenerationEvent] = [TokenGenerated(token)]
         if token.token_id in self.request.end_ids:
-            events.append(self._finished("stop"))
+            events.append(GenerationFinished("stop"))
         elif len(self.tokens) >= self.max_length:
-            events.append(self._finished("length"))
+            events.append(GenerationFinished("length"))
         return events
 
     def finish_without_sample(self) -> list[GenerationEvent]:
         """The events of a sequence that only wanted its prompt scored, once every row was computed."""
-        return [] if self.wants_scores else [self._finished("length")]
-
-    def _finished(self, reason: str) -> GenerationFinished:
-        return GenerationFinished(reason, self.num_reused or 0)
+        return [] if self.wants_scores else [GenerationFinished("length")]

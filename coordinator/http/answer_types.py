@@ -9,10 +9,17 @@ ErrorType = Annotated[str, WithJsonSchema({"type": "string", "enum": ["invalid_r
 FinishReason = Annotated[str, WithJsonSchema({"type": "string", "enum": ["stop", "length"]})]
 
 
+class PromptTokensDetails(TypedDict):
+    """cached_tokens: of the prompt, which an earlier one began with, so that they were not computed."""
+
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class TopLogprob(TypedDict):

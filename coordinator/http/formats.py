@@ -124,13 +124,15 @@ class AnswerFormat(ABC):
         return self._usage([choice.finished for choice in choices if choice.finished is not None])
 
     def _usage(self, finished: Sequence[TextFinished]) -> Usage:
-        """A prompt counts once, however many choices it has."""
+        """A prompt counts once, however many choices it has; what its first choice computed, the others find in the cache."""
         prompt_tokens = sum(one.prompt_tokens for one in finished) // self._call.choices_per_prompt
+        cached_tokens = sum(one.cached_tokens for one in finished[:: self._call.choices_per_prompt])
         completion_tokens = sum(one.completion_tokens for one in finished)
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
         }
 
 

@@ -71,6 +71,9 @@ class _StateCollector(Collector):
         stats = self._engine.engine_stats()
         yield CounterMetricFamily("dairllm_prompt_tokens", "Prompt tokens taken in.", stats.prompt_tokens)
         yield CounterMetricFamily("dairllm_generated_tokens", "Tokens generated.", stats.generated_tokens)
+        yield CounterMetricFamily(
+            "dairllm_kv_reused_tokens", "Tokens that were in the KV cache when they were asked for.", stats.reused_tokens
+        )
         yield GaugeMetricFamily("dairllm_running_sequences", "Sequences being computed.", stats.running)
         yield GaugeMetricFamily("dairllm_waiting_sequences", "Sequences in the queue.", stats.waiting)
         yield GaugeMetricFamily("dairllm_kv_blocks", "Blocks of the KV cache.", stats.kv_blocks_total)

@@ -122,6 +122,7 @@ def _write_finish(finished: TextFinished) -> inference_pb2.GenerateResponse:
         finish=inference_pb2.GenerateFinish(
             reason=FINISH_REASONS[finished.reason],
             prompt_tokens=finished.prompt_tokens,
+            cached_tokens=finished.cached_tokens,
             completion_tokens=finished.completion_tokens,
             first_token_s=finished.first_token_s,
             decode_s=finished.decode_s,

@@ -31,7 +31,6 @@ class Stopwatch:
             self._latency.observe_next_token(now - self._last)
         self._last = now
 
-    def finished(self, reason: str, prompt_tokens: int) -> TextFinished:
-        if self.num_tokens == 0:
-            return TextFinished(reason, prompt_tokens, 0, 0.0, 0.0)
-        return TextFinished(reason, prompt_tokens, self.num_tokens, self._first - self._begin, self._last - self._first)
+    def finished(self, reason: str, prompt_tokens: int, cached_tokens: int) -> TextFinished:
+        first_token_s, decode_s = (self._first - self._begin, self._last - self._first) if self.num_tokens else (0.0, 0.0)
+        return TextFinished(reason, prompt_tokens, cached_tokens, self.num_tokens, first_token_s, decode_s)

@@ -40,11 +40,13 @@ class TextDelta(NamedTuple):
 class TextFinished(NamedTuple):
     """The last event. reason: 'stop' (end token or stop string) or 'length'. Times in seconds, 0 without a token.
 
+    cached_tokens: of the prompt, which an earlier one began with, so that they were not computed.
     first_token_s: from the call to the first token; decode_s: from the first token to the last.
     """
 
     reason: str
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
     first_token_s: float
     decode_s: float

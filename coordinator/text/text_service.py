@@ -5,7 +5,15 @@ from contextlib import aclosing
 
 from dairllm.coordinator.engine.context_length import require_room
 from dairllm.coordinator.engine.interface import TokenEngine
-from dairllm.coordinator.engine.requests import NOBODY, Asker, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
+from dairllm.coordinator.engine.requests import (
+    NOBODY,
+    Asker,
+    GenerationFinished,
+    GenerationRequest,
+    PrefixReused,
+    PromptScored,
+    TokenGenerated,
+)
 from dairllm.coordinator.text.answer_text import AnswerText
 from dairllm.coordinator.text.echoed_prompt import EchoedPrompt
 from dairllm.coordinator.text.prompt_encoder import MAX_COUNTED_TOKENS, PromptEncoder
@@ -85,7 +93,7 @@ class TextService:
         watch = Stopwatch(self._latency)
         wants_scores = request.echo and request.sampling.logprobs
         engine_request = GenerationRequest(request.prompt_ids, request.sampling, request.max_tokens, end_ids, wants_scores, asker)
-        reason, echoed = "stop", not request.echo
+        reason, echoed, cached = "stop", not request.echo, 0
         async with aclosing(self.engine.generate(engine_request)) as events:
             async for event in events:
                 if not echoed:
@@ -100,11 +108,13 @@ class TextService:
                             yield delta
                         if answer.stopped:
                             break
+                    case PrefixReused(num_tokens):
+                        cached = min(num_tokens, len(request.prompt_ids))
                     case GenerationFinished(engine_reason):
                         reason = engine_reason
         if not answer.stopped and (delta := answer.finish()):
             yield delta
-        yield watch.finished("stop" if answer.stopped else reason, len(request.prompt_ids))
+        yield watch.finished("stop" if answer.stopped else reason, len(request.prompt_ids), cached)
 
     def _end_ids(self, request: TextRequest) -> frozenset[int]:
         if request.ignore_eos or self.served.tokenizer is None:

@@ -231,7 +231,10 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "TokenIds": {"ids": Several(MAX_ASKED, TOKEN)},
     "GenerateRequest": {"model": FILE_NAME, "text": PROSE, "max_tokens": ANY_32, "stop": Several(1024, PROSE)},
     "GenerateResponse": {"text": PROSE, "tokens": Several(2**20)},
-    "GenerateFinish": {"prompt_tokens": POSITION, "completion_tokens": POSITION, "first_token_s": SECONDS, "decode_s": SECONDS},
+    "GenerateFinish": {
+        **{"prompt_tokens": POSITION, "cached_tokens": POSITION, "completion_tokens": POSITION},
+        **{"first_token_s": SECONDS, "decode_s": SECONDS},
+    },
     "TokenizeRequest": {"model": FILE_NAME, "text": PROSE},
     "TokenizeResponse": {"token_ids": TOKENS},
     "DetokenizeRequest": {"model": FILE_NAME, "token_ids": Several(MAX_ASKED, ANY_32)},

@@ -50,7 +50,9 @@ class SimulatedRing:
             if source is None:
                 continue
             for unit in units & source.cells.keys():
-                cells = {block: list(rows) for block, rows in source.cells[unit].items() if block in block_ids or new_owner[unit] == stage.holder}
+                cells = {
+                    block: list(rows) for block, rows in source.cells[unit].items() if block in block_ids or new_owner[unit] == stage.holder
+                }
                 self._shard(new_owner[unit], source.block_tokens).cells[unit] = cells
 
     def close(self) -> None:

@@ -24,8 +24,16 @@ from dairllm.coordinator.engine.events import (
     RingUnavailable,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.engine.recovery import Placement, StagePlace
-from dairllm.coordinator.engine.requests import GenerationFinished, GenerationRequest, PromptScored, SequenceId, TokenGenerated
+from dairllm.coordinator.engine.requests import (
+    GenerationFinished,
+    GenerationRequest,
+    PrefixReused,
+    PromptScored,
+    SequenceId,
+    TokenGenerated,
+)
 from dairllm.coordinator.engine.scheduler import Scheduler
 from tests.engine.shard_contents import next_token
 from tests.engine.simulated_shards import SimulatedRing
@@ -97,6 +105,9 @@ class Harness:
     def request(self, number: int, request: GenerationRequest) -> None:
         self.apply(self.scheduler.handle(GenerationRequested(SequenceId(number), request)))
 
+    def cancel(self, number: int) -> None:
+        self.apply(self.scheduler.handle(GenerationCancelled(SequenceId(number))))
+
     def step(self) -> None:
         if self.ring.queue:
             completed = self.ring.compute()
@@ -118,7 +129,7 @@ class Harness:
         return {ring_id for shard in self.ring.shards.values() for ring_id in shard.sequences}
 
 
-def limits(**changes: int) -> SchedulerLimits:
+def limits(**changes: Any) -> SchedulerLimits:
     return SchedulerLimits(context_length=64, max_batch_rows=16, short_chunk_rows=4, max_running=6)._replace(**changes)
 
 
@@ -348,9 +359,9 @@ stimuli = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(stimuli, min_size=1, max_size=40))
-def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -> None:
-    harness = Harness(limits())
+@given(st.lists(stimuli, min_size=1, max_size=40), st.sampled_from(PrefixReuse))
+def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]], reuse: PrefixReuse) -> None:
+    harness = Harness(limits(prefix_reuse=reuse))
     epoch = 1
     now = even_placement(2)
     harness.open_ring(geometry(epoch, now, 16))
@@ -364,7 +375,7 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
             case "cancel":
                 if rest[0] in asked:
                     cancelled.add(rest[0])
-                harness.apply(harness.scheduler.handle(GenerationCancelled(SequenceId(rest[0]))))
+                harness.cancel(rest[0])
             case "step":
                 for _ in range(rest[0]):
                     harness.step()
@@ -397,8 +408,8 @@ def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]]) -
         assert answer == expected
         finishes = [event for event in harness.events[number] if isinstance(event, GenerationFinished)]
         reason = "stop" if expected and expected[-1] in request.end_ids else "length"
-        assert [finish.reason for finish in finishes] == [reason]
-        assert finishes[0].cached_tokens < len(request.prompt_ids)
+        assert finishes == [GenerationFinished(reason)]
+        assert sum(isinstance(event, PrefixReused) for event in harness.events[number][1:]) == 0
         assert sum(isinstance(event, PromptScored) for event in harness.events[number]) == request.score_prompt
     assert harness.scheduler.kv_blocks_free == 16
     assert harness.scheduler.num_running == harness.scheduler.num_waiting == 0

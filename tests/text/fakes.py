@@ -86,7 +86,7 @@ class FakeEngine:
         return self.unready
 
     def engine_stats(self) -> EngineStats:
-        return EngineStats(self.num_open, 0, 64, 60, sum(len(one.prompt_ids) for one in self.requests), self.num_generated, 0.0)
+        return EngineStats(self.num_open, 0, 64, 60, sum(len(one.prompt_ids) for one in self.requests), self.num_generated, 11, 0.0)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         self.requests.append(request)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from dairllm.v1 import ring_pb2 as dairllm_dot_v1_dot_ring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x61irllm/v1/inference.proto\x12\ndairllm.v1\x1a\x15\x64\x61irllm/v1/ring.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x0c\x43hatMessages\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.dairllm.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x87\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.dairllm.v1.TokenIdsH\x00\x12(\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x18.dairllm.v1.ChatMessagesH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.dairllm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x08\n\x06promptB\r\n\x0b_max_tokens\"\x87\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.dairllm.v1.TokenLogprobs\x12/\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1a.dairllm.v1.GenerateFinishH\x00\x88\x01\x01\x42\t\n\x07_finish\"\x95\x01\n\x0eGenerateFinish\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.dairllm.v1.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rfirst_token_s\x18\x04 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x05 \x01(\x01\"Z\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x64\x64_special\x18\x03 \x01(\x08\x12\x15\n\rparse_special\x18\x04 \x01(\x08\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.dairllm.v1.ModelInfo\"\xcc\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rhas_tokenizer\x18\x05 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\r\n\x05ready\x18\x07 \x01(\x08\x12\x12\n\narithmetic\x18\x08 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\t \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xbc\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.dairllm.v1.GenerateRequest\x1a\x1c.dairllm.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.dairllm.v1.TokenizeRequest\x1a\x1c.dairllm.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.dairllm.v1.DetokenizeRequest\x1a\x1e.dairllm.v1.DetokenizeResponse\x12K\n\nListModels\x12\x1d.dairllm.v1.ListModelsRequest\x1a\x1e.dairllm.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x61irllm/v1/inference.proto\x12\ndairllm.v1\x1a\x15\x64\x61irllm/v1/ring.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x0c\x43hatMessages\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.dairllm.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x87\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.dairllm.v1.TokenIdsH\x00\x12(\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x18.dairllm.v1.ChatMessagesH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.dairllm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x08\n\x06promptB\r\n\x0b_max_tokens\"\x87\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.dairllm.v1.TokenLogprobs\x12/\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1a.dairllm.v1.GenerateFinishH\x00\x88\x01\x01\x42\t\n\x07_finish\"\xac\x01\n\x0eGenerateFinish\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.dairllm.v1.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rfirst_token_s\x18\x04 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x05 \x01(\x01\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\"Z\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x64\x64_special\x18\x03 \x01(\x08\x12\x15\n\rparse_special\x18\x04 \x01(\x08\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.dairllm.v1.ModelInfo\"\xcc\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rhas_tokenizer\x18\x05 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\r\n\x05ready\x18\x07 \x01(\x08\x12\x12\n\narithmetic\x18\x08 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\t \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xbc\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.dairllm.v1.GenerateRequest\x1a\x1c.dairllm.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.dairllm.v1.TokenizeRequest\x1a\x1c.dairllm.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.dairllm.v1.DetokenizeRequest\x1a\x1e.dairllm.v1.DetokenizeResponse\x12K\n\nListModels\x12\x1d.dairllm.v1.ListModelsRequest\x1a\x1e.dairllm.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dairllm.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1262
-  _globals['_FINISHREASON']._serialized_end=1357
+  _globals['_FINISHREASON']._serialized_start=1285
+  _globals['_FINISHREASON']._serialized_end=1380
   _globals['_CHATMESSAGE']._serialized_start=65
   _globals['_CHATMESSAGE']._serialized_end=109
   _globals['_CHATMESSAGES']._serialized_start=111
@@ -45,21 +45,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATERESPONSE']._serialized_start=462
   _globals['_GENERATERESPONSE']._serialized_end=597
   _globals['_GENERATEFINISH']._serialized_start=600
-  _globals['_GENERATEFINISH']._serialized_end=749
-  _globals['_TOKENIZEREQUEST']._serialized_start=751
-  _globals['_TOKENIZEREQUEST']._serialized_end=841
-  _globals['_TOKENIZERESPONSE']._serialized_start=843
-  _globals['_TOKENIZERESPONSE']._serialized_end=880
-  _globals['_DETOKENIZEREQUEST']._serialized_start=882
-  _globals['_DETOKENIZEREQUEST']._serialized_end=935
-  _globals['_DETOKENIZERESPONSE']._serialized_start=937
-  _globals['_DETOKENIZERESPONSE']._serialized_end=971
-  _globals['_LISTMODELSREQUEST']._serialized_start=973
-  _globals['_LISTMODELSREQUEST']._serialized_end=992
-  _globals['_LISTMODELSRESPONSE']._serialized_start=994
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1053
-  _globals['_MODELINFO']._serialized_start=1056
-  _globals['_MODELINFO']._serialized_end=1260
-  _globals['_INFERENCESERVICE']._serialized_start=1360
-  _globals['_INFERENCESERVICE']._serialized_end=1676
+  _globals['_GENERATEFINISH']._serialized_end=772
+  _globals['_TOKENIZEREQUEST']._serialized_start=774
+  _globals['_TOKENIZEREQUEST']._serialized_end=864
+  _globals['_TOKENIZERESPONSE']._serialized_start=866
+  _globals['_TOKENIZERESPONSE']._serialized_end=903
+  _globals['_DETOKENIZEREQUEST']._serialized_start=905
+  _globals['_DETOKENIZEREQUEST']._serialized_end=958
+  _globals['_DETOKENIZERESPONSE']._serialized_start=960
+  _globals['_DETOKENIZERESPONSE']._serialized_end=994
+  _globals['_LISTMODELSREQUEST']._serialized_start=996
+  _globals['_LISTMODELSREQUEST']._serialized_end=1015
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1017
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1076
+  _globals['_MODELINFO']._serialized_start=1079
+  _globals['_MODELINFO']._serialized_end=1283
+  _globals['_INFERENCESERVICE']._serialized_start=1383
+  _globals['_INFERENCESERVICE']._serialized_end=1699
 # @@protoc_insertion_point(module_scope)
