@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs
+from openai.types.completion_usage import PromptTokensDetails
 
 from dairllm.coordinator.http.error_replies import error_reply
 from dairllm.mesh.errors import MEANINGS, Busy, DairllmError, NotEnoughMemory, NotReady, RequestLost
@@ -30,6 +31,23 @@ async def test_chat(site: Site) -> None:
     assert answer.usage.prompt_tokens == len(site.engine.requests[0].prompt_ids)
     assert answer.usage.completion_tokens == 13
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 13
+
+
+async def test_usage_says_how_much_of_a_prompt_was_cached(site: Site) -> None:
+    """A prompt counts once, and a stop string ends the answer before the engine does."""
+    site.engine.num_reused = 2
+    async with site.client() as client:
+        chat = await client.chat.completions.create(model="tiny", messages=USER, n=3)
+        text = await client.completions.create(model="tiny", prompt=["one", "another"], n=2, stop="lo")
+        chunks = [
+            chunk
+            async for chunk in await client.chat.completions.create(
+                model="tiny", messages=USER, stream=True, stream_options={"include_usage": True}
+            )
+        ]
+    assert [one.usage and one.usage.prompt_tokens_details for one in (chat, chunks[-1])] == [PromptTokensDetails(cached_tokens=2)] * 2
+    assert text.usage
+    assert text.usage.prompt_tokens_details == PromptTokensDetails(cached_tokens=4)
 
 
 def ask_synchronously(url: str) -> tuple[str | None, str]:

@@ -29,6 +29,7 @@ async def test_health_and_readiness(site: Site) -> None:
 
 
 async def test_metrics(site: Site) -> None:
+    site.engine.num_reused = 3
     await site.post("/v1/chat/completions", {"messages": USER})
     await site.post("/v1/chat/completions", {})
     await site.get("/v1/models/tiny")
@@ -42,6 +43,7 @@ async def test_metrics(site: Site) -> None:
     assert metrics["dairllm_next_token_seconds_count",] == 12
     assert metrics["dairllm_generated_tokens_total",] == 13
     assert metrics["dairllm_prompt_tokens_total",] == len(site.engine.requests[0].prompt_ids)
+    assert metrics["dairllm_kv_reused_tokens_total",] == 3
     assert metrics["dairllm_kv_blocks",] == 64
     assert metrics["dairllm_kv_blocks_free",] == 60
     assert metrics["dairllm_running_sequences",] == metrics["dairllm_waiting_sequences",] == 0

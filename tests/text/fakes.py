@@ -4,7 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
 from dairllm.coordinator.engine.interface import EngineStats
-from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, TokenGenerated
+from dairllm.coordinator.engine.requests import (
+    GenerationEvent,
+    GenerationFinished,
+    GenerationRequest,
+    PrefixReused,
+    PromptScored,
+    TokenGenerated,
+)
 from dairllm.coordinator.text import ServedModel
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.ring.frames import TokenLogprob, TokenScore
@@ -68,7 +75,8 @@ class FakeEngine:
     """Answers with the bytes that `reply` gives, over and over if the end is ignored.
 
     fail_at: `error` is raised before this token. pause_at: before this token `paused` is set and `resume` is awaited. -1 in both is before
-    the prompt is accepted. num_open: generations under way; `all_ended` is set when the last has ended.
+    the prompt is accepted. num_reused: tokens of each prompt that it finds in its cache. num_open: generations under way; `all_ended` is
+    set when the last has ended.
     """
 
     def __init__(self, reply: Callable[[GenerationRequest], bytes] | bytes = b"Hello, world") -> None:
@@ -80,13 +88,22 @@ class FakeEngine:
         self.pause_at: int | None = None
         self.paused, self.resume, self.all_ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.requests: list[GenerationRequest] = []
-        self.num_open = self.most_open = self.num_generated = 0
+        self.num_open = self.most_open = self.num_generated = self.num_reused = 0
 
     def why_unready(self) -> DairllmError | None:
         return self.unready
 
     def engine_stats(self) -> EngineStats:
-        return EngineStats(self.num_open, 0, 64, 60, sum(len(one.prompt_ids) for one in self.requests), self.num_generated, 11, 0.0)
+        return EngineStats(
+            self.num_open,
+            0,
+            64,
+            60,
+            sum(len(one.prompt_ids) for one in self.requests),
+            self.num_generated,
+            self.num_reused * len(self.requests),
+            0.0,
+        )
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         self.requests.append(request)
@@ -95,6 +112,8 @@ class FakeEngine:
         self.all_ended.clear()
         try:
             await self._reach(-1)
+            if self.num_reused:
+                yield PrefixReused(self.num_reused)
             if request.score_prompt:
                 yield PromptScored(tuple(score_of(token_id, request) for token_id in request.prompt_ids[1:]))
             async for event in self._answer(request):

@@ -57,13 +57,14 @@ def test_the_service_has_its_name_in_the_protos() -> None:
 
 
 async def test_text_streams_and_ends_with_a_finish(service: Service) -> None:
+    service.engine.num_reused = 2
     responses = await generate(service, text="Hi")
     assert "".join(response.text for response in responses) == "Hello"
     assert [token.token_id for response in responses for token in response.tokens] == [*b"Hello", 257]
     assert [response.HasField("finish") for response in responses] == [False] * (len(responses) - 1) + [True]
     finish = responses[-1].finish
     assert finish.reason == inference_pb2.FINISH_REASON_STOP
-    assert (finish.prompt_tokens, finish.completion_tokens) == (3, 6)
+    assert (finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens) == (3, 2, 6)
     assert finish.first_token_s > 0
 
 
