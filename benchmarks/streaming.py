@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dairllm.mesh.settings import parse_size
 from dairllm.model_files.memory import STREAM_PAGE_BYTES, STREAM_PIECE_BYTES, STREAM_READERS
-from dairllm.shard_service.weights.streaming import StreamedFile
+from dairllm.shard_service.weights.reading import StreamedFile
 from tests.instruments.clusters import Cluster, ShardSetup
 from tests.instruments.processes import status_bytes
 from tests.instruments.streamed_answers import StreamedAnswer, completion_body

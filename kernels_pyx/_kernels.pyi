@@ -518,6 +518,9 @@ class Stage:
     def set_head(self, norm: NDArray[np.float32], output: PackedMatrix) -> None:
         """The last unit: weights of the final norm [hidden] and the output projection [vocabulary, hidden]."""
 
+    def set_output(self, output: PackedMatrix) -> None:
+        """Another output projection behind the same norm, also of some rows of the vocabulary only. ValueError without a head."""
+
     def run(
         self,
         kv: Sequence[LayerMemory] | None,

@@ -129,6 +129,7 @@ cdef class Stage:
     cdef object embedding, head
     cdef dict layers   # global index -> (StageLayer, its LayerWeights), which are kept alive
     cdef LayerWeights head_norm, per_layer_weights
+    cdef norm_spec head_norm_spec
     cdef readonly object layers_held
     cdef int max_rows, max_context
 
@@ -190,10 +191,15 @@ cdef class Stage:
     def set_head(self, norm, output) -> None:
         cdef const packed_matrix* matrix = matrix_pointer("the output projection", output, 0, self.spec.hidden_size)
         weights = LayerWeights("the head", {"output_norm": norm}, {"output_norm": (self.spec.hidden_size,)}, set())
-        cdef norm_spec head_norm
-        (<LayerWeights>weights).fill_norm(&head_norm, "output_norm", self.owned_spec.output_norm)
-        stage_set_head(self.stage, &head_norm, matrix)
+        (<LayerWeights>weights).fill_norm(&self.head_norm_spec, "output_norm", self.owned_spec.output_norm)
+        stage_set_head(self.stage, &self.head_norm_spec, matrix)
         self.head_norm, self.head = weights, output
+
+    def set_output(self, output) -> None:
+        if self.head is None:
+            raise ValueError("the stage has no head, expected one whose output projection is replaced")
+        stage_set_head(self.stage, &self.head_norm_spec, matrix_pointer("the output projection", output, 0, self.spec.hidden_size))
+        self.head = output
 
     def check_layer(self, StageLayer layer not None) -> None:
         if self.max_context * layer.largest_frequency > LARGEST_ANGLE:

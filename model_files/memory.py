@@ -38,6 +38,8 @@ EXPERTS_FEATURE = "weights:experts"
 """The same of the experts of layers."""
 STREAM_SLOTS = 3
 """Of the units that are streamed, so many have their matrices in memory: one is computed with, the others are read."""
+STREAM_HEAD_PARTS = 32
+"""The head comes in parts, which are at least so small a share of it that they need no larger slots than that."""
 STREAM_READERS = 2
 """Threads that read them."""
 STREAM_PIECE_BYTES = 4 * MIB
@@ -124,23 +126,55 @@ def weights_bytes(units: Iterable[Unit]) -> int:
 class StreamedSize(NamedTuple):
     """What a unit takes in memory that is read anew for every step.
 
-    slot_bytes: of its matrices, while they are there. numbers_bytes: of the rest, which stays. reading_bytes: of a thread that reads it.
+    slot_bytes: of its matrices, while they are there; of the head's, of the smallest part. numbers_bytes: of the rest, which stays.
+    reading_bytes: of a thread that reads it. most_slots: that it can make use of, where it comes in parts.
     """
 
     slot_bytes: int
     numbers_bytes: int
     reading_bytes: int
+    most_slots: int = 1
 
 
 def streamed_size_of(unit: Unit, max_rows: int) -> StreamedSize | None:
-    """Of a layer, or the embedding, of which the rows of a frame are read; None if it can't be streamed, as the head."""
+    """Of a layer, of the head, which comes in parts, or the embedding, of which the rows of a frame are read; None if it can't be."""
     if unit.index == 0:
         return _rows_size_of(unit, max_rows)
-    if any(tensor.role == "output" for tensor in unit.tensors):
-        return None
+    output = output_of(unit)
     matrices = [tensor for tensor in unit.tensors if not tensor.is_numbers]
     numbers_bytes = sum(_packed_bytes(tensor) for tensor in unit.tensors if tensor.is_numbers)
-    return StreamedSize(slot_layout(unit)[1], numbers_bytes, max(map(_reading_bytes, matrices), default=0))
+    reading_bytes = max(map(_reading_bytes, matrices), default=0)
+    if output is None:
+        return StreamedSize(slot_layout(unit)[1], numbers_bytes, reading_bytes)
+    num_tiles = _tiles(output)
+    slot_bytes = _multiple(-(-num_tiles // STREAM_HEAD_PARTS) * _tile_bytes(output), _LINE_BYTES)
+    return None if output.transforms else StreamedSize(slot_bytes, numbers_bytes, reading_bytes, min(num_tiles, STREAM_SLOTS))
+
+
+def output_of(unit: Unit) -> TensorInfo | None:
+    """The head's matrix; None for another unit."""
+    return next((tensor for tensor in unit.tensors if tensor.role == "output"), None)
+
+
+def output_parts(output: TensorInfo, slot_bytes: int, num_others: int) -> list[range]:
+    """The rows of each part of the head's matrix, in whole tiles, for slots of this size that so many other units come to, too.
+
+    As few as have room in a slot, but enough for all slots; and so many that all units come to the slots evenly, round after round.
+    """
+    num_tiles = _tiles(output)
+    count = max(-(-num_tiles // (slot_bytes // _tile_bytes(output))), min(num_tiles, STREAM_SLOTS))
+    while (count + num_others) % STREAM_SLOTS and count < num_tiles:
+        count += 1
+    begins = [TILE_ROWS * (number * num_tiles // count) for number in range(count)]
+    return [range(begin, end) for begin, end in zip(begins, [*begins[1:], output.shape[0]], strict=True)]
+
+
+def _tiles(matrix: TensorInfo) -> int:
+    return -(-matrix.shape[-2] // TILE_ROWS)
+
+
+def _tile_bytes(matrix: TensorInfo) -> int:
+    return TILE_ROWS * matrix.packed_row_bytes
 
 
 def _rows_size_of(unit: Unit, max_rows: int) -> StreamedSize | None:
@@ -191,9 +225,18 @@ def streamed_bytes(sizes: Sequence[StreamedSize]) -> int:
     """For all units in one memory that are streamed."""
     if not sizes:
         return 0
-    num_slots = min(sum(size.slot_bytes > 0 for size in sizes), STREAM_SLOTS)
-    slots_bytes = num_slots * max(size.slot_bytes for size in sizes)
-    return slots_bytes + sum(size.numbers_bytes for size in sizes) + STREAM_READERS * max(size.reading_bytes for size in sizes)
+    reading_bytes = STREAM_READERS * max(size.reading_bytes for size in sizes)
+    return slots_bytes(sizes) + sum(size.numbers_bytes for size in sizes) + reading_bytes
+
+
+def slots_bytes(sizes: Iterable[StreamedSize]) -> int:
+    """Of them, where matrices are read to."""
+    in_slots = [size for size in sizes if size.slot_bytes]
+    return num_slots(in_slots) * max((size.slot_bytes for size in in_slots), default=0)
+
+
+def num_slots(in_slots: Iterable[StreamedSize]) -> int:
+    return min(sum(size.most_slots for size in in_slots), STREAM_SLOTS)
 
 
 class ExpertsSize(NamedTuple):
@@ -279,7 +322,7 @@ def _packed_bytes(tensor: TensorInfo) -> int:
     """Numbers take four bytes each. Each matrix of a stack lies in whole tiles."""
     if tensor.is_numbers:
         return _NUMBER_BYTES * math.prod(tensor.shape)
-    return math.prod(tensor.shape[:-2]) * _multiple(tensor.shape[-2], TILE_ROWS) * tensor.packed_row_bytes
+    return math.prod(tensor.shape[:-2]) * _tiles(tensor) * _tile_bytes(tensor)
 
 
 def cache_bytes_per_token(spec: ModelSpec, unit: int, element_type: str, context_length: int) -> int:

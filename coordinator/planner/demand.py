@@ -87,15 +87,15 @@ class ModelDemand:
 
     @property
     def stream_buffers_bytes(self) -> int:
-        """At most, of a machine that streams any of the layers: where they are read to."""
-        layers = [unit.streamed for unit in self.units[1:] if unit.streamed is not None]
-        return streamed_bytes([layer._replace(numbers_bytes=0) for layer in layers])
+        """At most, of a machine that streams any of the layers, or the head: where they are read to."""
+        others = [unit.streamed for unit in self.units[1:] if unit.streamed is not None]
+        return streamed_bytes([other._replace(numbers_bytes=0) for other in others])
 
     @property
     def streamed_sizes(self) -> list[int]:
         """Bytes of each unit that do not stay in memory if it is streamed."""
-        sizes = [0 if unit.streamed is None else unit.size_bytes - unit.streamed.numbers_bytes for unit in self.units]
-        return [max(0, sizes[0] - self.tied_bytes), *sizes[1:]]
+        sizes = (0 if unit.streamed is None else unit.size_bytes - unit.streamed.numbers_bytes for unit in self.units)
+        return [max(0, size) for size in sizes]
 
     def weights_bytes_of_both(self, one: range, other: range) -> int:
         """Bytes of the weights of two runs in one memory."""

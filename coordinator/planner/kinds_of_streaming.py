@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dairllm.coordinator.planner.demand import ModelDemand
-from dairllm.model_files.memory import EXPERTS_FEATURE, STREAM_READERS, STREAM_SLOTS, STREAMED_FEATURE, ExpertsInMemory, ExpertsSize
+from dairllm.model_files.memory import EXPERTS_FEATURE, STREAM_READERS, STREAMED_FEATURE, ExpertsInMemory, ExpertsSize, slots_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +13,8 @@ class StreamedPart:
     """What a stage reads anew for every step.
 
     weights_bytes: of all its weights, in memory. size_bytes: that a step of one row reads; ahead_bytes: of these, while other stages
-    compute. layers: the units that are read. expert_places: so many experts are in memory, 0: all; num_touched: so many a row chooses;
-    missed_share: of these, how many have to be read if all are equally likely.
+    compute. layers: the units that are read, maybe embedding and head among them. expert_places: so many experts are in memory, 0: all;
+    num_touched: so many a row chooses; missed_share: of these, how many have to be read if all are equally likely.
     """
 
     weights_bytes: int = 0
@@ -57,8 +57,8 @@ class Streaming(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamedLayers:
-    """Whole layers, each of which is read anew for every step. Rows of the embedding are read as they are needed, which costs nothing,
-    unless it is the head's matrix, too, and the head is on the same shard."""
+    """Whole layers, each of which is read anew for every step, and the head, where so less is read or where it must. Rows of the embedding
+    are read as they are needed, which costs nothing, unless it is the head's matrix, too, which stays on the same shard."""
 
     demand: ModelDemand
     feature: str = STREAMED_FEATURE
@@ -71,22 +71,41 @@ class StreamedLayers:
         object.__setattr__(self, "buffers_bytes", self.demand.stream_buffers_bytes)
 
     def part_of(self, units: range, room_bytes: int) -> StreamedPart | None:
-        """The fewest layers with which the others have room."""
-        can = [unit for unit in units if self.demand.units[unit].streamed is not None]
-        is_shared = self.demand.tied_bytes > 0 and units.stop == self.demand.num_units
-        embedding, layers = tuple(unit for unit in can if unit == 0 and not is_shared), [unit for unit in can if unit > 0]
+        """The fewest bytes of layers, or of head and layers, with which the others have room."""
         found = self._part(units, (), room_bytes)
-        fails, works = -1, len(layers) + 1
-        while found is None and works - fails > 1:
+        if found is not None:
+            return found
+        can = [unit for unit in units if self.demand.units[unit].streamed is not None]
+        head = tuple(unit for unit in can if unit == self.demand.num_units - 1)
+        embedding, layers = tuple(unit for unit in can if unit == 0), [unit for unit in can if unit > 0 and unit not in head]
+        is_shared = self.demand.tied_bytes > 0 and units.stop == self.demand.num_units
+        found = self._fewest(units, () if is_shared else embedding, layers, (), room_bytes)
+        if head and (found is None or found.size_bytes > self.sizes[head[0]]):
+            with_head = self._fewest(units, embedding, layers, head, room_bytes)
+            if with_head is not None and (found is None or with_head.size_bytes < found.size_bytes):
+                return with_head
+        return found
+
+    def _fewest(
+        self, units: range, before: tuple[int, ...], layers: list[int], behind: tuple[int, ...], room_bytes: int
+    ) -> StreamedPart | None:
+        """With as few of these layers as can be. None of them may have room where one has not, which is read to somewhere."""
+        found = self._part(units, (*before, *behind), room_bytes)
+        fails, works = 0, 1 if found else len(layers) + 1
+        while works - fails > 1:
             middle = (fails + works) // 2
-            part = self._part(units, (*embedding, *_spread(layers, middle)), room_bytes)
+            part = self._part(units, (*before, *_spread(layers, middle), *behind), room_bytes)
             fails, works = (middle, works) if part is None else (fails, middle)
-        return found or (self._part(units, (*embedding, *_spread(layers, works)), room_bytes) if works <= len(layers) else None)
+            found = part or found
+        return found
 
     def _part(self, units: range, chosen: tuple[int, ...], room_bytes: int) -> StreamedPart | None:
         weights_bytes = self.demand.resident_bytes(units, chosen)
-        sizes = [self.sizes[unit] for unit in chosen if unit > 0]
-        return StreamedPart(weights_bytes, sum(sizes), sum(sizes[:STREAM_SLOTS]), chosen) if weights_bytes <= room_bytes else None
+        if weights_bytes > room_bytes:
+            return None
+        size_bytes = sum(self.sizes[unit] for unit in chosen if unit > 0)
+        slots = slots_bytes(size for unit in chosen if (size := self.demand.units[unit].streamed) is not None)
+        return StreamedPart(weights_bytes, size_bytes, min(size_bytes, slots), chosen)
 
 
 def _spread(layers: list[int], count: int) -> tuple[int, ...]:

@@ -150,7 +150,7 @@ def pose_problem(
     need_bytes = _needed_up_to(demand, kv)
     surcharges = move_surcharge * _moved_parts(demand.num_units, offers, placement, held)
     rooms = _rooms(demand, offers)
-    furthest = _furthest(demand, rooms, need_bytes)
+    furthest = _furthest(rooms, need_bytes, demand.tied_bytes)
     if streaming is not None:
         limits = np.array([streamed_bytes.get(offer.name, 0) for offer in offers], np.int64)
         furthest = np.maximum(furthest, _furthest_streaming(demand, streaming, rooms, need_bytes, limits))
@@ -209,13 +209,13 @@ def _rooms(demand: ModelDemand, offers: Sequence[ShardOffer]) -> _Rooms:
     return _Rooms(*(np.array([offer.room_for(demand, run) for offer in offers], np.int64) for run in runs))
 
 
-def _furthest(demand: ModelDemand, rooms: _Rooms, need_bytes: list[int]) -> NDArray[np.int64]:
-    """How far each shard gets from each unit on."""
-    num_units, needs = demand.num_units, np.array(need_bytes, np.int64)
+def _furthest(rooms: _Rooms, need_bytes: list[int], tied_bytes: int) -> NDArray[np.int64]:
+    """How far each shard gets from each unit on. tied_bytes: by so much less all units together need."""
+    num_units, needs = len(need_bytes) - 1, np.array(need_bytes, np.int64)
     reached = np.searchsorted(needs[:-1], needs[:-1] + rooms.body[:, None], side="right") - 1
     furthest = np.maximum(reached, np.arange(num_units)).astype(np.int64)
     to_the_end = needs[-1] - needs[:-1]
-    to_the_end[0] -= demand.tied_bytes
+    to_the_end[0] -= tied_bytes
     at_the_end = np.repeat(rooms.whole[:, None], num_units, axis=1)
     at_the_end[:, -1] = rooms.head
     furthest[to_the_end <= at_the_end] = num_units
@@ -228,7 +228,8 @@ def _furthest_streaming(
     """The same where not all need stay: up to so many bytes, and there is room at all for what must, and for where the rest is read to."""
     beside = rooms.plus(-streaming.buffers_bytes)
     least_bytes = [need - size for need, size in zip(need_bytes, [0, *accumulate(streaming.sizes)], strict=True)]
-    return np.minimum(_furthest(demand, beside.plus(limits), need_bytes), _furthest(demand, beside, least_bytes))
+    tied_bytes = 0 if streaming.sizes[0] else demand.tied_bytes
+    return np.minimum(_furthest(beside.plus(limits), need_bytes, demand.tied_bytes), _furthest(beside, least_bytes, tied_bytes))
 
 
 def _sums(numbers: NDArray[np.float64]) -> list[list[int]]:

@@ -27,7 +27,7 @@ from dairllm.model_files.manifest import Manifest
 from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.forward.building import StageParts, build_stage
-from dairllm.shard_service.forward.head import Head
+from dairllm.shard_service.forward.head import Head, WholeProjection
 from dairllm.shard_service.forward.stage_states import StageStates
 from dairllm.shard_service.kv_cache.layers import make_cache, memory_of
 from dairllm.shard_service.weights.sources import LocalFiles
@@ -140,7 +140,7 @@ class _LoadedStage:
         self.weights_bytes, (body, head) = asyncio.run(_load(paths, assignment))
         assert body is not None, "a whole model has layers"
         assert head is not None, "a whole model has a head"
-        self._body, self._head = body, Head(head, manifest.spec.num_tokens, assignment.wire)
+        self._body, self._head = body, Head(WholeProjection(head), manifest.spec.num_tokens, assignment.wire)
         self._kv = [make_cache(layer, geometry, assignment.num_places) for layer in manifest.spec.layers]
         self._states = StageStates(self._kv, assignment.layer_units)
         numbers = np.random.default_rng(RANDOM_SEED)

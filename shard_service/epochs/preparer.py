@@ -29,9 +29,10 @@ from dairllm.shard_service.weights.disk_cache import WeightsCache
 from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
 from dairllm.shard_service.weights.experts import ExpertStore
 from dairllm.shard_service.weights.fetching import FetchedUnits, WeightMembers
+from dairllm.shard_service.weights.reading import StreamMeter
 from dairllm.shard_service.weights.sources import LocalFiles, UnitSource, find_local_files
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts, bytes_together
-from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
+from dairllm.shard_service.weights.streaming import WeightStream
 from dairllm.shard_service.weights.streams import NO_STREAMS, Streams
 
 T = TypeVar("T")

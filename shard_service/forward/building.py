@@ -66,7 +66,8 @@ def _add_unit(parts: StageParts, index: int, weights: Mapping[str, Weights], ass
         norm, output = weights["output_norm"], weights["output"]
         assert isinstance(norm, np.ndarray)
         assert isinstance(output, PackedMatrix)
-        _require_outputs(output, model, "output")
+        if index not in assignment.streamed:
+            _require_outputs(output, model, "output")
         parts.head.set_head(norm, output)
         return
     assert parts.body is not None

@@ -18,7 +18,7 @@ from dairllm.mesh.errors import DairllmError, MalformedFrame
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, SequenceResult, SequenceSlice, StageTiming
 from dairllm.shard_service.assignment import AssignmentFacts
 from dairllm.shard_service.forward.building import StageParts
-from dairllm.shard_service.forward.head import Head
+from dairllm.shard_service.forward.head import Head, Projection, StreamedProjection, WholeProjection, wants_logits
 from dairllm.shard_service.forward.sent_rows import SentRows
 from dairllm.shard_service.forward.sequences import CheckedFrame, CheckedSlice, SequenceTable
 from dairllm.shard_service.forward.stage_states import StageStates
@@ -74,14 +74,23 @@ class ComputeStage:
         self._body = parts.body
         self._body_units = range(assignment.span.start, min(assignment.span.stop, assignment.model.num_layers + 1))
         self._encoding = assignment.wire
-        num_tokens = assignment.model.num_tokens
-        self._head = Head(parts.head, num_tokens, self._encoding if parts.body else None, self._carried) if parts.head else None
+        self._head = self._head_of(assignment, parts)
+        self._head_unit = assignment.model.head_index
         self._planner = SubRunPlanner(assignment.span, assignment.model.num_layers + 2, shard_name)
         self._kv = [memory_of(cache) for cache in kv]
         self._states = StageStates(kv, assignment.layer_units)
         self._shard_name = shard_name
         self.sequences = sequences
         self.sent_rows = sent_rows
+
+    def _head_of(self, assignment: AssignmentFacts, parts: StageParts) -> Head | None:
+        if parts.head is None:
+            return None
+        unit, stream = assignment.model.head_index, self._streams.layers
+        projection: Projection = WholeProjection(parts.head)
+        if stream is not None and unit in stream:
+            projection = StreamedProjection(parts.head, stream, unit)
+        return Head(projection, assignment.model.num_tokens, self._encoding if parts.body else None, self._carried)
 
     def compute(self, frame: MicroBatch, queue_us: int) -> MicroBatch | MicroBatchResult:
         """The frame for the next member. Raises MalformedFrame, nothing computed; any other DairllmError if computing failed."""
@@ -91,6 +100,7 @@ class ComputeStage:
         checked = self.sequences.check(frame)
         runs = [self._with_states(self._run_of(number, one)) for number, one in enumerate(checked.slices)]
         groups = self._groups(runs)
+        self._leave_out_what_is_not_wanted(runs)
         watch.stop("codec")
         hidden = [self._run_body(units, group) for units, group in groups.items()]
         self.sequences.advance(checked)
@@ -205,6 +215,12 @@ class ComputeStage:
                 yield range(unit, unit + 1)
                 start = unit + 1
         yield from [range(start, units.stop)] if start < units.stop else []
+
+    def _leave_out_what_is_not_wanted(self, runs: Sequence[_SliceRun]) -> None:
+        """The head, where nobody asks for logits: it would be read ahead for nothing."""
+        if self._streams.layers is not None:
+            checked = [run.checked for run in runs if run.sub_run.units.stop == self._boundary]
+            self._streams.layers.leave_out(frozenset() if wants_logits(checked) else {self._head_unit})
 
     def _is_streamed(self, unit: int) -> bool:
         return self._streams.layers is not None and unit in self._streams.layers

@@ -5,17 +5,18 @@ vocabulary of 128k.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from dairllm.kernels_pyx import Stage, StageSlice, round_rows
+from dairllm.kernels_pyx import PackedMatrix, Stage, StageSlice, round_rows
 from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.ring.frames import RingId, SequenceResult, TokenScore
 from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.forward.sampler import sample, score
 from dairllm.shard_service.forward.sequences import CheckedSlice
+from dairllm.shard_service.weights.streaming import WeightStream
 
 Rows = npt.NDArray[np.float32]
 
@@ -44,6 +45,45 @@ class _Answer:
         return SequenceResult(sequence_id, self.sampled, tuple(self.scores))
 
 
+class Projection(Protocol):
+    """Logits of rows, by a stage with the head alone."""
+
+    def run(self, rows: Rows) -> Rows:
+        """[n, outputs] of rows [n, width]."""
+        ...
+
+
+class WholeProjection:
+    """Its matrix stays in memory."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def run(self, rows: Rows) -> Rows:
+        whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
+        return self._stage.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))
+
+
+class StreamedProjection:
+    """Its matrix comes in parts of its rows, each of which gives some of the logits. unit: of the head."""
+
+    def __init__(self, stage: Stage, stream: WeightStream, unit: int) -> None:
+        self._stage = stage
+        self._whole = WholeProjection(stage)
+        self._stream = stream
+        self._parts = stream.parts_of(unit)
+
+    def run(self, rows: Rows) -> Rows:
+        logits = np.empty((len(rows), self._parts[-1].rows.stop), np.float32)
+        for part in self._parts:
+            (matrix,) = part.matrices.values()
+            assert isinstance(matrix, PackedMatrix)
+            with self._stream.part_in_memory(part):
+                self._stage.set_output(matrix)
+                logits[:, part.rows.start : part.rows.stop] = self._whole.run(rows)
+        return logits
+
+
 class Head:
     """num_tokens: of the vocabulary; the output may have more rows, which are no tokens.
 
@@ -51,8 +91,8 @@ class Head:
     carried: how many of their last numbers they only carry along.
     """
 
-    def __init__(self, stage: Stage, num_tokens: int, encoding: str | None, carried: int = 0) -> None:
-        self._stage = stage
+    def __init__(self, projection: Projection, num_tokens: int, encoding: str | None, carried: int = 0) -> None:
+        self._projection = projection
         self._num_tokens = num_tokens
         self._encoding = encoding
         self._carried = carried
@@ -74,8 +114,11 @@ class Head:
         """[n, num_tokens] of rows [n, width], at most HEAD_ROWS."""
         if self._encoding is not None:
             rows = round_rows(rows, self._encoding, self._carried)
-        whole = StageSlice(len(rows), 0, np.empty(0, np.int32))
-        return self._stage.run(None, rows, [whole], np.arange(len(rows), dtype=np.int32))[:, : self._num_tokens]
+        return self._projection.run(rows)[:, : self._num_tokens]
+
+
+def wants_logits(slices: Sequence[CheckedSlice]) -> bool:
+    return any(checked.slice.sample or checked.slice.score_targets for checked in slices)
 
 
 def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:

@@ -11,7 +11,7 @@ from dairllm.kernels_pyx import PackedMatrix
 from dairllm.mesh.errors import WeightsDiffer
 from dairllm.model_files.manifest import Unit
 from dairllm.model_files.memory import STREAM_PAGE_BYTES, TILE_ROWS, streamed_size_of, table_rows
-from dairllm.shard_service.weights.streaming import StreamMeter, UnitPlace
+from dairllm.shard_service.weights.reading import StreamMeter, UnitPlace
 from dairllm.shard_service.weights.writers import pack_piece
 
 

@@ -22,7 +22,7 @@ from dairllm.kernels_pyx import ExpertPlaces, PackedStack, WeightMemory
 from dairllm.mesh.errors import DairllmError
 from dairllm.model_files.manifest import Unit
 from dairllm.model_files.memory import ExpertsInMemory, expert_layout, experts_size_of
-from dairllm.shard_service.weights.streaming import MatrixPiece, Order, PieceReaders, StreamMeter, UnitPlace, pieces_of
+from dairllm.shard_service.weights.reading import MatrixPiece, Order, PieceReaders, StreamMeter, UnitPlace, pieces_of
 
 
 class Expert(NamedTuple):

@@ -19,9 +19,9 @@ from dairllm.model_files.manifest import Unit
 from dairllm.model_files.reader import chunks_of
 from dairllm.shard_service.weights.direct import DirectMember
 from dairllm.shard_service.weights.disk_cache import CompleteUnit, PartialUnit, WeightsCache
+from dairllm.shard_service.weights.reading import FilePart, StreamedFile, UnitPlace
 from dairllm.shard_service.weights.senders import WeightSenders
 from dairllm.shard_service.weights.sources import Piece
-from dairllm.shard_service.weights.streaming import FilePart, StreamedFile, UnitPlace
 from dairllm.v1 import weights_pb2, weights_pb2_grpc
 
 _CONNECT_S = 5.0

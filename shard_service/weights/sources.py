@@ -16,7 +16,7 @@ from dairllm.model_files.errors import CorruptModelFile
 from dairllm.model_files.manifest import ModelFile, Unit
 from dairllm.model_files.reader import ModelSource, ranges_of
 from dairllm.shard_service.assignment import AssignmentFacts
-from dairllm.shard_service.weights.streaming import FilePart, StreamedFile, UnitPlace
+from dairllm.shard_service.weights.reading import FilePart, StreamedFile, UnitPlace
 
 _MOST_FILES_LOOKED_AT = 10_000
 

@@ -6,352 +6,178 @@
       computed with│    │    │being read, since unit 3 has been computed
                         │read already
 
-Slots, what stays of the units and what is read at a time are all that this takes in memory (`model_files/memory.py`): files are read past
-the page cache where the system can do that. The bytes were verified when the unit was loaded; a file that changes afterwards is noticed.
+The head comes in parts, each of which goes to a slot as a unit does. Frames that need no logits leave it out.
+
+Slots, what stays of the units and what is read at a time (`reading.py`) are all that this takes in memory (`model_files/memory.py`). The
+bytes were verified when the unit was loaded; a file that changes afterwards is noticed.
 """
 
 import contextlib
-import logging
-import math
-import mmap
-import os
-import queue
-import threading
-import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from itertools import accumulate
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from dairllm.kernels_pyx import WeightMemory
-from dairllm.mesh.errors import DairllmError, PeerUnreachable, WeightsDiffer
-from dairllm.model_files.errors import ModelFileError
-from dairllm.model_files.file_identity import FileIdentity, identity_of
-from dairllm.model_files.manifest import TensorInfo, Unit
-from dairllm.model_files.memory import (
-    STREAM_PAGE_BYTES,
-    STREAM_READERS,
-    STREAM_SLOTS,
-    slot_layout,
-    stream_piece_bytes,
-    streamed_bytes,
-    streamed_size_of,
-)
-from dairllm.shard_service.weights.writers import Matrices, matrices_for, pack_piece
-
-STALL_S = 60.0
-"""A disk that has given nothing for so long has failed."""
-
-log = logging.getLogger(__name__)
-
-
-class StreamedFile:
-    """Ranges of a file, past the page cache if the file system can do that. may_change: somebody may write to it. Raises OSError."""
-
-    def __init__(self, path: Path, *, may_change: bool = True) -> None:
-        self.path = path
-        self._descriptor = _open(path)
-        self._identity = self._found() if may_change else None
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self, offset: int, size: int, buffer: mmap.mmap) -> memoryview:
-        """The bytes, within the buffer, which begins at a page and has room for two more than the range needs."""
-        begin = offset // STREAM_PAGE_BYTES * STREAM_PAGE_BYTES
-        end = -(-(offset + size) // STREAM_PAGE_BYTES) * STREAM_PAGE_BYTES
-        filled, needed = 0, offset + size - begin
-        while filled < needed:
-            with memoryview(buffer) as whole, whole[filled : end - begin] as part:
-                count = os.preadv(self._descriptor, [part], begin + filled)
-            if not count:
-                raise OSError(f"{self.path} ends before byte {offset + size}")
-            filled += count
-        return memoryview(buffer)[offset - begin : needed]
-
-    def require_unchanged(self) -> None:
-        if self._identity is not None and self._found() != self._identity:
-            raise OSError(f"{self.path} has changed since it was verified")
-
-    def _found(self) -> FileIdentity:
-        return identity_of(os.fstat(self._descriptor))
-
-
-def _open(path: Path) -> int:
-    """Not every file system has O_DIRECT: those in memory, and some over a network."""
-    direct = getattr(os, "O_DIRECT", 0)
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct)
-        try:
-            with mmap.mmap(-1, STREAM_PAGE_BYTES) as page:
-                os.preadv(descriptor, [page], 0)
-        except OSError:
-            os.close(descriptor)
-        else:
-            return descriptor
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-class StreamMeter:
-    """What a process has read of weights that do not stay in memory, and how long that took, whatever stream it was for.
-
-    stalled_s: for how long frames waited. experts_found, experts_missed: of those that were chosen, how many were in memory. Any thread.
-    """
-
-    def __init__(self) -> None:
-        self.read_bytes = 0
-        self.stalled_s = 0.0
-        self.experts_found = 0
-        self.experts_missed = 0
-        self._reading_s = 0.0
-        self._under_way = 0
-        self._from_s = 0.0
-        self._lock = threading.Lock()
-
-    @property
-    def reading_s(self) -> float:
-        """During which something was read and packed."""
-        with self._lock:
-            return self._reading_s + (time.perf_counter() - self._from_s if self._under_way else 0.0)
-
-    def begin(self, num_pieces: int) -> None:
-        with self._lock:
-            if num_pieces and not self._under_way:
-                self._from_s = time.perf_counter()
-            self._under_way += num_pieces
-
-    def end(self, read_bytes: int) -> None:
-        """Of one piece; 0 bytes if it was not wanted any more."""
-        with self._lock:
-            self.read_bytes += read_bytes
-            self._under_way -= 1
-            if not self._under_way:
-                self._reading_s += time.perf_counter() - self._from_s
-
-
-class FilePart(NamedTuple):
-    file: StreamedFile
-    offset_bytes: int
-    size_bytes: int
-
-
-class UnitPlace:
-    """Where the bytes of a unit lie, in order."""
-
-    def __init__(self, parts: Sequence[FilePart]) -> None:
-        self._parts = parts
-        self._begins = [0, *accumulate(part.size_bytes for part in parts)]
-
-    def read(self, begin: int, size: int, buffer: mmap.mmap) -> memoryview | bytes:
-        """A range of the unit. Raises OSError."""
-        found = [
-            (part.file, part.offset_bytes + max(begin - at, 0), min(begin + size, after) - max(begin, at))
-            for part, at, after in zip(self._parts, self._begins, self._begins[1:], strict=False)
-            if at < begin + size and begin < after
-        ]
-        if len(found) == 1:
-            return found[0][0].read(*found[0][1:], buffer)
-        return b"".join(bytes(file.read(offset, length, buffer)) for file, offset, length in found)
-
-    def require_unchanged(self) -> None:
-        for file in {part.file for part in self._parts}:
-            file.require_unchanged()
-
-
-class MatrixPiece(NamedTuple):
-    """What is read and packed at once. matrix: its number in the tensor. first_row: over all matrices. begin: in the unit's bytes."""
-
-    tensor: TensorInfo
-    matrix: int
-    first_row: int
-    begin: int
-    size_bytes: int
-
-
-def pieces_of(unit: Unit) -> Iterator[MatrixPiece]:
-    """Of its matrices."""
-    begin = 0
-    for tensor in unit.tensors:
-        if not tensor.is_numbers:
-            num_matrices, outputs, piece_bytes = math.prod(tensor.shape[:-2]), tensor.shape[-2], stream_piece_bytes(tensor)
-            matrix_bytes = tensor.size_bytes // num_matrices
-            for matrix in range(num_matrices):
-                for at in range(0, matrix_bytes, piece_bytes):
-                    first_row = matrix * outputs + at // tensor.row_bytes
-                    yield MatrixPiece(tensor, matrix, first_row, begin + matrix * matrix_bytes + at, min(piece_bytes, matrix_bytes - at))
-        begin += tensor.size_bytes
-
-
-class PieceReaders:
-    """Read pieces and pack them where they belong. threads: STREAM_READERS of them. largest_bytes: of a piece."""
-
-    def __init__(self, threads: Executor, meter: StreamMeter, largest_bytes: int) -> None:
-        self.meter = meter
-        self.changed = threading.Condition()
-        """Notified of every piece that was read, or was not."""
-        self._threads = threads
-        self._num_done = 0
-        self._buffers: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _ in range(STREAM_READERS):
-            self._buffers.put(mmap.mmap(-1, largest_bytes + 2 * STREAM_PAGE_BYTES))
-
-    def submit(self, orders: Sequence["Order"]) -> None:
-        self.meter.begin(len(orders))
-        for order in orders:
-            self._threads.submit(self._carry_out, order)
-
-    def wait_while(self, is_open: Callable[[], bool]) -> None:
-        """`changed` is held. Raises PeerUnreachable if nothing comes for long."""
-        began_s, seen, seen_s = time.perf_counter(), self._num_done, time.monotonic()
-        while is_open():
-            self.changed.wait(STALL_S / 10)
-            if self._num_done != seen:
-                seen, seen_s = self._num_done, time.monotonic()
-            elif time.monotonic() - seen_s > STALL_S:
-                raise PeerUnreachable(f"the disk has given nothing of the weights for {STALL_S:g} s")
-        self.meter.stalled_s += time.perf_counter() - began_s
-
-    def _carry_out(self, order: "Order") -> None:
-        failure: DairllmError | None = None
-        is_wanted = order.is_wanted()
-        try:
-            if is_wanted:
-                self._pack(order)
-        except DairllmError as error:
-            failure = error
-        except (OSError, ModelFileError) as error:
-            failure = WeightsDiffer(f"unit {order.unit} cannot be read any more: {error}")
-        except Exception as error:
-            log.exception("reading weights failed by a fault of this program")
-            failure = DairllmError(f"reading unit {order.unit} failed: {type(error).__name__}; the cause is in the shard's log")
-        self.meter.end(order.piece.size_bytes if is_wanted else 0)
-        with self.changed:
-            self._num_done += 1
-            order.done(failure)
-            self.changed.notify_all()
-
-    def _pack(self, order: "Order") -> None:
-        buffer, piece = self._buffers.get(), order.piece
-        try:
-            if order.begins:
-                order.place.require_unchanged()
-            pack_piece(piece.tensor, order.matrices, piece.first_row, order.place.read(piece.begin, piece.size_bytes, buffer))
-        finally:
-            self._buffers.put(buffer)
-
-
-class Order(NamedTuple):
-    """A piece to be read. begins: the first of a unit or expert, before which the file is looked at. `changed` is held while it is done."""
-
-    unit: int
-    piece: MatrixPiece
-    place: UnitPlace
-    matrices: Matrices
-    begins: bool
-    is_wanted: Callable[[], bool]
-    done: Callable[[DairllmError | None], None]
+from dairllm.kernels_pyx import PackedMatrix, WeightMemory
+from dairllm.mesh.errors import DairllmError
+from dairllm.model_files.manifest import Unit
+from dairllm.model_files.memory import num_slots, output_of, output_parts, slot_layout, streamed_bytes, streamed_size_of
+from dairllm.shard_service.weights.reading import MatrixPiece, Order, PieceReaders, StreamMeter, UnitPlace, pieces_of, pieces_of_output
+from dairllm.shard_service.weights.writers import Matrices, matrices_for
 
 
 @dataclass(slots=True)
 class _Slot:
-    """unit: whose matrices are in it, or come. left: pieces that are under way. turn: counts what it was filled with."""
+    """holds: what is in it, or comes. left: pieces that are under way. turn: counts what it was filled with."""
 
-    unit: int | None = None
+    memory: WeightMemory
+    holds: "UnitPart | None" = None
     left: int = 0
     turn: int = 0
     failure: DairllmError | None = None
 
+    def give_up(self) -> None:
+        """What is in it is not wanted any more."""
+        self.holds, self.failure = None, None
+        self.turn += 1
 
-@dataclass(slots=True)
-class _Streamed:
-    unit: Unit
-    slot: _Slot
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitPart:
+    """What is in a slot at a time: a unit, or some rows of the head.
+
+    matrices: by role; they have their weights while the part is in memory. rows: of the head; else none.
+    """
+
+    unit: int
     matrices: Mapping[str, Matrices]
     pieces: Sequence[MatrixPiece]
-    place: UnitPlace | None = field(default=None)
+    rows: range
+    slot: _Slot
 
 
 class WeightStream:
     """All units are placed before the first is read; only one thread computes with them."""
 
     def __init__(self, units: Sequence[Unit], threads: Executor, meter: StreamMeter) -> None:
-        layouts = [slot_layout(unit) for unit in units]
-        self._slots = [_Slot() for _ in range(min(len(units), STREAM_SLOTS))]
-        memories = [WeightMemory(max(size_bytes for _, size_bytes in layouts)) for _ in self._slots]
-        self._units: dict[int, _Streamed] = {}
-        for number, (unit, (offsets, _)) in enumerate(zip(units, layouts, strict=True)):
-            at = number % len(self._slots)
-            matrices = {one.role: matrices_for(one, memories[at], offsets[one.role]) for one in unit.tensors if not one.is_numbers}
-            self._units[unit.index] = _Streamed(unit, self._slots[at], matrices, tuple(pieces_of(unit)))
-        self._order = [unit.index for unit in units]
+        sizes = [size for unit in units if (size := streamed_size_of(unit, 1)) is not None]
+        self._slot_bytes = max(size.slot_bytes for size in sizes)
+        self._slots = [_Slot(WeightMemory(self._slot_bytes)) for _ in range(num_slots(sizes))]
+        self._order: list[UnitPart] = []
+        for unit in units:
+            self._order += self._parts_of_head(unit, len(units) - 1) if output_of(unit) else [self._whole(unit)]
+        self._parts = {unit.index: [part for part in self._order if part.unit == unit.index] for unit in units}
+        self._places: dict[int, UnitPlace] = {}
+        self._left_out: frozenset[int] = frozenset()
         self._next = 0
-        self.size_bytes = streamed_bytes([size for unit in units if (size := streamed_size_of(unit, 1)) is not None])
-        largest_bytes = max(piece.size_bytes for one in self._units.values() for piece in one.pieces)
+        self.size_bytes = streamed_bytes(sizes)
+        largest_bytes = max(piece.size_bytes for part in self._order for piece in part.pieces)
         self._readers = PieceReaders(threads, meter, largest_bytes)
         self._changed = self._readers.changed
 
+    def _whole(self, unit: Unit) -> UnitPart:
+        (offsets, _), slot = slot_layout(unit), self._slots[len(self._order) % len(self._slots)]
+        matrices = {one.role: matrices_for(one, slot.memory, offsets[one.role]) for one in unit.tensors if not one.is_numbers}
+        return UnitPart(unit.index, matrices, tuple(pieces_of(unit)), range(0), slot)
+
+    def _parts_of_head(self, unit: Unit, num_others: int) -> list[UnitPart]:
+        output, parts = output_of(unit), list[UnitPart]()
+        assert output is not None
+        for rows in output_parts(output, self._slot_bytes, num_others):
+            slot = self._slots[(len(self._order) + len(parts)) % len(self._slots)]
+            matrix = PackedMatrix(output.packed_format, len(rows), output.shape[-1], memory=slot.memory)
+            parts.append(UnitPart(unit.index, {output.role: matrix}, tuple(pieces_of_output(unit, output, rows)), rows, slot))
+        return parts
+
     def __contains__(self, unit: int) -> bool:
-        return unit in self._units
+        return unit in self._parts
+
+    def parts_of(self, unit: int) -> Sequence[UnitPart]:
+        """One, but of the head, in order."""
+        return self._parts[unit]
 
     def matrices_of(self, unit: int) -> Mapping[str, Matrices]:
-        """By role; they have the unit's weights within `in_memory`."""
-        return self._units[unit].matrices
+        """By role; they have the unit's weights within `in_memory`. Of the head those of its first part."""
+        return self._parts[unit][0].matrices
 
     def place(self, unit: int, place: UnitPlace) -> None:
         """Where it is read from: the bytes there were verified."""
-        self._units[unit].place = place
+        self._places[unit] = place
 
     def start(self) -> None:
         """Read what comes first before anybody waits for it."""
         with self._changed:
             self._read_ahead()
 
+    def leave_out(self, units: AbstractSet[int]) -> None:
+        """These units are not wanted from the next round on: a frame begins. Those that are, are wanted in their order."""
+        left_out = frozenset(units & self._parts.keys())
+        if left_out == self._left_out or left_out == self._parts.keys():
+            return
+        with self._changed:
+            self._left_out = left_out
+            for slot in self._slots:
+                if slot.holds is not None and slot.holds.unit in left_out:
+                    slot.give_up()
+            wanted = (number for number, part in enumerate(self._order) if part.unit not in left_out and part.slot.holds is not part)
+            self._next = next(wanted, 0)
+            self._read_ahead()
+
     @contextlib.contextmanager
     def in_memory(self, unit: int) -> Iterator[None]:
         """The unit's matrices are complete within the block. Raises a DairllmError if they can't be read."""
-        self._wait_for(unit)
+        with self.part_in_memory(self._parts[unit][0]):
+            yield
+
+    @contextlib.contextmanager
+    def part_in_memory(self, part: UnitPart) -> Iterator[None]:
+        """The same of a part."""
+        self._wait_for(part)
         try:
             yield
         finally:
             with self._changed:
-                self._units[unit].slot.unit = None
+                part.slot.holds = None
                 self._read_ahead()
 
-    def _wait_for(self, unit: int) -> None:
-        slot = self._units[unit].slot
+    def _wait_for(self, part: UnitPart) -> None:
+        slot = part.slot
         with self._changed:
-            if slot.unit != unit:
-                self._go_to(unit)
+            if slot.holds is not part:
+                self._go_to(part)
             self._readers.wait_while(lambda: slot.left > 0)
             if slot.failure is not None:
-                failure, slot.failure, slot.unit = slot.failure, None, None
+                failure = slot.failure
+                slot.give_up()
                 raise failure
 
-    def _go_to(self, unit: int) -> None:
+    def _go_to(self, part: UnitPart) -> None:
         """The next one is another than was expected: what was read ahead is for nothing."""
         for slot in self._slots:
-            slot.unit, slot.failure = None, None
-            slot.turn += 1
+            slot.give_up()
         self._readers.wait_while(lambda: any(slot.left for slot in self._slots))
-        self._next = self._order.index(unit)
+        self._left_out -= {part.unit}
+        self._next = self._order.index(part)
         self._read_ahead()
 
     def _read_ahead(self) -> None:
         while True:
-            one = self._units[self._order[self._next]]
-            if one.slot.unit is not None or one.slot.left:
-                return
-            slot = one.slot
-            slot.unit, slot.left = one.unit.index, len(one.pieces)
-            slot.turn += 1
-            self._readers.submit([self._order_of(one, piece, slot.turn) for piece in one.pieces])
+            part = self._order[self._next]
+            if part.unit not in self._left_out:
+                if part.slot.holds is not None or part.slot.left:
+                    return
+                self._read(part)
             self._next = (self._next + 1) % len(self._order)
 
-    @staticmethod
-    def _order_of(one: _Streamed, piece: MatrixPiece, turn: int) -> Order:
-        assert one.place is not None, "units are placed before they are read"
-        slot = one.slot
+    def _read(self, part: UnitPart) -> None:
+        slot = part.slot
+        slot.holds, slot.left = part, len(part.pieces)
+        slot.turn += 1
+        self._readers.submit([self._order_of(part, piece, slot.turn) for piece in part.pieces])
+
+    def _order_of(self, part: UnitPart, piece: MatrixPiece, turn: int) -> Order:
+        place, slot = self._places.get(part.unit), part.slot
+        assert place is not None, "units are placed before they are read"
 
         def is_wanted() -> bool:
             return slot.turn == turn and slot.failure is None
@@ -361,4 +187,4 @@ class WeightStream:
             if failure is not None and slot.turn == turn:
                 slot.failure = failure
 
-        return Order(one.unit.index, piece, one.place, one.matrices[piece.tensor.role], piece is one.pieces[0], is_wanted, done)
+        return Order(part.unit, piece, place, part.matrices[piece.tensor.role], piece is part.pieces[0], is_wanted, done)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
 from dairllm.shard_service.weights.experts import ExpertStore
-from dairllm.shard_service.weights.streaming import StreamMeter, UnitPlace, WeightStream
+from dairllm.shard_service.weights.reading import StreamMeter, UnitPlace
+from dairllm.shard_service.weights.streaming import WeightStream
 from dairllm.shard_service.weights.writers import Matrices
 
 

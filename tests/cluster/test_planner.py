@@ -430,6 +430,45 @@ def test_a_plan_that_streams_stays_as_it_is() -> None:
     assert more.streamed_bytes < plan.streamed_bytes
 
 
+def with_large_head(num_layers: int, *, tied: bool = False) -> ModelDemand:
+    """The same with a head of 3000 bytes, which comes in parts of 100, and an embedding as large, of which rows are read."""
+    model = deep(num_layers)
+    embedding = UnitDemand(3000, 0, 0, streamed=StreamedSize(slot_bytes=0, numbers_bytes=50, reading_bytes=0))
+    head = UnitDemand(3000, 3000, 0, streamed=StreamedSize(slot_bytes=100, numbers_bytes=0, reading_bytes=10, most_slots=STREAM_SLOTS))
+    return replace(model, units=(embedding, *model.units[1:-1], head), tied_bytes=3000 if tied else 0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_large_head_is_streamed_where_that_reads_less_or_must_be(tied: bool) -> None:
+    model, cache = with_large_head(10, tied=tied), 10 * 32
+    head, slots = model.num_units - 1, STREAM_SLOTS * 100 + STREAM_READERS * 10
+    whole = 10_000 + 3000 + (0 if tied else 3000) + cache
+    assert planned(model, [streaming_offer("A", whole)]).stages[0].streamed == ()
+    (little,) = planned(model, [streaming_offer("A", 10_000 + cache + 50 + slots)]).stages
+    assert (little.streamed, little.streamed_bytes) == ((0, head), 3000), "rather than four layers or more"
+    (much,) = planned(model, [streaming_offer("A", 50 + cache + BUFFERS)]).stages
+    assert much.streamed == tuple(range(model.num_units)), "so much is needed whatever the model's size"
+    assert much.streamed_bytes == 10_000 + 3000
+    assert isinstance(make_plan(model, [streaming_offer("A", 50 + cache + BUFFERS - 1)]), Infeasible)
+    half = planned(model, [streaming_offer(name, 3000 + BUFFERS) for name in "AB"])
+    assert half.streamed_bytes <= 7000
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 30), st.booleans(), st.integers(0, 40_000))
+def test_with_a_head_that_may_be_streamed_no_more_is_read(num_layers: int, tied: bool, memory: int) -> None:
+    model, offers = with_large_head(num_layers, tied=tied), [streaming_offer("A", memory)]
+    stays = replace(model, units=(*model.units[:-1], model.units[-1]._replace(streamed=None)))
+    with_it, without = make_plan(model, offers), make_plan(stays, offers)
+    if isinstance(without, Plan):
+        assert isinstance(with_it, Plan)
+        assert with_it.streamed_bytes <= without.streamed_bytes
+    if isinstance(with_it, Plan):
+        (stage,) = with_it.stages
+        assert stage.weights_bytes + stage.kv_cache_bytes <= memory
+        assert stage.weights_bytes == model.resident_bytes(stage.units, stage.streamed)
+
+
 def with_disk(shard: ShardOffer, s_per_byte: float) -> ShardOffer:
     return replace(shard, stream_s_per_byte=s_per_byte)
 

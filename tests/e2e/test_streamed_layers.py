@@ -12,7 +12,7 @@ from tests.e2e.test_lost_shards import HEALED_WITHIN_S, shard_at_stage
 from tests.instruments.clusters import Cluster, ShardSetup, wait_for
 from tests.instruments.namespaces import unavailable_reason
 from tests.instruments.processes import status_bytes
-from tests.instruments.streamed_answers import StreamedAnswer
+from tests.instruments.streamed_answers import StreamedAnswer, completion_body
 from tests.tiny_gguf import write_tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -58,6 +58,25 @@ def test_a_machine_that_is_too_small_streams_layers(deep_model: Path, expected: 
         open_files = psutil.Process(shard.pid).open_files()
         assert [file.path for file in open_files if file.path.endswith(".gguf")], "read from the file itself"
         assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_has_no_room_is_streamed(tied: bool, tmp_path: Path) -> None:
+    """It alone is larger than the room for the model. A score of each row of a prompt goes through it, more rows than at once."""
+    shape: dict[str, Any] = {"num_layers": 4, "hidden_size": 256, "intermediate_size": 256, "num_heads": 8, "num_kv_heads": 8}
+    model = write_tiny_llama(tmp_path / "wide.gguf", **shape, vocab_size=30_000, context_length=256, tied=tied)
+    scored = {**completion_body([number * 400 for number in range(70)], 0), "echo": True}
+    answers = []
+    for setup in (ShardSetup("a"), small("a")):
+        with Cluster(model, [setup], arguments=ARGUMENTS) as cluster:
+            scores = cluster.client.post("/v1/completions", json=scored).raise_for_status().json()
+            answers.append((ask_all(cluster, NUM_TOKENS), scores["choices"][0]["logprobs"]))
+            assert_no_fault(*cluster.processes.values())
+            peak = status_bytes(cluster.processes["a"].pid, "VmHWM")
+            streamed = streamed_bytes(cluster)
+    assert answers[0] == answers[1]
+    assert streamed >= 30_000 * 256 * 4
+    assert peak < SMALL_MIB * MIB
 
 
 def test_when_a_machine_is_lost_the_others_stream_more(deep_model: Path, expected: list[Answer]) -> None:

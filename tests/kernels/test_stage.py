@@ -505,6 +505,27 @@ MISTAKES = [
 ]
 
 
+def test_a_head_in_parts_gives_the_logits_of_the_whole() -> None:
+    """Rows that are no whole tiles at the end, one part after the other behind the same norm."""
+    shape = Shape(block_format="Q8_0", vocabulary=50)
+    model, numbers = random_model(shape), np.random.default_rng(9)
+    rows, wanted, part = numbers.standard_normal((5, shape.hidden)).astype(np.float32), np.arange(5), [StageSlice(5, 0, TABLE)]
+    stage = model.stage(range(3, 4))
+    whole = stage.run(None, rows, part, wanted)
+    data, row_bytes = quantise(model.dense["output"], "Q8_0"), shape.hidden // 32 * 34
+    found = []
+    for begin, end in ((0, 16), (16, 48), (48, 50)):
+        matrix = PackedMatrix("Q8_0", end - begin, shape.hidden)
+        matrix.pack_rows(0, data[begin * row_bytes : end * row_bytes])
+        stage.set_output(matrix)
+        found.append(stage.run(None, rows, part, wanted))
+    assert np.concatenate(found, axis=1).tobytes() == whole.tobytes()
+    with pytest.raises(ValueError, match="the output projection is a matrix of 16 x 40"):
+        stage.set_output(PackedMatrix("F32", 16, 40))
+    with pytest.raises(ValueError, match="the stage has no head"):
+        model.stage(range(2, 3)).set_output(matrix)
+
+
 @pytest.mark.parametrize(("inputs", "slices", "wanted", "message"), MISTAKES, ids=[mistake[3] for mistake in MISTAKES])
 def test_mistakes_in_a_run(inputs: NDArray[np.int32], slices: list[StageSlice], wanted: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):

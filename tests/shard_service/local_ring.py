@@ -21,8 +21,9 @@ from dairllm.shard_service.kv_cache.layers import KvCaches
 from dairllm.shard_service.weights.assembler import FindMatrix, LoadedUnit, UnitAssembler
 from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
 from dairllm.shard_service.weights.experts import ExpertStore
+from dairllm.shard_service.weights.reading import StreamMeter
 from dairllm.shard_service.weights.sources import place_in
-from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
+from dairllm.shard_service.weights.streaming import WeightStream
 from dairllm.shard_service.weights.streams import NO_STREAMS, Streams
 from tests.shard_service.fake_coordinator import FakeCoordinator
 

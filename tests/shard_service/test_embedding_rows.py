@@ -12,8 +12,8 @@ from dairllm.kernels_pyx import quantize_q8_0
 from dairllm.mesh.errors import WeightsDiffer
 from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.shard_service.weights.embedding_rows import EmbeddingRows
+from dairllm.shard_service.weights.reading import StreamMeter
 from dairllm.shard_service.weights.sources import place_in
-from dairllm.shard_service.weights.streaming import StreamMeter
 
 TOKENS, WIDTH, MAX_ROWS = 300, 64, 40
 

@@ -14,8 +14,8 @@ from dairllm.mesh.errors import WeightsDiffer
 from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.model_files.memory import STREAM_READERS, ExpertsInMemory, experts_size_of
 from dairllm.shard_service.weights.experts import ExpertStore
+from dairllm.shard_service.weights.reading import StreamMeter
 from dairllm.shard_service.weights.sources import place_in
-from dairllm.shard_service.weights.streaming import StreamMeter
 
 LAYERS, EXPERTS, USED = (1, 2, 3), 6, 2
 SHAPES = {"expert_gate": (EXPERTS, 24, 64), "expert_up": (EXPERTS, 24, 64), "expert_down": (EXPERTS, 64, 24)}

@@ -9,7 +9,7 @@ from dairllm.kernels_pyx import PackedMatrix, Stage
 from dairllm.mesh.ring.frames import RingId, SequenceBegin, SequenceSlice
 from dairllm.mesh.sampling import SamplingParams
 from dairllm.model_files.memory import HEAD_ROWS
-from dairllm.shard_service.forward.head import Head
+from dairllm.shard_service.forward.head import Head, WholeProjection
 from dairllm.shard_service.forward.sampler import TokenHistory
 from dairllm.shard_service.forward.sequences import CheckedSlice, RunningSequence
 from dairllm.shard_service.forward.stage_layers import stage_spec
@@ -28,7 +28,7 @@ def head_whose_padding_is_loudest() -> Head:
     matrix.pack_rows(0, output.tobytes())
     stage = Stage(stage_spec(SPEC, "F32"), max_rows=HEAD_ROWS, max_context=HEAD_ROWS)
     stage.set_head(np.ones(WIDTH, np.float32), matrix)
-    return Head(stage, SPEC.num_tokens, None)
+    return Head(WholeProjection(stage), SPEC.num_tokens, None)
 
 
 def sampled_slice(sampling: SamplingParams) -> CheckedSlice:

@@ -24,9 +24,10 @@ from dairllm.model_files.memory import (
     streamed_bytes,
     streamed_size_of,
 )
-from dairllm.shard_service.weights import streaming
+from dairllm.shard_service.weights import reading
+from dairllm.shard_service.weights.reading import StreamMeter
 from dairllm.shard_service.weights.sources import place_in
-from dairllm.shard_service.weights.streaming import StreamMeter, WeightStream
+from dairllm.shard_service.weights.streaming import WeightStream
 
 NUM_UNITS = 7
 ROWS, COLUMNS, EXPERTS = 48, 64, 3
@@ -179,26 +180,26 @@ def fails(stream: WeightStream, unit: int, words: str) -> bool:
 
 
 def test_a_disk_that_gives_nothing_fails_in_time(stored: Stored, readers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    goes_on, read = threading.Event(), streaming.StreamedFile.read
+    goes_on, read = threading.Event(), reading.StreamedFile.read
 
-    def hang(self: streaming.StreamedFile, offset: int, size: int, buffer: mmap.mmap) -> memoryview:
+    def hang(self: reading.StreamedFile, offset: int, size: int, buffer: mmap.mmap) -> memoryview:
         goes_on.wait(30)
         return read(self, offset, size, buffer)
 
-    monkeypatch.setattr(streaming.StreamedFile, "read", hang)
-    monkeypatch.setattr(streaming, "STALL_S", 0.1)
+    monkeypatch.setattr(reading.StreamedFile, "read", hang)
+    monkeypatch.setattr(reading, "STALL_S", 0.1)
     stream = stream_of(stored, readers)
     with pytest.raises(PeerUnreachable, match=r"the disk has given nothing of the weights for 0\.1 s"), stream.in_memory(2):
         pass
     goes_on.set()
-    monkeypatch.setattr(streaming, "STALL_S", 30.0)
+    monkeypatch.setattr(reading, "STALL_S", 30.0)
     require_right(stored, stream, 2)
 
 
 def test_a_fault_of_this_program_is_told_to_whoever_waits(
     stored: Stored, readers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "pack_piece", lambda *_: 1 / 0)
+    monkeypatch.setattr(reading, "pack_piece", lambda *_: 1 / 0)
     with pytest.raises(DairllmError, match="reading unit 3 failed: ZeroDivisionError"), stream_of(stored, readers).in_memory(3):
         pass
 

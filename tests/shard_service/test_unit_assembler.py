@@ -20,9 +20,9 @@ from dairllm.model_files.manifest import TensorInfo, TensorPiece, Unit
 from dairllm.model_files.memory import weights_bytes
 from dairllm.shard_service.assignment import AssignmentFacts, CacheGeometry
 from dairllm.shard_service.weights.assembler import LoadedUnit, UnitAssembler
+from dairllm.shard_service.weights.reading import UnitPlace
 from dairllm.shard_service.weights.sources import LocalFiles, Piece
 from dairllm.shard_service.weights.store import LayerStore, LoadCounts
-from dairllm.shard_service.weights.streaming import UnitPlace
 from dairllm.shard_service.weights.writers import Weights
 from tests.instruments.descriptions import spec_of
 
