@@ -196,11 +196,12 @@ def _shares(repeats: Sequence[Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def measure(benches: Sequence[Bench], repeat: int, long_prompt: Sequence[int]) -> None:
-    """Everything of all clusters once per repeat; the first round is to warm up and not counted."""
+def measure(benches: Sequence[Bench], long_prompts: Sequence[Sequence[int]]) -> None:
+    """Everything of all clusters once per long prompt; the first round is to warm up and not counted. A prompt that was asked before would
+    be found in the cache."""
     for bench in benches:
         bench.check_answers()
-    for round_number in range(repeat + 1):
+    for round_number, long_prompt in enumerate(long_prompts):
         for bench in benches:
             if round_number == 1:
                 bench.measured = Measurements()
@@ -268,14 +269,14 @@ def ring(
     path = resolve_model(model)
     spec = build_manifest(path).spec
     lengths = [PROMPT_TOKENS[i % len(PROMPT_TOKENS)] for i in range(clients)]
-    prompts, (long_prompt,) = random_prompts(spec.vocab_size, lengths), random_prompts(spec.vocab_size, [prompt])
+    prompts, long_prompts = random_prompts(spec.vocab_size, lengths), random_prompts(spec.vocab_size, [prompt] * (repeat + 1))
     with contextlib.ExitStack() as stack:
         benches = []
         for count in counts:
             members = [ShardSetup("abcdefgh"[i], memory=memory) for i in range(count)]
             cluster = stack.enter_context(Cluster(path, members, wire, name=f"ring-{count}"))
             benches.append(Bench(cluster, count, prompts, generate))
-        measure(benches, repeat, long_prompt)
+        measure(benches, long_prompts)
     if as_json:
         facts: Mapping[str, Any] = {"model": spec.name, "wire": wire, "clients": clients, "generate": generate, "prompt": prompt}
         print(json.dumps({**facts, "results": [bench.to_json() for bench in benches]}))

@@ -12,9 +12,9 @@ shard's reserve stay within the shard's budget.
 
 The search knows three levels:
 1. `search`: the fastest cover, min T;
-2. `balancing`: among the cuts of these stages that are at most BALANCE_SLACK slower, the one whose slowest stage is the fastest,
-   since that stage limits the throughput of many sequences; so two machines that are nearly equal share the work instead of one
-   doing all;
+2. `balancing`: among the cuts of these stages that are at most BALANCE_SLACK slower, the one whose busiest stage has the least to do
+   for a request (PROMPT_TOKENS_PER_ANSWER_TOKEN), since that stage limits how fast a long prompt and many sequences get on; so two
+   machines that are nearly equal share the work instead of one doing all;
 3. `stages`: all memory that is left gives KV blocks, up to the target.
 
 Moving layers costs time. A unit that is not where it was counts HYSTERESIS dearer (CACHE_SHARE of that where its weights are still

@@ -24,6 +24,11 @@ CACHE_SHARE = 0.1
 ASSUMED_DECODE_S_PER_BYTE = 1e-10
 """For a shard that has not measured itself: 10 GB/s, a slow desktop."""
 
+PROMPT_TOKENS_PER_ANSWER_TOKEN = 10.0
+"""Of the requests for which stages are balanced: a conversation so far or a text of a thousand tokens, and an answer of a hundred."""
+PROMPT_ROW_SHARE = 0.3
+"""What a layer takes for one row of many, as a part of what it takes for a row alone: 0.16 with AVX512-VNNI, 0.3 to 0.5 with AVX2."""
+
 PICOSECONDS = 1e12
 NEVER = 1 << 100
 """The cost of what is impossible."""
@@ -45,6 +50,8 @@ class ShardCosts:
     """[u]: picoseconds per step of units [0, u)."""
     cost_ps: list[int]
     """The same with the surcharge for units that would have to be moved here."""
+    load_ps: list[int]
+    """[u]: picoseconds that a token of an answer, with its share of the prompt, keeps units [0, u) busy."""
     furthest: list[int]
     """[start]: largest stop such that [start, stop) fits, and so does every shorter run; start itself if not even one unit does."""
 
@@ -58,6 +65,10 @@ class ShardCosts:
 
     def step_ps(self, start: int, stop: int) -> int:
         return self.time_ps[stop] - self.time_ps[start] + self.hop_ps
+
+    def load(self, start: int, stop: int) -> int:
+        """Like step_ps, with a share of the prompt: of that, the head computes one row, which is the step's."""
+        return self.load_ps[stop] - self.load_ps[start] + self.hop_ps
 
     def cost(self, start: int, stop: int) -> int:
         """step_ps with the surcharge."""
@@ -78,6 +89,10 @@ class Run(NamedTuple):
     @property
     def step_ps(self) -> int:
         return self.shard.step_ps(self.start, self.stop)
+
+    @property
+    def load_ps(self) -> int:
+        return self.shard.load(self.start, self.stop)
 
     @property
     def cost(self) -> int:
@@ -184,9 +199,17 @@ def _measured(
     rates_ps = np.array([(offer.decode_s_per_byte or ASSUMED_DECODE_S_PER_BYTE) * PICOSECONDS for offer in offers])
     times = np.minimum(np.rint(sizes * rates_ps[:, None]), _SLOWEST_PS)
     costs = times + np.rint(times * surcharges)
+    loads = np.rint(times * _busy_share(demand.num_units))
     hops_ps = [max(1, round(offer.hop_s * PICOSECONDS)) for offer in offers]
-    each = zip(offers, rooms.body.tolist(), hops_ps, _sums(times), _sums(costs), furthest.tolist(), strict=True)
+    each = zip(offers, rooms.body.tolist(), hops_ps, _sums(times), _sums(costs), _sums(loads), furthest.tolist(), strict=True)
     return [ShardCosts(*one) for one in each]
+
+
+def _busy_share(num_units: int) -> NDArray[np.float64]:
+    """By unit, how long a token of an answer with its share of the prompt takes, as a part of a step. Rows of a prompt pass the layers."""
+    shares = np.ones(num_units)
+    shares[1:-1] += PROMPT_TOKENS_PER_ANSWER_TOKEN * PROMPT_ROW_SHARE
+    return shares
 
 
 class _Rooms(NamedTuple):

@@ -23,6 +23,7 @@ from dairllm.coordinator.planner import (
     UnitDemand,
     make_plan,
 )
+from dairllm.coordinator.planner.problem import PROMPT_ROW_SHARE, PROMPT_TOKENS_PER_ANSWER_TOKEN
 from dairllm.model_files.memory import EXPERTS_FEATURE, STREAM_READERS, STREAM_SLOTS, STREAMED_FEATURE, ExpertsSize, Reserve, StreamedSize
 from tests.instruments.descriptions import FEATURES, demand_of
 
@@ -204,6 +205,29 @@ def test_equal_machines_that_must_share_share_equally() -> None:
 def test_nearly_equal_machines_share_too() -> None:
     plan = make_plan(SIX_LAYERS, [offer("A", GIB, 1e-9), offer("B", GIB, 1.03e-9)], min_shards=2)
     assert {len(units) for units in placement(plan).values()} <= {3, 4, 5}
+
+
+def test_a_head_that_is_a_third_of_a_step_costs_its_machine_few_layers_since_prompts_do_not_pass_it() -> None:
+    """By steps alone, A would get 22 layers of 30, and have three quarters of a prompt's work."""
+    plan = make_plan(demand((10,) * 30, head=150), [offer("A", GIB), offer("B", GIB)], min_shards=2)
+    assert placement(plan) == {"A": range(18), "B": range(18, 32)}
+
+
+def busiest_s(model: ModelDemand, offers: Mapping[str, ShardOffer], placement: Mapping[str, range]) -> float:
+    """Of the stages, for a token of an answer with its share of the prompt."""
+    shares = [1.0, *[1 + PROMPT_TOKENS_PER_ANSWER_TOKEN * PROMPT_ROW_SHARE] * model.num_layers, 1.0]
+    loads = [unit.step_bytes * share for unit, share in zip(model.units, shares, strict=True)]
+    return max(offers[name].decode_s_per_byte * sum(loads[units.start : units.stop]) for name, units in placement.items())
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=20), st.integers(0, 20_000))
+def test_of_equal_machines_none_is_kept_busy_for_longer_than_the_best_cut_demands(layers: list[int], head: int) -> None:
+    model, offers = demand(tuple(layers), head=head), [offer("A", GIB), offer("B", GIB)]
+    by_name = {one.name: one for one in offers}
+    plan = make_plan(model, offers, min_shards=2)
+    cuts = ({"A": range(cut), "B": range(cut, model.num_units)} for cut in range(2, model.num_units - 1))
+    assert busiest_s(model, by_name, placement(plan)) <= 1.02 * min(busiest_s(model, by_name, cut) for cut in cuts)
 
 
 def test_the_fast_machine_gets_what_fits_and_the_slow_one_the_rest() -> None:
