@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.http.gate.hosts import checked_host
 from dairllm.coordinator.http.gate.origins import checked_origin
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 from dairllm.coordinator.service import run_coordinator
 from dairllm.coordinator.settings import CoordinatorSettings
 from dairllm.kernels_pyx import KV_ELEMENT_TYPES, QUANTIZED_FORMATS, WIRE_ENCODINGS

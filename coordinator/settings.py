@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dairllm.coordinator.engine.prefixes import PrefixReuse
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 from dairllm.mesh.addresses import Address
 from dairllm.mesh.arithmetic import Arithmetic
 from dairllm.mesh.errors import InvalidSetting

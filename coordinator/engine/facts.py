@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.engine.recovery import Placement
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 
 
 class SchedulerLimits(NamedTuple):

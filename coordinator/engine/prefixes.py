@@ -8,21 +8,13 @@ Of several sequences that need the same block, one makes it: the others wait unt
 
 from array import array
 from collections.abc import Iterator
-from enum import StrEnum
 from hashlib import blake2b
 
 from dairllm.coordinator.engine.blocks import BlockKey, BlockPool
 from dairllm.coordinator.engine.sequences import Sequence
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 
 KEY_BYTES = 16
-
-
-class PrefixReuse(StrEnum):
-    """Whose sequences share blocks: how long a prompt takes tells whether another one began as it does."""
-
-    EVERYONE = "everyone"
-    CLIENT = "client"
-    OFF = "off"
 
 
 class Prefixes:

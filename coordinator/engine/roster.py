@@ -5,10 +5,11 @@ from itertools import takewhile
 
 from dairllm.coordinator.engine.blocks import BlockKey, BlockPool
 from dairllm.coordinator.engine.invariants import check_sequences
-from dairllm.coordinator.engine.prefixes import Prefixes, PrefixReuse
+from dairllm.coordinator.engine.prefixes import Prefixes
 from dairllm.coordinator.engine.requests import SequenceId
 from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import Turn, take_turns
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 from dairllm.mesh.ring.frames import RingId
 
 MOST_IDLE_TOKENS_MOVED = 4096
@@ -174,9 +175,9 @@ class SequenceRoster:
             self._prefixes.claim(sequence, self.blocks)
 
     def _is_made_by_another(self, key: BlockKey, sequence: Sequence, index: int) -> bool:
-        """In the block that it holds, too."""
+        """In the block that it holds, too. One that shares none with it may not have got so far."""
         maker = self._prefixes.maker(key)
-        return maker is not None and maker is not sequence and maker.block_ids[index] == sequence.block_ids[index]
+        return maker is not None and maker is not sequence and maker.block_ids[index : index + 1] == [sequence.block_ids[index]]
 
     # Blocks
 

@@ -37,13 +37,13 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
-from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.engine.recovery import lacks_layers
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
 from dairllm.coordinator.engine.results import fault_in
 from dairllm.coordinator.engine.roster import SequenceRoster
 from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import even_shares
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceResult, SequenceSlice
 from dairllm.mesh.sampling import SamplingParams
 

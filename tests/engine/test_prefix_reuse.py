@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dairllm.coordinator.engine.blocks import BlockPool
-from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.engine.recovery import Placement
 from dairllm.coordinator.engine.requests import Asker, GenerationRequest, PrefixReused, PromptScored
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 from tests.engine.test_scheduler import Harness, expected_answer, geometry, limits, placement
 
 SYSTEM_PROMPT = tuple(range(1, 41))
@@ -145,6 +145,28 @@ def test_one_that_follows_a_replay_goes_on_alone_if_the_other_goes_away() -> Non
     harness.cancel(1)
     harness.run()
     assert harness.answer(2) == expected_answer(request, 64)
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_who_replays_for_others_goes_away_while_one_that_shares_nothing_has_come_less_far(steps: int) -> None:
+    """The second is scored: it makes the same blocks for itself, and has not got to those that the third one needs."""
+    harness = Harness(limits(context_length=256))
+    harness.open_ring(geometry(1, TWO_STAGES, 256))
+    ask(harness, 1, 50, max_tokens=64)
+    while not harness.answer(1):
+        harness.step()
+    scored = ask(harness, 2, 51, max_tokens=4, score_prompt=True)
+    last = ask(harness, 3, 52, max_tokens=4, client="another")
+    harness.step()
+    harness.step()
+    harness.close_ring()
+    harness.open_ring(geometry(2, placement(("a1", 4), ("c1", 8)), 256))
+    for _ in range(steps):
+        harness.step()
+    harness.cancel(1)
+    harness.run()
+    for number, request in ((2, scored), (3, last)):
+        assert harness.answer(number) == expected_answer(request, 256)
 
 
 @pytest.mark.parametrize(

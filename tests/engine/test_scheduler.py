@@ -24,7 +24,6 @@ from dairllm.coordinator.engine.events import (
     RingUnavailable,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
-from dairllm.coordinator.engine.prefixes import PrefixReuse
 from dairllm.coordinator.engine.recovery import Placement, StagePlace
 from dairllm.coordinator.engine.requests import (
     GenerationFinished,
@@ -35,6 +34,7 @@ from dairllm.coordinator.engine.requests import (
     TokenGenerated,
 )
 from dairllm.coordinator.engine.scheduler import Scheduler
+from dairllm.coordinator.prefix_reuse import PrefixReuse
 from tests.engine.shard_contents import next_token
 from tests.engine.simulated_shards import SimulatedRing
 

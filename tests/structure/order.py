@@ -29,7 +29,7 @@ ROOMS = {
         FILES,
     ),
     "coordinator": (
-        *("settings", "dashboard", "assignments", "planner", "cluster", "engine", "ring", "text"),
+        *("prefix_reuse", "settings", "dashboard", "assignments", "planner", "cluster", "engine", "ring", "text"),
         *("model", "model_commands", "membership", "invitations", "services", "http"),
         FILES,
     ),
