@@ -13,6 +13,8 @@ from dairllm.mesh.process import EXIT_ERROR, report_error
 from dairllm.model_files.errors import ModelFileError
 
 TABLE_WIDTH = 130
+WITHOUT_REUSE = ("--prefix-reuse", "off")
+"""For coordinators: a prompt that is asked again is computed again."""
 
 
 def show(*tables: Table) -> None:

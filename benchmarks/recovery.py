@@ -28,7 +28,7 @@ from statistics import mean, median
 from typing import Annotated, Any
 
 import typer
-from command import run, show
+from command import WITHOUT_REUSE, run, show
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -233,7 +233,7 @@ def recovery(
     with contextlib.ExitStack() as stack:
         if repeat:
             members = [ShardSetup(name, memory=memory) for name in "abcd"]
-            cluster = stack.enter_context(Cluster(path, members, wire, min_shards=RING_SHARDS, name="recovery"))
+            cluster = stack.enter_context(Cluster(path, members, wire, min_shards=RING_SHARDS, arguments=WITHOUT_REUSE, name="recovery"))
             cluster.wait_until(lambda state: len(state["shards"]) == len(members))
             for name, how in (("killed (SIGKILL)", signal.SIGKILL), ("frozen (SIGSTOP)", signal.SIGSTOP)):
                 losses[name] = measure_losses(cluster, how, repeat, ids, generate)

@@ -28,7 +28,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from command import run, show
+from command import WITHOUT_REUSE, run, show
 from recovery import bits_of, end_of_silence_s
 from rich.table import Table
 
@@ -65,7 +65,8 @@ def cluster_of(model: Path, folder: Path, memory: str, context: int, *, at_hand:
     seen.parent.mkdir(parents=True)
     shutil.copyfile(model, seen)
     members = [ShardSetup(name, memory=memory, cache=None if at_hand else folder / name) for name in "abc"]
-    arguments = ("--context-length", str(context + NUM_TOKENS + 32), "--kv-tokens", str(2 * (context + NUM_TOKENS + 32)))
+    tokens = context + NUM_TOKENS + 32
+    arguments = ("--context-length", str(tokens), "--kv-tokens", str(2 * tokens), *WITHOUT_REUSE)
     with Cluster(seen, members, min_shards=NUM_SHARDS, name="curve", arguments=arguments) as cluster:
         yield cluster
 

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import typer
-from command import run, show
+from command import WITHOUT_REUSE, run, show
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -274,7 +274,7 @@ def ring(
         benches = []
         for count in counts:
             members = [ShardSetup("abcdefgh"[i], memory=memory) for i in range(count)]
-            cluster = stack.enter_context(Cluster(path, members, wire, name=f"ring-{count}"))
+            cluster = stack.enter_context(Cluster(path, members, wire, arguments=WITHOUT_REUSE, name=f"ring-{count}"))
             benches.append(Bench(cluster, count, prompts, generate))
         measure(benches, long_prompts)
     if as_json:
