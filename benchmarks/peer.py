@@ -61,16 +61,16 @@ print(json.dumps({"prefill_tok_s": prompt / seconds(prefill), "decode_tok_s": ge
 
 
 def peer_run(python: Path, model: Path, threads: int, prompt: int, generate: int) -> dict[str, float]:
-    return _last_json([str(python), "-c", PEER_PROGRAM, str(model), str(threads), str(prompt), str(generate)])
+    return last_json([str(python), "-c", PEER_PROGRAM, str(model), str(threads), str(prompt), str(generate)])
 
 
 def own_run(model: Path, threads: int, prompt: int, generate: int) -> dict[str, float]:
     options = {"--model": model, "--threads": threads, "--prompt": prompt, "--generate": generate, "--repeat": 1}
     arguments = [str(word) for option in options.items() for word in option]
-    return _last_json([sys.executable, "-m", "dairllm.client.cli", "bench", *arguments, "--json"])
+    return last_json([sys.executable, "-m", "dairllm.client.cli", "bench", *arguments, "--json"])
 
 
-def _last_json(command: list[str]) -> dict[str, float]:
+def last_json(command: list[str]) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

@@ -5,15 +5,20 @@
     .venv/bin/python benchmarks/synthetic_model.py moe.gguf --shape 30b-a3b-8-layers
     .venv/bin/python benchmarks/streaming.py moe.gguf --memory 4GiB --memory 1700MiB --tokens 200 --warm-up 100 --temperature 2
 
-Each --memory is a cluster: a budget for every shard of it. Between the clusters the disk is measured: the same file, read past the page
-cache by the threads that shards read with, in the pieces that they take.
+    .venv/bin/python benchmarks/streaming.py 8b.gguf --memory 2GiB --peer-python PYTHON --threads 2
+
+Each --memory is a cluster: a budget for every shard of it, in bytes or in percent of the model. Between the clusters the disk is measured:
+the same file, read past the page cache by the threads that shards read with, in the pieces that they take.
+
+With --peer-python, a Python that has the package llama-cpp-python, each --memory of one shard is a memory cgroup, too, and llama.cpp
+decodes the same file in another one, mapped. Needs root.
 
 - streamed: bytes read for every token, on average; stall: for how long one waits for them.
 - hits: of the experts that were chosen, how many were in memory. With --temperature tokens are drawn, which choose some experts more often
   than others. With --random-tokens N each step is a request of its own for one of N tokens: hardly a text chooses that evenly, and a step
   is some ms longer.
 - disk: bytes per second. limit: tok/s if nothing took time but reading. share: of it, what is reached.
-- expected: what the plan says once the disks have been measured, which reading for the answer does.
+- expected: what the plan says once the disks have been measured, which reading for the answer does; off: what was measured beside it.
 - peak: of a shard, the most that was resident (VmHWM), beside its budget.
 """
 
@@ -24,7 +29,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -32,6 +37,8 @@ from typing import Annotated, Any, NamedTuple
 import httpx
 import typer
 from command import run, show
+from limited_memory import memory_limit
+from mapped_peer import mapped_tok_s
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -55,7 +62,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """streamed_bytes, stalled_s: of a token. hits: None where all experts are in memory."""
+    """streamed_bytes, stalled_s: of a token. hits: None where all experts are in memory. peer_tok_s: None where it was not asked for."""
 
     memory: str
     streamed_bytes: float
@@ -65,6 +72,7 @@ class Speed:
     expected_tok_s: float
     disk_bytes_s: float
     peak_bytes: tuple[int, ...]
+    peer_tok_s: float | None = None
 
     @property
     def limit_tok_s(self) -> float:
@@ -72,17 +80,21 @@ class Speed:
 
 
 class Run(NamedTuple):
-    """tokens: of an answer, of which the first are not measured. random_tokens: instead of one answer, so many tokens are asked about."""
+    """tokens: of an answer, of which the first are not measured. random_tokens: instead of one answer, so many tokens are asked about.
+    peer_python: None for none."""
 
     tokens: int
     warm_up: int
     temperature: float
     random_tokens: int
+    threads: int
+    peer_python: Path | None
 
 
 def disk_bytes_s(model: Path) -> float:
     """Several pieces at a time, as shards read, over the beginning of the file."""
-    file, size = StreamedFile(model), min(MEASURED_BYTES, model.stat().st_size - STREAM_PIECE_BYTES)
+    path = max(model.iterdir(), key=lambda one: one.stat().st_size) if model.is_dir() else model
+    file, size = StreamedFile(path), min(MEASURED_BYTES, path.stat().st_size - STREAM_PIECE_BYTES)
     offsets = range(0, size // STREAM_PIECE_BYTES * STREAM_PIECE_BYTES, STREAM_PIECE_BYTES)
 
     def read(offset: int) -> None:
@@ -96,8 +108,20 @@ def disk_bytes_s(model: Path) -> float:
 
 
 def measure(model: Path, memory: str, run: Run) -> Speed:
+    """Beside the peer, in as much memory, if it is asked for."""
+    if run.peer_python is None or "," in memory:
+        return measure_in(model, memory, run, ())
+    limit_bytes = parse_size(memory)
+    with memory_limit(limit_bytes) as limit:
+        speed = measure_in(model, memory, run, limit.prefix)
+    peer_tok_s = mapped_tok_s(run.peer_python, model, run.threads, limit_bytes, run.warm_up, run.tokens - run.warm_up)
+    return replace(speed, peer_tok_s=peer_tok_s)
+
+
+def measure_in(model: Path, memory: str, run: Run, prefix: tuple[str, ...]) -> Speed:
     """The mean of the times between two tokens, since some wait for more than others."""
-    members = [ShardSetup(name, memory=budget) for name, budget in zip("abcdefgh", memory.split(","), strict=False)]
+    budgets = zip("abcdefgh", memory.split(","), strict=False)
+    members = [ShardSetup(name, memory=budget, threads=run.threads, prefix=prefix) for name, budget in budgets]
     arguments = ("--context-length", str(CONTEXT), "--kv-tokens", str(CONTEXT))
     before = disk_bytes_s(model)
     with Cluster(model, members, name="streaming", arguments=arguments, wait=False) as cluster:
@@ -154,24 +178,34 @@ def _measured_state(cluster: Cluster) -> dict[str, Any]:
     return cluster.state()
 
 
+def _in_bytes(memory: str, model: Path) -> str:
+    """Percents of the model's size become bytes."""
+    size_bytes = sum(one.stat().st_size for one in (model.iterdir() if model.is_dir() else (model,)))
+    parts = [f"{round(float(part[:-1]) / 100 * size_bytes / MIB)}MiB" if part.endswith("%") else part for part in memory.split(",")]
+    return ",".join(parts)
+
+
 def main(
     model: Annotated[Path, typer.Argument(exists=True)],
-    memory: Annotated[list[str], typer.Option(metavar="SIZE[,SIZE]", help="A budget for each shard of a cluster; repeatable.")],
+    memory: Annotated[
+        list[str], typer.Option(metavar="SIZE[,SIZE]", help="A budget for each shard of a cluster, also as 50%, of the model; repeatable.")
+    ],
     tokens: Annotated[int, typer.Option(min=4)] = 8,
     warm_up: Annotated[int, typer.Option(min=1, help="So many of them are not measured.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
     random_tokens: Annotated[int, typer.Option(min=0, help="Ask about tokens below it, one by one.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of each shard.")] = 1,
+    peer_python: Annotated[Path | None, typer.Option(exists=True, help="Decode with llama.cpp, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Decode with less memory than the model."""
-    how = Run(tokens, warm_up, temperature, random_tokens)
-    speeds = [measure(model, one, how) for one in memory]
+    how = Run(tokens, warm_up, temperature, random_tokens, threads, peer_python)
+    speeds = [measure(model, _in_bytes(one, model), how) for one in memory]
     if as_json:
         print(json.dumps([{**asdict(speed), "limit_tok_s": speed.limit_tok_s} for speed in speeds]))
         return
-    table = Table(
-        "memory", "streamed, GB", "stall, ms", "hits", "tok/s", "expected", "disk, GB/s", "limit", "share", "peak, MiB", title=model.name
-    )
+    columns = ("memory", "streamed, GB", "stall, ms", "hits", "tok/s", "expected", "off", "disk, GB/s", "limit", "share", "peak, MiB")
+    table = Table(*columns, "llama.cpp", title=model.name)
     for speed in speeds:
         share = f"{speed.tok_s / speed.limit_tok_s:.0%}" if speed.streamed_bytes else "-"
         budgets = [parse_size(budget) // MIB for budget in speed.memory.split(",")]
@@ -183,10 +217,12 @@ def main(
             "-" if speed.hits is None else f"{speed.hits:.1%}",
             f"{speed.tok_s:.2f}",
             f"{speed.expected_tok_s:.2f}",
+            f"{speed.tok_s / speed.expected_tok_s - 1:+.0%}",
             f"{speed.disk_bytes_s / 1e9:.2f}",
             f"{speed.limit_tok_s:.2f}",
             share,
             peaks,
+            "-" if speed.peer_tok_s is None else f"{speed.peer_tok_s:.2f}",
         )
     show(table)
 

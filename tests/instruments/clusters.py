@@ -23,7 +23,7 @@ REQUEST_TIMEOUT_S = 120.0
 @dataclass(frozen=True, slots=True)
 class ShardSetup:
     """isa: caps the kernels' instruction set; None for the best. cache: its cache folder, with which it sees no model file and must fetch
-    weights (needs root); None for the user's."""
+    weights (needs root); None for the user's. prefix: a command in front of its own."""
 
     name: str
     isa: str | None = None
@@ -31,6 +31,7 @@ class ShardSetup:
     memory: str = "1GiB"
     arguments: tuple[str, ...] = ()
     cache: Path | None = None
+    prefix: tuple[str, ...] = ()
 
     @property
     def environment(self) -> Mapping[str, str | None]:
@@ -109,7 +110,7 @@ class Cluster:
                 argv += ["--host", "127.0.0.1"]
         if member.cache is not None:
             argv = hiding(Path(self.model).parent, argv)
-        process = self._stack.enter_context(self._managed(member.name, argv, member.environment))
+        process = self._stack.enter_context(self._managed(member.name, [*member.prefix, *argv], member.environment))
         self.processes[member.name] = process
         return process
 
