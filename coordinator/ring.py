@@ -11,6 +11,7 @@ from typing import NamedTuple
 from dairllm.mesh.errors import InvalidRequest, MalformedFrame, NotReady, WrongEpoch
 from dairllm.mesh.peers import COORDINATOR_NAME, Peer
 from dairllm.mesh.ring.codec import result_from_proto
+from dairllm.mesh.ring.credits import OwedCredits
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
 from dairllm.mesh.ring.heartbeats import EdgeAnswers
 from dairllm.mesh.ring.member import RingMember
@@ -182,6 +183,7 @@ class Ring:
 
     async def _receive_results(self, requests: AsyncIterator[ring_pb2.ForwardRequest], answers: EdgeAnswers, watch: _Watch) -> None:
         await answers.accept(RESULT_CREDITS)
+        credits = OwedCredits(RESULT_CREDITS)
         async with answers.beating():
             try:
                 async for request in requests:
@@ -189,7 +191,9 @@ class Ring:
                         raise MalformedFrame("the coordinator takes results only, and got a frame of another kind")
                     self._member.require_epoch(request.result.epoch)
                     self._take(result_from_proto(request.result))
-                    await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=1)))
+                    credits.owe()
+                    if credits.is_due:
+                        await answers.write(ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=credits.pay())))
             except (InvalidRequest, MalformedFrame) as error:
                 watch.at_fault(watch.ends.last, f"sent what cannot be: {error}")
                 raise

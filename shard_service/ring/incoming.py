@@ -1,7 +1,7 @@
 """The edge from the predecessor in the ring: frames wait here, at most as many as the sender has credits for.
 
-Frames stay in order over all streams of an epoch. A sender may send as many frames as it was granted; a credit goes back when a frame is
-taken off the queue. When a second stream of the epoch replaces the first, credits of the first are void, and frames that had arrived stay.
+Frames stay in order over all streams of an epoch. A sender may send as many frames as it was granted; credits go back when frames are taken
+off the queue. When a second stream of the epoch replaces the first, credits of the first are void, and frames that had arrived stay.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dairllm.mesh.errors import Busy, DairllmError, PeerUnreachable
+from dairllm.mesh.ring.credits import OwedCredits
 from dairllm.v1 import ring_pb2
 
 CAPACITY = 8
@@ -18,18 +19,19 @@ CAPACITY = 8
 class IncomingStream:
     """The server's side of one Forward call: what it has to answer, collected without ever blocking who answers."""
 
-    def __init__(self, sender: str) -> None:
+    def __init__(self, sender: str, capacity: int) -> None:
         self.sender = sender
         self.granted = 0
-        self._returned = 0
+        self._credits = OwedCredits(capacity)
         self._refusals: deque[ring_pb2.FrameRefused] = deque()
         self._work = asyncio.Event()
         self._end: DairllmError | None = None
 
     def return_credit(self) -> None:
         self.granted += 1
-        self._returned += 1
-        self._work.set()
+        self._credits.owe()
+        if self._credits.is_due:
+            self._work.set()
 
     def refuse(self, refusal: ring_pb2.FrameRefused) -> None:
         self._refusals.append(refusal)
@@ -46,9 +48,8 @@ class IncomingStream:
                 return ring_pb2.ForwardResponse(refused=self._refusals.popleft())
             if self._end is not None:
                 raise self._end
-            if self._returned:
-                frames, self._returned = self._returned, 0
-                return ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=frames))
+            if self._credits.is_due:
+                return ring_pb2.ForwardResponse(credit=ring_pb2.Credit(frames=self._credits.pay()))
             self._work.clear()
             await self._work.wait()
 
@@ -82,7 +83,7 @@ class IncomingEdge:
             raise self._closed
         if self._stream is not None:
             self._stream.end(PeerUnreachable("another stream of the same epoch has replaced this one"))
-        self._stream = IncomingStream(sender)
+        self._stream = IncomingStream(sender, self._capacity)
         self._stream.granted = self._capacity - len(self._queue)
         return self._stream
 

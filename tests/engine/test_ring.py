@@ -150,11 +150,13 @@ async def test_the_last_shard_hears_of_the_coordinator_also_while_it_sends_nothi
             accepted = (await call.read()).accepted
             assert (accepted.credits, accepted.heartbeat_interval_ms) == (RESULT_CREDITS, 50)
             assert [(await call.read()).WhichOneof("message") for _ in range(3)] == ["heartbeat"] * 3
-            await call.write(ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(epoch=1, batch_id=7)))
+            numbers = range(1, RESULT_CREDITS // 2 + 1)
+            for number in numbers:
+                await call.write(ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(epoch=1, batch_id=number)))
             while (response := await call.read()).WhichOneof("message") == "heartbeat":
                 pass
-            assert response.credit.frames == 1
-            assert [result.batch_id for result in site.completed] == [7]
+            assert response.credit.frames == len(numbers)
+            assert [result.batch_id for result in site.completed] == list(numbers)
 
 
 async def test_the_default_interval_is_that_of_a_lease() -> None:

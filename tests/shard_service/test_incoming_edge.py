@@ -39,6 +39,20 @@ async def test_credits_come_back_as_frames_are_taken() -> None:
     assert [(await edge.take()).message.batch_id for _ in range(2)] == [2, 3]
 
 
+async def test_credits_come_back_half_of_them_at_once() -> None:
+    edge = IncomingEdge(capacity=8)
+    stream = edge.open("a")
+    for number in range(4):
+        edge.put(stream, batch(number), 0.0)
+    for _ in range(3):
+        await edge.take()
+    response = asyncio.ensure_future(stream.next_response())
+    await asyncio.sleep(0)
+    assert not response.done()
+    await edge.take()
+    assert (await response).credit.frames == 4
+
+
 async def test_a_second_stream_gets_the_room_that_is_left() -> None:
     edge = IncomingEdge(capacity=2)
     first = edge.open("a")
