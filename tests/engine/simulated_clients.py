@@ -34,12 +34,15 @@ class Waited:
 
 @dataclass
 class SimulatedClients:
-    """ask() and frame() are the only ways to move on. frame: the oldest frame comes back. rows: of all frames, one after the other."""
+    """ask() and frame() are the only ways to move on. frame: the oldest frame comes back. rows: of all frames, one after the other.
+    alike: every prompt begins as the others do; else none does.
+    """
 
     limits: SchedulerLimits
     num_blocks: int
     block_tokens: int = 32
     num_stages: int = 2
+    alike: bool = False
     now_s: float = 0.0
     frames: int = 0
     rows: list[int] = field(default_factory=list)
@@ -55,7 +58,8 @@ class SimulatedClients:
     def ask(self, asker: Asker, prompt: int, answer: int) -> SequenceId:
         number = SequenceId(next(self._ids))
         self.waited[number] = Waited(self.frames, self.now_s)
-        self._apply(self.scheduler.handle(GenerationRequested(number, GenerationRequest((1,) * prompt, max_tokens=answer, asker=asker))))
+        prompt_ids = (SCORE.token_id if self.alike else number + 1, *[SCORE.token_id] * (prompt - 1))
+        self._apply(self.scheduler.handle(GenerationRequested(number, GenerationRequest(prompt_ids, max_tokens=answer, asker=asker))))
         return number
 
     @property

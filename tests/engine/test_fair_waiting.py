@@ -108,13 +108,13 @@ asked = st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(1, 60), st.i
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(asked, min_size=1, max_size=12), st.lists(asked, min_size=1, max_size=8), st.booleans(), st.integers(8, 40))
+@given(st.lists(asked, min_size=1, max_size=12), st.lists(asked, min_size=1, max_size=8), st.booleans(), st.integers(8, 40), st.booleans())
 def test_whoever_came_first_ends_whatever_comes_after(
-    early: list[tuple[int, int, int, int]], flood: list[tuple[int, int, int, int]], strangers: bool, num_blocks: int
+    early: list[tuple[int, int, int, int]], flood: list[tuple[int, int, int, int]], strangers: bool, num_blocks: int, alike: bool
 ) -> None:
     """Within frames that depend on the requests before alone, however many come later, also if each comes from a client never seen."""
     small = SchedulerLimits(context_length=128, max_batch_rows=16, short_chunk_rows=8, max_running=6, max_waiting=30)
-    clients = SimulatedClients(small, num_blocks, block_tokens=16)
+    clients = SimulatedClients(small, num_blocks, block_tokens=16, alike=alike)
     first = [clients.ask(Asker(f"{client}", call), prompt, answer) for client, call, prompt, answer in early]
     bound = 30 + 4 * sum(prompt + answer for _, _, prompt, answer in early) + 300 * len(early)
     for number, (client, call, prompt, answer) in enumerate(itertools.cycle(flood)):
