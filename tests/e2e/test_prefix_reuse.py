@@ -95,3 +95,20 @@ def test_what_nobody_holds_moves_with_its_layers(tiny_model: Path) -> None:
         cluster.wait_until(lambda state: state["epoch"] > epoch and state["phase"] == "serving")
         assert complete(cluster, prompt, 24) == (expected, IN_CACHE)
         assert_no_fault(*cluster.processes.values())
+
+
+@pytest.mark.slow
+def test_answers_that_outgrow_the_cache_are_set_back_and_none_shows_it(tiny_model: Path) -> None:
+    """Eight that begin alike grow to thirteen blocks and more where there are eight."""
+    body = {"max_tokens": 64, "n": 8, "seed": 3, "temperature": 1.0, "logprobs": 1, "ignore_eos": True}
+    with Cluster(tiny_model, shards(1), arguments=("--prefix-reuse", "off")) as cluster:
+        expected = cluster.complete(SYSTEM_PROMPT[:33], **body)
+    with Cluster(tiny_model, shards(2), min_shards=2, arguments=("--context-length", "128", "--kv-tokens", "256")) as cluster:
+        answer = cluster.complete(SYSTEM_PROMPT[:33], **body)
+        assert answer["choices"] == expected["choices"]
+        assert cached_tokens(answer) == cached_tokens(expected) == 0, "by the first choice, which others follow"
+        state, metrics = cluster.state(), cluster.client.get("/metrics").text
+        assert state["kv_blocks_free"] == state["kv_blocks_total"] == 8
+        reused = next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith("dairllm_kv_reused_tokens_total "))
+        assert reused > 32 * 7, "some began twice"
+        assert_no_fault(*cluster.processes.values())
