@@ -254,7 +254,8 @@ class Engine:
         self._handle(BatchCompleted(result))
 
     def _handle(self, event: SchedulerEvent) -> None:
-        for action in self._scheduler.handle(event):
+        """Frames leave first: the shards need not wait while texts are made of what has come back."""
+        for action in sorted(self._scheduler.handle(event), key=lambda action: not isinstance(action, SendBatch)):
             match action:
                 case SendBatch(batch):
                     self._flights.send(batch, asyncio.get_running_loop().time())

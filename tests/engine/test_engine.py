@@ -93,6 +93,21 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "REOPENING_LIMIT_S", SHORT_S)
 
 
+async def test_the_next_frame_leaves_before_anything_is_made_of_the_token_that_came_back() -> None:
+    order: list[str] = []
+
+    class Ordered(Serving):
+        def _send(self, batch: MicroBatch) -> None:
+            super()._send(batch)
+            asyncio.get_running_loop().call_soon(order.append, "frame")
+
+    serving = Ordered()
+    serving.open()
+    async for event in serving.request(num_tokens=2):
+        order.append(type(event).__name__)
+    assert order == ["frame", "frame", "TokenGenerated", "TokenGenerated", "GenerationFinished"]
+
+
 async def test_a_cluster_that_never_served_refuses_at_once() -> None:
     serving = Serving()
     with pytest.raises(NotReady) as refused:
