@@ -125,6 +125,9 @@ def _streaming_lines(state: cluster_pb2.ClusterState) -> Iterator[Text]:
     for shard in state.shards:
         if shard.expert_places:
             yield _experts_line(shard)
+        if shard.usage.streamed_bytes and shard.usage.rows:
+            read_bytes, waited_ms = shard.usage.streamed_bytes // shard.usage.rows, shard.usage.stalled_us / shard.usage.rows / 1e3
+            yield Text(f"{shard.name}, a token so far: {format_size(read_bytes)} read, {waited_ms:.1f} ms waited", style="dim")
 
 
 def _experts_line(shard: cluster_pb2.ShardState) -> Text:

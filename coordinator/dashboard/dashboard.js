@@ -121,8 +121,27 @@ function memoryCell(shard) {
   const share = budget ? Math.min(100, (100 * used) / budget) : 0;
   const title = `weights ${bytes(usage.weights_bytes)}, KV cache ${bytes(usage.kv_cache_bytes)}, scratch ${bytes(usage.scratch_bytes)}`;
   const bar = element("span", { className: "bar" }, element("i", { style: { width: `${share}%`, ...(inPlan(shard) ? { "--hue": String(hue(shard.stage)) } : {}) } }));
-  const streamed = shard.streamed_bytes ? [element("div", { className: "note" }, `streams ${bytes(shard.streamed_bytes)} a step, ${(1e-9 / shard.stream_s_per_byte).toFixed(1)} GB/s`)] : [];
-  return element("td", { title }, `${bytes(used)} of ${bytes(budget)}`, bar, ...streamed);
+  const notes = streamingNotes(shard, usage).map((note) => element("div", { className: "note" }, note));
+  return element("td", { title }, `${bytes(used)} of ${bytes(budget)}`, bar, ...notes);
+}
+
+function streamingNotes(shard, usage) {
+  const notes = [];
+  if (shard.streamed_bytes) {
+    const speed = shard.stream_s_per_byte ? `, ${(1e-9 / shard.stream_s_per_byte).toFixed(1)} GB/s` : "";
+    notes.push(`streams ${bytes(shard.streamed_bytes)} a step${speed}`);
+  }
+  if (shard.expert_places) {
+    const found = Number(usage.experts_found || 0);
+    const chosen = found + Number(usage.experts_missed || 0);
+    const hits = chosen ? `, ${((100 * found) / chosen).toFixed(0)} % of those chosen were there` : "";
+    notes.push(`${shard.expert_places} experts in memory${hits}`);
+  }
+  if (Number(usage.streamed_bytes) && Number(usage.rows)) {
+    const waited = duration((1e-6 * Number(usage.stalled_us || 0)) / usage.rows);
+    notes.push(`so far, a token: ${bytes(usage.streamed_bytes / usage.rows)} read, ${waited} waited`);
+  }
+  return notes;
 }
 
 function stateCell(shard) {

@@ -225,3 +225,13 @@ def test_a_console_takes_text_as_text() -> None:
     with screen.capture() as capture:
         screen.print("[/red] :smile: [bold]x[/]")
     assert capture.get() == "[/red] :smile: [bold]x[/]\n"
+
+
+def test_what_a_machine_streams_is_told_for_a_token() -> None:
+    usage = cluster_pb2.ShardUsage(rows=10, streamed_bytes=50 << 20, stalled_us=25_000, experts_found=3, experts_missed=1)
+    shard = cluster_pb2.ShardState(name="a", first_unit=0, end_unit=12, stage=0, expert_places=12, experts_touched=8, usage=usage)
+    screen = Console(width=120, record=True, markup=False, file=io.StringIO())
+    screen.print(render(cluster_pb2.ClusterState(model="m", num_layers=10, shards=[shard])))
+    text = screen.export_text()
+    assert "a has 12 experts in memory, 75% of those that were chosen were there" in text
+    assert "a, a token so far: 5 MiB read, 2.5 ms waited" in text
