@@ -255,7 +255,7 @@ def control_messages(model: LoadedModel) -> dict[str, Message]:
     """As the programs send them, with the envelopes of their streams."""
     join, answer = cluster_pb2.JoinRequest, cluster_pb2.JoinResponse
     load = cluster_pb2.LoadProgress(epoch=EPOCH, loaded_bytes=41_000_000, total_bytes=96_000_000, from_disk_bytes=41_000_000)
-    result = MicroBatchResult(EPOCH, BATCH_ID, (SequenceResult(RingId(77), TokenScore(12345, -0.25), ()),), (_timing(1), _timing(1)))
+    result = MicroBatchResult(EPOCH, BATCH_ID, (SequenceResult(RingId(77), (TokenScore(12345, -0.25),)),), (_timing(1), _timing(1)))
     return {
         "Hello": join(hello=_hello(model)),
         "Assignment": answer(assignment=_assignment(model)),

@@ -96,6 +96,13 @@ def coordinator(
             "began as it does: with client, only to who has the same API key or address."
         ),
     ] = PrefixReuse.EVERYONE,
+    guesses: Annotated[
+        bool,
+        typer.Option(
+            "--guesses/--no-guesses",
+            help="Compute tokens that are likely to come before they are known, where that is faster. Answers are the same.",
+        ),
+    ] = True,
     max_running: Annotated[int, typer.Option(min=1, max=512, help="Answers that are generated at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests of one client that may wait; more are refused with 429.")] = 256,
     recovery_limit: Annotated[
@@ -144,6 +151,7 @@ def coordinator(
         context_length=context_length,
         kv_tokens=kv_tokens,
         prefix_reuse=prefix_reuse,
+        guesses=guesses,
         max_running=max_running,
         max_waiting=max_waiting,
         recovery_limit_s=recovery_limit,

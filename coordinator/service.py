@@ -84,6 +84,7 @@ class Coordinator:
             max_waiting=settings.max_waiting,
             tokens_per_place=tokens_per_place(spec, longest),
             prefix_reuse=settings.prefix_reuse,
+            guesses=settings.guesses,
         )
         self._config = cluster_config(settings, limits)
         self._machine = ClusterMachine(self._config)

@@ -33,6 +33,7 @@ class CoordinatorSettings:
     context_length: int | None
     kv_tokens: int | None
     prefix_reuse: PrefixReuse
+    guesses: bool
     max_running: int
     max_waiting: int
     recovery_limit_s: float

@@ -93,6 +93,7 @@ function showFigures(state, engine) {
     ["KV cache in use", total ? `${used} %` : "–"],
     ["tokens generated", (engine.generated_tokens || 0).toLocaleString("en")],
     ["prompt tokens reused", (engine.reused_tokens || 0).toLocaleString("en")],
+    ["guesses that were right", engine.guessed_tokens ? `${Math.round((100 * engine.guessed_right) / engine.guessed_tokens)} % of ${engine.guessed_tokens.toLocaleString("en")}` : "–"],
   ];
   byId("figures").replaceChildren(
     ...figures.map(([label, value]) => element("div", { className: "figure" }, element("b", {}, String(value)), element("span", { className: "quiet" }, label))),

@@ -99,6 +99,8 @@ class Engine:
             self._num_prompt_tokens,
             self._num_generated_tokens,
             scheduler.num_reused_tokens,
+            scheduler.num_guessed,
+            scheduler.num_guessed_right,
             self._flights.decode_step_s,
         )
 
@@ -249,9 +251,10 @@ class Engine:
             return
         if tuple(timing.shard for timing in result.timings) != self._opened_ring.stages:
             result = replace(result, timings=())
-        if self._flights.come_back(result, asyncio.get_running_loop().time()):
+        took_s = self._flights.come_back(result, asyncio.get_running_loop().time())
+        if took_s is not None:
             self._waited_s = 0.0
-        self._handle(BatchCompleted(result))
+        self._handle(BatchCompleted(result, took_s))
 
     def _handle(self, event: SchedulerEvent) -> None:
         """Frames leave first: the shards need not wait while texts are made of what has come back."""

@@ -29,7 +29,10 @@ class GenerationCancelled(NamedTuple):
 
 
 class BatchCompleted(NamedTuple):
+    """took_s: since the frame was sent; None if that says nothing."""
+
     result: MicroBatchResult
+    took_s: float | None = None
 
 
 SchedulerEvent = RingAvailable | RingDraining | RingUnavailable | GenerationRequested | GenerationCancelled | BatchCompleted

@@ -10,7 +10,8 @@ from dairllm.coordinator.prefix_reuse import PrefixReuse
 class SchedulerLimits(NamedTuple):
     """context_length in tokens; rows are tokens of one frame; short_chunk_rows bounds prompt rows beside running answers, and is the
     least that a prompt is cut into for the sake of a ring with several stages. tokens_per_place: for each so many tokens of the cache one
-    sequence may run, if that is limited beside its blocks. prefix_reuse: whose sequences share blocks."""
+    sequence may run, if that is limited beside its blocks. prefix_reuse: whose sequences share blocks. guesses: whether tokens are guessed
+    before they are known."""
 
     context_length: int
     max_batch_rows: int = 512
@@ -19,6 +20,7 @@ class SchedulerLimits(NamedTuple):
     max_waiting: int = 256
     tokens_per_place: int | None = None
     prefix_reuse: PrefixReuse = PrefixReuse.EVERYONE
+    guesses: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,8 @@ class RingGeometry:
 
     encoding: of activations, for the frames. present: layer units whose owner has the cache of all that was computed when the last ring
     closed. intact_blocks: only in blocks below it, if it is less than num_kv_blocks. has_moved: some layers have changed hands since then,
-    with what the scheduler said is used of their cache. streams: weights are read anew for every frame, which
-    takes longer than anything else.
+    with what the scheduler said is used of their cache. streams: weights are read anew for every frame, which takes longer than anything
+    else.
     """
 
     epoch: int

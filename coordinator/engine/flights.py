@@ -82,18 +82,18 @@ class Flights:
         only_decodes = bool(batch.slices) and all(len(slice_.token_ids) == 1 for slice_ in batch.slices)
         self._under_way[batch.epoch, batch.batch_id] = _Flight(now_s, only_decodes, len(batch.slices))
 
-    def come_back(self, result: MicroBatchResult, now_s: float) -> bool:
-        """False if nothing waits for it any more."""
+    def come_back(self, result: MicroBatchResult, now_s: float) -> float | None:
+        """Seconds since it was sent; None if nothing waits for it any more."""
         flight = self._under_way.pop((result.epoch, result.batch_id), None)
         if flight is None:
-            return False
+            return None
         took_s = now_s - flight.sent_s
         self._slowest_s = max(self._slowest_s, took_s)
         if flight.only_decodes:
             self.decode_step_s = _smooth(self.decode_step_s, took_s)
             self.decode_rows = _smooth(self.decode_rows, flight.num_rows)
         self._add(result.timings, flight.only_decodes)
-        return True
+        return took_s
 
     def _add(self, timings: Sequence[StageTiming], only_decodes: bool) -> None:
         for timing in timings:

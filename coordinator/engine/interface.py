@@ -16,6 +16,10 @@ class EngineStats(NamedTuple):
     generated_tokens: int
     reused_tokens: int
     """Tokens of prompts that were in the cache already."""
+    guessed_tokens: int
+    """Tokens that were computed before it was known that they come."""
+    guessed_right: int
+    """Of these, those that came."""
     decode_step_s: float
     """Smoothed time once around the ring for a frame that only decodes; 0 if none was seen."""
 

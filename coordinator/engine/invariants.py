@@ -29,7 +29,8 @@ def check_sequences(blocks: BlockPool | None, running: Collection[Sequence], wai
 def _check_running(sequence: Sequence, blocks: BlockPool | None) -> None:
     assert blocks is not None, "a sequence runs before the first ring"
     assert sequence.ring_id is not None, f"sequence {sequence.id} runs, and is not on the shards"
-    assert 0 <= sequence.num_completed <= sequence.num_sent <= len(sequence.tokens) <= sequence.max_length + 1
+    assert 0 <= sequence.num_completed <= sequence.num_sent <= len(sequence.tokens) + len(sequence.ahead) <= sequence.max_length
+    assert not sequence.ahead or sequence.num_sent == len(sequence.tokens) + len(sequence.ahead), f"{sequence.id} lacks rows before guesses"
     assert sequence.num_replayed <= sequence.num_completed, f"sequence {sequence.id} replays rows that it has not"
     assert all(0 <= block < blocks.num_blocks for block in sequence.block_ids), f"sequence {sequence.id} holds a block that is none"
     assert len(sequence.block_ids) >= blocks.blocks_for(sequence.num_sent), f"sequence {sequence.id} has rows without a block"

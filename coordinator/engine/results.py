@@ -4,6 +4,8 @@ It costs little for each token: numbers are compared, nothing is computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
 from dairllm.mesh.ring.frames import MicroBatchResult, RingId, SequenceResult, SequenceSlice, TokenScore
 from dairllm.mesh.sampling import SamplingParams
@@ -11,12 +13,20 @@ from dairllm.mesh.sampling import SamplingParams
 HIGHEST_LOGPROB = 0.01
 """Rounding makes 0 a little more."""
 
-SamplingOf = Callable[[RingId], SamplingParams | None]
-"""How a sequence is sampled; None if it has ended since the frame was sent, so that nothing that comes of it matters."""
+
+class Wanted(NamedTuple):
+    """is_dead: the slice rests on a wrong guess."""
+
+    sampling: SamplingParams
+    is_dead: bool = False
+
+
+WantedOf = Callable[[RingId], Wanted | None]
+"""What is wanted of a sequence; None if it has ended since the frame was sent, so that nothing that comes of it matters."""
 
 
 def fault_in(
-    batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, sampling_of: SamplingOf, num_tokens: int, *, has_states: bool = False
+    batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, wanted_of: WantedOf, num_tokens: int, *, has_states: bool = False
 ) -> str:
     """What is wrong, as a part of a sentence whose subject is the shard; '' if nothing is.
 
@@ -30,32 +40,46 @@ def fault_in(
     if len(results) < len(batch.results) or not results.keys() <= slices.keys():
         return f"sent results of sequences that are not in frame {batch.batch_id}, or more than one of a sequence"
     for sequence_id, slice_ in slices.items():
-        sampling = sampling_of(sequence_id)
-        if sampling is None:  # it may have no cache to stand on any more
+        wanted = wanted_of(sequence_id)
+        if wanted is None:  # it may have no cache to stand on any more
             continue
-        result = results.get(sequence_id, SequenceResult(sequence_id, None))
+        result = results.get(sequence_id, SequenceResult(sequence_id))
         may_be_lost = slice_.replay is not None or (has_states and slice_.first_position > 0)
-        wrong = next(_wrong(slice_, result, sampling, num_tokens, may_be_lost=may_be_lost), "")
+        wrong = next(_wrong(slice_, result, wanted, num_tokens, may_be_lost=may_be_lost), "")
         if wrong:
             return f"sent {wrong} for sequence {sequence_id} in frame {batch.batch_id}"
     return ""
 
 
-def _wrong(slice_: SequenceSlice, result: SequenceResult, sampling: SamplingParams, num_tokens: int, *, may_be_lost: bool) -> Iterator[str]:
+def _wrong(slice_: SequenceSlice, result: SequenceResult, wanted: Wanted, num_tokens: int, *, may_be_lost: bool) -> Iterator[str]:
+    sampling = wanted.sampling
     if result.replay_failed and not may_be_lost:
         yield "a failed replay where none was asked for"
     if result.replay_failed or result.failure:
         return
-    if (result.sampled is not None) != slice_.sample:
-        yield "no token where one was asked for" if slice_.sample else "a token that nobody has asked for"
+    yield from _wrong_number(slice_, [token.token_id for token in result.sampled], is_dead=wanted.is_dead)
     if len(result.scores) != len(slice_.score_targets):
         yield f"{len(result.scores)} scores instead of {len(slice_.score_targets)}"
     for score, target in zip(result.scores, slice_.score_targets, strict=False):
         if score.token_id != target:
             yield f"the score of token {score.token_id} instead of {target}"
         yield from _wrong_score(score, sampling, num_tokens, has_logprob=True)
-    if result.sampled is not None:
-        yield from _wrong_score(result.sampled, sampling, num_tokens, has_logprob=sampling.logprobs)
+    for token in result.sampled:
+        yield from _wrong_score(token, sampling, num_tokens, has_logprob=sampling.logprobs)
+
+
+def _wrong_number(slice_: SequenceSlice, sampled: list[int], *, is_dead: bool) -> Iterator[str]:
+    """As many tokens are sampled as guesses are right, and one more."""
+    if sampled and (is_dead or not slice_.num_samples):
+        yield "a token that nobody has asked for"
+    if is_dead or not slice_.num_samples:
+        return
+    if not sampled:
+        yield "no token where one was asked for"
+    guesses = slice_.token_ids[slice_.num_rows - slice_.num_samples + 1 :]
+    num_right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(guesses, sampled, strict=False)))
+    if len(sampled) != num_right + 1:
+        yield f"{len(sampled)} tokens where {num_right} guesses are right"
 
 
 def _wrong_score(score: TokenScore, sampling: SamplingParams, num_tokens: int, *, has_logprob: bool) -> Iterator[str]:

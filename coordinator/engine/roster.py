@@ -214,6 +214,16 @@ class SequenceRoster:
             if victim is sequence:
                 return False
 
+    def reserve_for_guesses(self, sequence: Sequence, rows: int, guesses: int) -> int:
+        """Make room for so many guesses behind its next rows, as far as nobody has to give any for them; for how many there is."""
+        before = sequence.num_sent + rows
+        room = (len(sequence.block_ids) + self.blocks.num_free) * self.blocks.block_tokens - before
+        guesses = min(guesses, room)
+        needed = self.blocks.blocks_for(before + guesses) - len(sequence.block_ids)
+        if guesses and needed > 0:
+            sequence.block_ids.extend(self.blocks.allocate(needed) or ())
+        return guesses
+
     def trim(self, sequence: Sequence) -> None:
         """Free the blocks of rows that were on their way when the ring broke."""
         keep = self.blocks.blocks_for(sequence.num_completed)

@@ -15,7 +15,9 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from functools import partial
 
 from dairllm.coordinator.engine.actions import (
     EmitEvent,
@@ -37,15 +39,17 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.guesses.pace import FrameTime
+from dairllm.coordinator.engine.guesses.planning import GuessPlanner, MakeGuesser
+from dairllm.coordinator.engine.guesses.repetition import Repetition
 from dairllm.coordinator.engine.recovery import lacks_layers
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
-from dairllm.coordinator.engine.results import fault_in
+from dairllm.coordinator.engine.results import Wanted, fault_in
 from dairllm.coordinator.engine.roster import SequenceRoster
 from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import even_shares
 from dairllm.coordinator.prefix_reuse import PrefixReuse
 from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceBegin, SequenceResult, SequenceSlice
-from dairllm.mesh.sampling import SamplingParams
 
 CHUNKS_PER_STAGE = 4
 """Into so many chunks for each stage of the ring what is left of prompts is cut. With k chunks, n stages take (k + n - 1) / k times as long
@@ -53,24 +57,45 @@ as they would if none ever waited."""
 
 
 @dataclass(slots=True)
+class Flight:
+    """A frame on its way. is_beside: others were, too, at some time."""
+
+    slices: tuple[SequenceSlice, ...]
+    only_decodes: bool
+    is_beside: bool
+
+
+@dataclass(slots=True)
 class _Ring:
     """What is true only while one plan lasts."""
 
     geometry: RingGeometry
-    in_flight: dict[int, tuple[SequenceSlice, ...]] = field(default_factory=dict)
+    in_flight: dict[int, Flight] = field(default_factory=dict)
     is_closing: bool = False
     next_batch_id: int = 1
+
+    def add(self, slices: tuple[SequenceSlice, ...], *, only_decodes: bool) -> int:
+        """The number of the frame with these."""
+        flight = Flight(slices, only_decodes, is_beside=bool(self.in_flight))
+        for other in self.in_flight.values():
+            other.is_beside = True
+        number = self.next_batch_id
+        self.in_flight[number] = flight
+        self.next_batch_id += 1
+        return number
 
 
 class Scheduler:
     """handle() is the only way in. Callers check `is_full_for` and the prompt's length before GenerationRequested."""
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, make_guesser: MakeGuesser = Repetition) -> None:
         self.limits = limits
         self._ring: _Ring | None = None
-        # What a state has come of cannot be shared in blocks.
-        reuse = limits.prefix_reuse if limits.tokens_per_place is None else PrefixReuse.OFF
-        self._roster = SequenceRoster(limits.max_running, reuse)
+        # What a state has come of cannot be shared in blocks, nor be taken back by a row.
+        has_states = limits.tokens_per_place is not None
+        self._roster = SequenceRoster(limits.max_running, PrefixReuse.OFF if has_states else limits.prefix_reuse)
+        self._guesses = GuessPlanner(make_guesser) if limits.guesses and not has_states else None
+        self.num_guessed = self.num_guessed_right = 0
         self._num_frames = 0
         self._recovering: dict[SequenceId, int] = {}
 
@@ -126,8 +151,8 @@ class Scheduler:
                 actions += self._request(sequence_id, request)
             case GenerationCancelled(sequence_id):
                 self._roster.drop(sequence_id)
-            case BatchCompleted(result):
-                actions += self._complete(result)
+            case BatchCompleted(result, took_s):
+                actions += self._complete(result, took_s)
         return [*actions, *map(SendBatch, self._fill_ring()), *self._note_recovered()]
 
     def check_invariants(self) -> None:
@@ -147,6 +172,8 @@ class Scheduler:
         self._roster.set_back(lost)
         self._roster.resize(geometry.num_kv_blocks, geometry.num_intact_blocks, geometry.kv_block_tokens)
         self._ring = _Ring(geometry)
+        if self._guesses is not None:
+            self._guesses.begin_plan(geometry)
         for sequence in self._roster.running:
             self._roster.trim(sequence)
             sequence.resume(geometry.placement, geometry.present)
@@ -209,51 +236,71 @@ class Scheduler:
         ring = self._ring
         if ring is None or batch.epoch != ring.geometry.epoch:
             return ""
-        asked, has_states = ring.in_flight.get(batch.batch_id), self.limits.tokens_per_place is not None
-        return fault_in(batch, asked, self._sampling_of, num_tokens, has_states=has_states)
+        flight, has_states = ring.in_flight.get(batch.batch_id), self.limits.tokens_per_place is not None
+        wanted_of = partial(self._wanted_of, batch.batch_id)
+        return fault_in(batch, flight.slices if flight else None, wanted_of, num_tokens, has_states=has_states)
 
-    def _sampling_of(self, ring_id: RingId) -> SamplingParams | None:
+    def _wanted_of(self, batch_id: int, ring_id: RingId) -> Wanted | None:
         sequence = self._roster.find_on_shards(ring_id)
-        return sequence.request.sampling if sequence else None
+        return Wanted(sequence.request.sampling, batch_id < sequence.live_from) if sequence else None
 
-    def _complete(self, batch: MicroBatchResult) -> list[SchedulerAction]:
+    def _complete(self, batch: MicroBatchResult, took_s: float | None) -> list[SchedulerAction]:
         ring = self._ring
         if ring is None or batch.epoch != ring.geometry.epoch or batch.batch_id not in ring.in_flight:
             return []
         results = {result.sequence_id: result for result in batch.results}
+        flight = ring.in_flight.pop(batch.batch_id)
+        self._note_time(flight, batch, took_s)
         actions: list[SchedulerAction] = []
-        for slice_ in ring.in_flight.pop(batch.batch_id):
+        for slice_ in flight.slices:
             sequence = self._roster.find_on_shards(slice_.sequence_id)
-            if sequence is not None:
-                actions += self._accept(ring, sequence, slice_, results.get(slice_.sequence_id, SequenceResult(slice_.sequence_id, None)))
+            if sequence is not None and batch.batch_id >= sequence.live_from:
+                actions += self._accept(ring, sequence, slice_, results.get(slice_.sequence_id, SequenceResult(slice_.sequence_id)))
         return actions + self._note_drained(ring)
+
+    def _note_time(self, flight: Flight, batch: MicroBatchResult, took_s: float | None) -> None:
+        if self._guesses is not None and flight.only_decodes and took_s is not None and batch.timings:
+            stage_s = max(timing.compute_us + timing.codec_us for timing in batch.timings) * 1e-6
+            num_rows = sum(slice_.num_rows for slice_ in flight.slices)
+            self._guesses.note_time(num_rows, FrameTime(took_s, stage_s), is_beside=flight.is_beside)
 
     def _accept(self, ring: _Ring, sequence: Sequence, slice_: SequenceSlice, result: SequenceResult) -> list[SchedulerAction]:
         if result.replay_failed:
             self._roster.set_back([sequence])
             return []
         if result.failure:
-            self._roster.drop(sequence.id)
-            return [FailSequence(sequence.id, result.failure)]
+            return self._fail(ring, sequence, slice_, result.failure)
         if slice_.replay is not None:
             sequence.complete_replay(slice_.end_position)
             self._roster.note_computed(sequence, slice_.end_position)
             return []
-        sequence.complete_rows(slice_.end_position, ring.geometry.placement)
+        sequence.complete_rows(slice_.end_position - slice_.num_samples + len(result.sampled), ring.geometry.placement)
+        events = self._events_of(ring, sequence, slice_, result)
         self._roster.note_computed(sequence, sequence.num_completed)
-        events = self._events_of(sequence, slice_, result)
         if any(isinstance(event, GenerationFinished) for event in events):
             self._roster.drop(sequence.id)
         return [EmitEvent(sequence.id, event) for event in events]
 
-    @staticmethod
-    def _events_of(sequence: Sequence, slice_: SequenceSlice, result: SequenceResult) -> list[GenerationEvent]:
+    def _fail(self, ring: _Ring, sequence: Sequence, slice_: SequenceSlice, reason: str) -> list[SchedulerAction]:
+        """What fails with guesses may go well without them."""
+        if slice_.end_position > len(sequence.tokens) and not sequence.never_guess:
+            sequence.never_guess = True
+            sequence.drop_guesses(slice_.first_position, ring.next_batch_id)
+            return []
+        self._roster.drop(sequence.id)
+        return [FailSequence(sequence.id, reason)]
+
+    def _events_of(self, ring: _Ring, sequence: Sequence, slice_: SequenceSlice, result: SequenceResult) -> list[GenerationEvent]:
         events = sequence.report_reuse()
         if slice_.score_targets:
             events += sequence.accept_scores(result.scores)
-        if result.sampled is not None:
-            events += sequence.accept_token(result.sampled)
-        elif not sequence.samples:
+        for token in result.sampled:
+            events += sequence.accept_token(token)
+            is_right = sequence.confirm_guess()
+            self.num_guessed_right += is_right is True
+            if is_right is False:
+                sequence.drop_guesses(len(sequence.tokens) - 1, ring.next_batch_id)
+        if not sequence.samples:
             events += sequence.finish_without_sample()
         return events
 
@@ -276,17 +323,18 @@ class Scheduler:
         begins: list[SequenceBegin] = []
         if free_slots > 0:
             self._add_decode_slices(ring, slices, begins)
+        num_decoding = len(slices)
         if free_slots > 0 or not self._any_decoding():
             self._add_prompt_slices(ring, slices, begins)
+        if free_slots > 0 and not slices:
+            num_decoding = self._add_slices_ahead(ring, slices, begins)
         if not slices and not (self._roster.has_pending_ends and free_slots > 0):
             return None
         # A sequence can be set back to make room for one that comes after it in this very frame.
         kept = tuple(slice_ for slice_ in slices if self._roster.find_on_shards(slice_.sequence_id))
         begun = tuple(begin for begin in begins if self._roster.find_on_shards(begin.sequence_id))
-        batch = MicroBatch(ring.geometry.epoch, ring.next_batch_id, ring.geometry.encoding, begun, kept, self._roster.take_ends())
-        ring.next_batch_id += 1
-        ring.in_flight[batch.batch_id] = kept
-        return batch
+        number = ring.add(kept, only_decodes=0 < num_decoding == len(slices))
+        return MicroBatch(ring.geometry.epoch, number, ring.geometry.encoding, begun, kept, self._roster.take_ends())
 
     def _any_decoding(self) -> bool:
         return any(sequence.is_decoding for sequence in self._roster.running)
@@ -296,8 +344,18 @@ class Scheduler:
         ready = sorted((s for s in decoding if not s.awaits_sample), key=lambda s: s.last_frame)
         for_prompts = min(sum(map(_prompt_rows, self._roster.running)), self.limits.short_chunk_rows, self.limits.max_batch_rows // 2)
         share = min(-(-len(decoding) // ring.geometry.frames_at_once), self.limits.max_batch_rows - for_prompts)
+        guesses = self._guesses.along(ready[:share], len(decoding), self.limits.max_batch_rows - for_prompts) if self._guesses else {}
         for sequence in ready[:share]:
-            self._add_rows(sequence, 1, slices, begins)
+            self._add_rows(sequence, 1, slices, begins, guesses.get(sequence, ()))
+
+    def _add_slices_ahead(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> int:
+        """Of sequences whose next token is awaited, while no other has anything to compute. How many."""
+        if self._guesses is None or self._roster.waiting:
+            return 0
+        awaiting = [s for s in self._roster.running if s.is_decoding and s.awaits_sample]
+        for sequence, guesses in self._guesses.ahead(awaiting, len(ring.in_flight), self.limits.max_batch_rows).items():
+            self._add_rows(sequence, 0, slices, begins, guesses)
+        return len(slices)
 
     def _add_prompt_slices(self, ring: _Ring, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> None:
         budget = min(self._chunk_rows(ring.geometry), self.limits.max_batch_rows - sum(slice_.num_rows for slice_ in slices))
@@ -365,26 +423,34 @@ class Scheduler:
         sequence.num_replayed += rows
         self._begin(sequence, start, begins)
         token_ids = tuple(sequence.tokens[start : start + rows])
-        slices.append(SequenceSlice(sequence.ring_id, start, token_ids, (), sample=False, replay=sequence.replay))
+        slices.append(SequenceSlice(sequence.ring_id, start, token_ids, (), 0, replay=sequence.replay))
         return rows
 
-    def _add_rows(self, sequence: Sequence, rows: int, slices: list[SequenceSlice], begins: list[SequenceBegin]) -> int:
-        """The next rows of the sequence, if there is room for them in the cache; the number that was added."""
-        if rows <= 0 or sequence.ring_id is None or not self._roster.reserve(sequence, rows):
+    def _add_rows(
+        self, sequence: Sequence, rows: int, slices: list[SequenceSlice], begins: list[SequenceBegin], guesses: Items[int] = ()
+    ) -> int:
+        """The next rows of the sequence, if there is room for them in the cache, and those of guesses behind them, as far as there is; the
+        number that was added."""
+        if rows + len(guesses) <= 0 or sequence.ring_id is None or not self._roster.reserve(sequence, rows):
+            return 0
+        guesses = guesses[: self._roster.reserve_for_guesses(sequence, rows, len(guesses))]
+        rows += len(guesses)
+        if not rows:
             return 0
         blocks = self._roster.blocks
         start, stop = sequence.num_sent, sequence.num_sent + rows
         self._begin(sequence, start, begins)
         sequence.last_frame = self._num_frames
         sequence.num_sent = stop
-        sequence.awaits_sample = sequence.samples and stop == len(sequence.tokens)
+        sequence.ahead += guesses
+        self.num_guessed += len(guesses)
         slices.append(
             SequenceSlice(
                 sequence_id=sequence.ring_id,
                 first_position=start,
-                token_ids=tuple(sequence.tokens[start:stop]),
+                token_ids=sequence.tokens_at(start, stop),
                 new_block_ids=tuple(sequence.block_ids[blocks.blocks_for(start) : blocks.blocks_for(stop)]),
-                sample=sequence.awaits_sample,
+                num_samples=min(rows, stop + 1 - len(sequence.tokens)) if sequence.awaits_sample else 0,
                 score_targets=sequence.score_targets(start, stop) if sequence.wants_scores and start < sequence.prompt_length - 1 else (),
             )
         )

@@ -10,6 +10,7 @@ it would have been.
 from dataclasses import dataclass, field
 
 from dairllm.coordinator.engine.blocks import BlockKey
+from dairllm.coordinator.engine.guesses.guesser import Guesser
 from dairllm.coordinator.engine.recovery import Placement, SentRowsHolders, holders_after, holders_under, plan_replay
 from dairllm.coordinator.engine.requests import (
     GenerationEvent,
@@ -30,19 +31,23 @@ class Sequence:
     last_frame: number of the last frame with rows of it. overtaken_by: cache blocks with which later ones began while it had to wait.
     block_keys: of its full blocks, from the first on, as far as somebody has asked for them. num_known_blocks: its first ones, which may be
     known by these keys. follows: what it has to replay next is being replayed for another one. num_reused: tokens that were in the cache
-    when it first began; None before.
+    when it first began; None before. ahead: guesses behind its tokens whose rows are under way. live_from: frames with lower numbers go on
+    from a guess that was wrong. never_guess: a row of a guess has failed.
     """
 
     id: SequenceId
     request: GenerationRequest
     max_length: int
     tokens: list[int] = field(init=False)
+    ahead: list[int] = field(default_factory=list)
+    live_from: int = 0
+    guesser: Guesser | None = None
+    never_guess: bool = False
     ring_id: RingId | None = None
     block_ids: list[int] = field(default_factory=list)
     begins: bool = False
     num_sent: int = 0
     num_completed: int = 0
-    awaits_sample: bool = False
     sent_rows: SentRowsHolders | None = None
     replay: Replay | None = None
     num_replayed: int = 0
@@ -68,7 +73,12 @@ class Sequence:
 
     @property
     def num_unsent(self) -> int:
-        return len(self.tokens) - self.num_sent
+        return max(0, len(self.tokens) - self.num_sent)
+
+    @property
+    def awaits_sample(self) -> bool:
+        """Its newest token was sent."""
+        return self.samples and self.num_unsent == 0
 
     @property
     def is_decoding(self) -> bool:
@@ -93,7 +103,7 @@ class Sequence:
         self.block_ids = []
         self.begins = False
         self.num_sent = self.num_completed = self.num_replayed = 0
-        self.awaits_sample = False
+        self.ahead, self.live_from = [], 0
         self.sent_rows = self._sent_rows_after_replay = self._sent_rows_after_part = self.replay = None
         self.num_known_blocks = 0
         self.follows = False
@@ -117,7 +127,7 @@ class Sequence:
         self.begins = True
         self.num_sent = self.num_completed
         self.num_replayed = 0
-        self.awaits_sample = False
+        self.ahead, self.live_from = [], 0
         self.replay = plan_replay(self.sent_rows, placement, present)
         self._sent_rows_after_replay = holders_after(self.sent_rows, placement, self.replay)
         self._sent_rows_after_part = holders_after(self.sent_rows, placement, None)
@@ -141,6 +151,11 @@ class Sequence:
         if stop >= self.num_completed:
             self.sent_rows, self.replay = self._sent_rows_after_replay, None
 
+    def tokens_at(self, start: int, stop: int) -> tuple[int, ...]:
+        """And guesses behind them."""
+        num_tokens = len(self.tokens)
+        return (*self.tokens[start:stop], *self.ahead[max(0, start - num_tokens) : max(0, stop - num_tokens)])
+
     def score_targets(self, start: int, stop: int) -> tuple[int, ...]:
         """The token after each of the rows [start, stop), as far as the prompt goes; a row beyond it repeats its last token."""
         last = self.prompt_length - 1
@@ -162,7 +177,7 @@ class Sequence:
         return [PromptScored(tuple(self._scores[:wanted]))]
 
     def accept_token(self, token: TokenScore) -> list[GenerationEvent]:
-        self.awaits_sample = False
+        """The next one. The caller sets it back if that is not what was guessed."""
         self.tokens.append(token.token_id)
         events: list[GenerationEvent] = [TokenGenerated(token)]
         if token.token_id in self.request.end_ids:
@@ -170,6 +185,16 @@ class Sequence:
         elif len(self.tokens) >= self.max_length:
             events.append(GenerationFinished("length"))
         return events
+
+    def confirm_guess(self) -> bool | None:
+        """Whether the first guess is the token that was accepted last; None if there was no guess."""
+        return self.ahead.pop(0) == self.tokens[-1] if self.ahead else None
+
+    def drop_guesses(self, num_valid: int, next_frame: int) -> None:
+        """What was sent behind so many rows rests on a wrong guess, in all frames up to the next one."""
+        self.ahead = []
+        self.num_sent = num_valid
+        self.live_from = next_frame
 
     def finish_without_sample(self) -> list[GenerationEvent]:
         """The events of a sequence that only wanted its prompt scored, once every row was computed."""

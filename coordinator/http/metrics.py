@@ -74,6 +74,10 @@ class _StateCollector(Collector):
         yield CounterMetricFamily(
             "dairllm_kv_reused_tokens", "Tokens that were in the KV cache when they were asked for.", stats.reused_tokens
         )
+        yield CounterMetricFamily(
+            "dairllm_guessed_tokens", "Tokens that were computed before it was known that they come.", stats.guessed_tokens
+        )
+        yield CounterMetricFamily("dairllm_guessed_tokens_right", "Guessed tokens that came.", stats.guessed_right)
         yield GaugeMetricFamily("dairllm_running_sequences", "Sequences being computed.", stats.running)
         yield GaugeMetricFamily("dairllm_waiting_sequences", "Sequences in the queue.", stats.waiting)
         yield GaugeMetricFamily("dairllm_kv_blocks", "Blocks of the KV cache.", stats.kv_blocks_total)

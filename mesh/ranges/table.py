@@ -116,7 +116,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "SequenceSlice": {
         **{"sequence_id": IDENTITY, "first_position": POSITION, "token_ids": Several(ROWS, TOKEN), "new_block_ids": Several(ROWS, BLOCK)},
         **{"activations": BLOB, "score_targets": Several(ROWS, TOKEN), "first_unit": UNIT, "end_unit": UNIT},
-        **{"replay_at": LABEL, "failure": SENTENCE},
+        **{"replay_at": LABEL, "failure": SENTENCE, "num_samples": Whole(ROWS)},
     },
     "SamplingParams": {
         **_SAMPLING,
@@ -124,7 +124,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "logit_bias": Pairs(2**17, TOKEN, Real(*LOGIT_BIAS_RANGE)),
     },
     "MicroBatchResult": {"epoch": EPOCH, "batch_id": IDENTITY, "results": Several(ROWS), "timings": Several(MAX_UNITS)},
-    "SequenceResult": {"sequence_id": IDENTITY, "scores": Several(ROWS), "failure": SENTENCE},
+    "SequenceResult": {"sequence_id": IDENTITY, "sampled": Several(ROWS), "scores": Several(ROWS), "failure": SENTENCE},
     "TokenLogprobs": {"token_id": TOKEN, "logprob": LOGPROB, "top": Several(MAX_TOP_LOGPROBS)},
     "TopLogprob": {"token_id": TOKEN, "logprob": LOGPROB},
     "StageTiming": {

@@ -93,7 +93,7 @@ def _slice_from_proto(message: ring_pb2.SequenceSlice) -> SequenceSlice:
         first_position=message.first_position,
         token_ids=tuple(message.token_ids),
         new_block_ids=tuple(message.new_block_ids),
-        sample=message.sample,
+        num_samples=message.num_samples,
         score_targets=tuple(message.score_targets),
         replay=_replay_from_proto(message),
         activations=message.activations,
@@ -125,7 +125,7 @@ def _slice_to_proto(slice_: SequenceSlice) -> ring_pb2.SequenceSlice:
         token_ids=slice_.token_ids,
         new_block_ids=slice_.new_block_ids,
         activations=slice_.activations,
-        sample=slice_.sample,
+        num_samples=slice_.num_samples,
         score_targets=slice_.score_targets,
         first_unit=first_unit,
         end_unit=end_unit,
@@ -146,7 +146,7 @@ def _timing_to_proto(timing: StageTiming) -> ring_pb2.StageTiming:
 def _sequence_result_to_proto(result: SequenceResult) -> ring_pb2.SequenceResult:
     return ring_pb2.SequenceResult(
         sequence_id=result.sequence_id,
-        sampled=None if result.sampled is None else _score_to_proto(result.sampled),
+        sampled=[_score_to_proto(score) for score in result.sampled],
         scores=[_score_to_proto(score) for score in result.scores],
         replay_failed=result.replay_failed,
         failure=result.failure,
@@ -154,7 +154,7 @@ def _sequence_result_to_proto(result: SequenceResult) -> ring_pb2.SequenceResult
 
 
 def _sequence_result_from_proto(message: ring_pb2.SequenceResult) -> SequenceResult:
-    sampled = _score_from_proto(message.sampled) if message.HasField("sampled") else None
+    sampled = tuple(_score_from_proto(score) for score in message.sampled)
     scores = tuple(_score_from_proto(score) for score in message.scores)
     return SequenceResult(RingId(message.sequence_id), sampled, scores, message.replay_failed, message.failure)
 

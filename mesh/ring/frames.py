@@ -59,16 +59,17 @@ class Replay(NamedTuple):
 class SequenceSlice:
     """Consecutive rows of one sequence, one per token. activations: its rows in the frame's encoding; empty where none travel.
 
-    new_block_ids: appended to its cache blocks. sample: whether a token is sampled after the last row. score_targets: one token id per row
-    whose log-probability after that row is wanted, or none. replay: None for a slice that all units compute. failure: why its rows are no
-    numbers, so that nobody computes it; empty if they are.
+    new_block_ids: appended to its cache blocks. num_samples: after so many of its last rows a token is sampled; those behind the first of
+    these are guesses of what is sampled before them. score_targets: one token id per row whose log-probability after that row is wanted, or
+    none. replay: None for a slice that all units compute. failure: why its rows are no numbers, so that nobody computes it; empty if they
+    are.
     """
 
     sequence_id: RingId
     first_position: int
     token_ids: tuple[int, ...]
     new_block_ids: tuple[int, ...]
-    sample: bool
+    num_samples: int
     score_targets: tuple[int, ...] = ()
     replay: Replay | None = None
     activations: bytes = b""
@@ -123,13 +124,14 @@ class MicroBatch:
 
 
 class SequenceResult(NamedTuple):
-    """sampled: if the slice asked for it. scores: one per score target. replay_failed: as SequenceSlice.has_failed.
+    """sampled: in the order of positions, as long as guesses were right; nothing if the slice began with a wrong one. scores: one per
+    score target. replay_failed: as SequenceSlice.has_failed.
 
     failure: why this sequence, and no other, cannot go on, for people; empty if it can.
     """
 
     sequence_id: RingId
-    sampled: TokenScore | None
+    sampled: tuple[TokenScore, ...] = ()
     scores: tuple[TokenScore, ...] = ()
     replay_failed: bool = False
     failure: str = ""

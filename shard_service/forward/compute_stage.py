@@ -115,13 +115,15 @@ class ComputeStage:
         if self._head is None:
             return MicroBatch(frame.epoch, frame.batch_id, frame.encoding, frame.begins, outgoing, frame.ends, timings)
         lost = [slice_ for slice_ in outgoing if slice_.has_failed or slice_.failure]
-        failed = {one.sequence_id: SequenceResult(one.sequence_id, None, (), one.has_failed, one.failure) for one in lost}
+        failed = {one.sequence_id: SequenceResult(one.sequence_id, (), (), one.has_failed, one.failure) for one in lost}
         return MicroBatchResult(frame.epoch, frame.batch_id, tuple((results | failed).values()), timings)
 
     # What comes in.
 
     def _run_of(self, number: int, checked: CheckedSlice) -> _SliceRun:
         slice_ = checked.slice
+        if self._head is not None and checked.sequence.rests_on_wrong_guess(slice_):
+            return _SliceRun(number, checked, PASSED_ON, b"")
         sub_run = PASSED_ON if slice_.failure else self._planner.plan(slice_)
         if sub_run.origin is Origin.ACTIVATIONS:
             self._require_activations(checked)

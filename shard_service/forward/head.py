@@ -15,7 +15,7 @@ from dairllm.mesh.errors import DairllmError
 from dairllm.mesh.ring.frames import RingId, SequenceResult, TokenScore
 from dairllm.model_files.memory import HEAD_ROWS
 from dairllm.shard_service.forward.sampler import sample, score
-from dairllm.shard_service.forward.sequences import CheckedSlice
+from dairllm.shard_service.forward.sequences import CheckedSlice, NextToken
 from dairllm.shard_service.weights.streaming import WeightStream
 
 Rows = npt.NDArray[np.float32]
@@ -28,21 +28,24 @@ class _WantedRow(NamedTuple):
     slice_row: int
     checked: CheckedSlice
 
-    @property
-    def is_sampled(self) -> bool:
-        return self.checked.slice.sample and self.slice_row == self.checked.slice.num_rows - 1
+    def is_next(self, sampled: Sequence[TokenScore]) -> bool:
+        """Whether a token is sampled after this row, if these were sampled after rows before it: a guess must be the last of them."""
+        slice_ = self.checked.slice
+        if self.slice_row != slice_.num_rows - slice_.num_samples + len(sampled):
+            return False
+        return not sampled or sampled[-1].token_id == slice_.token_ids[self.slice_row]
 
 
 class _Answer:
     def __init__(self) -> None:
-        self.sampled: TokenScore | None = None
+        self.sampled: list[TokenScore] = []
         self.scores: list[TokenScore] = []
         self.failure = ""
 
     def result(self, sequence_id: RingId) -> SequenceResult:
         if self.failure:
-            return SequenceResult(sequence_id, None, (), failure=self.failure)
-        return SequenceResult(sequence_id, self.sampled, tuple(self.scores))
+            return SequenceResult(sequence_id, failure=self.failure)
+        return SequenceResult(sequence_id, tuple(self.sampled), tuple(self.scores))
 
 
 class Projection(Protocol):
@@ -118,18 +121,15 @@ class Head:
 
 
 def wants_logits(slices: Sequence[CheckedSlice]) -> bool:
-    return any(checked.slice.sample or checked.slice.score_targets for checked in slices)
+    return any(checked.slice.num_samples or checked.slice.score_targets for checked in slices)
 
 
 def _wanted_rows(slices: Sequence[CheckedSlice]) -> Iterator[_WantedRow]:
     first_row = 0
     for checked in slices:
         slice_ = checked.slice
-        if slice_.score_targets:
-            slice_rows = range(slice_.num_rows)
-        else:
-            slice_rows = range(slice_.num_rows - 1 if slice_.sample else slice_.num_rows, slice_.num_rows)
-        for slice_row in slice_rows:
+        num_wanted = slice_.num_rows if slice_.score_targets else slice_.num_samples
+        for slice_row in range(slice_.num_rows - num_wanted, slice_.num_rows):
             yield _WantedRow(first_row + slice_row, slice_row, checked)
         first_row += slice_.num_rows
 
@@ -145,8 +145,10 @@ def _answer_or_fail(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer:
 
 def _answer(wanted: _WantedRow, logits: npt.NDArray[np.float32], answer: _Answer) -> None:
     slice_, sequence, _ = wanted.checked
-    sampling = sequence.begin.sampling
+    sampling, position = sequence.begin.sampling, slice_.first_position + wanted.slice_row + 1
     if slice_.score_targets:
         answer.scores.append(score(logits, slice_.score_targets[wanted.slice_row], sampling.top_logprobs))
-    if wanted.is_sampled:
-        answer.sampled = sample(logits, sampling, sequence.history, slice_.end_position)
+    if wanted.is_next(answer.sampled):
+        token = sample(logits, sampling, sequence.history.until(position), position)
+        answer.sampled.append(token)
+        sequence.next_token = NextToken(position, token.token_id)

@@ -33,6 +33,7 @@ class TokenHistory:
     """Which tokens a sequence holds, as far as its penalties look at them. Tokens before `prompt_length` are the prompt."""
 
     def __init__(self, sampling: SamplingParams, prompt_length: int) -> None:
+        self._sampling = sampling
         self._prompt_length = prompt_length
         self._wanted = has_penalties(sampling)
         self._token_ids: list[int] = []
@@ -48,6 +49,14 @@ class TokenHistory:
             self.all_ids, self.answer_counts = set(), Counter()
             self._append(kept)
         self._append(list(token_ids))
+
+    def until(self, position: int) -> "TokenHistory":
+        """Without the tokens from this position on."""
+        if position >= len(self._token_ids):
+            return self
+        history = TokenHistory(self._sampling, self._prompt_length)
+        history.extend(0, self._token_ids[:position])
+        return history
 
     def _append(self, token_ids: list[int]) -> None:
         answer_start = max(0, self._prompt_length - len(self._token_ids))

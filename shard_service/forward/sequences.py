@@ -24,14 +24,29 @@ BlockTable = npt.NDArray[np.int32]
 _NO_BLOCKS: BlockTable = np.empty(0, np.int32)
 
 
+class NextToken(NamedTuple):
+    """What was sampled last of a sequence, and where it belongs."""
+
+    position: int
+    token_id: int
+
+
 @dataclass(slots=True)
 class RunningSequence:
-    """What a shard keeps of a sequence, besides its part of the KV cache."""
+    """What a shard keeps of a sequence, besides its part of the KV cache. next_token: None until this shard has sampled one."""
 
     begin: SequenceBegin
     history: TokenHistory
     block_table: BlockTable
     length: int
+    next_token: NextToken | None = None
+
+    def rests_on_wrong_guess(self, slice_: SequenceSlice) -> bool:
+        """Whether another token was sampled at the slice's first position, or it follows one that rests on such a guess."""
+        if self.next_token is None or not slice_.num_samples:
+            return False
+        first, next_ = slice_.first_position, self.next_token
+        return first > next_.position or (first == next_.position and slice_.token_ids[0] != next_.token_id)
 
 
 class CheckedSlice(NamedTuple):
@@ -122,6 +137,10 @@ class SequenceTable:
         if len(slice_.score_targets) not in (0, slice_.num_rows):
             raise MalformedFrame(
                 f"{who} has {len(slice_.score_targets)} score targets for {slice_.num_rows} rows; expected as many or none"
+            )
+        if slice_.num_samples > slice_.num_rows:
+            raise MalformedFrame(
+                f"{who} asks for tokens after {slice_.num_samples} rows of {slice_.num_rows}; expected no more than it has"
             )
         self._require_token(slice_.sequence_id, "token", max(slice_.token_ids))
         if slice_.score_targets:

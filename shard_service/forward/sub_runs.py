@@ -80,7 +80,7 @@ class SubRunPlanner:
             raise MalformedFrame(
                 f"{_who(slice_)} from unit {first} by {replay.replay_at or 'nobody'!r}; expected a shard for all but unit 0"
             )
-        if end < self._num_units and (slice_.sample or slice_.score_targets):
+        if end < self._num_units and (slice_.num_samples or slice_.score_targets):
             raise MalformedFrame(f"{_who(slice_)} by units before {end} only, and cannot give tokens")
 
 

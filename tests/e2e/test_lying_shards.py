@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def result_of(frame: MicroBatch, score: TokenScore) -> MicroBatchResult:
-    results = tuple(SequenceResult(slice_.sequence_id, score) for slice_ in frame.slices)
+    results = tuple(SequenceResult(slice_.sequence_id, (score,)) for slice_ in frame.slices)
     return MicroBatchResult(frame.epoch, frame.batch_id, results, ())
 
 

@@ -253,7 +253,7 @@ def test_frames_of_strangers_are_not_computed(site: Site) -> None:
     """Even of one that knows the cluster's hash and the epoch, while others are being answered: it lacks the ring's key."""
     expected = ask(site.cluster, PROMPTS[0], 200)
     before, epoch, first = site.disturbances, site.epoch, site.stage(0)
-    piece = ring_pb2.SequenceSlice(sequence_id=7, token_ids=[1, 2], new_block_ids=[0], sample=True)
+    piece = ring_pb2.SequenceSlice(sequence_id=7, token_ids=[1, 2], new_block_ids=[0], num_samples=1)
     begin = ring_pb2.SequenceBegin(sequence_id=7, prompt_length=2, sampling=ring_pb2.SamplingParams(top_p=1, repetition_penalty=1))
     frame = ring_pb2.ForwardRequest(micro_batch=ring_pb2.MicroBatch(epoch=epoch, batch_id=1, begins=[begin], slices=[piece]))
     with StreamedAnswer(site.cluster.http, PROMPTS[0], 200) as stream:
@@ -287,7 +287,7 @@ def test_results_of_strangers_change_no_answer(site: Site) -> None:
     epoch = site.epoch
     expected = ask(site.cluster, PROMPTS[1], 200)
     token = ring_pb2.TokenLogprobs(token_id=3, logprob=-1.0)
-    results = [ring_pb2.SequenceResult(sequence_id=number, sampled=token) for number in range(200)]
+    results = [ring_pb2.SequenceResult(sequence_id=number, sampled=[token]) for number in range(200)]
     frames = [
         ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(epoch=epoch, batch_id=number, results=results)) for number in range(2000)
     ]

@@ -39,17 +39,28 @@ def next_token(token_ids: Sequence[int]) -> int:
 
 @dataclass
 class KnownSequence:
+    """next_token: what the head gave last, behind its position; None before."""
+
     rows: list[Row] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
+    next_token: tuple[int, int] | None = None
+
+    def rests_on_wrong_guess(self, slice_: SequenceSlice) -> bool:
+        if self.next_token is None or not slice_.num_samples:
+            return False
+        position, token_id = self.next_token
+        return slice_.first_position > position or (slice_.first_position == position and slice_.token_ids[0] != token_id)
 
 
 @dataclass
 class Passage:
-    """A batch at a boundary. rows: by ring id, None for sequences without rows there. failed: ring ids whose replay has failed."""
+    """A batch at a boundary. rows: by ring id, None for sequences without rows there. failed: ring ids whose replay has failed. sampled: by
+    the head."""
 
     batch: MicroBatch
     rows: Mapping[int, list[Row] | None]
     failed: frozenset[int] = frozenset()
+    sampled: Mapping[int, list[int]] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, batch: MicroBatch) -> "Passage":
@@ -57,14 +68,13 @@ class Passage:
 
     def result(self) -> MicroBatchResult:
         """Behind the head."""
-        results = tuple(self._result(slice_, self.rows[slice_.sequence_id]) for slice_ in self.batch.slices)
+        results = tuple(map(self._result, self.batch.slices))
         return MicroBatchResult(self.batch.epoch, self.batch.batch_id, results, ())
 
-    def _result(self, slice_: SequenceSlice, rows: list[Row] | None) -> SequenceResult:
+    def _result(self, slice_: SequenceSlice) -> SequenceResult:
         if slice_.sequence_id in self.failed:
-            return SequenceResult(slice_.sequence_id, None, (), replay_failed=True)
-        assert rows or not slice_.sample, f"a token of sequence {slice_.sequence_id} was asked for, and no rows came"
-        sampled = TokenScore(token_of(rows[-1]), -1.0) if slice_.sample and rows else None
+            return SequenceResult(slice_.sequence_id, (), (), replay_failed=True)
+        sampled = tuple(TokenScore(token_id, -1.0) for token_id in self.sampled.get(slice_.sequence_id, ()))
         scores = tuple(TokenScore(target, float(-target)) for target in slice_.score_targets)
         assert len(scores) in (0, len(slice_.token_ids))
         return SequenceResult(slice_.sequence_id, sampled, scores)
@@ -107,12 +117,32 @@ class ShardContents:
         for begin in passage.batch.begins:
             self._begin(begin)
         rows: dict[int, list[Row] | None] = {}
+        sampled: dict[int, list[int]] = {}
         failed = set(passage.failed)
         for slice_ in passage.batch.slices:
-            rows[slice_.sequence_id] = self._compute_slice(slice_, passage.rows[slice_.sequence_id], units, num_units, failed)
+            ring_id = slice_.sequence_id
+            if units.stop == num_units and self.sequences[ring_id].rests_on_wrong_guess(slice_):
+                self._extend(slice_)
+                rows[ring_id] = None
+                continue
+            rows[ring_id] = self._compute_slice(slice_, passage.rows[ring_id], units, num_units, failed)
+            if units.stop == num_units and slice_.num_samples and ring_id not in failed:
+                sampled[ring_id] = self._sample(slice_, rows[ring_id])
         for ring_id in passage.batch.ends:
             self.forget(ring_id)
-        return Passage(passage.batch, rows, frozenset(failed))
+        return Passage(passage.batch, rows, frozenset(failed), sampled)
+
+    def _sample(self, slice_: SequenceSlice, rows: list[Row] | None) -> list[int]:
+        """For as long as guesses are right."""
+        assert rows, f"a token of sequence {slice_.sequence_id} was asked for, and no rows came"
+        first = len(rows) - slice_.num_samples
+        sampled: list[int] = []
+        for row, guess in zip(rows[first:], slice_.token_ids[first:], strict=True):
+            if sampled and sampled[-1] != guess:
+                break
+            sampled.append(token_of(row))
+        self.sequences[slice_.sequence_id].next_token = (slice_.first_position + first + len(sampled), sampled[-1])
+        return sampled
 
     def _begin(self, begin: SequenceBegin) -> None:
         known = self.sequences[begin.sequence_id] = KnownSequence([], list(begin.block_ids))

@@ -72,7 +72,7 @@ class SimulatedClients:
         self.frames += 1
         self.rows.append(batch.num_rows)
         self.now_s += (FRAME_S + ROW_S * batch.num_rows) / self.num_stages
-        results = tuple(SequenceResult(one.sequence_id, SCORE if one.sample else None) for one in batch.slices)
+        results = tuple(SequenceResult(one.sequence_id, (SCORE,) * one.num_samples) for one in batch.slices)
         ended = self._apply(self.scheduler.handle(BatchCompleted(MicroBatchResult(batch.epoch, batch.batch_id, results, ()))))
         self.scheduler.check_invariants()
         return ended

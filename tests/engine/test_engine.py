@@ -50,7 +50,7 @@ class Serving:
             asyncio.get_running_loop().call_soon(self._complete, batch)
 
     def _complete(self, batch: MicroBatch) -> None:
-        results = tuple(SequenceResult(slice_.sequence_id, SCORE if slice_.sample else None, ()) for slice_ in batch.slices)
+        results = tuple(SequenceResult(slice_.sequence_id, (SCORE,) * slice_.num_samples) for slice_ in batch.slices)
         self.engine.complete(MicroBatchResult(batch.epoch, batch.batch_id, results, ()))
 
     def answer_last_frame(self) -> None:
@@ -274,7 +274,7 @@ async def test_a_result_that_cannot_be_names_the_fault_and_the_answer_goes_on() 
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     sent = serving.sent[-1]
-    outside = SequenceResult(sent.slices[0].sequence_id, TokenScore(100, -1.0), ())
+    outside = SequenceResult(sent.slices[0].sequence_id, (TokenScore(100, -1.0),))
     serving.engine.complete(MicroBatchResult(sent.epoch, sent.batch_id, (outside,), ()))
     serving.engine.complete(MicroBatchResult(sent.epoch, 99, (), ()))
     assert serving.faults == [

@@ -205,7 +205,7 @@ async def test_a_long_prompt_is_more_work_than_a_token() -> None:
     async with Site(HEARTBEAT_S) as site:
         await site.open()
         for batch_id, (first, count) in enumerate([(0, 1), (1024, 512)], 1):
-            slices = (SequenceSlice(RingId(batch_id), first, (7,) * count, (), sample=False),)
+            slices = (SequenceSlice(RingId(batch_id), first, (7,) * count, (), num_samples=0),)
             site.ring.send(MicroBatch(1, batch_id, "f32", (), slices, ()))
         assert site.ring.most_work == 512 * 2.5
         await site.ring.close()
@@ -258,7 +258,9 @@ async def _read_to_end(call: Any) -> None:
         (ring_pb2.ForwardRequest(micro_batch=ring_pb2.MicroBatch(epoch=1)), "a frame of another kind"),
         (
             ring_pb2.ForwardRequest(
-                result=ring_pb2.MicroBatchResult(epoch=1, results=[ring_pb2.SequenceResult(sampled=ring_pb2.TokenLogprobs(token_id=2**31))])
+                result=ring_pb2.MicroBatchResult(
+                    epoch=1, results=[ring_pb2.SequenceResult(sampled=[ring_pb2.TokenLogprobs(token_id=2**31)])]
+                )
             ),
             "TokenLogprobs.token_id is 2147483648; expected",
         ),

@@ -17,6 +17,7 @@ from dairllm.coordinator.engine.actions import (
     SendBatch,
 )
 from dairllm.coordinator.engine.events import (
+    BatchCompleted,
     GenerationCancelled,
     GenerationRequested,
     RingAvailable,
@@ -24,6 +25,8 @@ from dairllm.coordinator.engine.events import (
     RingUnavailable,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.guesses.planning import MakeGuesser
+from dairllm.coordinator.engine.guesses.repetition import Repetition
 from dairllm.coordinator.engine.recovery import Placement, StagePlace
 from dairllm.coordinator.engine.requests import (
     GenerationFinished,
@@ -35,6 +38,8 @@ from dairllm.coordinator.engine.requests import (
 )
 from dairllm.coordinator.engine.scheduler import Scheduler
 from dairllm.coordinator.prefix_reuse import PrefixReuse
+from dairllm.mesh.ring.frames import StageTiming
+from tests.engine.prophets import Prophet
 from tests.engine.shard_contents import next_token
 from tests.engine.simulated_shards import SimulatedRing
 
@@ -73,9 +78,14 @@ def geometry(epoch: int, stages: int | Placement, blocks: int) -> RingGeometry:
 NUM_TOKENS = 2**31
 
 
+STAGE_S = 1.0
+"""Of a frame, at every stage; a row more takes ROW_S more."""
+ROW_S = 0.01
+
+
 class Harness:
-    def __init__(self, limits: SchedulerLimits) -> None:
-        self.scheduler = Scheduler(limits)
+    def __init__(self, limits: SchedulerLimits, make_guesser: MakeGuesser = Repetition) -> None:
+        self.scheduler = Scheduler(limits, make_guesser)
         self.ring = SimulatedRing()
         self.events: dict[int, list[object]] = {}
         self.reports: list[SchedulerAction] = []
@@ -110,9 +120,16 @@ class Harness:
 
     def step(self) -> None:
         if self.ring.queue:
-            completed = self.ring.compute()
+            completed = self._timed(self.ring.queue[0].num_rows, self.ring.compute())
             assert self.scheduler.fault_in(completed.result, NUM_TOKENS) == ""
             self.apply(self.scheduler.handle(completed))
+
+    def _timed(self, num_rows: int, completed: BatchCompleted) -> BatchCompleted:
+        assert self.ring.geometry is not None
+        stage_s = STAGE_S + ROW_S * num_rows
+        places = self.ring.geometry.placement
+        timings = tuple(StageTiming(place.holder.name, 0, round(stage_s * 1e6), 0, num_rows, 0) for place in places)
+        return BatchCompleted(replace(completed.result, timings=timings), stage_s * len(places))
 
     def run(self, limit: int = 20_000) -> None:
         for _ in range(limit):
@@ -357,11 +374,13 @@ stimuli = st.one_of(
     st.tuples(st.just("forget sent rows"), st.none()),
 )
 
+guessers = st.just(Repetition) | st.builds(Prophet, st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.just(0.9), st.integers(0, 9))
+
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(stimuli, min_size=1, max_size=40), st.sampled_from(PrefixReuse))
-def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]], reuse: PrefixReuse) -> None:
-    harness = Harness(limits(prefix_reuse=reuse))
+@given(st.lists(stimuli, min_size=1, max_size=40), st.sampled_from(PrefixReuse), guessers)
+def test_every_answer_is_right_whatever_happens(script: list[tuple[str, Any]], reuse: PrefixReuse, make_guesser: MakeGuesser) -> None:
+    harness = Harness(limits(prefix_reuse=reuse), make_guesser)
     epoch = 1
     now = even_placement(2)
     harness.open_ring(geometry(epoch, now, 16))

@@ -44,6 +44,7 @@ async def test_metrics(site: Site) -> None:
     assert metrics["dairllm_generated_tokens_total",] == 13
     assert metrics["dairllm_prompt_tokens_total",] == len(site.engine.requests[0].prompt_ids)
     assert metrics["dairllm_kv_reused_tokens_total",] == 3
+    assert (metrics["dairllm_guessed_tokens_total",], metrics["dairllm_guessed_tokens_right_total",]) == (9, 6)
     assert metrics["dairllm_kv_blocks",] == 64
     assert metrics["dairllm_kv_blocks_free",] == 60
     assert metrics["dairllm_running_sequences",] == metrics["dairllm_waiting_sequences",] == 0

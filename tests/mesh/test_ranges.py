@@ -112,7 +112,7 @@ def test_the_values_that_ended_a_coordinator() -> None:
     assert out_of_range(cluster_pb2.Hello(last_epoch=2**64 - 1)) is None, "shards that were told so may join: nobody believes it"
     for epoch in (2**64 - 1, 2**64 - 2, 2**63, 2**53):
         assert out_of_range(cluster_pb2.JoinResponse(assignment=cluster_pb2.Assignment(epoch=epoch))) is not None
-    result = ring_pb2.SequenceResult(sampled=ring_pb2.TokenLogprobs(token_id=2**32 - 1))
+    result = ring_pb2.SequenceResult(sampled=[ring_pb2.TokenLogprobs(token_id=2**32 - 1)])
     assert out_of_range(ring_pb2.ForwardRequest(result=ring_pb2.MicroBatchResult(results=[result]))) is not None
 
 

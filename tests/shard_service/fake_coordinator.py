@@ -307,7 +307,7 @@ class Frames:
         needed = -(-self._position // KV_BLOCK_TOKENS)
         new_blocks, self._blocks = range(self._blocks, needed), needed
         part = ring_pb2.SequenceSlice(
-            sequence_id=self.sequence_id, first_position=first, token_ids=token_ids, new_block_ids=new_blocks, sample=sample
+            sequence_id=self.sequence_id, first_position=first, token_ids=token_ids, new_block_ids=new_blocks, num_samples=int(sample)
         )
         for name, value in changes.items():
             getattr(part, name).extend(value) if isinstance(value, list) else setattr(part, name, value)
@@ -326,6 +326,6 @@ async def greedy_tokens(edge: RingEdge, coordinator: FakeCoordinator, frames: Fr
     while len(tokens) < count:
         await edge.send(frames.next(pending))
         result = await soon(coordinator.results.get())
-        tokens.append(result.results[0].sampled.token_id)
+        tokens.append(result.results[0].sampled[0].token_id)
         pending = [tokens[-1]]
     return tokens

@@ -88,7 +88,7 @@ class LivingSequence:
         for _ in range(count):
             await edge.send(self.frame(epoch, range(self.completed, len(self.tokens)), sample=True))
             result = await soon(coordinator.results.get())
-            sampled = result.results[0].sampled
+            (sampled,) = result.results[0].sampled
             self.completed = len(self.tokens)
             self.tokens.append(sampled.token_id)
             self.answers.append(Answer(sampled.token_id, sampled.logprob))
@@ -107,7 +107,7 @@ class LivingSequence:
             first_position=positions.start,
             token_ids=self.tokens[positions.start : positions.stop],
             new_block_ids=[] if replay.end_unit else self._blocks(positions.start, positions.stop),
-            sample=sample,
+            num_samples=int(sample),
             first_unit=replay.first_unit,
             end_unit=replay.end_unit,
             replay_at=replay.replay_at,

@@ -250,9 +250,9 @@ async def test_one_sequence_with_broken_numbers_fails_alone(coordinator: FakeCoo
             await edge.send(broken)
             failed, worked = sorted((await soon(coordinator.results.get())).results, key=lambda result: result.sequence_id)
         assert failed.failure == "no numbers behind a"
-        assert not failed.HasField("sampled")
+        assert not failed.sampled
         assert worked.failure == ""
-        assert worked.HasField("sampled")
+        assert worked.sampled
 
 
 async def test_a_shard_that_is_told_to_stop_serves_until_others_have_taken_over(coordinator: FakeCoordinator) -> None:

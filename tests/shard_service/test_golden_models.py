@@ -51,19 +51,19 @@ def prompt_scores(ring: LocalRing, ids: list[int], wire: str = WIRE) -> tuple[tu
     """Of each row the next token's, and the token after the last one."""
     sampling = SamplingParams(temperature=0.0, logprobs=True, top_logprobs=NUM_TOP)
     begin = SequenceBegin(RingId(1), len(ids), sampling)
-    rows = SequenceSlice(RingId(1), 0, tuple(ids), blocks(0, len(ids)), sample=True, score_targets=(*ids[1:], 0))
+    rows = SequenceSlice(RingId(1), 0, tuple(ids), blocks(0, len(ids)), num_samples=1, score_targets=(*ids[1:], 0))
     (result,) = ring.compute(frame(1, (begin,), rows, wire)).results
-    assert result.sampled is not None, result.failure
-    return result.scores, result.sampled.token_id
+    assert result.sampled, result.failure
+    return result.scores, result.sampled[0].token_id
 
 
 def continued(ring: LocalRing, first: int, position: int, count: int, wire: str = WIRE) -> list[int]:
     tokens = [first]
     while len(tokens) < count:
-        rows = SequenceSlice(RingId(1), position, (tokens[-1],), blocks(position, 1), sample=True)
+        rows = SequenceSlice(RingId(1), position, (tokens[-1],), blocks(position, 1), num_samples=1)
         (result,) = ring.compute(frame(1 + len(tokens), (), rows, wire)).results
-        assert result.sampled is not None, result.failure
-        tokens.append(result.sampled.token_id)
+        assert result.sampled, result.failure
+        tokens.append(result.sampled[0].token_id)
         position += 1
     return tokens
 

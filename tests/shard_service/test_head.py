@@ -33,7 +33,7 @@ def head_whose_padding_is_loudest() -> Head:
 
 def sampled_slice(sampling: SamplingParams) -> CheckedSlice:
     begin = SequenceBegin(RingId(1), prompt_length=1, sampling=sampling)
-    slice_ = SequenceSlice(RingId(1), first_position=0, token_ids=(3,), new_block_ids=(), sample=True, score_targets=(5,))
+    slice_ = SequenceSlice(RingId(1), first_position=0, token_ids=(3,), new_block_ids=(), num_samples=1, score_targets=(5,))
     return CheckedSlice(slice_, RunningSequence(begin, TokenHistory(sampling, 1), NO_BLOCKS, 1), NO_BLOCKS)
 
 
@@ -43,8 +43,8 @@ def test_rows_that_are_no_tokens_are_neither_chosen_nor_counted() -> None:
     for temperature in (0.0, 1.0, 100.0):
         sampling = SamplingParams(temperature=temperature, seed=7, logprobs=True, top_logprobs=20)
         (result,) = head.results([sampled_slice(sampling)], hidden)
-        assert result.sampled is not None
-        for found in (result.sampled, *result.scores):
+        assert len(result.sampled) == 1
+        for found in (*result.sampled, *result.scores):
             assert found.token_id < NUM_TOKENS
             assert all(top.token_id < NUM_TOKENS for top in found.top)
             assert math.isclose(found.logprob, logprobs_of_tokens(head, hidden)[found.token_id], abs_tol=1e-4)

@@ -25,7 +25,7 @@ def begin(sequence_id: int = 1, **changes: object) -> SequenceBegin:
 
 
 def slice_of(sequence_id: int = 1, first: int = 0, rows: int = 3, blocks: tuple[int, ...] = (0,), **changes: object) -> SequenceSlice:
-    base = SequenceSlice(RingId(sequence_id), first, tuple(range(rows)), blocks, sample=True)
+    base = SequenceSlice(RingId(sequence_id), first, tuple(range(rows)), blocks, num_samples=1)
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -97,7 +97,7 @@ SLICES = st.builds(
     st.integers(0, 2**32 - 1),
     IDS,
     IDS,
-    st.booleans(),
+    st.integers(0, 2**32 - 1),
     IDS,
     st.none() | st.builds(Replay, st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1), st.text(max_size=3), st.booleans()),
     st.binary(max_size=20),

@@ -149,7 +149,7 @@ async def test_frames_that_do_not_fit_are_refused_and_change_nothing(coordinator
         async with await RingEdge.open(shard, epoch=3) as edge:
             good = Frames(3)
             await edge.send(good.next(PROMPT))
-            first = (await soon(coordinator.results.get())).results[0].sampled.token_id
+            first = (await soon(coordinator.results.get())).results[0].sampled[0].token_id
             wrong_epoch = Frames(2, sequence_id=5).next(PROMPT)
             unknown = Frames(3, sequence_id=6).next(PROMPT)
             del unknown.begins[:]
@@ -167,7 +167,7 @@ async def test_frames_that_do_not_fit_are_refused_and_change_nothing(coordinator
                 assert refusal.status == status
                 assert text in refusal.message
             await edge.send(good.next([first]))
-            second = (await soon(coordinator.results.get())).results[0].sampled.token_id
+            second = (await soon(coordinator.results.get())).results[0].sampled[0].token_id
         assert [first, second] == expected_tokens(coordinator, 2)
 
 
@@ -352,7 +352,7 @@ async def test_smollm2_agrees_with_the_golden_answer(smollm2_path: Path) -> None
             pending = golden["prompt_ids"]
             for token_id, margin, logprob in zip(golden["generated_ids_64"], golden["top1_margin"], golden["logprob"], strict=True):
                 await edge.send(frames.next(pending))
-                sampled = (await soon(coordinator.results.get())).results[0].sampled
+                (sampled,) = (await soon(coordinator.results.get())).results[0].sampled
                 if margin > 0.5:
                     assert sampled.token_id == token_id
                 if sampled.token_id == token_id:

@@ -90,7 +90,7 @@ def begin(number: int = 1) -> SequenceBegin:
 def part(first: int, end: int, number: int = 1, tokens: Sequence[int] = PROMPT) -> SequenceSlice:
     """Blocks 8 * number and on."""
     blocks = range(-(-first // GEOMETRY.block_tokens), -(-end // GEOMETRY.block_tokens))
-    return SequenceSlice(RingId(number), first, tuple(tokens[first:end]), tuple(number * 8 - 8 + block for block in blocks), sample=False)
+    return SequenceSlice(RingId(number), first, tuple(tokens[first:end]), tuple(number * 8 - 8 + block for block in blocks), num_samples=0)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dairllm.mesh.errors import MalformedFrame
 from dairllm.mesh.ring.frames import Replay, RingId, SequenceSlice
 from dairllm.shard_service.forward.sub_runs import PASSED_ON, Origin, SubRun, SubRunPlanner
 
-NORMAL = SequenceSlice(RingId(1), 0, (0,), (), sample=False)
+NORMAL = SequenceSlice(RingId(1), 0, (0,), (), num_samples=0)
 
 
 def replay(first: int, end: int, at: str = "", **changes: object) -> SequenceSlice:
@@ -86,7 +86,7 @@ def test_a_slice_of_no_replay_passes_all_units(ring: list[range]) -> None:
         (replay(1, 4, "me"), "expected one of 2 to 5"),
         (replay(6, 8, "me"), "expected one of 2 to 5"),
         (replay(3, 8, "s"), "within this shard"),
-        (replay(0, 4, sample=True), "tokens"),
+        (replay(0, 4, num_samples=1), "tokens"),
     ],
 )
 def test_what_no_ring_could_compute_is_refused(slice_: SequenceSlice, text: str) -> None:

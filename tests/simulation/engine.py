@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dairllm.coordinator.cluster.events import AnswersRecovered
 from dairllm.coordinator.engine.actions import EmitEvent, FailSequence, ReportDrained, ReportRecovered, ReportRecovery, SendBatch
@@ -25,7 +25,8 @@ from dairllm.coordinator.engine.requests import (
     TokenGenerated,
 )
 from dairllm.coordinator.engine.scheduler import Scheduler
-from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, StageTiming
+from tests.engine.prophets import Prophet
 from tests.engine.shard_contents import Row, extend_rows, token_of
 from tests.simulation.world import World
 
@@ -33,6 +34,7 @@ CONTEXT_LENGTH = 64
 LIMITS = SchedulerLimits(CONTEXT_LENGTH, max_batch_rows=12, short_chunk_rows=4, max_running=5)
 RECOVERY_LIMIT_S = 8.0
 FRAME_LIMIT_S = 10.0
+WRONG_GUESSES = 0.3
 
 
 @dataclass
@@ -93,7 +95,7 @@ class SimulatedEngine:
         counts: Counter[str],
     ) -> None:
         self._world, self._send, self._on_drained, self._on_recovered, self._counts = world, send, on_drained, on_recovered, counts
-        self._scheduler = Scheduler(LIMITS)
+        self._scheduler = Scheduler(LIMITS, Prophet(WRONG_GUESSES))
         self._answers: dict[SequenceId, Answer] = {}
         self._sent_s: dict[int, float] = {}
         self._closed_at_s: float | None = None
@@ -128,8 +130,10 @@ class SimulatedEngine:
     def complete(self, result: MicroBatchResult) -> None:
         fault = self._scheduler.fault_in(result, 2**31)
         self._world.require(not fault, f"the last shard {fault}")
-        self._sent_s.pop(result.batch_id, None)
-        self._handle(BatchCompleted(result))
+        took_s = self._world.now_s - self._sent_s.pop(result.batch_id, self._world.now_s)
+        timing = StageTiming("slowest", 0, round(took_s * 0.4e6), 0, 0, 0)
+        self._handle(BatchCompleted(replace(result, timings=(timing,)), took_s))
+        self._counts["guesses right"] = self._scheduler.num_guessed_right
 
     def submit(self, answer: Answer) -> None:
         self._answers[SequenceId(answer.number)] = answer

@@ -102,6 +102,8 @@ class FakeEngine:
             sum(len(one.prompt_ids) for one in self.requests),
             self.num_generated,
             self.num_reused * len(self.requests),
+            9,
+            6,
             0.0,
         )
 

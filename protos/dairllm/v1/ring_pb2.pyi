@@ -117,13 +117,13 @@ class SequenceBegin(_message.Message):
     def __init__(self, sequence_id: _Optional[int] = ..., prompt_length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceSlice(_message.Message):
-    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "activations", "sample", "score_targets", "first_unit", "end_unit", "replay_at", "replay_failed", "failure")
+    __slots__ = ("sequence_id", "first_position", "token_ids", "new_block_ids", "activations", "num_samples", "score_targets", "first_unit", "end_unit", "replay_at", "replay_failed", "failure")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NEW_BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
-    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SCORE_TARGETS_FIELD_NUMBER: _ClassVar[int]
     FIRST_UNIT_FIELD_NUMBER: _ClassVar[int]
     END_UNIT_FIELD_NUMBER: _ClassVar[int]
@@ -135,14 +135,14 @@ class SequenceSlice(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     new_block_ids: _containers.RepeatedScalarFieldContainer[int]
     activations: bytes
-    sample: bool
+    num_samples: int
     score_targets: _containers.RepeatedScalarFieldContainer[int]
     first_unit: int
     end_unit: int
     replay_at: str
     replay_failed: bool
     failure: str
-    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., activations: _Optional[bytes] = ..., sample: bool = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ..., replay_failed: bool = ..., failure: _Optional[str] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., first_position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., new_block_ids: _Optional[_Iterable[int]] = ..., activations: _Optional[bytes] = ..., num_samples: _Optional[int] = ..., score_targets: _Optional[_Iterable[int]] = ..., first_unit: _Optional[int] = ..., end_unit: _Optional[int] = ..., replay_at: _Optional[str] = ..., replay_failed: bool = ..., failure: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "logit_bias", "top_logprobs", "logprobs")
@@ -197,11 +197,11 @@ class SequenceResult(_message.Message):
     REPLAY_FAILED_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
-    sampled: TokenLogprobs
+    sampled: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
     scores: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
     replay_failed: bool
     failure: str
-    def __init__(self, sequence_id: _Optional[int] = ..., sampled: _Optional[_Union[TokenLogprobs, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., replay_failed: bool = ..., failure: _Optional[str] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., replay_failed: bool = ..., failure: _Optional[str] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("token_id", "logprob", "top")
