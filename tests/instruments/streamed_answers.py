@@ -21,9 +21,15 @@ class Token(NamedTuple):
     logprob: float
 
 
-def completion_body(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
+def completion_body(prompt: Sequence[int] | str, num_tokens: int) -> dict[str, Any]:
     """Exactly so many tokens, the most probable ones, with their log-probabilities."""
-    return {"prompt": list(prompt), "max_tokens": num_tokens, "temperature": 0, "logprobs": 1, "ignore_eos": True}
+    return {
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
+        "max_tokens": num_tokens,
+        "temperature": 0,
+        "logprobs": 1,
+        "ignore_eos": True,
+    }
 
 
 class StreamedAnswer:
@@ -34,7 +40,9 @@ class StreamedAnswer:
     monotonic clock, as Token.arrived_s.
     """
 
-    def __init__(self, http: str, prompt: Sequence[int], num_tokens: int, timeout_s: float = REQUEST_TIMEOUT_S, **changes: Any) -> None:
+    def __init__(
+        self, http: str, prompt: Sequence[int] | str, num_tokens: int, timeout_s: float = REQUEST_TIMEOUT_S, **changes: Any
+    ) -> None:
         self.tokens: list[Token] = []
         self.error: str | None = None
         self.is_complete = False
