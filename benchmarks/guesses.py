@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from command import run, show
@@ -117,7 +117,7 @@ class Bench:
     def ask(self, kind: str) -> list[tuple[str, float]]:
         guessed, right = self._guesses()
         prompt, stop, temperature = KINDS[kind]
-        changes = {"stop": stop, "temperature": temperature, "seed": 1, "ignore_eos": False}
+        changes: dict[str, Any] = {"stop": stop, "temperature": temperature, "seed": 1, "ignore_eos": False}
         with StreamedAnswer(self._cluster.http, prompt, MOST_TOKENS, **changes) as stream:
             tokens = stream.wait_complete()
         seen, now = self.measured[kind], self._guesses()

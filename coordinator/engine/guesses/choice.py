@@ -9,6 +9,8 @@ from itertools import accumulate
 
 LEAST_GAIN = 0.03
 """So much faster it has to be, or nothing is guessed: times and chances are known no better."""
+LEAST_CHANCE_AHEAD = 0.25
+"""A frame that is sent ahead is computed whole, most of it in vain if the chance is less, on machines that may have something else to do."""
 
 
 def best_count(chances: Sequence[float], num_tokens: float, time_with: Callable[[int], float]) -> int:
@@ -24,4 +26,4 @@ def best_count(chances: Sequence[float], num_tokens: float, time_with: Callable[
 def pays_ahead(chance: float, alone_s: float, beside_s: float, stage_s: float) -> bool:
     """Whether to send a frame before the token that it goes on from is known. chance: that it goes on from the right one. alone_s: once
     around the ring while nothing else is on it; beside_s: while something is; stage_s: at the slowest stage."""
-    return chance * stage_s + (1 - chance) * beside_s < alone_s / (1 + LEAST_GAIN)
+    return chance >= LEAST_CHANCE_AHEAD and chance * stage_s + (1 - chance) * beside_s < alone_s / (1 + LEAST_GAIN)
