@@ -10,7 +10,7 @@ from itertools import accumulate
 LEAST_GAIN = 0.03
 """So much faster it has to be, or nothing is guessed: times and chances are known no better."""
 LEAST_CHANCE_AHEAD = 0.25
-"""A frame that is sent ahead is computed whole, most of it in vain if the chance is less, on machines that may have something else to do."""
+"""A frame that is sent ahead is computed whole, most often in vain if the chance is less, on machines that may have other things to do."""
 
 
 def best_count(chances: Sequence[float], num_tokens: float, time_with: Callable[[int], float]) -> int:
