@@ -14,19 +14,19 @@ HIGHEST_LOGPROB = 0.01
 """Rounding makes 0 a little more."""
 
 
-class Wanted(NamedTuple):
+class Awaited(NamedTuple):
     """is_dead: the slice rests on a wrong guess."""
 
     sampling: SamplingParams
     is_dead: bool = False
 
 
-WantedOf = Callable[[RingId], Wanted | None]
-"""What is wanted of a sequence; None if it has ended since the frame was sent, so that nothing that comes of it matters."""
+AwaitedOf = Callable[[RingId], Awaited | None]
+"""What is awaited of a sequence; None if it has ended since the frame was sent, so that nothing that comes of it matters."""
 
 
 def fault_in(
-    batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, wanted_of: WantedOf, num_tokens: int, *, has_states: bool = False
+    batch: MicroBatchResult, asked: Sequence[SequenceSlice] | None, awaited_of: AwaitedOf, num_tokens: int, *, has_states: bool = False
 ) -> str:
     """What is wrong, as a part of a sentence whose subject is the shard; '' if nothing is.
 
@@ -40,24 +40,24 @@ def fault_in(
     if len(results) < len(batch.results) or not results.keys() <= slices.keys():
         return f"sent results of sequences that are not in frame {batch.batch_id}, or more than one of a sequence"
     for sequence_id, slice_ in slices.items():
-        wanted = wanted_of(sequence_id)
-        if wanted is None:  # it may have no cache to stand on any more
+        awaited = awaited_of(sequence_id)
+        if awaited is None:  # it may have no cache to stand on any more
             continue
         result = results.get(sequence_id, SequenceResult(sequence_id))
         may_be_lost = slice_.replay is not None or (has_states and slice_.first_position > 0)
-        wrong = next(_wrong(slice_, result, wanted, num_tokens, may_be_lost=may_be_lost), "")
+        wrong = next(_wrong(slice_, result, awaited, num_tokens, may_be_lost=may_be_lost), "")
         if wrong:
             return f"sent {wrong} for sequence {sequence_id} in frame {batch.batch_id}"
     return ""
 
 
-def _wrong(slice_: SequenceSlice, result: SequenceResult, wanted: Wanted, num_tokens: int, *, may_be_lost: bool) -> Iterator[str]:
-    sampling = wanted.sampling
+def _wrong(slice_: SequenceSlice, result: SequenceResult, awaited: Awaited, num_tokens: int, *, may_be_lost: bool) -> Iterator[str]:
+    sampling = awaited.sampling
     if result.replay_failed and not may_be_lost:
         yield "a failed replay where none was asked for"
     if result.replay_failed or result.failure:
         return
-    yield from _wrong_number(slice_, [token.token_id for token in result.sampled], is_dead=wanted.is_dead)
+    yield from _wrong_number(slice_, [token.token_id for token in result.sampled], is_dead=awaited.is_dead)
     if len(result.scores) != len(slice_.score_targets):
         yield f"{len(result.scores)} scores instead of {len(slice_.score_targets)}"
     for score, target in zip(result.scores, slice_.score_targets, strict=False):

@@ -39,12 +39,12 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.guesses.guess_planner import GuessPlanner, MakeGuesser
 from dairllm.coordinator.engine.guesses.pace import FrameTime
-from dairllm.coordinator.engine.guesses.planning import GuessPlanner, MakeGuesser
 from dairllm.coordinator.engine.guesses.repetition import Repetition
 from dairllm.coordinator.engine.recovery import lacks_layers
 from dairllm.coordinator.engine.requests import GenerationEvent, GenerationFinished, GenerationRequest, PromptScored, SequenceId
-from dairllm.coordinator.engine.results import Wanted, fault_in
+from dairllm.coordinator.engine.results import Awaited, fault_in
 from dairllm.coordinator.engine.roster import SequenceRoster
 from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.coordinator.engine.turns import even_shares
@@ -237,12 +237,12 @@ class Scheduler:
         if ring is None or batch.epoch != ring.geometry.epoch:
             return ""
         flight, has_states = ring.in_flight.get(batch.batch_id), self.limits.tokens_per_place is not None
-        wanted_of = partial(self._wanted_of, batch.batch_id)
-        return fault_in(batch, flight.slices if flight else None, wanted_of, num_tokens, has_states=has_states)
+        awaited_of = partial(self._awaited_of, batch.batch_id)
+        return fault_in(batch, flight.slices if flight else None, awaited_of, num_tokens, has_states=has_states)
 
-    def _wanted_of(self, batch_id: int, ring_id: RingId) -> Wanted | None:
+    def _awaited_of(self, batch_id: int, ring_id: RingId) -> Awaited | None:
         sequence = self._roster.find_on_shards(ring_id)
-        return Wanted(sequence.request.sampling, batch_id < sequence.live_from) if sequence else None
+        return Awaited(sequence.request.sampling, batch_id < sequence.live_from) if sequence else None
 
     def _complete(self, batch: MicroBatchResult, took_s: float | None) -> list[SchedulerAction]:
         ring = self._ring

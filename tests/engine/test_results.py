@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dairllm.coordinator.engine.results import Wanted, fault_in
+from dairllm.coordinator.engine.results import Awaited, fault_in
 from dairllm.mesh.ring.frames import MicroBatchResult, Replay, RingId, SequenceResult, SequenceSlice, TokenLogprob, TokenScore
 from dairllm.mesh.sampling import SamplingParams
 
@@ -26,7 +26,7 @@ TOP = (TokenLogprob(7, 0.0), TokenLogprob(8, -3.0))
 
 
 def fault_of(*results: SequenceResult, asked: Sequence[SequenceSlice] | None = SLICES, sampling: SamplingParams | None = PLAIN) -> str:
-    wanted = Wanted(sampling) if sampling else None
+    wanted = Awaited(sampling) if sampling else None
     return fault_in(MicroBatchResult(1, 7, results, ()), asked, lambda ring_id: wanted, NUM_TOKENS)
 
 
@@ -120,14 +120,14 @@ def test_nothing_is_sampled_after_a_wrong_guess() -> None:
     asked = [SequenceSlice(SAMPLED, 5, (1,), (), num_samples=1)]
     for result, fault in ((TOKEN, "a token that nobody has asked for"), (SequenceResult(SAMPLED), "")):
         batch = MicroBatchResult(1, 7, (result,), ())
-        assert fault in fault_in(batch, asked, lambda ring_id: Wanted(PLAIN, is_dead=True), NUM_TOKENS)
+        assert fault in fault_in(batch, asked, lambda ring_id: Awaited(PLAIN, is_dead=True), NUM_TOKENS)
 
 
 def test_a_state_may_be_lost_where_there_are_states() -> None:
     lost = tuple(SequenceResult(ring_id, (), (), replay_failed=True) for ring_id in (SAMPLED, SCORED))
     batch = MicroBatchResult(1, 7, (lost[0], SCORES), ())
-    assert fault_in(batch, SLICES, lambda ring_id: Wanted(PLAIN), NUM_TOKENS, has_states=True) == ""
-    assert "a failed replay where none was asked for" in fault_in(batch, SLICES, lambda ring_id: Wanted(PLAIN), NUM_TOKENS)
+    assert fault_in(batch, SLICES, lambda ring_id: Awaited(PLAIN), NUM_TOKENS, has_states=True) == ""
+    assert "a failed replay where none was asked for" in fault_in(batch, SLICES, lambda ring_id: Awaited(PLAIN), NUM_TOKENS)
     batch = MicroBatchResult(1, 7, (TOKEN, lost[1]), ())
-    wrong = fault_in(batch, SLICES, lambda ring_id: Wanted(PLAIN), NUM_TOKENS, has_states=True)
+    wrong = fault_in(batch, SLICES, lambda ring_id: Awaited(PLAIN), NUM_TOKENS, has_states=True)
     assert "a failed replay where none was asked for" in wrong, "it begins without a state"

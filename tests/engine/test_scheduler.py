@@ -25,7 +25,7 @@ from dairllm.coordinator.engine.events import (
     RingUnavailable,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
-from dairllm.coordinator.engine.guesses.planning import MakeGuesser
+from dairllm.coordinator.engine.guesses.guess_planner import MakeGuesser
 from dairllm.coordinator.engine.guesses.repetition import Repetition
 from dairllm.coordinator.engine.recovery import Placement, StagePlace
 from dairllm.coordinator.engine.requests import (

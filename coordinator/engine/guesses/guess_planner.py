@@ -24,7 +24,7 @@ MakeGuesser = Callable[[Acceptance], Guesser]
 """Of one sequence; it is told what all of them have shown."""
 
 
-class _Candidate(NamedTuple):
+class _NextGuess(NamedTuple):
     """chance: that the guess is right and all before it in its sequence are."""
 
     chance: float
@@ -58,8 +58,8 @@ class GuessPlanner:
         alone, beside = self._pace.time(1, is_beside=False), self._pace.time(1, is_beside=True)
         if not alone or not beside or num_in_flight >= min(self._frames_at_once, round(alone.round_s / max(beside.stage_s, 1e-9))):
             return {}
-        firsts: list[_Candidate] = []
-        others: list[_Candidate] = []
+        firsts: list[_NextGuess] = []
+        others: list[_NextGuess] = []
         for sequence in waiting:
             candidates = self._candidates(sequence)
             first = next(candidates, None)
@@ -71,7 +71,7 @@ class GuessPlanner:
         return {first.sequence: [first.token_id, *along.get(first.sequence, [])] for first in firsts}
 
     def _chosen(
-        self, candidates: list[_Candidate], num_rows: int, num_tokens: float, num_decoding: int, most_rows: int
+        self, candidates: list[_NextGuess], num_rows: int, num_tokens: float, num_decoding: int, most_rows: int
     ) -> dict[Sequence, list[int]]:
         is_full = num_decoding >= self._frames_at_once > 1
 
@@ -86,7 +86,7 @@ class GuessPlanner:
             chosen.setdefault(one.sequence, []).append(one.token_id)
         return chosen
 
-    def _candidates(self, sequence: Sequence) -> Iterator[_Candidate]:
+    def _candidates(self, sequence: Sequence) -> Iterator[_NextGuess]:
         """Those that come after what was sent."""
         guesser = self._guesser_of(sequence)
         if guesser is None:
@@ -98,7 +98,7 @@ class GuessPlanner:
             if chance < LEAST_CHANCE or guess.token_id in sequence.request.end_ids:
                 return
             if index >= num_sent:
-                yield _Candidate(chance, sequence, guess.token_id)
+                yield _NextGuess(chance, sequence, guess.token_id)
 
     def _guesser_of(self, sequence: Sequence) -> Guesser | None:
         """None for one whose first token is still awaited, or whose guesses have made its frames fail, and while nothing was measured."""
