@@ -89,10 +89,11 @@ class Flights:
             return None
         took_s = now_s - flight.sent_s
         self._slowest_s = max(self._slowest_s, took_s)
-        if flight.only_decodes:
+        only_decodes = flight.only_decodes and is_alive(result, flight.num_rows)
+        if only_decodes:
             self.decode_step_s = _smooth(self.decode_step_s, took_s)
             self.decode_rows = _smooth(self.decode_rows, flight.num_rows)
-        self._add(result.timings, flight.only_decodes)
+        self._add(result.timings, only_decodes)
         return took_s
 
     def _add(self, timings: Sequence[StageTiming], only_decodes: bool) -> None:
@@ -113,6 +114,11 @@ class Flights:
         oldest_s = max((now_s - flight.sent_s for flight in self._under_way.values()), default=0.0)
         limit_s = max(LEAST_FRAME_LIMIT_S, FRAME_PATIENCE * self._slowest_s) if self._slowest_s else FIRST_FRAME_LIMIT_S
         return oldest_s if oldest_s > limit_s else None
+
+
+def is_alive(result: MicroBatchResult, num_slices: int) -> bool:
+    """Whether a frame of so many slices which only decode was computed by every stage: none of them rested on a wrong guess."""
+    return sum(bool(one.sampled) for one in result.results) == num_slices
 
 
 def _smooth(average: float, value: float) -> float:

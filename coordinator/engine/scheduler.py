@@ -39,6 +39,7 @@ from dairllm.coordinator.engine.events import (
     SchedulerEvent,
 )
 from dairllm.coordinator.engine.facts import RingGeometry, SchedulerLimits
+from dairllm.coordinator.engine.flights import is_alive
 from dairllm.coordinator.engine.guesses.guess_planner import GuessPlanner, MakeGuesser
 from dairllm.coordinator.engine.guesses.pace import FrameTime
 from dairllm.coordinator.engine.guesses.repetition import Repetition
@@ -259,7 +260,9 @@ class Scheduler:
         return actions + self._note_drained(ring)
 
     def _note_time(self, flight: Flight, batch: MicroBatchResult, took_s: float | None) -> None:
-        if self._guesses is not None and flight.only_decodes and took_s is not None and batch.timings:
+        if self._guesses is None or took_s is None or not batch.timings:
+            return
+        if flight.only_decodes and is_alive(batch, len(flight.slices)):
             stage_s = max(timing.compute_us + timing.codec_us for timing in batch.timings) * 1e-6
             num_rows = sum(slice_.num_rows for slice_ in flight.slices)
             self._guesses.note_time(num_rows, FrameTime(took_s, stage_s), is_beside=flight.is_beside)

@@ -19,9 +19,11 @@ class Prophet:
         """Of another sequence."""
         return Prophet(self._wrong, self._chance, self._seed)
 
-    def follow(self, tokens: list[int]) -> None:
+    def follow(self, tokens: list[int], most: int) -> int:
         assert tokens[: len(self._tokens)] == self._tokens, "tokens that had come are others"
+        num_new = len(tokens) - len(self._tokens)
         self._tokens = list(tokens)
+        return num_new
 
     def guesses(self, num_ahead: int) -> Iterator[Guess]:
         tokens = list(self._tokens)

@@ -3,7 +3,7 @@
 import pytest
 
 from dairllm.coordinator.engine.flights import FIRST_FRAME_LIMIT_S, FRAME_PATIENCE, LEAST_FRAME_LIMIT_S, Flights
-from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceSlice, StageTiming
+from dairllm.mesh.ring.frames import MicroBatch, MicroBatchResult, RingId, SequenceResult, SequenceSlice, StageTiming, TokenScore
 
 
 def batch(batch_id: int, slices: tuple[SequenceSlice, ...] = ()) -> MicroBatch:
@@ -41,8 +41,11 @@ def test_steps_that_only_decode_are_measured_with_their_rows() -> None:
     rows = tuple(SequenceSlice(RingId(number), 5, (1,), (), True) for number in range(3))
     prompt = SequenceSlice(RingId(9), 0, (1, 2), (), True)
     timings = (StageTiming("A", 0, 20_000, 0, 3, 0),)
+    results = tuple(SequenceResult(slice_.sequence_id, (TokenScore(7, -1.0),)) for slice_ in rows)
     flights.send(batch(1, rows), 0.0)
-    assert flights.come_back(MicroBatchResult(epoch=1, batch_id=1, results=(), timings=timings), 0.5)
+    assert flights.come_back(MicroBatchResult(epoch=1, batch_id=1, results=results, timings=timings), 0.5)
     flights.send(batch(2, (*rows, prompt)), 1.0)
-    assert flights.come_back(MicroBatchResult(epoch=1, batch_id=2, results=(), timings=timings), 9.0)
+    assert flights.come_back(MicroBatchResult(epoch=1, batch_id=2, results=results, timings=timings), 9.0)
+    flights.send(batch(3, rows), 10.0)
+    assert flights.come_back(MicroBatchResult(epoch=1, batch_id=3, results=results[1:], timings=()), 19.0), "one rested on a wrong guess"
     assert flights.decode_steps() == {"A": (0.02, 3.0), None: (0.5, 3.0)}

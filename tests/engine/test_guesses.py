@@ -11,7 +11,7 @@ from dairllm.coordinator.engine.events import BatchCompleted
 from dairllm.coordinator.engine.guesses.acceptance import Acceptance
 from dairllm.coordinator.engine.guesses.choice import best_count, pays_ahead
 from dairllm.coordinator.engine.guesses.pace import FORGOTTEN_AFTER, FrameTime, RingPace
-from dairllm.coordinator.engine.guesses.repetition import LONGEST_PAST, TOKENS_AT_ONCE, Repetition
+from dairllm.coordinator.engine.guesses.repetition import LONGEST_PAST, Repetition
 from dairllm.coordinator.engine.requests import GenerationRequest, TokenGenerated
 from dairllm.mesh.ring.frames import MicroBatchResult, SequenceResult, TokenScore
 from tests.engine.prophets import Prophet
@@ -148,11 +148,8 @@ def test_tokens_of_one_frame_come_in_their_order() -> None:
 
 def guessed(tokens: list[int], count: int, num_ahead: int = 0) -> list[int]:
     repetition = Repetition(Acceptance())
-    while True:
-        repetition.follow(tokens)
-        found = [guess.token_id for guess in islice(repetition.guesses(num_ahead), count)]
-        if found or len(tokens) < TOKENS_AT_ONCE:
-            return found
+    assert repetition.follow(tokens, len(tokens)) == len(tokens)
+    return [guess.token_id for guess in islice(repetition.guesses(num_ahead), count)]
 
 
 def test_what_followed_before_is_guessed_to_follow_again() -> None:
@@ -168,12 +165,12 @@ def test_of_several_places_the_one_with_the_longest_past_counts() -> None:
 
 
 def test_a_long_prompt_is_taken_in_piece_by_piece() -> None:
-    tokens = [*range(2 * TOKENS_AT_ONCE), 5, 6]
+    tokens = [*range(200), 5, 6]
     repetition = Repetition(Acceptance())
     for _ in range(2):
-        repetition.follow(tokens)
+        assert repetition.follow(tokens, 100) == 100
         assert next(repetition.guesses(0), None) is None
-    repetition.follow(tokens)
+    assert repetition.follow(tokens, 100) == 2
     assert next(repetition.guesses(0)).token_id == 7
 
 
@@ -184,8 +181,8 @@ def test_a_guess_is_what_follows_the_longest_past_or_goes_on_where_it_was_right(
     for token in tokens:
         told.append(token)
         if data.draw(st.booleans()):
-            repetition.follow(told)
-    repetition.follow(told)
+            repetition.follow(told, len(told))
+    repetition.follow(told, len(told))
     guess = next(repetition.guesses(0), None)
     places = [place for place in range(2, len(tokens)) if tokens[place - 2 : place] == tokens[-2:]]
     assert (guess is None) == (not places)

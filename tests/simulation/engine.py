@@ -132,8 +132,9 @@ class SimulatedEngine:
         self._world.require(not fault, f"the last shard {fault}")
         took_s = self._world.now_s - self._sent_s.pop(result.batch_id, self._world.now_s)
         timing = StageTiming("slowest", 0, round(took_s * 0.4e6), 0, 0, 0)
+        num_right = self._scheduler.num_guessed_right
         self._handle(BatchCompleted(replace(result, timings=(timing,)), took_s))
-        self._counts["guesses right"] = self._scheduler.num_guessed_right
+        self._counts["guesses right"] += self._scheduler.num_guessed_right - num_right
 
     def submit(self, answer: Answer) -> None:
         self._answers[SequenceId(answer.number)] = answer

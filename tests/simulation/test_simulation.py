@@ -6,6 +6,7 @@ from dairllm.coordinator.cluster.books.cache_places import CachePlaces, Intact
 from dairllm.coordinator.engine import sequences
 from dairllm.coordinator.engine.blocks import BlockPool
 from dairllm.coordinator.engine.recovery import Placement, SentRowsHolders, holders_under
+from dairllm.coordinator.engine.sequences import Sequence
 from dairllm.mesh.ring.frames import Replay
 from tests.simulation.simulation import Simulation, run
 from tests.simulation.world import Wrong
@@ -83,6 +84,20 @@ def test_the_simulation_notices_blocks_that_have_not_moved_with_their_layers(mon
     monkeypatch.setattr(BlockPool, "newest_idle", lambda self, most: [])
     with pytest.raises(Wrong, match=r"seed \d+, .* was believed to have unit"):
         run_all(range(1000))
+
+
+def test_the_simulation_notices_that_a_wrong_guess_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop_guesses(self: Sequence, num_valid: int, next_frame: int) -> None:
+        self.ahead = []
+        self.num_sent = num_valid
+
+    monkeypatch.setattr(Sequence, "drop_guesses", drop_guesses)
+    with pytest.raises(Wrong, match=r"seed \d+, "):
+        run_all(range(50))
+
+
+def test_guesses_are_under_way_while_things_happen() -> None:
+    assert sum(run(seed).counts["guesses right"] for seed in range(20)) > 20
 
 
 def test_records_that_are_not_where_they_are_believed_to_be_cost_time_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from dairllm.coordinator.engine.guesses.repetition import Repetition
 from dairllm.coordinator.engine.sequences import Sequence
 
 MOST_IN_A_SLICE = 16
+TOKENS_AT_ONCE = 4096
+"""So many tokens of prompts are taken in for one frame, some milliseconds: a long prompt is, while its first tokens are awaited."""
 LEAST_CHANCE = 0.02
 """That a guess and all before it are right: less pays nowhere."""
 
@@ -38,6 +40,7 @@ class GuessPlanner:
         self._acceptance = Acceptance()
         self._pace = RingPace()
         self._frames_at_once = 1
+        self._left_to_take_in = 0
 
     def begin_plan(self, geometry: RingGeometry) -> None:
         """What was measured holds no more."""
@@ -50,6 +53,7 @@ class GuessPlanner:
 
     def along(self, ready: Collection[Sequence], num_decoding: int, most_rows: int) -> dict[Sequence, list[int]]:
         """The guesses that go with the newest tokens of these, in one frame of at most so many rows."""
+        self._left_to_take_in = TOKENS_AT_ONCE
         candidates = [one for sequence in ready for one in self._candidates(sequence)]
         return self._chosen(candidates, len(ready), float(len(ready)), num_decoding, most_rows)
 
@@ -58,6 +62,7 @@ class GuessPlanner:
         alone, beside = self._pace.time(1, is_beside=False), self._pace.time(1, is_beside=True)
         if not alone or not beside or num_in_flight >= min(self._frames_at_once, round(alone.round_s / max(beside.stage_s, 1e-9))):
             return {}
+        self._left_to_take_in = TOKENS_AT_ONCE
         firsts: list[_NextGuess] = []
         others: list[_NextGuess] = []
         for sequence in waiting:
@@ -108,5 +113,5 @@ class GuessPlanner:
             return None
         if sequence.guesser is None:
             sequence.guesser = self._make_guesser(self._acceptance)
-        sequence.guesser.follow(sequence.tokens)
+        self._left_to_take_in -= sequence.guesser.follow(sequence.tokens, self._left_to_take_in)
         return sequence.guesser

@@ -14,8 +14,9 @@ class Guess(NamedTuple):
 class Guesser(Protocol):
     """Of one sequence. Wrong guesses cost time, never a token."""
 
-    def follow(self, tokens: list[int]) -> None:
-        """These have come: the same list in every call, which only grows."""
+    def follow(self, tokens: list[int], most: int) -> int:
+        """These have come: the same list in every call, which only grows. At most so many more of them are taken in; how many were.
+        Nothing is guessed before all are."""
         ...
 
     def guesses(self, num_ahead: int) -> Iterator[Guess]:

@@ -13,9 +13,6 @@ from dairllm.coordinator.engine.guesses.guesser import Guess
 LONGEST_PAST = 32
 """So many tokens before two places are compared."""
 PLACES_TRIED = 16
-TOKENS_AT_ONCE = 4096
-"""So many tokens are taken in at one time, some milliseconds: a long prompt is taken in while its first tokens are awaited."""
-
 _NOWHERE = 0
 """No pair stands before the first token."""
 _NO_TOKEN = -1
@@ -32,16 +29,18 @@ class Repetition:
         self._place = _NOWHERE
         self._past = 0
 
-    def follow(self, tokens: list[int]) -> None:
+    def follow(self, tokens: list[int], most: int) -> int:
         self._tokens = tokens
         start = len(self._one_before)
-        for position in range(start, min(len(tokens), start + TOKENS_AT_ONCE)):
+        stop = min(len(tokens), start + most)
+        for position in range(start, stop):
             self._go_on(tokens[position])
             pair = (tokens[position - 1] if position else _NO_TOKEN, tokens[position])
             self._one_before.append(self._last_behind.get(pair, _NOWHERE))
             self._last_behind[pair] = position + 1
-        if self._place == _NOWHERE and len(self._one_before) == len(tokens):
+        if self._place == _NOWHERE and stop == len(tokens):
             self._look_up(tokens)
+        return stop - start
 
     def guesses(self, num_ahead: int) -> Iterator[Guess]:
         """What stands there; behind the end of the tokens it begins again at that place."""
