@@ -1,6 +1,6 @@
 """What guesses bring: answers of four kinds, with guesses and without, by numbers of shards.
 
-    .venv/bin/python benchmarks/guesses.py --model smollm2:135m [--shards 1,2,3,4] [--repeat 5] [--json]
+    .venv/bin/python benchmarks/guesses.py --model smollm2:135m [--shards 1,2,3,4] [--memory 160MiB] [--repeat 5] [--json]
 
 Starts two clusters per number of shards, one with `--no-guesses`, all on this machine over loopback, each shard with one thread, and asks
 them in turn, so that what other programs do meets all alike. Medians, with lowest and highest.
@@ -8,6 +8,7 @@ them in turn, so that what other programs do meets all alike. Medians, with lowe
 - code: a function is written again with another name. quotes: a text is copied. JSON: lines are written as JSON, as in an example. All with
   the most probable tokens. prose: a story at temperature 0.9, which repeats nothing on purpose.
 - tok/s: of one answer at a time, from its first token to its last one. ratio: to the cluster without guesses, of the same round.
+- per frame: tokens that a frame brings. With `--memory` for less than the model that is what each reading of the weights brings.
 - guessed, right: guesses per token of the answers, and how many of them were right.
 - Every answer is compared with the one of the first cluster: tokens and log-probabilities. A different one ends the run.
 """
@@ -93,6 +94,7 @@ KINDS = {
     "prose": Kind(_chat("Tell me a long story about a lighthouse keeper and the sea."), temperature=0.9),
 }
 MOST_TOKENS = 200
+CONTEXT = ("--context-length", "1024", "--kv-tokens", "1024")
 
 
 @dataclass(slots=True)
@@ -101,6 +103,7 @@ class Measured:
 
     tok_s: list[float] = field(default_factory=list)
     tokens: int = 0
+    frames: int = 0
     guessed: int = 0
     right: int = 0
 
@@ -116,6 +119,7 @@ class Bench:
 
     def ask(self, kind: str) -> list[tuple[str, float]]:
         guessed, right = self._guesses()
+        num_frames = self._num_frames()
         prompt, stop, temperature = KINDS[kind]
         changes: dict[str, Any] = {"stop": stop, "temperature": temperature, "seed": 1, "ignore_eos": False}
         with StreamedAnswer(self._cluster.http, prompt, MOST_TOKENS, **changes) as stream:
@@ -123,9 +127,13 @@ class Bench:
         seen, now = self.measured[kind], self._guesses()
         seen.tok_s.append((len(tokens) - 1) / (tokens[-1].arrived_s - tokens[0].arrived_s))
         seen.tokens += len(tokens)
+        seen.frames += self._num_frames() - num_frames
         seen.guessed += now[0] - guessed
         seen.right += now[1] - right
         return [(token.text, token.logprob) for token in tokens]
+
+    def _num_frames(self) -> int:
+        return max((int(load["frames"]) for load in self._cluster.state()["stage_loads"].values()), default=0)
 
     def _guesses(self) -> tuple[int, int]:
         metrics = dict(line.rsplit(" ", 1) for line in self._cluster.client.get("/metrics").raise_for_status().text.splitlines())
@@ -146,7 +154,7 @@ def measure(benches: Sequence[Bench], repeat: int) -> None:
 
 def table_of(benches: Sequence[Bench], title: str) -> Table:
     table = Table("", "shards", title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("tokens", "tok/s without", "tok/s with", "ratio", "guessed", "right"):
+    for column in ("tokens", "tok/s without", "tok/s with", "ratio", "per frame", "guessed", "right"):
         table.add_column(column, justify="right")
     for kind in KINDS:
         for without, with_ in zip(benches[::2], benches[1::2], strict=True):
@@ -155,13 +163,15 @@ def table_of(benches: Sequence[Bench], title: str) -> Table:
             speeds = (Spread.of(plain.tok_s).shown(), Spread.of(seen.tok_s).shown(), ratios.shown(2))
             right = f"{seen.right / seen.guessed:.0%}" if seen.guessed else "–"
             per_round = seen.tokens // len(seen.tok_s)
-            table.add_row(kind, str(with_.num_shards), str(per_round), *speeds, f"{seen.guessed / seen.tokens:.2f}", right)
+            per_frame = f"{seen.tokens / seen.frames:.2f}"
+            table.add_row(kind, str(with_.num_shards), str(per_round), *speeds, per_frame, f"{seen.guessed / seen.tokens:.2f}", right)
     return table
 
 
 def guesses(
     model: Annotated[str, typer.Option(help="Path of a GGUF file, or a known name.")] = "smollm2:135m",
     shards: Annotated[str, typer.Option(help="Numbers of shards: two clusters for each.")] = "1,2,3,4",
+    memory: Annotated[str, typer.Option(help="Of each shard.")] = "1GiB",
     repeat: Annotated[int, typer.Option(min=1, help="Rounds after one to warm up; their medians are reported.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
@@ -172,8 +182,8 @@ def guesses(
         benches = []
         for count in parse_counts(shards):
             for is_on in (False, True):
-                members = [ShardSetup("abcdefgh"[i]) for i in range(count)]
-                arguments, name = ("--guesses" if is_on else "--no-guesses",), f"guesses-{count}-{is_on}"
+                members = [ShardSetup("abcdefgh"[i], memory=memory) for i in range(count)]
+                arguments, name = ("--guesses" if is_on else "--no-guesses", *CONTEXT), f"guesses-{count}-{is_on}"
                 cluster = stack.enter_context(Cluster(path, members, min_shards=count, arguments=arguments, name=name))
                 benches.append(Bench(cluster, count, is_on))
         measure(benches, repeat)

@@ -113,7 +113,7 @@ def _streaming_metrics(shards: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
     for field, (name, about, unit) in _STREAMING.items():
         family = CounterMetricFamily(name, about, labels=("shard",))
         for shard in shards:
-            family.add_metric((str(shard.get("name", "")),), unit * float(shard.get("usage", {}).get(field, 0)))
+            family.add_metric((str(shard.get("name", "")),), unit * float((shard.get("usage") or {}).get(field, 0)))
         yield family
 
 

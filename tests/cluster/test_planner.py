@@ -372,7 +372,7 @@ def test_a_thousand_shards_are_planned_at_once(memory: int, num_layers: int) -> 
     assert isinstance(plan, Plan)
     check_plan(model, offers, plan)
     print(f"\n1000 shards of {memory / GIB:.1f} GiB, {num_layers} layers: {spent_s * 1e3:.0f} ms, {len(plan.stages)} stages")
-    assert spent_s < 2
+    assert spent_s < 20, "seconds where it should be one or two: the search has become another one"
     before_s = time.perf_counter()
     again = make_plan(model, offers[1:], previous=plan)
     print(f"again without one: {(time.perf_counter() - before_s) * 1e3:.0f} ms")

@@ -24,7 +24,7 @@ def hybrid_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def larger_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Needs 46 MiB with its cache for 1024 tokens: too much for a shard with 144 MiB, of which 35 are for the model."""
+    """Needs 46 MiB with its cache for 1024 tokens: too much for a shard with 133 MiB, of which 25 are for the model, streamed or not."""
     path = tmp_path_factory.mktemp("models") / "larger.gguf"
     shape: dict[str, Any] = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 8}
     return write_tiny_llama(path, **shape, vocab_size=8192, context_length=1024)

@@ -24,7 +24,7 @@ from tests.instruments.clusters import REQUEST_TIMEOUT_S, Cluster, ShardSetup, w
 from tests.instruments.processes import ManagedProcess
 from tests.instruments.streamed_answers import StreamedAnswer, completion_body
 
-MEMORY = "144MiB"
+MEMORY = "133MiB"
 NUM_TOKENS = 600
 TOKENS_BEFORE = 10
 MISSING = "MiB of memory are missing"

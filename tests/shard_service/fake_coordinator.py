@@ -302,6 +302,10 @@ class Frames:
         self._position = 0
         self._blocks = 0
 
+    def set_back(self, num_rows: int) -> None:
+        """The next rows take the place of these."""
+        self._position -= num_rows
+
     def next(self, token_ids: list[int], *, sample: bool = True, **changes: Any) -> ring_pb2.MicroBatch:
         first, self._position = self._position, self._position + len(token_ids)
         needed = -(-self._position // KV_BLOCK_TOKENS)
