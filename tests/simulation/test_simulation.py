@@ -33,7 +33,7 @@ def test_nobody_is_blamed_who_is_only_slow_frozen_or_cut_off() -> None:
 
 def test_who_hangs_is_blamed_by_name() -> None:
     blamed = 0
-    for seed in range(100):
+    for seed in range(200):
         simulation = run(seed)
         log = "\n".join(simulation.world.log)
         for name in simulation.shards:
