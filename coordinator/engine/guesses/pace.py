@@ -42,24 +42,28 @@ class RingPace:
     def note(self, rows: int, time: FrameTime, *, is_beside: bool) -> None:
         """A frame with so many rows has come back."""
         self._num_frames += 1
+        self._forget_old()
         expected = self.time(rows, is_beside=is_beside)
         measured = expected.towards(time, SMOOTHING) if expected else time
         self._by_rows[is_beside][rows] = _Measured(measured, self._num_frames)
 
     def time(self, rows: int, *, is_beside: bool) -> FrameTime | None:
         """None while nothing is known."""
-        known = self._known(is_beside) or self._known(not is_beside)
+        known = self._by_rows[is_beside] or self._by_rows[not is_beside]
         if not known:
             return None
-        below = max((count for count in known if count <= rows), default=None)
-        above = min((count for count in known if count >= rows), default=None)
+        if rows in known:
+            return known[rows].time
+        below = max((count for count in known if count < rows), default=None)
+        above = min((count for count in known if count > rows), default=None)
         if below is None or above is None:
             nearest = below or above
             assert nearest is not None, "one of them is known"
-            return known[nearest].scaled((1 + ROW_COST * rows) / (1 + ROW_COST * nearest))
-        return known[below].towards(known[above], (rows - below) / (above - below) if above > below else 0.0)
+            return known[nearest].time.scaled((1 + ROW_COST * rows) / (1 + ROW_COST * nearest))
+        return known[below].time.towards(known[above].time, (rows - below) / (above - below))
 
-    def _known(self, is_beside: bool) -> dict[int, FrameTime]:
-        by_rows = self._by_rows[is_beside]
+    def _forget_old(self) -> None:
         oldest = self._num_frames - FORGOTTEN_AFTER
-        return {rows: measured.time for rows, measured in by_rows.items() if measured.at_frame > oldest}
+        for by_rows in self._by_rows.values():
+            for rows in [rows for rows, measured in by_rows.items() if measured.at_frame <= oldest]:
+                del by_rows[rows]
