@@ -30,10 +30,6 @@ class BlockPool:
         """That can be had: free or idle."""
         return len(self._free) + len(self._idle)
 
-    @property
-    def num_idle(self) -> int:
-        return len(self._idle)
-
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_tokens)
 
